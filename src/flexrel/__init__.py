@@ -1,0 +1,48 @@
+"""FlexRel: the smallest network that still does the job, and the evidence.
+
+result = flexrel.prune(model, calibration=batches, evaluate=accuracy_of,
+                       target=flexrel.AccuracyDrop(0.01))
+result.save("pruned")
+"""
+
+from flexrel.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
+from flexrel.calibrate import calibrate
+from flexrel.criteria import Criterion, Evidence, FlexRel, Magnitude, Relevance
+from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
+from flexrel.evaluate import Accuracy
+from flexrel.pack import load, pack
+from flexrel.pipeline import prune
+from flexrel.records import Measurement, Plan
+from flexrel.result import Result
+from flexrel.statistics import Statistics
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Accuracy",
+    "AccuracyDrop",
+    "Budget",
+    "BudgetError",
+    "Bytes",
+    "Criterion",
+    "Evidence",
+    "FlexRel",
+    "FlexrelError",
+    "MACs",
+    "Magnitude",
+    "Measurement",
+    "ModelError",
+    "PackError",
+    "Parameters",
+    "Plan",
+    "Relevance",
+    "Result",
+    "Sparsity",
+    "Statistics",
+    "UsageError",
+    "__version__",
+    "calibrate",
+    "load",
+    "pack",
+    "prune",
+]

@@ -1,0 +1,119 @@
+"""One reading of a batch, whatever form the caller's loader gives it in."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexrel.errors import ModelError, UsageError
+
+RawBatch = Any  # a tensor, a tuple (inputs, labels), or a dict as a Hugging Face loader gives it
+_LABELS = ("labels", "label")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The inputs of one call of the model, and their labels if there are any."""
+
+    index: int  # counting from 0
+    args: tuple[Tensor, ...]
+    kwargs: Mapping[str, Any]
+    labels: Tensor | None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All input tensors, positional first."""
+        named = tuple(v for v in self.kwargs.values() if isinstance(v, Tensor))
+        return self.args + named
+
+    @property
+    def samples(self) -> int:
+        """Length of the first axis of the first input."""
+        return len(self.tensors[0])
+
+
+def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batch]:
+    """Yield each batch on the model's device, checked.
+
+    Args:
+        batches: tensors, tuples `(inputs, labels)`, or dicts with the model's keyword
+            arguments and, under "labels" or "label", labels.
+        model: tells the device that inputs go to.
+
+    Raises:
+        UsageError: a batch has another form, no sample, or a NaN or infinity (says which).
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    for index, raw in enumerate(batches):
+        yield _read(raw, index, device)
+
+
+def _read(raw: RawBatch, index: int, device: torch.device) -> Batch:
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = {}
+    labels: Any = None
+    if isinstance(raw, Tensor):
+        args = (raw,)
+    elif isinstance(raw, Mapping):
+        args = ()
+        kwargs = {k: v for k, v in raw.items() if k not in _LABELS}
+        labels = next((raw[k] for k in _LABELS if k in raw), None)
+    elif isinstance(raw, tuple | list) and len(raw) in (1, 2):
+        args = (raw[0],)
+        labels = raw[1] if len(raw) == 2 else None  # noqa: PLR2004 - (inputs, labels)
+    else:
+        raise UsageError(
+            f"batch {index} is a {type(raw).__name__}; a batch is a tensor, a tuple "
+            "(inputs, labels), or a dict of the model's arguments"
+        )
+    args = tuple(v.to(device) if isinstance(v, Tensor) else v for v in args)
+    kwargs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+    labels = None if labels is None else torch.as_tensor(labels).to(device)
+    batch = Batch(index, args, kwargs, labels)
+    if not batch.tensors or not all(isinstance(v, Tensor) for v in args):
+        found = ", ".join(type(v).__name__ for v in (*args, *kwargs.values())) or "nothing"
+        raise UsageError(f"batch {index} has no input tensor, but {found}")
+    for tensor in batch.tensors:
+        if tensor.ndim == 0 or tensor.numel() == 0:
+            raise UsageError(
+                f"batch {index} has an input of shape {tuple(tensor.shape)}: no sample"
+            )
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            bad = int((~tensor.isfinite()).sum())
+            raise UsageError(
+                f"batch {index} (counting from 0) has {bad:,} NaN or infinite values "
+                f"of {tensor.numel():,}"
+            )
+    if labels is not None and len(labels) != batch.samples:
+        raise UsageError(f"batch {index} has {batch.samples} inputs but {len(labels)} labels")
+    return batch
+
+
+def first_samples(batch: Batch, count: int) -> Batch:
+    """Return the batch cut to its first `count` samples."""
+    size = batch.samples
+
+    def cut(value: Any) -> Any:  # noqa: ANN401 - arguments of the user's model
+        whole = isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
+        return value[:count] if whole else value
+
+    kwargs = {key: cut(value) for key, value in batch.kwargs.items()}
+    return Batch(batch.index, tuple(map(cut, batch.args)), kwargs, cut(batch.labels))
+
+
+def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the model returns
+    """Return the model's output for the batch.
+
+    Raises:
+        ModelError: the model can't run on it; says the shapes given and its own message.
+    """
+    try:
+        return model(*batch.args, **batch.kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"the model does not run on batch {batch.index} (inputs of shape {shapes}): {reason}"
+        ) from error

@@ -1,0 +1,57 @@
+"""What can go wrong, one tree; each leaf has the exit code of the command line.
+
+FlexrelError            1   (defined in flexrel_edge, which does not need torch)
+├── UsageError          2   the request, the data or the evaluation is wrong
+├── BudgetError         3   the budget or target can't be met; says the closest that can
+├── ModelError          4   the network can't be analysed; says where
+└── PackError           5   a file is damaged or not trusted (defined in flexrel_edge)
+"""
+
+from flexrel_edge import FlexrelError, PackError
+
+__all__ = ["BudgetError", "FlexrelError", "ModelError", "PackError", "UsageError"]
+
+
+class UsageError(FlexrelError):
+    """The request can't be carried out as it was made: options, data, weights or evaluation."""
+
+    exit_code = 2
+
+
+class ModelError(FlexrelError):
+    """The network can't be analysed, or a cut of it did not verify."""
+
+    exit_code = 4
+
+
+class BudgetError(FlexrelError):
+    """No allowed plan meets the budget or the target.
+
+    Carries its numbers as attributes, so that a caller can react without parsing the text.
+
+    Attributes:
+        resource: what is limited: "sparsity", "parameters", "MACs", "bytes" or "accuracy".
+        limit: what was asked for, in that resource's unit.
+        closest: the closest value that an allowed plan reaches, same unit.
+        advice: one sentence on what to change, or "".
+    """
+
+    exit_code = 3
+
+    def __init__(self, resource: str, limit: float, closest: float, advice: str = "") -> None:
+        """Keep the numbers; `args` holds them all, so the error survives pickling."""
+        super().__init__(resource, limit, closest, advice)
+        self.resource, self.limit, self.closest, self.advice = resource, limit, closest, advice
+
+    def __str__(self) -> str:
+        """Say what was asked and what is possible."""
+        bound = "at least" if self.resource in {"sparsity", "accuracy"} else "at most"
+        text = (
+            f"asked for {bound} {_number(self.limit)} {self.resource}, "
+            f"but the closest possible is {_number(self.closest)} {self.resource}."
+        )
+        return f"{text} {self.advice}".rstrip()
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

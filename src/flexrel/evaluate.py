@@ -1,0 +1,127 @@
+"""How well a network does its job: the caller's accuracy, and its distance from the dense one."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flexrel.batches import Batch, RawBatch, call, read_batches
+from flexrel.errors import ModelError, UsageError
+
+Evaluate = Callable[[nn.Module], float]
+_CLASS_SCORES = 2  # axes: [samples, classes]
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Top-1 accuracy on labelled batches, in [0, 1]: an `evaluate` for networks that classify.
+
+    Attributes:
+        batches: that can be gone through again and again, with labels; never the calibration set.
+    """
+
+    batches: Iterable[RawBatch]
+
+    @property
+    def samples(self) -> int:
+        """How many inputs there are."""
+        return sum(batch.samples for batch in read_batches(self.batches, nn.Module()))
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the share of inputs whose largest score is at their label.
+
+        Raises:
+            UsageError: no batch, or one without labels.
+        """
+        right, samples = 0, 0
+        with evaluating(model):
+            for batch in read_batches(self.batches, model):
+                if batch.labels is None:
+                    raise UsageError(f"evaluation batch {batch.index} has no labels")
+                right += int((call(model, batch).argmax(dim=1) == batch.labels).sum())
+                samples += batch.samples
+        if samples == 0:
+            raise UsageError("the evaluation set is empty; pass at least one batch with labels")
+        return right / samples
+
+
+def standard_error(accuracy: float, samples: int) -> float:
+    """Return the standard error of a share measured on so many independent samples."""
+    return math.sqrt(accuracy * (1 - accuracy) / samples)
+
+
+def checked(evaluate: Evaluate, model: nn.Module) -> float:
+    """Return what `evaluate` says of the model, as a float in [0, 1].
+
+    Raises:
+        UsageError: it says something else.
+    """
+    said = evaluate(model)
+    try:
+        accuracy = float(said)
+    except (TypeError, ValueError) as error:
+        kind = type(said).__name__
+        raise UsageError(f"evaluate returned a {kind}; return a number in [0, 1]") from error
+    if not 0 <= accuracy <= 1:  # NaN is refused here too
+        raise UsageError(f"evaluate returned {accuracy}; return a number in [0, 1], 1 is best")
+    return accuracy
+
+
+class Divergence:
+    """How far a network's outputs are from the dense network's, on calibration data.
+
+    Needs no labels. Lower is better, 0 is the dense network itself. For class scores: the mean
+    Kullback-Leibler divergence of the predicted distributions, in nats. For other outputs: the
+    squared error over the squared size of the dense outputs.
+    """
+
+    def __init__(self, dense: nn.Module, batches: Sequence[RawBatch]) -> None:
+        """Run the dense network once over the batches and keep its outputs."""
+        self._batches = batches
+        self._goals = list(_outputs(dense, batches))
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the model's divergence; infinity where its outputs are not finite."""
+        apart, weight = 0.0, 0.0
+        for goal, found in zip(self._goals, _outputs(model, self._batches), strict=True):
+            if goal.ndim == _CLASS_SCORES and goal.shape[1] > 1:
+                logs = (found.log_softmax(1), goal.log_softmax(1))
+                apart += float(functional.kl_div(*logs, log_target=True, reduction="sum"))
+                weight += len(goal)
+            else:
+                apart += float((found - goal).square().sum())
+                weight += float(goal.square().sum())
+        value = apart / weight if weight else apart
+        return value if math.isfinite(value) else math.inf
+
+
+def _outputs(model: nn.Module, batches: Sequence[RawBatch]) -> Iterator[Tensor]:
+    with evaluating(model):
+        for batch in read_batches(batches, model):
+            yield _scores(call(model, batch), batch)
+
+
+def _scores(result: object, batch: Batch) -> Tensor:
+    if isinstance(result, Tensor) and result.is_floating_point():
+        return result.float()
+    raise ModelError(
+        f"the model returns a {type(result).__name__} for batch {batch.index}, not a tensor of "
+        "numbers, so criteria can't be compared on it; pass criterion= yourself"
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run the block in evaluation mode without gradients; put the modes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

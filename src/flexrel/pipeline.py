@@ -1,0 +1,270 @@
+"""The spine: one stage a line, from a network and what the target can afford to the result."""
+
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Literal
+
+from torch import nn
+
+from flexrel.allocate import ALLOCATIONS
+from flexrel.apply import verify
+from flexrel.batches import Batch, RawBatch, first_samples, read_batches
+from flexrel.budgets import AccuracyDrop, Budget
+from flexrel.calibrate import Start, calibrate
+from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance
+from flexrel.errors import BudgetError, UsageError
+from flexrel.evaluate import Accuracy, Divergence, Evaluate
+from flexrel.pack import Values
+from flexrel.records import Granularity, Measurement, Plan, Progress, silent
+from flexrel.result import Result
+from flexrel.search import most_removal
+from flexrel.structure import analyse
+from flexrel.trials import Trials
+
+_EXAMPLE_SAMPLES = 2
+_SEARCH_STEPS = 128  # a target is searched to within 1/128 of the units
+_ROUNDS = 3  # of choosing a criterion where the last one led
+_CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # shares of units removed
+
+
+def candidates() -> tuple[Criterion, ...]:
+    """Return the criteria that `criterion=None` chooses from.
+
+    The grid is what `benchmarks/curves.py` found worth trying; the paper's sum comes first.
+    """
+    deltas = (0.1, 0.3, 0.5, 0.7, 0.9)
+    sums = tuple(FlexRel(delta) for delta in deltas)
+    products = tuple(FlexRel(delta, blend="product") for delta in (1 / 3, 0.5, 2 / 3))
+    return (*sums, *products, Magnitude(), Relevance())
+
+
+def prune(
+    model: nn.Module,
+    *,
+    calibration: Iterable[RawBatch],
+    evaluate: Evaluate | None = None,
+    target: AccuracyDrop | None = None,
+    budgets: Sequence[Budget] = (),
+    criterion: Criterion | None = None,
+    rule: str = "gradient-input",
+    output: str | Start = "auto",
+    granularity: Granularity = "channel",
+    allocation: Literal["global", "per-layer"] = "global",
+    keep: Sequence[str] = (),
+    recover: Literal["none"] = "none",
+    values: Values = "float32",
+    compare: bool = False,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Result:
+    """Return the smallest network found that keeps to the target and the budgets.
+
+    Args:
+        model: trained; never changed.
+        calibration: batches of inputs as the network will see them, labels not needed; all of
+            them are kept in memory. The first is the example for multiply-adds and structure.
+        evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it.
+        target: how much accuracy may be lost; with it, as much as possible is removed.
+        budgets: what the network may cost at most; with them alone, as little as possible goes.
+        criterion: what scores units; None tries magnitude, relevance and blends of several
+            deltas and takes the one whose outputs on calibration data change least.
+        rule: of relevance, as in `calibrate`.
+        output: what relevance starts from, as in `calibrate`.
+        granularity: "channel" removes channels for real; "element" sets weights to zero.
+        allocation: "global" compares all units of the network; "per-layer" takes the same share
+            of every layer.
+        keep: names of layers to leave alone.
+        recover: "none": weights that stay are not changed.
+        values: precision of the packed file, which is what a byte budget counts.
+        compare: measure magnitude, relevance and the chosen criterion at several sizes, and
+            magnitude and relevance for the same request, for the report.
+        seed: of every random number (none is drawn yet); the same seed gives the same plan.
+        progress: told after each step.
+
+    Raises:
+        UsageError: the request, the data or the evaluation is wrong.
+        BudgetError: the target or a budget can't be met; says the closest that can.
+        ModelError: the network can't be analysed, or its cut does not verify.
+    """
+    _check(target, budgets, evaluate, allocation, recover)
+    batches = list(calibration)
+    example = _example(model, batches)
+    structure = analyse(model, example, granularity, keep)
+    statistics = calibrate(model, batches, rule, output, progress)
+    divergence = Divergence(model, batches)
+    trials = Trials(
+        model, structure, statistics, ALLOCATIONS[allocation], values, evaluate, divergence
+    )
+    dense = trials.dense()
+    request = _Request(target, tuple(budgets), dense, progress)
+    chosen, plan = _solve(trials, request, criterion)
+    network, achieved = trials.measure(chosen, plan)
+    verify(model, network, plan, example)
+    rivals: tuple[Measurement, ...] = ()
+    curves: tuple[Measurement, ...] = ()
+    if compare:
+        rivals = _rivals(trials, request, chosen)
+        curves = _curves(trials, chosen, dense, progress)
+    return Result(
+        model=network,
+        plan=plan,
+        criterion=chosen,
+        dense=dense,
+        achieved=achieved,
+        rivals=rivals,
+        curves=curves,
+        requested=request.limits(),
+        samples=evaluate.samples if isinstance(evaluate, Accuracy) else None,
+        options={
+            "rule": rule,
+            "output": statistics.output,
+            "allocation": allocation,
+            "recover": recover,
+            "values": values,
+            "calibration_samples": int(statistics.samples),
+        },
+        seed=seed,
+        versions=_versions(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What was asked for, with the dense network it is relative to."""
+
+    target: AccuracyDrop | None
+    budgets: tuple[Budget, ...]
+    dense: Measurement
+    progress: Progress
+
+    @property
+    def floor(self) -> float | None:
+        """The least accuracy allowed."""
+        if self.target is None or self.dense.accuracy is None:
+            return None
+        return max(self.dense.accuracy - self.target.amount, 0.0)
+
+    def limits(self) -> dict[str, float | None]:
+        """Return every limit in its resource's unit, None where nothing was asked for."""
+        dense = {
+            "sparsity": 1.0,
+            "parameters": self.dense.parameters,
+            "MACs": self.dense.macs,
+            "bytes": self.dense.bytes,
+        }
+        asked = {b.resource: b.limit(dense[b.resource]) for b in self.budgets}
+        limits = {resource.lower(): asked.get(resource) for resource in dense}
+        return {"accuracy": self.floor, **limits}
+
+
+def _check(
+    target: AccuracyDrop | None,
+    budgets: Sequence[Budget],
+    evaluate: Evaluate | None,
+    allocation: str,
+    recover: str,
+) -> None:
+    if target is None and not budgets:
+        raise UsageError("nothing to prune to; pass target=AccuracyDrop(0.01) or budgets=[...]")
+    if target is not None and evaluate is None:
+        raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
+    if allocation not in ALLOCATIONS:
+        raise UsageError(
+            f"allocation {allocation!r} is not known; there are: {', '.join(ALLOCATIONS)}"
+        )
+    if recover != "none":
+        raise UsageError(f"recover {recover!r} is not known; there is: none")
+
+
+def _example(model: nn.Module, batches: Sequence[RawBatch]) -> Batch:
+    first = next(read_batches(batches[:1], model), None)
+    if first is None:
+        raise UsageError("the calibration set is empty; pass at least one batch")
+    return first_samples(first, _EXAMPLE_SAMPLES)
+
+
+def _solve(
+    trials: Trials, request: _Request, criterion: Criterion | None
+) -> tuple[Criterion, Plan]:
+    """Return the criterion, chosen on calibration data if none is given, and its plan."""
+    if criterion is not None:
+        return criterion, _plan(trials, request, criterion)
+    options = candidates()
+    simplest = trials.removal(Magnitude())
+    if request.target is None:
+        count = trials.units_for(Magnitude(), request.budgets, request.dense)
+        chosen = trials.choose(options, simplest.plan(count), request.progress)
+        return chosen, _plan(trials, request, chosen)
+    found: dict[Criterion, tuple[int, Plan]] = {}
+    like = simplest.plan(simplest.removable // 2)
+    for _ in range(_ROUNDS):  # where the plan lands decides what is best there
+        chosen = trials.choose(options, like, request.progress)
+        if chosen in found:
+            break
+        like = _plan(trials, request, chosen)
+        found[chosen] = (trials.bytes(like), like)
+    best = min(found, key=lambda option: found[option][0])
+    return best, found[best][1]
+
+
+def _plan(trials: Trials, request: _Request, criterion: Criterion) -> Plan:
+    """Return the criterion's plan: to the budgets, or beyond them as far as the target allows."""
+    least = trials.units_for(criterion, request.budgets, request.dense)
+    removal = trials.removal(criterion)
+    floor = request.floor
+    if floor is None:
+        return removal.plan(least)
+    accuracies: dict[int, float] = {}
+
+    def good(count: int) -> bool:
+        accuracies[count] = trials.accuracy(removal.plan(count))
+        request.progress(f"searching with {criterion.name}", len(accuracies), None)
+        return accuracies[count] >= floor
+
+    resolution = trials.structure.units // _SEARCH_STEPS
+    count = most_removal(good, least, removal.removable, resolution)
+    if count is None:
+        advice = "That is what the budgets leave; raise them or allow a larger drop."
+        raise BudgetError("accuracy", floor, accuracies[least], advice)
+    return removal.plan(count)
+
+
+def _rivals(trials: Trials, request: _Request, chosen: Criterion) -> tuple[Measurement, ...]:
+    """Measure magnitude and relevance alone for the same request.
+
+    One that can't meet the target within the budgets is measured at the budgets.
+    """
+    rivals = []
+    for criterion in (Magnitude(), Relevance()):
+        if criterion.name == chosen.name:
+            continue
+        try:
+            plan = _plan(trials, request, criterion)
+        except BudgetError:
+            count = trials.units_for(criterion, request.budgets, request.dense)
+            plan = trials.removal(criterion).plan(count)
+        rivals.append(trials.measure(criterion, plan)[1])
+    return tuple(rivals)
+
+
+def _curves(
+    trials: Trials, chosen: Criterion, dense: Measurement, progress: Progress
+) -> tuple[Measurement, ...]:
+    """Measure magnitude, relevance and a blend at several shares of units removed."""
+    blend = chosen if isinstance(chosen, FlexRel) else FlexRel()
+    points: list[Measurement] = []
+    for criterion in (Magnitude(), Relevance(), blend):
+        points.append(replace(dense, criterion=criterion.name))
+        removal = trials.removal(criterion)
+        for share in _CURVE:
+            plan = removal.plan(int(share * removal.removable))
+            points.append(trials.measure(criterion, plan)[1])
+            progress("measuring curves", len(points), 3 * (len(_CURVE) + 1))
+    return tuple(points)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("flexrel", "flexrel-edge", "torch", "numpy", "pcodec")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

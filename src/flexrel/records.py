@@ -1,0 +1,127 @@
+"""The nouns that stages hand to each other. Frozen, validated when made, no behaviour."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from flexrel.errors import UsageError
+
+Granularity = Literal["element", "channel"]
+GRANULARITIES: tuple[Granularity, ...] = ("element", "channel")
+Role = Literal["producer", "consumer", "follower"]
+
+Scores = Mapping[str, Tensor]  # site name -> one score per unit, of the site's shape; higher = keep
+Progress = Callable[[str, int, int | None], None]  # stage, steps done, steps in all if known
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    """Report progress to nobody."""
+
+
+def weight_of(layer: str) -> str:
+    """Return the name of a layer's weight, as in `model.named_parameters()`."""
+    return f"{layer}.weight" if layer else "weight"
+
+
+def layer_of(weight: str) -> str:
+    """Return the name of the layer that a weight belongs to."""
+    return weight.removesuffix("weight").removesuffix(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The part of one tensor that belongs to the units of a site.
+
+    Unit `u` owns the entries `u * inner ... (u + 1) * inner - 1` along `axis` of `tensor`;
+    `inner` is above 1 where a flattened channel became a stripe of features.
+    """
+
+    tensor: str
+    axis: int
+    inner: int
+    role: Role  # producer: makes the unit; consumer: reads it; follower: bias, norm
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One thing that can be pruned, and its units.
+
+    For `element` a unit is one entry of the layer's weight; `slices` is empty. For `channel`
+    a unit is a channel, with all that goes when it goes.
+    """
+
+    name: str  # of the layer that makes the units, as in `model.named_modules()`
+    shape: tuple[int, ...]  # of a mask over the units
+    slices: tuple[Slice, ...] = ()
+
+    @property
+    def units(self) -> int:
+        """How many units there are."""
+        return prod(self.shape)
+
+    def __post_init__(self) -> None:
+        if self.units < 1:
+            raise UsageError(f"site {self.name!r} has shape {self.shape}, so no unit")
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """A layer left alone, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What of a network can be pruned at one granularity, and what its tensors cost."""
+
+    granularity: Granularity
+    sites: tuple[Site, ...]
+    protected: tuple[Protected, ...]
+    shapes: Mapping[str, tuple[int, ...]]  # of every parameter, tied ones once
+    uses: tuple[tuple[str, int], ...]  # weight, multiply-adds per weight entry for one sample
+
+    @property
+    def units(self) -> int:
+        """How many units there are in all sites."""
+        return sum(site.units for site in self.sites)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What goes and what stays: one mask a site, True = keep."""
+
+    structure: Structure
+    masks: Mapping[str, Bool[Tensor, "..."]]  # CPU, of the site's shape
+
+    def __post_init__(self) -> None:
+        for site in self.structure.sites:
+            mask = self.masks.get(site.name)
+            if mask is None or tuple(mask.shape) != site.shape:
+                found = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
+                raise UsageError(f"plan has {found} for {site.name!r}, expected {site.shape}")
+            if not mask.any():
+                raise UsageError(f"plan keeps none of the {site.units} units of {site.name!r}")
+
+    @property
+    def removed(self) -> int:
+        """How many units go."""
+        return self.structure.units - sum(int(mask.sum()) for mask in self.masks.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one network costs and how well it does its job."""
+
+    criterion: str  # "dense" for the network as it came
+    removed: float  # share of the units that can be pruned
+    parameters: int  # that are not pruned
+    macs: int  # multiply-adds for one sample
+    bytes: int  # of the packed file
+    accuracy: float | None = None  # what `evaluate` said, in [0, 1]
+    divergence: float | None = None  # from the dense network on calibration data, lower is better

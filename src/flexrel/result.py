@@ -1,0 +1,151 @@
+"""What `prune` returns: the network, the plan, the evidence, and how it is written down."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from flexrel.criteria import Criterion, FlexRel
+from flexrel.pack import encode
+from flexrel.records import Measurement, Plan
+from flexrel.report import render
+from flexrel_edge.files import replace_file
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """A pruned network and the evidence for it.
+
+    Attributes:
+        model: the pruned network; the one given to `prune` is not changed.
+        plan: what went and what stayed, and why some layers were left alone.
+        criterion: that scored the units, delta included.
+        dense: what the network as it came costs and does.
+        achieved: what the pruned network costs and does.
+        rivals: magnitude and relevance alone, for the same request; with `compare=True`.
+        curves: three criteria at several sizes; with `compare=True`.
+        requested: the limits asked for, None where nothing was.
+        samples: how many samples accuracy was measured on, if `evaluate` tells.
+        options: everything else that `prune` was asked.
+        seed: of every random number.
+        versions: of all that had a part in it.
+    """
+
+    model: nn.Module
+    plan: Plan
+    criterion: Criterion
+    dense: Measurement
+    achieved: Measurement
+    rivals: tuple[Measurement, ...]
+    curves: tuple[Measurement, ...]
+    requested: Mapping[str, float | None]
+    samples: int | None
+    options: Mapping[str, Any]
+    seed: int
+    versions: Mapping[str, str]
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """The dense network, the rivals if they were measured, and the result, in this order."""
+        return (self.dense, *self.rivals, self.achieved)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of `result.json`."""
+        dense, achieved = self.dense, self.achieved
+        return {
+            "requested": {**self.requested, "latency_ms": None},
+            "achieved": {
+                "accuracy": achieved.accuracy,
+                "accuracy_dense": dense.accuracy,
+                "samples": self.samples,
+                "sparsity": achieved.removed,
+                "parameters": achieved.parameters,
+                "parameters_dense": dense.parameters,
+                "macs": achieved.macs,
+                "macs_dense": dense.macs,
+                "bytes": achieved.bytes,
+                "bytes_dense": dense.bytes,
+                "divergence": _finite(achieved.divergence),
+                "latency_ms": None,  # not measured
+                "latency_dense_ms": None,
+            },
+            "criterion": self.criterion.name,
+            "delta": self.delta,
+            "granularity": self.plan.structure.granularity,
+            "seed": self.seed,
+            "options": dict(self.options),
+            "rivals": [_measurement(m) for m in self.rivals],
+            "curves": [_measurement(m) for m in self.curves],
+            "versions": dict(self.versions),
+        }
+
+    @property
+    def delta(self) -> float | None:
+        """Share of relevance: 0 for magnitude, 1 for relevance, None for a criterion without."""
+        if isinstance(self.criterion, FlexRel):
+            return self.criterion.delta
+        return {"magnitude": 0.0, "relevance": 1.0}.get(self.criterion.name)
+
+    def report(self) -> str:
+        """Return the report: one HTML page that needs nothing else."""
+        return render(self.as_json(), plan_as_json(self.plan))
+
+    def save(self, directory: str | Path) -> None:
+        """Write `model.flexrel`, `plan.json`, `result.json` and `report.html`, each whole.
+
+        Args:
+            directory: made if it is not there; files of these names in it are replaced.
+        """
+        folder = Path(directory)
+        files = {
+            "model.flexrel": encode(self.model, self.options["values"]),
+            "plan.json": _dump(plan_as_json(self.plan)),
+            "result.json": _dump(self.as_json()),
+            "report.html": self.report().encode(),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            replace_file(folder / name, data)
+
+
+def plan_as_json(plan: Plan) -> dict[str, Any]:
+    """Return the content of `plan.json`: what stays of each layer, and what was left alone.
+
+    For channels it names every channel kept. For elements it counts them: which they are is
+    in the packed file.
+    """
+    sites: list[dict[str, Any]] = []
+    for site in plan.structure.sites:
+        mask = plan.masks[site.name]
+        row: dict[str, Any] = {"name": site.name, "units": site.units, "kept": int(mask.sum())}
+        if plan.structure.granularity == "channel":
+            row["channels"] = mask.nonzero().squeeze(1).tolist()
+        sites.append(row)
+    protected = [{"name": p.name, "reason": p.reason} for p in plan.structure.protected]
+    granularity = plan.structure.granularity
+    return {"granularity": granularity, "sites": sites, "protected": protected}
+
+
+def _measurement(m: Measurement) -> dict[str, Any]:
+    return {
+        "criterion": m.criterion,
+        "removed": m.removed,
+        "accuracy": m.accuracy,
+        "divergence": _finite(m.divergence),
+        "parameters": m.parameters,
+        "macs": m.macs,
+        "bytes": m.bytes,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return the value, or None where JSON has no word for it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()

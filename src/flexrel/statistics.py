@@ -1,0 +1,187 @@
+"""The additive summary of a calibration set: two vectors a layer, and their absolute parts."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from flexrel.errors import PackError, UsageError
+from flexrel_edge.files import replace_file
+
+Part = Literal["sum", "positive", "absolute"]
+PARTS: tuple[Part, ...] = ("sum", "positive", "absolute")
+_FORMAT, _VERSION = "flexrel-statistics", 1
+_FIELDS = ("input", "output", "input_absolute", "output_absolute")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SiteStatistics:
+    """Relevance of one layer's inputs and outputs, summed over samples and positions.
+
+    Attributes:
+        input: `[in]` of a linear layer, `[channels, *kernel]` of a convolution; float64, in
+            units of the output that relevance started from. Higher means more relevant.
+        output: `[out]`, likewise.
+        input_absolute: as `input`, with every term's absolute value.
+        output_absolute: as `output`, with every term's absolute value.
+        groups: of the convolution; 1 for a linear layer.
+    """
+
+    input: Float[Tensor, "*units"]
+    output: Float[Tensor, "out"]
+    input_absolute: Float[Tensor, "*units"]
+    output_absolute: Float[Tensor, "out"]
+    groups: int = 1
+
+    def vectors(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Return `input` and `output` as plain sums, sums of positive parts, or of absolutes.
+
+        Raises:
+            UsageError: there is no such part.
+        """
+        if part == "sum":
+            return self.input, self.output
+        if part == "absolute":
+            return self.input_absolute, self.output_absolute
+        if part == "positive":
+            inputs = (self.input + self.input_absolute) / 2
+            return inputs, (self.output + self.output_absolute) / 2
+        raise UsageError(f"part {part!r} of relevance is not one of {', '.join(PARTS)}")
+
+    def parameter_relevance(
+        self, part: Part = "sum", dtype: torch.dtype = torch.float64
+    ) -> Float[Tensor, "out *in"]:
+        """Return the relevance of every weight: `rel(w_jk) = r_in[k] + r_out[j]`.
+
+        Args:
+            part: of relevance; "sum" is the paper's literal reading.
+            dtype: of the result.
+
+        Returns:
+            Shape of the layer's weight: `[out, in]`, or `[out, channels / groups, *kernel]`.
+            Higher means keep.
+
+        Source:
+            arXiv 2405.13088, parameter relevance from activation relevance.
+        """
+        inputs, outputs = (vector.to(dtype) for vector in self.vectors(part))
+        columns = inputs.unflatten(0, (self.groups, 1, -1))  # [groups, 1, in per group, *kernel]
+        rows = outputs.view(self.groups, -1, *[1] * inputs.ndim)  # [groups, out per group, 1, ...]
+        relevance: Tensor = rows + columns
+        return relevance.flatten(0, 1)
+
+    def __add__(self, other: "SiteStatistics") -> "SiteStatistics":
+        shapes = [(tuple(s.input.shape), len(s.output), s.groups) for s in (self, other)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(
+                f"statistics of layers of different shapes, {shapes[0]} and {shapes[1]}, don't add"
+            )
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _FIELDS}
+        return SiteStatistics(**sums, groups=self.groups)
+
+    def scaled(self, factor: float) -> "SiteStatistics":
+        """Return every sum times `factor`."""
+        sums = {name: getattr(self, name) * factor for name in _FIELDS}
+        return SiteStatistics(**sums, groups=self.groups)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statistics(Mapping[str, SiteStatistics]):
+    """Relevance of a network on a calibration set: layer name -> its two vectors.
+
+    Statistics of two batches, processes, machines or devices add up: `a + b` is what one run
+    over both sets would have given, up to rounding.
+
+    Attributes:
+        sites: layer name as in `model.named_modules()` -> its sums, on the CPU.
+        samples: how many inputs they are sums over; a float, as `scaled` scales it too.
+        rule: the relevance rule they were made with.
+        output: what relevance started from: "label", "predicted", "norm" or a callable's name.
+    """
+
+    sites: Mapping[str, SiteStatistics]
+    samples: float
+    rule: str
+    output: str
+
+    def __getitem__(self, name: str) -> SiteStatistics:
+        return self.sites[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        if (self.rule, self.output) != (other.rule, other.output):
+            raise UsageError(
+                f"statistics made with rule {self.rule!r} from output {self.output!r} don't add "
+                f"to those made with {other.rule!r} from {other.output!r}"
+            )
+        if self.sites.keys() != other.sites.keys():
+            strangers = sorted(self.sites.keys() ^ other.sites.keys())
+            raise UsageError(
+                f"statistics of different networks don't add: only one of them has "
+                f"{', '.join(strangers[:3])}{' ...' if len(strangers) > 3 else ''}"  # noqa: PLR2004
+            )
+        sites = {name: self.sites[name] + other.sites[name] for name in self.sites}
+        return Statistics(sites, self.samples + other.samples, self.rule, self.output)
+
+    def scaled(self, factor: float) -> "Statistics":
+        """Return all sums and the sample count times `factor`: forgetting, or weighting."""
+        sites = {name: site.scaled(factor) for name, site in self.sites.items()}
+        return Statistics(sites, self.samples * factor, self.rule, self.output)
+
+    def save(self, path: str | Path) -> None:
+        """Write the statistics to a safetensors file, whole or not at all."""
+        tensors = {
+            f"{name}|{field}": getattr(site, field).contiguous()
+            for name, site in self.sites.items()
+            for field in _FIELDS
+        }
+        about = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "samples": self.samples,
+            "rule": self.rule,
+            "output": self.output,
+            "groups": {name: site.groups for name, site in self.sites.items()},
+        }
+        replace_file(Path(path), save(tensors, {"about": json.dumps(about)}))
+
+    @staticmethod
+    def load(path: str | Path) -> "Statistics":
+        """Read statistics that `save` wrote.
+
+        Raises:
+            UsageError: there is no such file.
+            PackError: the file is damaged, or holds something else.
+        """
+        if not Path(path).is_file():
+            raise UsageError(f"{path}: no such file of statistics")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["about"])
+                if (about["format"], about["version"]) != (_FORMAT, _VERSION):
+                    found = f"{about['format']} version {about['version']}"
+                    raise PackError(f"{path}: is {found}, expected {_FORMAT} version {_VERSION}")
+                sites = {
+                    name: SiteStatistics(
+                        **{field: file.get_tensor(f"{name}|{field}") for field in _FIELDS},
+                        groups=groups,
+                    )
+                    for name, groups in about["groups"].items()
+                }
+            return Statistics(sites, about["samples"], about["rule"], about["output"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise PackError(
+                f"{path}: is no file of statistics, or it is damaged: {error}"
+            ) from error

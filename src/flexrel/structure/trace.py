@@ -1,0 +1,123 @@
+"""What a model does to its tensors, seen from below: one record for each ATen operation.
+
+The model simply runs, once, under a dispatch mode. Nothing is compiled and no Python is
+parsed, so control flow, functional calls, in-place operations and reused modules need no
+special care, and every spelling of an operation arrives as the same ATen operation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flexrel.batches import Batch, call
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A tensor of the trace; two refs of one tensor have the same key."""
+
+    key: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One ATen call, with each tensor replaced by its Ref."""
+
+    name: str  # as "aten.convolution"
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Ref, ...]
+
+    @property
+    def inputs(self) -> tuple[Ref, ...]:
+        """All tensors that go in, in lists too."""
+        return tuple(_refs((self.args, tuple(self.kwargs.values()))))
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """All that a model did for one batch."""
+
+    operations: tuple[Operation, ...]
+    parameters: Mapping[int, str]  # key of a Ref -> name; parameters and buffers, tied ones once
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
+    samples: int
+
+
+def trace(model: nn.Module, batch: Batch) -> Trace:
+    """Run the model on the batch, in evaluation mode and without gradients, and record it.
+
+    Raises:
+        ModelError: the model does not run on the batch.
+    """
+    recorder = _Recorder()
+    named = [*model.named_parameters(), *model.named_buffers()]
+    parameters = {recorder.ref(tensor).key: name for name, tensor in reversed(named)}
+    inputs = tuple(recorder.ref(tensor) for tensor in batch.tensors)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
+            result = call(model, batch)
+    finally:
+        for module, training in modes:
+            module.training = training
+    outputs = tuple(recorder.ref(tensor) for tensor in _tensors(result))
+    return Trace(tuple(recorder.operations), parameters, inputs, outputs, batch.samples)
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation that runs while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self._alive: dict[int, Tensor] = {}  # so that no id is used twice
+
+    def ref(self, tensor: Tensor) -> Ref:
+        self._alive.setdefault(id(tensor), tensor)
+        return Ref(id(tensor), tuple(tensor.shape))
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - an OpOverload
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - as the operation
+        result = func(*args, **(kwargs or {}))
+        outputs = tuple(self.ref(tensor) for tensor in _tensors(result))
+        self.operations.append(
+            Operation(
+                f"aten.{func.overloadpacket.__name__}",
+                tuple(map(self._strip, args)),
+                {key: self._strip(value) for key, value in (kwargs or {}).items()},
+                outputs,
+            )
+        )
+        return result
+
+    def _strip(self, value: Any) -> Any:  # noqa: ANN401 - any argument of an operation
+        if isinstance(value, Tensor):
+            return self.ref(value)
+        return [self._strip(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _tensors(value: Any) -> list[Tensor]:  # noqa: ANN401 - whatever a model or operation returns
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []
+
+
+def _refs(value: Any) -> list[Ref]:  # noqa: ANN401 - arguments of an operation
+    if isinstance(value, Ref):
+        return [value]
+    return [r for v in value for r in _refs(v)] if isinstance(value, list | tuple) else []
