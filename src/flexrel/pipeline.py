@@ -47,7 +47,7 @@ def prune(
     evaluate: Evaluate | None = None,
     target: AccuracyDrop | None = None,
     budgets: Sequence[Budget] = (),
-    criterion: Criterion | None = None,
+    criterion: Criterion | Sequence[Criterion] | None = None,
     rule: str = "gradient-input",
     output: str | Start = "auto",
     granularity: Granularity = "channel",
@@ -68,8 +68,9 @@ def prune(
         evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it.
         target: how much accuracy may be lost; with it, as much as possible is removed.
         budgets: what the network may cost at most; with them alone, as little as possible goes.
-        criterion: what scores units; None tries magnitude, relevance and blends of several
-            deltas and takes the one whose outputs on calibration data change least.
+        criterion: what scores units. Of several, the one whose pruned network's outputs change
+            least on calibration data is taken; None stands for `candidates()`: magnitude,
+            relevance, and blends of several deltas.
         rule: of relevance, as in `calibrate`.
         output: what relevance starts from, as in `calibrate`.
         granularity: "channel" removes channels for real; "element" sets weights to zero.
@@ -99,7 +100,8 @@ def prune(
     )
     dense = trials.dense()
     request = _Request(target, tuple(budgets), dense, progress)
-    chosen, plan = _solve(trials, request, criterion)
+    options = (criterion,) if isinstance(criterion, Criterion) else criterion or candidates()
+    chosen, plan = _solve(trials, request, options)
     network, achieved = trials.measure(chosen, plan)
     verify(model, network, plan, example)
     rivals: tuple[Measurement, ...] = ()
@@ -186,12 +188,11 @@ def _example(model: nn.Module, batches: Sequence[RawBatch]) -> Batch:
 
 
 def _solve(
-    trials: Trials, request: _Request, criterion: Criterion | None
+    trials: Trials, request: _Request, options: Sequence[Criterion]
 ) -> tuple[Criterion, Plan]:
-    """Return the criterion, chosen on calibration data if none is given, and its plan."""
-    if criterion is not None:
-        return criterion, _plan(trials, request, criterion)
-    options = candidates()
+    """Return the criterion, chosen of several on calibration data, and its plan."""
+    if len(options) == 1:
+        return options[0], _plan(trials, request, options[0])
     simplest = trials.removal(Magnitude())
     if request.target is None:
         count = trials.units_for(Magnitude(), request.budgets, request.dense)

@@ -76,7 +76,7 @@ class _Recorder(TorchDispatchMode):
     """Writes down every operation that runs while it is active."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
         self._alive: dict[int, Tensor] = {}  # so that no id is used twice
 

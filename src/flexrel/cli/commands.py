@@ -1,0 +1,237 @@
+"""One function a command; each reads its arguments, makes one library call and prints."""
+
+import json
+import sys
+import webbrowser
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import flexrel_edge.cli
+from flexrel import demo
+from flexrel.allocate import ALLOCATIONS
+from flexrel.calibrate import OUTPUTS
+from flexrel.calibrate import calibrate as calibrate_model
+from flexrel.cli.options import parse_budget, parse_criterion, parse_target
+from flexrel.cli.show import progress_bars, table
+from flexrel.cli.sources import read_data, read_model
+from flexrel.errors import FlexrelError, UsageError
+from flexrel.evaluate import Accuracy
+from flexrel.pack import VALUES
+from flexrel.pack import pack as pack_model
+from flexrel.pipeline import prune as prune_model
+from flexrel.records import GRANULARITIES
+from flexrel.relevance import RULES
+from flexrel.report import render
+from flexrel.statistics import Statistics
+
+app = typer.Typer(
+    help="Prune a trained network to what the target can afford.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str, typer.Argument(help="file.py:factory, package.module:factory or demo:digits")
+]
+Weights = Annotated[
+    Path | None, typer.Option(help=".safetensors, .flexrel, or a state dict saved by torch")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+Seed = Annotated[int, typer.Option(help="of every random number")]
+Rule = Annotated[str, typer.Option(help=f"of relevance: {', '.join(RULES)}")]
+Output = Annotated[str, typer.Option(help=f"what relevance starts from: {', '.join(OUTPUTS)}")]
+DATA = "file.py:factory, package.module:factory, an .npz with x and y, or demo:digits"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; the table is in `flexrel.errors`."""
+    try:
+        app(args=argv if argv is None else list(argv), prog_name="flexrel")
+    except FlexrelError as error:
+        print(f"flexrel: {error}", file=sys.stderr)  # noqa: T201 - the one place that prints errors
+        return error.exit_code
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="directory for the results")] = Path("flexrel-demo"),
+    seed: Seed = 0,
+) -> None:
+    """The whole story on handwritten digits, in under a minute: train, prune, pack, report."""
+    with progress_bars() as progress:
+        result = demo.run(seed, progress)
+        result.save(out)
+    console = Console()
+    console.print(
+        f"A network for handwritten digits, pruned to lose at most 1 point of accuracy "
+        f"on {result.samples} images it has not seen:"
+    )
+    console.print(table(result))
+    console.print(f"Wrote {out}/: model.flexrel, plan.json, result.json, report.html")
+    console.print(
+        f"Next: open {out}/report.html; flexrel inspect {out}/model.flexrel; "
+        "flexrel prune --help for a network of your own.",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def prune(
+    model: Model,
+    calibration: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
+    evaluation: Annotated[str | None, typer.Option(help=f"labelled data; {DATA}")] = None,
+    weights: Weights = None,
+    target: Annotated[str | None, typer.Option(help="accuracy-drop=1%")] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="bytes=500kB, macs=50%, parameters=120k, sparsity=80%")
+    ] = None,
+    granularity: Annotated[str, typer.Option(help=", ".join(GRANULARITIES))] = "channel",
+    criterion: Annotated[
+        str, typer.Option(help="auto, magnitude, relevance or flexrel:DELTA")
+    ] = "auto",
+    allocation: Annotated[str, typer.Option(help=", ".join(ALLOCATIONS))] = "global",
+    keep: Annotated[list[str] | None, typer.Option(help="a layer to leave alone")] = None,
+    rule: Rule = "gradient-input",
+    output: Output = "auto",
+    recover: Annotated[str, typer.Option(help="none")] = "none",
+    values: Annotated[str, typer.Option(help=f"in the file: {', '.join(VALUES)}")] = "float32",
+    compare: Annotated[
+        bool, typer.Option(help="measure magnitude and relevance too, for the report")
+    ] = True,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="directory for the results")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Return the smallest network that keeps to a target and budgets.
+
+    Example: flexrel prune net.py:make --weights net.safetensors --calibration data.py:inputs
+    --evaluation data.py:labelled --target accuracy-drop=1% --out pruned
+    """
+    budgets = [parse_budget(text) for text in budget or []]
+    goal = parse_target(target) if target else None
+    scorer = parse_criterion(criterion)
+    if goal and not evaluation:
+        raise UsageError("a target on accuracy needs --evaluation DATA, with labels")
+    evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
+    with progress_bars() as progress:
+        result = prune_model(
+            read_model(model, weights, seed, progress),
+            calibration=read_data(calibration, "calibration"),
+            evaluate=evaluate,
+            target=goal,
+            budgets=budgets,
+            criterion=scorer,
+            rule=rule,
+            output=output,
+            granularity=granularity,  # type: ignore[arg-type]  # checked, as the next two
+            allocation=allocation,  # type: ignore[arg-type]
+            keep=keep or (),
+            recover=recover,  # type: ignore[arg-type]
+            values=values,  # type: ignore[arg-type]
+            compare=compare and evaluate is not None,
+            seed=seed,
+            progress=progress,
+        )
+        if out is not None:
+            result.save(out)
+    if as_json:
+        typer.echo(json.dumps(result.as_json()))
+        return
+    Console().print(table(result))
+    if out is not None:
+        typer.echo(f"Wrote {out}/: model.flexrel, plan.json, result.json, report.html")
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    data: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="file of statistics")],
+    weights: Weights = None,
+    rule: Rule = "gradient-input",
+    output: Output = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Measure relevance on data, and write the statistics; those of several runs can be merged."""
+    with progress_bars() as progress:
+        network = read_model(model, weights, seed, progress)
+        statistics = calibrate_model(
+            network, read_data(data, "calibration"), rule, output, progress
+        )
+    statistics.save(out)
+    typer.echo(f"{out}: {len(statistics)} layers, {statistics.samples:,.0f} samples")
+
+
+@app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="files of statistics")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="file of their sum")],
+) -> None:
+    """Add up statistics that were taken in several places."""
+    total = reduce(add, [Statistics.load(path) for path in files])
+    total.save(out)
+    typer.echo(f"{out}: {len(total)} layers, {total.samples:,.0f} samples")
+
+
+@app.command()
+def pack(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="packed file")],
+    weights: Weights = None,
+    values: Annotated[str, typer.Option(help=f"in the file: {', '.join(VALUES)}")] = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Pack a network as it is."""
+    with progress_bars() as progress:
+        network = read_model(model, weights, seed, progress)
+        size = pack_model(network, out, values)  # type: ignore[arg-type]  # checked by pack
+    typer.echo(f"{out}: {size:,} bytes")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="packed file")], as_json: AsJson = False
+) -> None:
+    """Say what a packed file holds."""
+    raise typer.Exit(flexrel_edge.cli.main(["inspect", str(file), *["--json"] * as_json]))
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(help="packed file")],
+    out: Annotated[Path, typer.Argument(help="safetensors file to write")],
+) -> None:
+    """Write a packed file's tensors as safetensors."""
+    raise typer.Exit(flexrel_edge.cli.main(["unpack", str(file), str(out)]))
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="that prune --out wrote")],
+    show: Annotated[bool, typer.Option("--open", help="open it in a browser")] = False,
+) -> None:
+    """Make the report again from result.json and plan.json."""
+    try:
+        records = [json.loads((directory / name).read_text()) for name in _RECORDS]
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{directory}: its records are damaged: {error}") from error
+    path = directory / "report.html"
+    flexrel_edge.files.replace_file(path, render(*records).encode())
+    typer.echo(str(path))
+    if show:
+        webbrowser.open(path.resolve().as_uri())
+
+
+_RECORDS = ("result.json", "plan.json")

@@ -1,0 +1,77 @@
+"""Budgets, targets and criteria as they are written on the command line."""
+
+import re
+
+from flexrel.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
+from flexrel.criteria import BLENDS, Criterion, FlexRel, Magnitude, Relevance
+from flexrel.errors import UsageError
+
+_NUMBER = re.compile(r"([0-9]*\.?[0-9]+)\s*(%|[kMG]?)")
+_FACTORS = {"k": 10**3, "M": 10**6, "G": 10**9}
+_BUDGETS = "bytes=500kB, macs=50%, parameters=120k, sparsity=80%"
+
+
+def parse_budget(text: str) -> Budget:
+    """Return the budget that `resource=amount` asks for.
+
+    An amount with "%" or a decimal fraction of at most 1 is a share of the dense network.
+
+    Raises:
+        UsageError: it can't be read; lists what can.
+    """
+    resource, _, amount = text.partition("=")
+    if resource == "bytes" and amount and not amount.endswith("%"):
+        return Bytes(amount)
+    if resource == "bytes":
+        return Bytes(_amount(text, amount))
+    if resource == "macs":
+        return MACs(_amount(text, amount))
+    if resource == "parameters":
+        return Parameters(_amount(text, amount))
+    if resource == "sparsity":
+        return Sparsity(_share(text, amount))
+    raise UsageError(f"budget {text!r} is not known; write it like {_BUDGETS}")
+
+
+def parse_target(text: str) -> AccuracyDrop:
+    """Return the target that `accuracy-drop=1%` asks for."""
+    name, _, amount = text.partition("=")
+    if name != "accuracy-drop":
+        raise UsageError(f"target {text!r} is not known; write it like accuracy-drop=1%")
+    return AccuracyDrop(_share(text, amount))
+
+
+def parse_criterion(text: str) -> Criterion | None:
+    """Return the criterion named, or None for "auto"."""
+    name, *rest = text.split(":")
+    if text == "auto":
+        return None
+    if text == "magnitude":
+        return Magnitude()
+    if text == "relevance":
+        return Relevance()
+    if name == "flexrel" and len(rest) in (1, 2) and _NUMBER.fullmatch(rest[0]):
+        blend = rest[1] if len(rest) > 1 else "sum"
+        for known in BLENDS:
+            if known == blend:
+                return FlexRel(float(rest[0]), blend=known)
+    raise UsageError(
+        f"criterion {text!r} is not known; there are: auto, magnitude, relevance, "
+        "flexrel:DELTA and flexrel:DELTA:product with DELTA in [0, 1]"
+    )
+
+
+def _amount(text: str, amount: str) -> float:
+    found = _NUMBER.fullmatch(amount)
+    if found is None:
+        raise UsageError(f"{text!r} has no amount that can be read; write it like {_BUDGETS}")
+    number, unit = found.groups()
+    if unit == "%":
+        return float(number) / 100
+    if unit or "." not in number:
+        return round(float(number) * _FACTORS.get(unit, 1))
+    return float(number)
+
+
+def _share(text: str, amount: str) -> float:
+    return float(_amount(text, amount))

@@ -1,0 +1,167 @@
+"""MODEL, DATA and weights as they are named on the command line. Files are never unpickled."""
+
+import importlib
+import importlib.util
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flexrel import demo
+from flexrel.batches import RawBatch
+from flexrel.errors import PackError, UsageError
+from flexrel.pack import fit, load
+from flexrel.records import Progress
+
+_BATCH = 64  # samples, where the data do not come in batches
+_FORMS = "file.py:factory, package.module:factory"
+
+
+def read_model(spec: str, weights: Path | None, seed: int, progress: Progress) -> nn.Module:
+    """Return the model that a MODEL argument names, with its weights.
+
+    Args:
+        spec: `file.py:factory`, `package.module:factory` or `demo:digits`.
+        weights: a safetensors file, a state saved by torch, or a packed file; None leaves the
+            model as the factory made it.
+        seed: of the demo's training.
+        progress: told while the demo trains.
+
+    Raises:
+        UsageError: there is no such thing, or the weights do not fit.
+        PackError: the weights are damaged, or pickled objects.
+    """
+    if spec == "demo:digits":
+        return demo.train(demo.digits(), seed, progress)
+    model = _made(spec, "model")
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{spec} returned a {type(model).__name__}, not a torch.nn.Module")
+    if weights is not None:
+        read_weights(weights, model)
+    return model
+
+
+def read_data(spec: str, role: str) -> Iterable[RawBatch]:
+    """Return the batches that a DATA argument names; they can be gone through again and again.
+
+    Args:
+        spec: `file.py:factory`, `package.module:factory`, an `.npz` with `x` and perhaps `y`,
+            or `demo:digits`.
+        role: "calibration" or "evaluation": which of the demo's data.
+
+    Raises:
+        UsageError: there is no such thing, or it holds no batches.
+    """
+    if spec == "demo:digits":
+        data = demo.digits()
+        return data.calibration if role == "calibration" else data.evaluation
+    if spec.endswith(".npz"):
+        return _npz(Path(spec))
+    batches = _made(spec, "data")
+    if not isinstance(batches, Iterable):
+        raise UsageError(f"{spec} returned a {type(batches).__name__}, not an iterable of batches")
+    return batches if iter(batches) is not batches else list(batches)
+
+
+def read_weights(path: Path, model: nn.Module) -> None:
+    """Copy the weights of a file into the model, in place."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file of weights")
+    if path.suffix == ".flexrel":
+        load(path, into=model)
+        return
+    fit(model, _safetensors(path) if path.suffix == ".safetensors" else _saved(path), str(path))
+
+
+def _safetensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise PackError(f"{path}: is no safetensors file, or it is damaged: {error}") from error
+
+
+def _saved(path: Path) -> Mapping[str, Tensor]:
+    refused = PackError(
+        f"{path}: holds pickled objects, which can run code, and is refused. Convert it where it "
+        'was made: safetensors.torch.save_file(model.state_dict(), "weights.safetensors")'
+    )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise refused from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise refused
+    return state
+
+
+def _npz(path: Path) -> list[RawBatch]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x = torch.from_numpy(arrays["x"])
+            y = torch.from_numpy(arrays["y"]) if "y" in arrays else None
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file of data") from error
+    except KeyError as error:
+        raise UsageError(
+            f"{path}: has no array 'x'; save one with np.savez(path, x=..., y=...)"
+        ) from error
+    except (ValueError, OSError, TypeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path}: is no file of plain numpy arrays: {reason}") from error
+    if y is not None and len(x) != len(y):
+        raise UsageError(f"{path}: has {len(x)} inputs but {len(y)} labels")
+    cuts = range(0, len(x), _BATCH)
+    if y is None:
+        return [x[at : at + _BATCH] for at in cuts]
+    return [(x[at : at + _BATCH], y[at : at + _BATCH]) for at in cuts]
+
+
+def _made(spec: str, what: str) -> Any:  # noqa: ANN401 - whatever the user's factory returns
+    place, separator, name = spec.rpartition(":")
+    if not separator or not name:
+        more = ", an .npz" if what == "data" else ""
+        raise UsageError(f"{what} {spec!r} is not understood; give {_FORMS}{more} or demo:digits")
+    module = _file(Path(place)) if place.endswith(".py") else _module(place)
+    factory: Callable[[], Any] | None = getattr(module, name, None)
+    if not callable(factory):
+        public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise UsageError(f"{place} has no function {name!r}; it has {', '.join(public) or 'none'}")
+    try:
+        return factory()
+    except Exception as error:
+        raise UsageError(f"{spec} failed: {type(error).__name__}: {error}") from error
+
+
+def _file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path}: is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # so that it can import its neighbours, as when it is run
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{path} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise UsageError(f"module {name!r} can't be imported: {error}") from error
