@@ -1,0 +1,134 @@
+"""The index of a packed file: entries and metadata to compressed JSON and back."""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Final
+
+from flexrel_edge.errors import PackError
+from flexrel_edge.records import MAX_DENSE, Entry, is_text, show
+
+MAX_INDEX: Final = 2**24  # bytes of JSON; some 250,000 tensors
+_ZLIB_RATIO: Final = 1032  # no zlib stream expands further
+_ROW_OF_DENSE: Final = (str, str, list, int, str, int)
+_ROW_OF_SPARSE: Final = (*_ROW_OF_DENSE, str, int)
+
+
+def canonical(value: object) -> bytes:
+    """Write JSON in the one way that this format allows: sorted, compact, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def encode_index(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+    """Compress the description of all tensors.
+
+    Args:
+        entries: in ascending order of their names.
+        metadata: the packer's own.
+
+    Returns:
+        The index as it lies in the file.
+
+    Raises:
+        PackError: version 1 can't describe so much.
+    """
+    _check_all(entries)
+    rows = [_row(entry) for entry in entries]
+    text = canonical({"metadata": dict(metadata), "tensors": rows})
+    if len(text) > MAX_INDEX:
+        raise PackError(f"the index has {len(text)} bytes of JSON, version 1 allows {MAX_INDEX}")
+    return zlib.compress(text, 9)
+
+
+def decode_index(data: bytes) -> tuple[tuple[Entry, ...], dict[str, str]]:
+    """Check and read an index.
+
+    Args:
+        data: the index as it lies in the file.
+
+    Returns:
+        What `encode_index` got.
+
+    Raises:
+        PackError: `encode_index` would not write this.
+    """
+    text = _inflate(data)
+    try:
+        index = json.loads(text)
+        rewritten = canonical(index)
+    except (ValueError, RecursionError) as error:
+        raise PackError("the index is not JSON") from error
+    if rewritten != text:
+        raise PackError("the index is not in canonical JSON: sorted, compact, ASCII")
+    if not isinstance(index, dict) or sorted(index) != ["metadata", "tensors"]:
+        raise PackError("the index is not an object of metadata and tensors")
+    metadata, rows = index["metadata"], index["tensors"]
+    if not is_metadata(metadata):
+        raise PackError("the metadata in the index are not texts by name")
+    if not isinstance(rows, list):
+        raise PackError("the tensors in the index are not a list")
+    entries = tuple(_entry(row) for row in rows)
+    _check_all(entries)
+    return entries, metadata
+
+
+def is_metadata(value: object) -> bool:
+    """Whether it is a mapping of text to text."""
+    return isinstance(value, Mapping) and all(
+        is_text(key) and is_text(text) for key, text in value.items()
+    )
+
+
+def _row(entry: Entry) -> list[object]:
+    row: list[object] = [
+        entry.name,
+        entry.dtype,
+        list(entry.shape),
+        entry.kept,
+        entry.values_codec,
+        entry.values_bytes,
+    ]
+    if entry.positions_codec is not None:
+        row += [entry.positions_codec, entry.positions_bytes]
+    return row
+
+
+def _entry(row: object) -> Entry:
+    types = tuple(map(type, row)) if isinstance(row, list) else ()
+    if not isinstance(row, list) or types not in (_ROW_OF_DENSE, _ROW_OF_SPARSE):
+        raise PackError(f"an index row is neither of a dense nor of a sparse tensor: {show(row)}")
+    name, dtype, shape, *rest = row
+    if any(type(axis) is not int for axis in shape):
+        raise PackError(f"tensor {show(name)} has a shape that is not of integers: {show(shape)}")
+    return Entry(name, dtype, tuple(shape), *rest)
+
+
+def _check_all(entries: Sequence[Entry]) -> None:
+    for before, after in pairwise(entries):
+        if before.name >= after.name:
+            raise PackError(
+                f"tensor {show(after.name)} comes after {show(before.name)} in the index; "
+                "names must ascend, none twice"
+            )
+    dense_bytes = sum(entry.dense_bytes for entry in entries)
+    if dense_bytes > MAX_DENSE:
+        raise PackError(
+            f"the tensors have {show(dense_bytes)} bytes unpacked, version 1 allows {MAX_DENSE}"
+        )
+
+
+def _inflate(data: bytes) -> bytes:
+    limit = min(MAX_INDEX, len(data) * _ZLIB_RATIO)
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise PackError(f"the index does not decompress: {error}") from error
+    if len(text) > limit:
+        raise PackError(f"the index has more than {limit} bytes of JSON")
+    if not inflater.eof:
+        raise PackError("the index is cut short: its zlib stream has no end")
+    if inflater.unused_data:
+        raise PackError(f"{len(inflater.unused_data)} bytes follow the index's zlib stream")
+    return text

@@ -1,0 +1,204 @@
+"""The nouns of a packed file. Frozen; an entry is validated when made."""
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexrel_edge.errors import FlexrelError, PackError
+
+Array = NDArray[Any]
+
+RAW: Final = "raw"
+PCODEC: Final = "pcodec-1"
+CODECS: Final = (RAW, PCODEC)
+
+MAX_RANK: Final = 32  # numpy before version 2 has no more axes
+MAX_DENSE: Final = 2**36  # bytes; of a whole file once unpacked
+
+# dtype as the index names it -> how its bits lie in a part, little-endian
+STORAGE: Final[Mapping[str, np.dtype[Any]]] = {
+    "bfloat16": np.dtype("<u2"),
+    "bool": np.dtype("u1"),
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+    "int8": np.dtype("i1"),
+    "int16": np.dtype("<i2"),
+    "int32": np.dtype("<i4"),
+    "int64": np.dtype("<i8"),
+    "uint8": np.dtype("u1"),
+    "uint16": np.dtype("<u2"),
+    "uint32": np.dtype("<u4"),
+    "uint64": np.dtype("<u8"),
+}
+
+_repr = reprlib.Repr()
+_repr.maxstring, _repr.maxlong, _repr.maxlist = 100, 24, MAX_RANK + 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bfloat16:
+    """A bfloat16 tensor, which numpy has no type for.
+
+    Attributes:
+        bits: uint16 of the tensor's shape: sign, 8 bits of exponent, 7 of mantissa, as in the
+            upper half of the float32 of the same value.
+    """
+
+    bits: Array
+
+    def __post_init__(self) -> None:
+        if self.bits.dtype != np.uint16:
+            raise FlexrelError(f"the bits of a Bfloat16 are uint16, found {self.bits.dtype}")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the index says of one tensor. A wrong entry can't be made.
+
+    Attributes:
+        name: not empty.
+        dtype: a key of `STORAGE`.
+        shape: of the tensor, row-major.
+        kept: number of elements whose bit pattern is not zero.
+        values_codec: one of `CODECS`.
+        values_bytes: length of the part with the values: all of them, or the kept ones.
+        positions_codec: one of `CODECS`; None for a dense tensor.
+        positions_bytes: length of the part with the gaps between kept elements.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kept: int
+    values_codec: str
+    values_bytes: int
+    positions_codec: str | None = None
+    positions_bytes: int = 0
+
+    @property
+    def total(self) -> int:
+        """Number of elements, kept or not."""
+        return prod(self.shape)
+
+    @property
+    def kind(self) -> str:
+        """Say "dense" (all values are stored) or "sparse" (positions and kept values)."""
+        return "dense" if self.positions_codec is None else "sparse"
+
+    @property
+    def bytes(self) -> int:
+        """Length of both parts."""
+        return self.values_bytes + self.positions_bytes
+
+    @property
+    def dense_bytes(self) -> int:
+        """What an array of this shape takes, in bytes; an empty axis is counted as one."""
+        return prod(max(axis, 1) for axis in self.shape) * STORAGE[self.dtype].itemsize
+
+    def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise PackError(f"tensor name {show(self.name)} is not a non-empty text")
+        title = f"tensor {show(self.name)}"
+        if self.dtype not in STORAGE:
+            raise PackError(f"{title} has dtype {show(self.dtype)}, unknown to version 1")
+        if len(self.shape) > MAX_RANK or any(not 0 <= axis <= MAX_DENSE for axis in self.shape):
+            raise PackError(
+                f"{title} has shape {show(list(self.shape))}; "
+                f"it may have {MAX_RANK} axes of 0 to {MAX_DENSE} elements"
+            )
+        if self.dense_bytes > MAX_DENSE:
+            raise PackError(
+                f"{title} has shape {show(list(self.shape))}, {show(self.dense_bytes)} bytes "
+                f"unpacked; version 1 allows {MAX_DENSE}"
+            )
+        if not 0 <= self.kept <= self.total:
+            raise PackError(f"{title} keeps {show(self.kept)} of {self.total} elements")
+        if self.positions_codec is None:
+            self._check_part("values", self.values_codec, self.values_bytes, self.total)
+            return
+        if self.kept == self.total:
+            raise PackError(f"{title} is sparse, but has no zero")
+        self._check_part("values", self.values_codec, self.values_bytes, self.kept)
+        self._check_part("positions", self.positions_codec, self.positions_bytes, self.kept)
+
+    def _check_part(self, what: str, codec: str, size: int, count: int) -> None:
+        title = f"tensor {show(self.name)}"
+        if codec not in CODECS:
+            raise PackError(
+                f"{title} has its {what} in codec {show(codec)}; "
+                f"version 1 knows {' and '.join(CODECS)}"
+            )
+        dtype = STORAGE[self.dtype] if what == "values" else gap_dtype(self.total)
+        raw = count * dtype.itemsize
+        fits = size == raw if codec == RAW else 0 < size < raw
+        if not fits:
+            raise PackError(
+                f"{title} has {show(size)} bytes of {codec} {what} for {count} elements of "
+                f"{dtype.itemsize} bytes; raw takes exactly {raw}, a codec fewer"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """All that a file holds.
+
+    Attributes:
+        tensors: by name, in ascending order; of the packed shape and dtype.
+        metadata: what the packer added.
+        version: of the format.
+    """
+
+    tensors: dict[str, Array | Bfloat16]
+    metadata: dict[str, str]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a file says of itself, its checksum verified, no tensor decoded.
+
+    Attributes:
+        version: of the format.
+        bytes: length of the whole file.
+        sha256: of the index and the data, hexadecimal.
+        metadata: what the packer added.
+        tensors: in ascending order of their names.
+    """
+
+    version: int
+    bytes: int
+    sha256: str
+    metadata: dict[str, str]
+    tensors: tuple[Entry, ...]
+
+
+def gap_dtype(total: int) -> np.dtype[Any]:
+    """Width of the gaps in a tensor of `total` elements: 32 bits where they suffice, else 64."""
+    return np.dtype("<u4" if total <= 2**32 else "<u8")
+
+
+def show(value: object) -> str:
+    """Quote what a file says, in one line and not at length, for an error message."""
+    return _repr.repr(value)
+
+
+def is_text(value: object) -> bool:
+    """Whether it is text that UTF-8 can carry: no lone surrogates."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_name(value: object) -> bool:
+    """Whether it can name a tensor."""
+    return is_text(value) and value != ""
