@@ -14,6 +14,8 @@ from torch import Tensor
 from flexrel.errors import UsageError
 from flexrel.records import Plan, Scores, Structure
 
+_LARGEST = np.finfo(np.float32).max  # an infinite score counts as this
+
 Allocation = Callable[[Scores], Scores]
 """Makes scores that are compared over the network out of a criterion's: higher = keep."""
 
@@ -50,7 +52,7 @@ class Removal:
         self.removable = structure.units - len(structure.sites)
         self._values: dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]] = {}
         for site in structure.sites:
-            values = scores[site.name].flatten().numpy().copy()
+            values = np.clip(scores[site.name].flatten().numpy(), -_LARGEST, _LARGEST)
             values[values.argmax()] = np.inf
             self._values[site.name] = values
         self._all = np.concatenate(list(self._values.values()))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexrel.errors import ModelError, UsageError
+from flexrel.errors import FlexrelError, ModelError, UsageError
 
 RawBatch = Any  # a tensor, a tuple (inputs, labels), or a dict as a Hugging Face loader gives it
 _LABELS = ("labels", "label")
@@ -45,6 +45,11 @@ def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batc
     Raises:
         UsageError: a batch has another form, no sample, or a NaN or infinity (says which).
     """
+    if isinstance(batches, Tensor):  # iterable too, but sample by sample
+        raise UsageError(
+            f"the batches are one tensor of shape {tuple(batches.shape)}; "
+            "pass an iterable of batches, for one batch a list of one"
+        )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for index, raw in enumerate(batches):
         yield _read(raw, index, device)
@@ -68,13 +73,15 @@ def _read(raw: RawBatch, index: int, device: torch.device) -> Batch:
             f"batch {index} is a {type(raw).__name__}; a batch is a tensor, a tuple "
             "(inputs, labels), or a dict of the model's arguments"
         )
-    args = tuple(v.to(device) if isinstance(v, Tensor) else v for v in args)
-    kwargs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-    labels = None if labels is None else torch.as_tensor(labels).to(device)
-    batch = Batch(index, args, kwargs, labels)
-    if not batch.tensors or not all(isinstance(v, Tensor) for v in args):
-        found = ", ".join(type(v).__name__ for v in (*args, *kwargs.values())) or "nothing"
+    given = [*args, *kwargs.values()]
+    tensors = [v for v in given if isinstance(v, Tensor)]
+    if not tensors or not all(isinstance(v, Tensor) for v in args):
+        found = ", ".join(type(v).__name__ for v in given) or "nothing"
         raise UsageError(f"batch {index} has no input tensor, but {found}")
+    args = tuple(_placed(v, device) for v in args)
+    kwargs = {k: _placed(v, device) for k, v in kwargs.items()}
+    labels = None if labels is None else _placed(_labels(labels, index), device)
+    batch = Batch(index, args, kwargs, labels)
     for tensor in batch.tensors:
         if tensor.ndim == 0 or tensor.numel() == 0:
             raise UsageError(
@@ -86,9 +93,27 @@ def _read(raw: RawBatch, index: int, device: torch.device) -> Batch:
                 f"batch {index} (counting from 0) has {bad:,} NaN or infinite values "
                 f"of {tensor.numel():,}"
             )
+    if labels is not None and labels.ndim == 0:
+        raise UsageError(f"batch {index} has {batch.samples} inputs but one label for all")
     if labels is not None and len(labels) != batch.samples:
         raise UsageError(f"batch {index} has {batch.samples} inputs but {len(labels)} labels")
     return batch
+
+
+def _placed(value: Any, device: torch.device) -> Any:  # noqa: ANN401 - of the user's model
+    if not isinstance(value, Tensor):
+        return value
+    placed = value.to(device)
+    return placed.clone() if placed.is_inference() else placed  # autograd refuses those
+
+
+def _labels(labels: Any, index: int) -> Tensor:  # noqa: ANN401 - whatever the loader gives
+    try:
+        return torch.as_tensor(labels)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"labels of batch {index} are a {type(labels).__name__} that is no tensor of numbers"
+        ) from error
 
 
 def first_samples(batch: Batch, count: int) -> Batch:
@@ -111,9 +136,16 @@ def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the 
     """
     try:
         return model(*batch.args, **batch.kwargs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except FlexrelError:
+        raise
+    except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"the model does not run on batch {batch.index} (inputs of shape {shapes}): {reason}"
+            f"the model does not run on batch {batch.index} (inputs of shape {shapes}): "
+            f"{reason(error)}"
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return an error's message in one line: its first, or else its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

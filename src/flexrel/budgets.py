@@ -7,14 +7,16 @@ multiply-adds. Every budget is met from below, or the call fails and says what i
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar, Protocol, runtime_checkable
 
 from flexrel.errors import UsageError
 
-_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMG]?i?B)?\s*")
+_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*((?:[kKMG]i?)?B)?\s*")
 _UNITS = {
     "B": 1,
     "kB": 10**3,
+    "KB": 10**3,
     "MB": 10**6,
     "GB": 10**9,
     "KiB": 2**10,
@@ -37,7 +39,14 @@ class Budget(Protocol):
 
 
 def _share_or_count(amount: float, dense: float) -> int:
-    return int(amount * dense) if isinstance(amount, float) else amount
+    """Return the limit, rounded down: 0.29 of 100 is 29, though the product of floats is less."""
+    return (
+        math.floor(Fraction(str(amount)) * Fraction(dense)) if isinstance(amount, float) else amount
+    )
+
+
+def _is_number(amount: object) -> bool:
+    return isinstance(amount, int | float) and not isinstance(amount, bool)
 
 
 def _check_amount(resource: str, amount: float) -> None:
@@ -102,7 +111,7 @@ class Bytes:
         """Return the most bytes allowed."""
         if isinstance(self.amount, str):
             number, unit = _BYTES.fullmatch(self.amount).groups()  # type: ignore[union-attr]
-            return math.floor(float(number) * _UNITS[unit or "B"])
+            return math.floor(Fraction(number) * _UNITS[unit or "B"])
         return _share_or_count(self.amount, dense)
 
 
@@ -114,7 +123,7 @@ class Sparsity:
     resource: ClassVar[str] = "sparsity"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.amount < 1:
+        if not _is_number(self.amount) or not 0 <= self.amount < 1:
             raise UsageError(f"sparsity is {self.amount!r}; it is the fraction removed, in [0, 1)")
 
     def limit(self, dense: float) -> float:  # noqa: ARG002 - a sparsity does not depend on it
@@ -129,5 +138,5 @@ class AccuracyDrop:
     amount: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.amount <= 1:
+        if not _is_number(self.amount) or not 0 <= self.amount <= 1:
             raise UsageError(f"accuracy drop is {self.amount!r}; 0.01 is one point, at most 1")

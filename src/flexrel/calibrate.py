@@ -7,12 +7,12 @@ activations, summed at once to two vectors.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flexrel.batches import Batch, RawBatch, call, read_batches
+from flexrel.batches import Batch, RawBatch, call, read_batches, reason
 from flexrel.errors import ModelError, UsageError
 from flexrel.records import Progress, silent
 from flexrel.relevance import RULES, Folder, Layer, sum_patches, windows
@@ -50,7 +50,8 @@ def calibrate(
 
     Raises:
         UsageError: an unknown rule or output, no batch, a NaN in a batch, labels missing.
-        ModelError: the model does not run, or no gradient reaches its layers.
+        ModelError: the model does not run, no gradient reaches its layers, or an operation of
+            it has none; what the iterable or the callable raises passes as it is.
     """
     if rule not in RULES:
         raise UsageError(f"rule {rule!r} is not known; there are: {', '.join(RULES)}")
@@ -62,7 +63,8 @@ def calibrate(
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Layer)}
     total: dict[str, tuple[Tensor, Tensor]] = {}
     samples = 0
-    with _undisturbed(model), _Watch(layers) as watch:
+    watch = _Watch(layers)
+    with _undisturbed(model), watch:
         for batch in read_batches(batches, model):
             output, sums = watch.relevance_of(model, batch, output)
             for name, (inputs, outputs) in sums.items():
@@ -85,6 +87,11 @@ def calibrate(
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Set the model to evaluation without parameter gradients; put everything back."""
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ModelError(
+            "the network was made under torch.inference_mode, so nothing can go back through it; "
+            "make or load it outside"
+        )
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
@@ -112,12 +119,13 @@ class _Watch:
         self._sums: dict[str, list[Tensor | None]] = {}
         self._copy = False  # the model overwrites activations in place, so keep copies
         self._overwritten = False
+        self._views = 0  # outputs that are views and have had no gradient yet
+        self._constants: list[Tensor] = []  # outputs that depend on no input
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> None:
         for name, layer in self._layers.items():
             hook = self._watcher(name, layer)
             self._hooks.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._hooks.close()
@@ -129,18 +137,29 @@ class _Watch:
 
         Each is `[2, *units]`, float64, on the CPU: sums, and sums of absolute values.
         """
-        self._sums, self._overwritten = {}, False
-        leaves = [t for t in batch.tensors if t.is_floating_point()]
-        roots = [t.detach().requires_grad_() for t in leaves]
-        fresh = {id(t): root.clone() for t, root in zip(leaves, roots, strict=True)}
+        self._sums, self._constants = {}, []
+        self._overwritten, self._views = False, 0
+        given = {id(t): t.detach() for t in batch.tensors}
+        roots = [t.requires_grad_() for t in given.values() if t.is_floating_point()]
+        fresh = {key: t.clone() for key, t in given.items()}  # the model may overwrite its inputs
         output, scalars = _start(model, batch, fresh, output)
-        if not scalars.requires_grad:
-            raise ModelError(
-                "no gradient reaches the output: it does not depend on a floating-point input, "
-                "or the model runs under no_grad"
+        ends = [*roots, *self._constants]
+        try:
+            reached = (
+                torch.autograd.grad(scalars.sum(), ends, allow_unused=True)
+                if ends and scalars.requires_grad
+                else ()
             )
-        torch.autograd.grad(scalars.sum(), roots, allow_unused=True)
-        if self._overwritten and not self._copy:
+        except RuntimeError as error:
+            raise ModelError(
+                f"relevance can't go back through the model on batch {batch.index}: {reason(error)}"
+            ) from error
+        if all(gradient is None for gradient in reached[: len(roots)]):
+            raise ModelError(
+                "no gradient reaches the input: the output does not depend on a floating-point "
+                "input, or the model runs under no_grad"
+            )
+        if (self._overwritten or self._views) and not self._copy:
             self._copy = True
             return self.relevance_of(model, batch, output)
         return output, self._collect(batch)
@@ -151,28 +170,39 @@ class _Watch:
             layer = self._layers[name]
             if outputs is None:
                 continue  # the layer's result does not reach the output
-            pair = (_input_units(layer, inputs).double().cpu(), outputs.double().cpu())
+            units = _no_relevance(layer) if inputs is None else inputs
+            pair = (units.double().cpu(), outputs.double().cpu())
             if not all(bool(values.isfinite().all()) for values in pair):
                 raise ModelError(f"relevance of {name!r} is NaN or infinite in batch {batch.index}")
             sums[name] = pair
         return sums
 
-    def _watcher(self, name: str, layer: Layer) -> Callable[..., None]:
+    def _watcher(self, name: str, layer: Layer) -> Callable[..., Tensor | None]:
         spatial = 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)
 
-        def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+        def watch(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
+        ) -> Tensor | None:
             given: Tensor = args[0] if args else kwargs["input"]
             axes = given.ndim
             if spatial and axes != spatial + 2:
                 raise ModelError(f"{name!r} got an input of {axes} axes; it must have a batch axis")
-            if not out.requires_grad:
-                return
+            if not torch.is_grad_enabled():
+                return None  # the model wants no gradient here
+            constant = not out.requires_grad
+            if constant:  # the input has no relevance then, but the output still has
+                leaf = out.detach().requires_grad_()
+                self._constants.append(leaf)
+                out = leaf.clone()
             self._sums.setdefault(name, [None, None])
             channel = axes - 1 if spatial == 0 else 1
             whole = (channel,) if spatial == 0 else tuple(range(1, axes))
             if given.requires_grad:
                 self._follow(name, 0, given, whole)
             self._follow(name, 1, out, (channel,))
+            if self._copy and _is_view(out):
+                return out.clone()  # else, once overwritten, its gradient never comes
+            return out if constant else None
 
         return watch
 
@@ -180,22 +210,38 @@ class _Watch:
         """When the activation's gradient comes, add its relevance to the layer's sums."""
         values = activation.detach().clone() if self._copy else activation.detach()
         version = values._version  # noqa: SLF001 - torch has no public name for it
+        view = int(side == 1 and _is_view(activation))
+        self._views += view
 
-        def arrive(gradient: Tensor) -> None:
+        def arrive(gradient: Tensor | None) -> None:
             self._overwritten |= values._version != version  # noqa: SLF001
+            self._views -= view
+            if gradient is None:  # an operation of the user's says that none goes back
+                return
             sums = self._folder.fold(values, gradient, keep)
+            if side == 0:  # at once: the next call may read an input of another size
+                sums = _input_units(self._layers[name], sums)
             before = self._sums[name][side]
             self._sums[name][side] = sums if before is None else before + sums
 
         activation.register_hook(arrive)
 
 
-def _input_units(layer: Layer, sums: Tensor | None) -> Tensor:
+def _is_view(tensor: Tensor) -> bool:
+    return bool(tensor._is_view())  # noqa: SLF001 - torch has no public name for it
+
+
+def _no_relevance(layer: Layer) -> Tensor:
+    """Return `[2, *units]` zeros: the layer is fed with a constant, which has no relevance."""
+    if isinstance(layer, nn.Linear):
+        return torch.zeros(2, layer.in_features)
+    return torch.zeros(2, layer.in_channels, *layer.kernel_size)
+
+
+def _input_units(layer: Layer, sums: Tensor) -> Tensor:
     """Return `[2, *units]`: the input's relevance for each unit that a weight reads."""
     if isinstance(layer, nn.Linear):
-        return torch.zeros(2, layer.in_features) if sums is None else sums
-    if sums is None:  # fed with a constant, which has no relevance
-        return torch.zeros(2, layer.in_channels, *layer.kernel_size)
+        return sums
     return torch.stack([sum_patches(part, windows(layer)) for part in sums])
 
 
@@ -231,7 +277,7 @@ def _scalars(result: Tensor, batch: Batch, output: str | Start) -> Tensor:
             raise UsageError(f"output= must return [{batch.samples}] scalars, but returned {found}")
         return scalars
     if output == "norm":
-        return result.flatten(1).square().sum(dim=1) / 2
+        return result.square().sum() / 2  # of all samples: only the sum of scalars matters
     if output == "predicted":
         return result.max(dim=1).values
     if batch.labels is None:
@@ -240,7 +286,8 @@ def _scalars(result: Tensor, batch: Batch, output: str | Start) -> Tensor:
             "(inputs, labels), or use output='predicted'"
         )
     labels = batch.labels
-    if labels.ndim != 1 or labels.is_floating_point() or not _within(labels, result.shape[1]):
+    whole = labels.shape == result.shape[:1] and not labels.is_floating_point()
+    if not whole or not _within(labels, result.shape[1]):
         raise UsageError(
             f"labels of batch {batch.index} must be {len(result)} whole numbers "
             f"in 0 ... {result.shape[1] - 1}"

@@ -8,6 +8,7 @@ be comparable over the whole network.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -36,7 +37,8 @@ class Evidence:
         """Return how large each unit's weights are, in weight units. Higher means keep.
 
         An element: its absolute value. A channel: the root mean square of the weights that make
-        it (ours: the mean, not the sum, so that it can be compared between layers).
+        it (ours: the mean, not the sum, so that it can be compared between layers); where several
+        layers make it, their mean squares add up.
         """
         if not self.site.slices:
             return self._tensor(weight_of(self.site.name)).abs()
@@ -126,7 +128,9 @@ class Relevance:
         _check("scale", self.scale, SCALES)
 
     def scores(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
-        """Yield each site's relevance on the common scale."""
+        """Yield each site's relevance, as it is or on the common scale."""
+        if self.scale == "network":
+            return (site.relevance(self.part) for site in evidence)
         return _scaled([partial(site.relevance, self.part) for site in evidence], self.scale)
 
 
@@ -135,7 +139,9 @@ class FlexRel:
     """Keep what is large and mattered: `s = (1 - delta) * M + delta * R`, or its geometric twin.
 
     Attributes:
-        delta: share of relevance, in [0, 1]; 0 orders as `Magnitude`, 1 as `Relevance`.
+        delta: share of relevance, in [0, 1]; 1 orders as `Relevance` of the same part and scale,
+            0 as `Magnitude` (with scale "layer" or "rank": within a layer). The product with
+            delta 1 orders as relevance divided by its layer's mean.
         blend: "sum", the paper's, of M and R on a common scale; or "product" (ours),
             `M^(1 - delta) * (R / mean of the layer's R)^delta`, which needs no common scale.
         part: of relevance: "sum", "positive" or "absolute".
@@ -172,6 +178,12 @@ class FlexRel:
         """Yield each site's blended scores."""
         if self.blend == "product":
             yield from (self._product(site) for site in evidence)
+            return
+        if self.delta == 1:
+            yield from Relevance(self.part, self.scale).scores(evidence)
+            return
+        if self.delta == 0 and self.scale == "network":  # scaling would round near values to ties
+            yield from Magnitude().scores(evidence)
             return
         relevances = _scaled([partial(site.relevance, self.part) for site in evidence], self.scale)
         magnitudes = _scaled([site.magnitude for site in evidence], self.scale)
@@ -210,7 +222,13 @@ def scores_of(
         raise UsageError(f"criterion {criterion.name!r} needs statistics; pass calibration data")
     evidence = [Evidence(site, tensors, statistics) for site in structure.sites]
     scores: dict[str, Tensor] = {}
-    for site, made in zip(structure.sites, criterion.scores(evidence), strict=True):
+    for site, made in zip_longest(structure.sites, criterion.scores(evidence)):
+        if site is None or not isinstance(made, Tensor):
+            raise UsageError(
+                f"criterion {criterion.name!r} must yield one tensor for each of the "
+                f"{len(structure.sites)} sites, but after {len(scores)} came "
+                f"{'one too many' if site is None else type(made).__name__}"
+            )
         values = made.detach().to("cpu", torch.float32)
         if tuple(values.shape) != site.shape or bool(values.isnan().any()):
             found = f"{int(values.isnan().sum())} NaN in shape {tuple(values.shape)}"

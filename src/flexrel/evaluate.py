@@ -35,18 +35,34 @@ class Accuracy:
         """Return the share of inputs whose largest score is at their label.
 
         Raises:
-            UsageError: no batch, or one without labels.
+            UsageError: no batch, or one without a class number for each input.
+            ModelError: the model returns no class scores `[samples, classes]`.
         """
         right, samples = 0, 0
         with evaluating(model):
             for batch in read_batches(self.batches, model):
                 if batch.labels is None:
                     raise UsageError(f"evaluation batch {batch.index} has no labels")
-                right += int((call(model, batch).argmax(dim=1) == batch.labels).sum())
+                right += _hits(call(model, batch), batch, batch.labels)
                 samples += batch.samples
         if samples == 0:
             raise UsageError("the evaluation set is empty; pass at least one batch with labels")
         return right / samples
+
+
+def _hits(scores: object, batch: Batch, labels: Tensor) -> int:
+    if not isinstance(scores, Tensor) or scores.ndim != _CLASS_SCORES:
+        found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ModelError(
+            f"accuracy needs class scores [samples, classes], but the model returns {found} for "
+            f"batch {batch.index}; pass a function of your own as evaluate="
+        )
+    if labels.shape != scores.shape[:1]:
+        raise UsageError(
+            f"labels of evaluation batch {batch.index} have the shape {list(labels.shape)}; "
+            f"give one class number for each of the {len(scores)} inputs"
+        )
+    return int((scores.argmax(dim=1) == labels).sum())
 
 
 def standard_error(accuracy: float, samples: int) -> float:
@@ -63,7 +79,7 @@ def checked(evaluate: Evaluate, model: nn.Module) -> float:
     said = evaluate(model)
     try:
         accuracy = float(said)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last: a tensor of several numbers
         kind = type(said).__name__
         raise UsageError(f"evaluate returned a {kind}; return a number in [0, 1]") from error
     if not 0 <= accuracy <= 1:  # NaN is refused here too

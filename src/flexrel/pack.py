@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ import flexrel_edge
 from flexrel.errors import PackError, UsageError
 from flexrel.structure import resize_
 from flexrel_edge.files import read_packed, replace_file
+from flexrel_edge.records import Array
 
 Values = Literal["float32", "float16"]
 VALUES: tuple[Values, ...] = ("float32", "float16")
@@ -26,7 +26,8 @@ def encode(model: nn.Module, values: Values = "float32") -> bytes:
         values: "float32" packs every tensor as it is; "float16" rounds float32 tensors.
 
     Raises:
-        UsageError: an unknown precision, or a value that float16 can't hold.
+        UsageError: an unknown precision, a value that float16 can't hold, or state that is no
+            tensor.
     """
     if values not in VALUES:
         raise UsageError(f"values {values!r} is not known; there are: {', '.join(VALUES)}")
@@ -34,6 +35,8 @@ def encode(model: nn.Module, values: Values = "float32") -> bytes:
     arrays: dict[str, Any] = {}
     tied: dict[str, str] = {}
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise UsageError(f"{name} is a {type(tensor).__name__}; only tensors can be packed")
         where = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if tensor.numel() and where in first:
             tied[name] = first[where]
@@ -76,7 +79,7 @@ def load(path: str | Path, into: nn.Module) -> nn.Module:
     try:
         tied = json.loads(packed.metadata.get("tied", "{}"))
         tensors |= {name: tensors[source] for name, source in tied.items()}
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise PackError(f"{path}: its list of tied tensors is damaged: {error}") from error
     fit(into, tensors, str(path))
     return into
@@ -101,6 +104,14 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
         if names:
             shown = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")  # noqa: PLR2004
             raise UsageError(f"{source} does not fit the model: it {what} {shown}")
+    tied: dict[int, str] = {}
+    for name, slot in model.state_dict(keep_vars=True).items():
+        other = tied.setdefault(id(slot), name)
+        if other != name and not torch.equal(tensors[name], tensors[other]):
+            raise UsageError(
+                f"{source} does not fit the model: {other} and {name} differ in it, "
+                "but are one tensor in the model"
+            )
     smaller: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         have, want = tuple(state[name].shape), tuple(tensor.shape)
@@ -120,7 +131,7 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
 
 def _array(
     name: str, tensor: Tensor, values: Values
-) -> np.ndarray[Any, Any] | flexrel_edge.Bfloat16:
+) -> Array | flexrel_edge.Bfloat16:
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return flexrel_edge.Bfloat16(tensor.view(torch.uint16).numpy())
@@ -133,7 +144,7 @@ def _array(
     return tensor.numpy()
 
 
-def _tensor(array: np.ndarray[Any, Any] | flexrel_edge.Bfloat16) -> Tensor:
+def _tensor(array: Array | flexrel_edge.Bfloat16) -> Tensor:
     if isinstance(array, flexrel_edge.Bfloat16):
         return torch.from_numpy(array.bits).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -116,7 +116,7 @@ class Folder:
             `[2, *kept]`: sums, and sums of absolute values; at least float32.
         """
         product = self._buffer(activation)
-        torch.mul(activation, gradient, out=product)
+        torch.mul(activation, gradient.to(product.dtype), out=product)  # halves would overflow
         summed = tuple(axis for axis in range(product.ndim) if axis not in keep)
         plain = product.sum(summed)
         positive = product.clamp_(min=0).sum(summed)

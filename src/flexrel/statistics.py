@@ -3,8 +3,9 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,9 @@ class SiteStatistics:
         input_absolute: as `input`, with every term's absolute value.
         output_absolute: as `output`, with every term's absolute value.
         groups: of the convolution; 1 for a linear layer.
+
+    Raises:
+        UsageError: the shapes don't fit each other, or a value is NaN or infinite.
     """
 
     input: Float[Tensor, "*units"]
@@ -39,6 +43,20 @@ class SiteStatistics:
     input_absolute: Float[Tensor, "*units"]
     output_absolute: Float[Tensor, "out"]
     groups: int = 1
+
+    def __post_init__(self) -> None:
+        inputs, outputs = (tuple(vector.shape) for vector in self.vectors("sum"))
+        absolutes = tuple(tuple(vector.shape) for vector in self.vectors("absolute"))
+        divided = self.groups >= 1 and all(
+            shape and shape[0] % self.groups == 0 for shape in (inputs, outputs)
+        )
+        if absolutes != (inputs, outputs) or len(outputs) != 1 or not divided:
+            raise UsageError(
+                f"relevance of shapes {inputs} and {outputs}, absolute {absolutes[0]} and "
+                f"{absolutes[1]}, is not that of one layer of {self.groups} groups"
+            )
+        if not all(bool(getattr(self, name).isfinite().all()) for name in _FIELDS):
+            raise UsageError("relevance has a NaN or an infinity")
 
     def vectors(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return `input` and `output` as plain sums, sums of positive parts, or of absolutes.
@@ -143,7 +161,7 @@ class Statistics(Mapping[str, SiteStatistics]):
     def save(self, path: str | Path) -> None:
         """Write the statistics to a safetensors file, whole or not at all."""
         tensors = {
-            f"{name}|{field}": getattr(site, field).contiguous()
+            f"{name}|{field}": getattr(site, field).clone(memory_format=torch.contiguous_format)
             for name, site in self.sites.items()
             for field in _FIELDS
         }
@@ -170,18 +188,34 @@ class Statistics(Mapping[str, SiteStatistics]):
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["about"])
-                if (about["format"], about["version"]) != (_FORMAT, _VERSION):
-                    found = f"{about['format']} version {about['version']}"
-                    raise PackError(f"{path}: is {found}, expected {_FORMAT} version {_VERSION}")
-                sites = {
-                    name: SiteStatistics(
-                        **{field: file.get_tensor(f"{name}|{field}") for field in _FIELDS},
-                        groups=groups,
-                    )
-                    for name, groups in about["groups"].items()
-                }
-            return Statistics(sites, about["samples"], about["rule"], about["output"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+                found = about["format"], about["version"]
+                names = [f"{name}|{field}" for name in about["groups"] for field in _FIELDS]
+                tensors = {name: file.get_tensor(name) for name in names}
+            if found == (_FORMAT, _VERSION):
+                return _parsed(about, tensors)
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise PackError(
                 f"{path}: is no file of statistics, or it is damaged: {error}"
             ) from error
+        except UsageError as error:
+            raise PackError(f"{path}: is damaged: {error}") from error
+        raise PackError(
+            f"{path}: is {found[0]} version {found[1]}, expected {_FORMAT} version {_VERSION}"
+        )
+
+
+def _parsed(about: Mapping[str, Any], tensors: Mapping[str, Any]) -> Statistics:
+    samples, rule, output = float(about["samples"]), about["rule"], about["output"]
+    if not (isinstance(rule, str) and isinstance(output, str)):
+        raise TypeError(f"its rule and output are {rule!r} and {output!r}")
+    if not 0 <= samples < inf:
+        raise ValueError(f"it counts {samples} samples")
+    if any(tensor.dtype != torch.float64 for tensor in tensors.values()):
+        raise TypeError("not all of its tensors are float64")
+    sites = {
+        name: SiteStatistics(
+            **{field: tensors[f"{name}|{field}"] for field in _FIELDS}, groups=int(groups)
+        )
+        for name, groups in dict(about["groups"]).items()
+    }
+    return Statistics(sites, samples, rule, output)

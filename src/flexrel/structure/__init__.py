@@ -2,5 +2,6 @@
 
 from flexrel.structure.analyse import analyse
 from flexrel.structure.cut import mask_, resize_, shrink_
+from flexrel.structure.probe import disagreement, duplicate
 
-__all__ = ["analyse", "mask_", "resize_", "shrink_"]
+__all__ = ["analyse", "disagreement", "duplicate", "mask_", "resize_", "shrink_"]

@@ -1,17 +1,21 @@
 """From a model and one batch to what can be pruned of it, and why the rest can't."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from flexrel.batches import Batch
 from flexrel.errors import ModelError, UsageError
-from flexrel.records import GRANULARITIES, Granularity, Protected, Site, Structure, weight_of
+from flexrel.records import GRANULARITIES, Granularity, Protected, Site, Slice, Structure
 from flexrel.relevance import Layer
 from flexrel.structure.couple import Space
+from flexrel.structure.probe import probe
 from flexrel.structure.rules import couple
-from flexrel.structure.trace import trace
+from flexrel.structure.trace import Trace, trace
+
+Weights = Mapping[str, str | None]  # layer -> its weight in `named_parameters()`, None: computed
 
 
 def analyse(
@@ -20,7 +24,8 @@ def analyse(
     """Return what can be pruned of the model, what can't and why, and what its tensors cost.
 
     Args:
-        model: is run once on the example, in evaluation mode, and left as it was.
+        model: is run on the example, in evaluation mode, and left as it was; for channels,
+            copies of it are cut and run too.
         example: one or two samples are enough.
         granularity: "element" or "channel".
         keep: names of layers to leave alone.
@@ -33,28 +38,35 @@ def analyse(
         raise UsageError(
             f"granularity {granularity!r} is not known; there are: {', '.join(GRANULARITIES)}"
         )
-    layers = [name for name, module in model.named_modules() if isinstance(module, Layer)]
-    _check_names(keep, layers)
+    weights = _weights(model)
+    _check_names(keep, tuple(weights))
     traced = trace(model, example)
     coupler = couple(traced)
-    used = dict.fromkeys(weight for weight, _ in coupler.uses)
-    if granularity == "channel":
-        sites, protected = _channel_sites(coupler.owned_spaces(), layers)
-    else:
-        sites, protected = _element_sites(model, used)
-    never = [
-        n
-        for n in layers
-        if weight_of(n) not in used and weight_of(n) in dict(model.named_parameters())
-    ]
-    protected += [Protected(name, "it is never called on the example input") for name in never]
-    protected += [Protected(site.name, "kept on request") for site in sites if site.name in keep]
-    sites = [site for site in sites if site.name not in keep]
-    if not sites:
-        reasons = "; ".join(f"{p.name}: {p.reason}" for p in protected[:3]) or "it has no layers"
-        raise ModelError(f"no layer of the network can be pruned by {granularity} ({reasons})")
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    return Structure(granularity, tuple(sites), tuple(protected), shapes, tuple(coupler.uses))
+    if granularity == "channel":
+        sites, protected = _channel_sites(coupler.owned_spaces(), weights)
+    else:
+        sites, protected = _element_sites({name for name, _ in coupler.uses}, weights, shapes)
+    protected += _untouched(
+        traced, weights, {*_layers(sites, weights), *(p.name for p in protected)}
+    )
+    sites, kept = _without_kept(sites, weights, keep)
+    structure = Structure(
+        granularity, tuple(sites), (*protected, *kept), shapes, tuple(coupler.uses)
+    )
+    if granularity == "channel":
+        structure = _without_failing(model, example, structure, weights)
+    if not structure.sites:
+        shown = [f"{p.name or 'the model itself'}: {p.reason}" for p in structure.protected[:3]]
+        reasons = "; ".join(shown) or "it has no layers"
+        raise ModelError(f"no layer of the network can be pruned by {granularity} ({reasons})")
+    return structure
+
+
+def _weights(model: nn.Module) -> Weights:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, Layer))
+    return {name: names.get(id(layer.weight)) for name, layer in layers}
 
 
 def _check_names(keep: Sequence[str], layers: Sequence[str]) -> None:
@@ -67,38 +79,114 @@ def _check_names(keep: Sequence[str], layers: Sequence[str]) -> None:
             )
 
 
-def _channel_sites(
-    spaces: Sequence[Space], layers: Sequence[str]
-) -> tuple[list[Site], list[Protected]]:
+def _channel_sites(spaces: Sequence[Space], weights: Weights) -> tuple[list[Site], list[Protected]]:
     sites, protected = [], []
-    known = {weight_of(name): name for name in layers}
     for space in spaces:
-        producers = [s.tensor for s in space.slices.values() if s.role == "producer"]
-        if not producers:
+        slices = tuple(space.slices.values())
+        names = list(_makers(slices, weights))
+        if not names:
             continue  # the network's own input, or a vector that no layer makes
-        name = known.get(producers[0], producers[0])
-        reasons = list(dict.fromkeys(space.reasons))
-        if space.units == 1:
-            reasons.append("it has one channel")
-        if all(s.role != "consumer" for s in space.slices.values()):
-            reasons = reasons or ["no layer reads it"]
+        reasons = [*space.reasons, *_obstacles(space, weights)]
         if reasons:
-            names = [known.get(tensor, tensor) for tensor in producers]
-            protected += [Protected(layer, reasons[0]) for layer in names]
+            protected += [Protected(name, reasons[0]) for name in names]
         else:
-            sites.append(Site(name, (space.units,), tuple(space.slices.values())))
+            sites.append(Site(names[0], (space.units,), slices))
     return sites, protected
 
 
-def _element_sites(model: nn.Module, used: dict[str, None]) -> tuple[list[Site], list[Protected]]:
-    sites, protected = [], []
-    parameters = dict(model.named_parameters())
-    for name, module in model.named_modules():
-        weight = weight_of(name)
-        if isinstance(module, Layer) and weight in used:
-            sites.append(Site(name, tuple(parameters[weight].shape)))
-            parameters.pop(weight)
-    for name, tensor in parameters.items():
-        if tensor.ndim > 1:
-            protected.append(Protected(name, "it is not the weight of a Linear or Conv layer"))
+def _makers(slices: Iterable[Slice], weights: Weights) -> Iterator[str]:
+    """Yield the layers that make or pass on the units, those that make them first."""
+    for role in ("producer", "follower"):
+        for part in slices:
+            if part.role == role and part.axis == 0:
+                layers = [name for name, weight in weights.items() if weight == part.tensor]
+                yield from layers or ([part.tensor] if role == "producer" else [])
+
+
+def _obstacles(space: Space, weights: Weights) -> Iterator[str]:
+    """Yield why a space that was followed all the way still can't be cut."""
+    by_role: dict[str, list[str]] = {"producer": [], "consumer": [], "follower": []}
+    for part in space.slices.values():
+        by_role[part.role].append(part.tensor)
+    if space.units == 1:
+        yield "it has one channel"
+    if not by_role["producer"]:
+        yield "no layer makes its channels"
+    if not by_role["consumer"]:
+        yield "no layer reads it"
+    for tensor in by_role["consumer"]:
+        if tensor not in weights.values():
+            yield f"{tensor} reads it, which is not the weight of a Linear or Conv layer"
+
+
+def _element_sites(
+    used: set[str], weights: Weights, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[list[Site], list[Protected]]:
+    first: dict[str | None, str] = {}  # of the layers that share a weight
+    for name, weight in weights.items():
+        first.setdefault(weight, name)
+    sites = [
+        Site(name, shapes[weight])
+        for name, weight in weights.items()
+        if weight in used and first[weight] == name
+    ]
+    protected = [
+        Protected(name, "it is not the weight of a Linear or Conv layer")
+        for name, shape in shapes.items()
+        if len(shape) > 1 and name not in first
+    ]
     return sites, protected
+
+
+def _layers(sites: Iterable[Site], weights: Weights) -> list[str]:
+    """Return all layers that lose something when the sites do: tied and depthwise ones too."""
+    names: list[str] = []
+    for site in sites:
+        tied = [name for name, weight in weights.items() if weight == weights.get(site.name)]
+        names += list(_makers(site.slices, weights)) if site.slices else tied
+    return names
+
+
+def _untouched(traced: Trace, weights: Weights, known: set[str]) -> list[Protected]:
+    """Return the layers that the trace says nothing of, with the reason."""
+    refs = (ref for operation in traced.operations for ref in operation.inputs)
+    touched = {traced.parameters.get(ref.key) for ref in refs}
+    protected = []
+    for name, weight in weights.items():
+        if name in known:
+            continue
+        reason = "its weight is used in a way that can't be followed yet"
+        if weight is None:
+            reason = "its weight is computed from other parameters"
+        elif weight not in touched:
+            reason = "it is never called on the example input"
+        protected.append(Protected(name, reason))
+    return protected
+
+
+def _without_kept(
+    sites: Iterable[Site], weights: Weights, keep: Sequence[str]
+) -> tuple[list[Site], list[Protected]]:
+    rest, kept = [], []
+    for site in sites:
+        layers = _layers([site], weights)
+        wanted = [name for name in layers if name in keep]
+        if not wanted:
+            rest.append(site)
+        for name in layers if wanted else ():
+            with_it = f"it goes together with {wanted[0]}, which is kept on request"
+            kept.append(Protected(name, "kept on request" if name in keep else with_it))
+    return rest, kept
+
+
+def _without_failing(
+    model: nn.Module, example: Batch, structure: Structure, weights: Weights
+) -> Structure:
+    good, failed = probe(model, example, structure)
+    refused = [
+        Protected(name, failed[site.name])
+        for site in structure.sites
+        if site.name in failed
+        for name in _layers([site], weights)
+    ]
+    return replace(structure, sites=good, protected=(*structure.protected, *refused))

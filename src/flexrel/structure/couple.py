@@ -40,6 +40,7 @@ class Coupler:
         self._parent: list[int] = []
         self._axes: dict[int, list[Axis]] = {}
         self._owned: set[tuple[str, int]] = set()  # (parameter, axis)
+        self._former: list[tuple[str, Axis, Axis]] = []  # parameter, axis before owned, and since
         self._transposed: dict[int, Ref] = {}
         for ref in traced.inputs:
             self.set_axes(ref, [self.fresh(size) for size in ref.shape])
@@ -80,13 +81,16 @@ class Coupler:
         name = self.parameter(ref)
         current = self.axes(ref)[index]
         if name is None:
-            self.protect_axis(axis, "a weight or bias that fits it is computed on the way")
+            reason = "a weight or bias that fits it is computed on the way"
+            self.protect_axis(axis, reason)
+            self.protect(ref, reason)
         elif self.size(current) != self.size(axis):
             self.protect_axis(axis, f"{name} is broadcast over it")
         elif (name, index) in self._owned:  # used before: both uses must agree
             self.share(current, axis, f"{name} is used twice, in ways that don't agree")
         else:
             self._owned.add((name, index))
+            self._former.append((name, current, axis))
             self.axes(ref)[index] = axis
             self._space(axis).slices[name, index] = Slice(name, index, axis.inner, role)
 
@@ -143,7 +147,16 @@ class Coupler:
         return root
 
     def owned_spaces(self) -> tuple[Space, ...]:
-        """Return every set that owns a part of a parameter, in order of appearance."""
+        """Return every set that owns a part of a parameter, in order of appearance.
+
+        A parameter that was used before it was owned, where no rule said what that use cuts
+        with it, is protected here.
+        """
+        for name, before, since in self._former:
+            old, new = self._space(before), self._space(since)
+            if old is not new and (old.reasons or old.slices):
+                new.reasons += old.reasons or [f"{name} is used twice, in ways that don't agree"]
+        self._former.clear()
         roots = dict.fromkeys(self.find(index) for index in range(len(self._spaces)))
         return tuple(self._spaces[root] for root in roots if self._spaces[root].slices)
 

@@ -73,12 +73,13 @@ def resize_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     old = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     touched: dict[int, nn.Module] = {}
     for name, tensor in tensors.items():
-        before = old[name]
-        if before.ndim != tensor.ndim:
+        if old[name].ndim != tensor.ndim:
             raise UsageError(
-                f"{name} has {before.ndim} axes, so a tensor of shape {tuple(tensor.shape)} "
+                f"{name} has {old[name].ndim} axes, so a tensor of shape {tuple(tensor.shape)} "
                 "can't take its place"
             )
+    for name, tensor in tensors.items():
+        before = old[name]
         value: Tensor = tensor
         if isinstance(before, nn.Parameter):
             value = nn.Parameter(tensor, requires_grad=before.requires_grad)

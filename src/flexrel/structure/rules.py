@@ -33,6 +33,9 @@ def _fresh(c: Coupler, op: Operation, reason: str) -> None:
 
 
 def _same(c: Coupler, op: Operation) -> None:
+    if len(op.inputs) > 1:  # a bound or an exponent that is a tensor
+        _elementwise(c, op)
+        return
     for ref in op.outputs:
         c.set_axes(ref, list(c.axes(op.inputs[0])))
 
@@ -45,8 +48,11 @@ def _convolution(c: Coupler, op: Operation) -> None:
         _no_rule(c, op)
         return
     c.count(weight, prod(out.shape) * prod(weight.shape[1:]))
-    channel = c.axes(x)[1]
-    c.set_axes(out, [c.fresh(size) for size in out.shape])
+    samples, channel, *spatial = c.axes(x)
+    made = [c.fresh(size) for size in out.shape[1:]]
+    for axis in (*spatial, *made[1:]):
+        c.protect_axis(axis, "a convolution slides over it")
+    c.set_axes(out, [samples, *made])
     if groups == x.shape[1] == out.shape[1] > 1:  # depthwise: a channel is read and made at once
         c.axes(out)[1] = channel
         c.own(weight, 0, channel, "follower")
@@ -86,15 +92,15 @@ def _matrix_product(c: Coupler, op: Operation, x: Ref, matrix: Ref, bias: Ref | 
     c.set_axes(out, [rows, c.fresh(out.shape[1])])
     c.own(weight, 1, features, "consumer")
     c.own(weight, 0, c.axes(out)[1], "producer")
-    if bias is not None:
-        c.own(bias, 0, c.axes(out)[1], "follower")
+    if bias is not None:  # its last axis: addmm takes matrices too
+        c.own(bias, len(bias.shape) - 1, c.axes(out)[1], "follower")
 
 
 def _batch_norm(c: Coupler, op: Operation) -> None:
     x, *vectors = op.args[:5]  # weight, bias, running mean, running variance
     c.set_axes(op.outputs[0], list(c.axes(x)))
     for vector in vectors:
-        if vector is not None:
+        if isinstance(vector, Ref):
             c.own(vector, 0, c.axes(x)[1], "follower")
 
 
@@ -132,7 +138,10 @@ def _pool(c: Coupler, op: Operation) -> None:
     spatial = next(count for count in (1, 2, 3) if f"{count}d" in op.name)
     kept = len(x.shape) - spatial
     for ref in op.outputs:
-        c.set_axes(ref, [*c.axes(x)[:kept], *(c.fresh(size) for size in ref.shape[kept:])])
+        made = [c.fresh(size) for size in ref.shape[kept:]]
+        for axis in (*c.axes(x)[kept:], *made):
+            c.protect_axis(axis, f"{op.name} slides over it")
+        c.set_axes(ref, [*c.axes(x)[:kept], *made])
 
 
 def _reduce(c: Coupler, op: Operation) -> None:
@@ -154,11 +163,16 @@ def _reduce(c: Coupler, op: Operation) -> None:
 
 
 def _resized(c: Coupler, op: Operation) -> None:
-    """Pass through the axes that keep their length (slices, padding); give up on the others."""
+    """Pass through the axes that keep their length (slices, padding); give up on the others.
+
+    An axis padded on one side and cropped on the other keeps its length, but is shifted.
+    """
     x, (out,) = op.inputs[0], op.outputs
     axes: list[Axis] = []
-    for axis, old, new in zip(c.axes(x), x.shape, out.shape, strict=True):
-        same = old == new
+    pads = op.args[1] if op.name == "aten.constant_pad_nd" else ()  # last axis first
+    padded = {len(x.shape) - 1 - at // 2 for at, pad in enumerate(pads) if pad}
+    for at, (axis, old, new) in enumerate(zip(c.axes(x), x.shape, out.shape, strict=True)):
+        same = old == new and at not in padded
         axes.append(axis if same else c.fresh(new))
         if not same:
             reason = f"{op.name} changes how many there are"
@@ -170,6 +184,9 @@ def _resized(c: Coupler, op: Operation) -> None:
 def _view(c: Coupler, op: Operation) -> None:
     """Follow axes that stay, and a first axis of a run that is flattened (a channel's stripe)."""
     x, (out,) = op.inputs[0], op.outputs
+    if prod(x.shape) != prod(out.shape) or 0 in x.shape:  # read as another dtype, or empty
+        _no_rule(c, op)
+        return
     axes = [c.fresh(size) for size in out.shape]
     for olds, news in _runs(x.shape, out.shape):
         old_axes = [c.axes(x)[at] for at in olds]
@@ -233,7 +250,7 @@ def _table() -> dict[str, Rule]:
         ("mm", _mm),
         ("mean sum amax", _reduce),
         ("slice constant_pad_nd", _resized),
-        ("view _unsafe_view reshape _reshape_alias", _view),
+        ("view _unsafe_view reshape _reshape_alias squeeze unsqueeze", _view),
     ]
     return {f"aten.{name}": rule for names, rule in groups for name in names.split()}
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexrel.batches import Batch, call
+from flexrel.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Ref:
 class Operation:
     """One ATen call, with each tensor replaced by its Ref."""
 
-    name: str  # as "aten.convolution"
+    name: str  # with its namespace, as "aten.convolution"
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outputs: tuple[Ref, ...]
@@ -54,7 +55,7 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
     """Run the model on the batch, in evaluation mode and without gradients, and record it.
 
     Raises:
-        ModelError: the model does not run on the batch.
+        ModelError: the model does not run on the batch, or returns no tensor.
     """
     recorder = _Recorder()
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -68,7 +69,12 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
     finally:
         for module, training in modes:
             module.training = training
-    outputs = tuple(recorder.ref(tensor) for tensor in _tensors(result))
+    outputs = tuple(recorder.ref(tensor) for tensor in tensors_of(result))
+    if not outputs:
+        raise ModelError(
+            f"the model returns a {type(result).__name__} in which no tensor is found; "
+            "return a tensor, or a tuple, list or dict of tensors"
+        )
     return Trace(tuple(recorder.operations), parameters, inputs, outputs, batch.samples)
 
 
@@ -92,10 +98,10 @@ class _Recorder(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - as the operation
         result = func(*args, **(kwargs or {}))
-        outputs = tuple(self.ref(tensor) for tensor in _tensors(result))
+        outputs = tuple(self.ref(tensor) for tensor in tensors_of(result))
         self.operations.append(
             Operation(
-                f"aten.{func.overloadpacket.__name__}",
+                f"{func.namespace}.{func.overloadpacket.__name__}",
                 tuple(map(self._strip, args)),
                 {key: self._strip(value) for key, value in (kwargs or {}).items()},
                 outputs,
@@ -109,12 +115,13 @@ class _Recorder(TorchDispatchMode):
         return [self._strip(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _tensors(value: Any) -> list[Tensor]:  # noqa: ANN401 - whatever a model or operation returns
+def tensors_of(value: Any) -> list[Tensor]:  # noqa: ANN401 - what a model or operation returns
+    """Return the tensors in a value, in tuples, lists and mappings too."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
-    return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []
+    return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []
 
 
 def _refs(value: Any) -> list[Ref]:  # noqa: ANN401 - arguments of an operation

@@ -1,0 +1,41 @@
+# make demo    the whole story on embedded data
+# make test    the test suite
+# make check   format, lint, types, import contracts
+# make bench   benchmarks on real networks; FLEXREL_DATA says where they are
+# Each makes .venv and installs what it needs, once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PROJECT := pyproject.toml edge/pyproject.toml constraints.txt
+SOURCES := src edge/src tests benchmarks examples
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/flexrel demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/curves.py
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.python:
+	python3 -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "FlexRel needs Python 3.11 or newer, found " + sys.version.split()[0])'
+	python3 -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: $(VENV)/.python $(PROJECT)
+	$(PIP) -e edge -e '.[$*]'
+	touch $@

@@ -1,0 +1,196 @@
+"""Every form of batch is read alike, and what can't be read is said with its index."""
+
+from collections import UserDict, namedtuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flexrel import FlexrelError, ModelError, UsageError
+from flexrel.batches import call, first_samples, read_batches
+
+X = torch.arange(6.0).view(3, 2)
+LABELS = torch.tensor([2, 0, 1])
+Pair = namedtuple("Pair", "x y")  # noqa: PYI024 - as loaders make them
+
+
+def read(raw):
+    (batch,) = read_batches([raw], nn.Module())
+    return batch
+
+
+@pytest.mark.parametrize("raw", [X, (X,), [X], {"x": X}, UserDict(x=X)])
+def test_inputs_without_labels_are_read_from_any_form(raw):
+    batch = read(raw)
+
+    assert torch.equal(batch.tensors[0], X)
+    assert batch.labels is None
+    assert batch.samples == 3
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        (X, LABELS),
+        [X, LABELS],
+        Pair(X, LABELS),
+        (X, [2, 0, 1]),
+        (X, np.array([2, 0, 1])),
+        {"x": X, "labels": LABELS},
+        {"label": LABELS, "x": X},
+        UserDict(x=X, labels=LABELS),
+    ],
+)
+def test_inputs_with_labels_are_read_from_any_form(raw):
+    batch = read(raw)
+
+    assert torch.equal(batch.tensors[0], X)
+    assert len(batch.tensors) == 1
+    assert batch.labels.tolist() == [2, 0, 1]
+
+
+def test_batches_are_counted_from_zero_and_read_lazily():
+    def endless():
+        while True:
+            yield X
+
+    batches = read_batches(endless(), nn.Module())
+
+    assert [next(batches).index for _ in range(3)] == [0, 1, 2]
+
+
+def test_a_dict_keeps_its_arguments_in_order_and_what_is_no_tensor():
+    batch = read({"x": X, "mask": X > 1, "scale": 3, "labels": LABELS})
+
+    assert list(batch.kwargs) == ["x", "mask", "scale"]
+    assert [t.dtype for t in batch.tensors] == [torch.float32, torch.bool]
+
+
+def test_whole_numbers_are_not_searched_for_nan():
+    assert read(torch.ones(2, 3, dtype=torch.long)).samples == 2
+
+
+def test_inputs_go_where_the_model_is():
+    model = nn.Linear(2, 2, device="meta")  # the one other device that every machine has
+
+    (batch,) = read_batches([{"x": torch.ones(3, 2, dtype=torch.long), "labels": LABELS}], model)
+
+    assert batch.tensors[0].device.type == "meta"
+    assert batch.labels.device.type == "meta"
+
+
+def test_tensors_of_inference_mode_become_ordinary_ones():
+    with torch.inference_mode():
+        raw = {"x": X * 1, "labels": LABELS * 1}
+
+    batch = read(raw)
+
+    assert not any(tensor.is_inference() for tensor in (*batch.tensors, batch.labels))
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ("text", "is a str; a batch is a tensor, a tuple"),
+        (None, "is a NoneType"),
+        (np.ones((2, 2)), "is a ndarray"),
+        ((), "is a tuple"),
+        ((X, LABELS, X), "is a tuple"),
+        ({}, "no input tensor, but nothing"),
+        ({"labels": LABELS}, "no input tensor, but nothing"),
+        ({"x": 1}, "no input tensor, but int"),
+        ((None, LABELS), "no input tensor, but NoneType"),
+        (([X, X], LABELS), "no input tensor, but list"),
+        (X[:0], r"shape \(0, 2\): no sample"),
+        (X[:, :0], r"shape \(3, 0\): no sample"),
+        (torch.tensor(3.0), r"shape \(\): no sample"),
+        ({"x": X, "y": X[:0]}, r"shape \(0, 2\): no sample"),
+        (X / 0, r"6 NaN or infinite values of 6$"),
+        ({"x": X, "y": X.where(X < 5, torch.nan)}, "1 NaN or infinite values of 6$"),
+        ((X, LABELS[:2]), "3 inputs but 2 labels"),
+        ((X, 1), "3 inputs but one label for all"),
+        ((X, "abc"), "are a str that is no tensor of numbers"),
+        ((X, [[1], [2, 3], []]), "are a list that is no tensor of numbers"),
+    ],
+)
+def test_what_is_no_batch_is_refused_with_its_index(raw, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        list(read_batches([X, X, raw], nn.Module()))
+
+    assert "batch 2 " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_one_tensor_is_no_iterable_of_batches():
+    with pytest.raises(UsageError, match="a list of one"):
+        list(read_batches(X, nn.Module()))
+
+
+def test_the_first_samples_are_cut_from_all_that_has_the_length_of_the_batch():
+    batch = read(
+        {"x": X, "y": X + 1, "table": torch.ones(7), "scale": torch.ones(1), "n": 3, "label": LABELS}
+    )
+
+    cut = first_samples(batch, 2)
+
+    assert cut.samples == 2
+    assert cut.kwargs["y"].tolist() == [[1, 2], [3, 4]]
+    assert cut.labels.tolist() == [2, 0]
+    assert [len(cut.kwargs[name]) for name in ("table", "scale")] == [7, 1]
+    assert cut.kwargs["n"] == 3
+    assert first_samples(read((X, LABELS)), 1).args[0].tolist() == [[0, 1]]
+
+
+def test_more_samples_than_there_are_is_the_whole_batch():
+    assert first_samples(read(X), 99).samples == 3
+
+
+def test_a_call_passes_arguments_as_the_batch_has_them():
+    class Shows(nn.Module):
+        def forward(self, *args, **kwargs):
+            return args, kwargs
+
+    args, kwargs = call(Shows(), read({"x": X, "scale": 3, "labels": LABELS}))
+
+    assert args == ()
+    assert list(kwargs) == ["x", "scale"]
+    assert call(Shows(), read((X, LABELS)))[0][0] is X
+
+
+class Raises(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("first\nsecond"), "first"),
+        (TypeError("  padded\n"), "padded"),
+        (KeyError("k"), "'k'"),
+        (AssertionError(), "AssertionError"),
+        (ZeroDivisionError("by zero"), "by zero"),
+        (AttributeError("no such"), "no such"),
+    ],
+)
+def test_whatever_the_model_raises_is_a_model_error_with_shapes_and_cause(error, says):
+    with pytest.raises(ModelError) as caught:
+        call(Raises(error), read(X))
+
+    prefix = "the model does not run on batch 0 (inputs of shape (3, 2)): "
+    assert str(caught.value) == prefix + says
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), UsageError("ours")])
+def test_interrupts_and_our_own_errors_pass_as_they_are(error):
+    with pytest.raises((KeyboardInterrupt, SystemExit, FlexrelError)) as caught:
+        call(Raises(error), read(X))
+
+    assert caught.value is error

@@ -1,0 +1,323 @@
+"""The command line: what is printed where, what is written, and every exit code."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import flexrel
+from flexrel.cli import main
+from flexrel.cli.options import parse_budget, parse_criterion, parse_target
+
+NETWORK = '''
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(5 * 16, 4),
+    )
+
+def inputs():
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 1, 6, 6, generator=draw) for _ in range(3)]
+
+def labelled():
+    return [(x, make()(x).argmax(1)) for x in inputs()]
+
+def none():
+    return []
+
+def broken():
+    return [torch.full((2, 1, 6, 6), float("nan"))]
+
+def number():
+    return 3
+
+def crash():
+    raise RuntimeError("no disk")
+'''
+
+
+@pytest.fixture
+def net(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(NETWORK)
+    return path
+
+
+def prune(net, *options, data="inputs"):
+    return main(["prune", f"{net}:make", "--calibration", f"{net}:{data}", *options])
+
+
+def one_line(text):
+    assert text.startswith("flexrel: ")
+    assert text.count("\n") == 1
+    return text
+
+
+def test_prune_writes_the_directory_and_prints_one_table(net, tmp_path, capsys):
+    out = tmp_path / "pruned"
+
+    code = prune(net, "--evaluation", f"{net}:labelled", "--budget", "macs=60%", "--out", str(out))
+
+    assert code == 0
+    written = {path.name for path in out.iterdir()}
+    assert written == {"model.flexrel", "plan.json", "result.json", "report.html"}
+    printed = capsys.readouterr().out
+    assert "dense" in printed
+    assert str(out) in printed
+    result = json.loads((out / "result.json").read_text())
+    assert result["achieved"]["macs"] <= result["requested"]["macs"]
+    assert result["achieved"]["bytes"] == (out / "model.flexrel").stat().st_size
+    assert result["achieved"]["samples"] == 24
+
+
+def test_json_is_one_object_on_stdout(net, capsys):
+    assert prune(net, "--budget", "parameters=50%", "--criterion", "magnitude", "--json") == 0
+
+    result = json.loads(capsys.readouterr().out)
+    assert (result["criterion"], result["delta"]) == ("magnitude", 0)
+
+
+def test_the_packed_file_is_the_pruned_network(net, tmp_path, capsys):
+    out = tmp_path / "pruned"
+    prune(net, "--budget", "parameters=50%", "--out", str(out))
+    model = flexrel.load(out / "model.flexrel", into=load_factory(net)())
+
+    small = sum(p.numel() for p in model.parameters())
+
+    assert small == json.loads((out / "result.json").read_text())["achieved"]["parameters"]
+
+
+def load_factory(net):
+    space = {}
+    exec(net.read_text(), space)  # noqa: S102 - the test's own text
+    return space["make"]
+
+
+def test_inspect_and_unpack_read_what_prune_wrote(net, tmp_path, capsys):
+    out = tmp_path / "pruned"
+    prune(net, "--budget", "bytes=60%", "--granularity", "element", "--out", str(out))
+    capsys.readouterr()
+
+    assert main(["inspect", str(out / "model.flexrel"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["tensors"]) == 6
+    assert main(["unpack", str(out / "model.flexrel"), str(tmp_path / "w.safetensors")]) == 0
+    assert (tmp_path / "w.safetensors").stat().st_size > 0
+
+
+def test_statistics_of_two_runs_merge_to_their_sum(net, tmp_path, capsys):
+    files = [tmp_path / name for name in ("a", "b", "c")]
+    for path in files[:2]:
+        assert main(["calibrate", f"{net}:make", "--data", f"{net}:inputs", "-o", str(path)]) == 0
+
+    assert main(["merge", str(files[0]), str(files[1]), "-o", str(files[2])]) == 0
+
+    one, both = flexrel.Statistics.load(files[0]), flexrel.Statistics.load(files[2])
+    assert both.samples == 2 * one.samples == 48
+    assert all(torch.equal(both[name].input, 2 * one[name].input) for name in one)
+
+
+def test_report_is_made_again_from_the_records(net, tmp_path, capsys):
+    out = tmp_path / "pruned"
+    prune(net, "--budget", "macs=60%", "--out", str(out))
+    first = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").read_bytes() == first
+    (out / "plan.json").write_text("{")
+    assert main(["report", str(out)]) == 2
+    assert main(["report", str(tmp_path)]) == 2
+
+
+def test_an_npz_is_data(net, tmp_path, capsys):
+    x = torch.cat([torch.randn(8, 1, 6, 6) for _ in range(3)])
+    np.savez(tmp_path / "d.npz", x=x.numpy(), y=load_factory(net)()(x).argmax(1).numpy())
+    path = str(tmp_path / "d.npz")
+
+    code = main(
+        ["prune", f"{net}:make", "--calibration", path, "--evaluation", path]
+        + ["--budget", "macs=0.6", "--json"]
+    )
+
+    assert code == 0
+    assert json.loads(capsys.readouterr().out)["achieved"]["samples"] == 24
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.flexrel"])
+def test_weights_come_from_three_kinds_of_file(net, tmp_path, capsys, name):
+    path, model = tmp_path / name, load_factory(net)()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    if name.endswith(".pt"):
+        torch.save({"state_dict": model.state_dict()}, path)
+    elif name.endswith(".flexrel"):
+        flexrel.pack(model, path)
+    else:
+        save_file(model.state_dict(), path)
+    packed = tmp_path / "out.flexrel"
+
+    assert main(["pack", f"{net}:make", "--weights", str(path), "-o", str(packed)]) == 0
+
+    found = flexrel.load(packed, into=load_factory(net)()).state_dict()
+    assert all(torch.equal(found[k], v) for k, v in model.state_dict().items())
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+@pytest.mark.parametrize("content", ["object", "pickle", "cut short", "list"])
+def test_a_pickle_offered_as_weights_is_refused_and_not_run(net, tmp_path, capsys, content):
+    path = tmp_path / "w.pt"
+    if content == "pickle":
+        path.write_bytes(pickle.dumps(Evil()))
+    else:
+        torch.save([1, 2] if content == "list" else Evil(), path)
+    if content == "cut short":
+        path.write_bytes(path.read_bytes()[:40])
+
+    code = prune(net, "--weights", str(path), "--budget", "macs=60%")
+
+    said = capsys.readouterr()
+    assert code == 5
+    assert "save_file" in one_line(said.err)
+    assert "run" not in said.out
+
+
+def test_damaged_files_exit_5_and_leave_nothing(net, tmp_path, capsys):
+    good, bad = tmp_path / "good.flexrel", tmp_path / "bad.flexrel"
+    main(["pack", f"{net}:make", "-o", str(good)])
+    data = bytearray(good.read_bytes())
+    data[-5] ^= 1
+    bad.write_bytes(data)
+    (tmp_path / "bad.safetensors").write_bytes(b"no such thing")
+    (tmp_path / "stats").write_bytes(b"no such thing")
+    out = tmp_path / "out"
+    capsys.readouterr()
+
+    for weights in ("bad.flexrel", "bad.safetensors"):
+        command = ("--weights", str(tmp_path / weights), "--budget", "macs=60%", "--out", str(out))
+        assert prune(net, *command) == 5
+        assert weights in one_line(capsys.readouterr().err)
+    assert main(["merge", str(tmp_path / "stats"), "-o", str(out)]) == 5
+    assert main(["inspect", str(bad)]) == 5
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "code", "says"),
+    [
+        ([], "inputs", 2, "nothing to prune to"),
+        (["--budget", "macs=60%"], "none", 2, "calibration set is empty"),
+        (["--budget", "macs=60%"], "broken", 2, "batch 0"),
+        (["--budget", "macs=60%"], "number", 2, "int"),
+        (["--budget", "macs=60%"], "crash", 2, "no disk"),
+        (["--budget", "macs=60%"], "missing", 2, "it has make, inputs"),
+        (["--budget", "macs=60%", "--output", "label"], "inputs", 2, "needs labels"),
+        (["--budget", "macs=60%", "--output", "x"], "inputs", 2, "predicted"),
+        (["--budget", "macs=60%", "--rule", "x"], "inputs", 2, "gradient-input"),
+        (["--budget", "macs=60%", "--keep", "layer9"], "inputs", 2, "layer9"),
+        (["--budget", "macs=60%", "--granularity", "head"], "inputs", 2, "element, channel"),
+        (["--budget", "macs=60%", "--criterion", "best"], "inputs", 2, "flexrel:DELTA"),
+        (["--budget", "macs=60%", "--values", "int3"], "inputs", 2, "float32"),
+        (["--budget", "macs=60%", "--recover", "magic"], "inputs", 2, "none"),
+        (["--budget", "macs=60%", "--allocation", "x"], "inputs", 2, "per-layer"),
+        (["--budget", "latency=5ms"], "inputs", 2, "bytes=500kB"),
+        (["--budget", "macs=none"], "inputs", 2, "amount"),
+        (["--budget", "bytes=10 parsecs"], "inputs", 2, "500 kB"),
+        (["--target", "speed=1%"], "inputs", 2, "accuracy-drop"),
+        (["--target", "accuracy-drop=1%"], "inputs", 2, "--evaluation"),
+        (["--budget", "parameters=3"], "inputs", 3, "closest possible"),
+        (["--budget", "bytes=10"], "inputs", 3, "closest possible"),
+        (["--budget", "macs=60%", "--granularity", "element"], "inputs", 3, "channel"),
+        (["--weights", "nowhere.pt", "--budget", "macs=60%"], "inputs", 2, "nowhere.pt"),
+    ],
+)
+def test_a_bad_request_is_one_line_with_its_exit_code(
+    unchecked, net, tmp_path, capsys, options, data, code, says
+):
+    out = tmp_path / "out"
+
+    assert prune(net, *options, "--out", str(out), data=data) == code
+
+    assert says in one_line(capsys.readouterr().err)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("net.py", "file.py:factory"),
+        ("nowhere.py:make", "no such file"),
+        ("no.such.module:make", "can't be imported"),
+        ("json:dumps", "failed"),
+    ],
+)
+def test_a_model_that_is_not_there_exits_2(capsys, spec, says):
+    assert main(["prune", spec, "--calibration", "x:y", "--budget", "macs=60%"]) == 2
+    assert says in one_line(capsys.readouterr().err)
+
+
+def test_a_model_without_a_prunable_layer_exits_4(net, tmp_path, capsys):
+    net.write_text(NETWORK + "\ndef make():\n    return nn.Sequential(nn.Flatten())\n")
+
+    assert prune(net, "--budget", "macs=60%") == 4
+    assert "can be pruned" in one_line(capsys.readouterr().err)
+
+
+def test_weights_that_do_not_fit_exit_2(net, tmp_path, capsys):
+    save_file({"0.weight": torch.zeros(9, 9)}, tmp_path / "w.safetensors")
+
+    assert prune(net, "--weights", str(tmp_path / "w.safetensors"), "--budget", "macs=60%") == 2
+    assert "does not fit" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("argv", [["prune"], ["nonsense"], ["prune", "a", "--nonsense"]])
+def test_wrong_words_exit_2(capsys, argv):
+    assert main(argv) == 2
+
+
+def test_help_exits_0(capsys):
+    assert main(["--help"]) == 0
+    assert "prune" in capsys.readouterr().out
+
+
+def test_the_installed_command_gives_its_exit_code():
+    command = [sys.executable, "-c", "import sys; from flexrel.cli import main; sys.exit(main())"]
+
+    done = subprocess.run([*command, "inspect", "nowhere"], capture_output=True, check=False)
+
+    assert done.returncode == 2
+    assert done.stdout == b""
+
+
+def test_amounts_are_shares_or_counts():
+    assert parse_budget("bytes=500kB") == flexrel.Bytes("500kB")
+    assert parse_budget("bytes=50%") == flexrel.Bytes(0.5)
+    assert parse_budget("macs=0.5") == parse_budget("macs=50%") == flexrel.MACs(0.5)
+    assert parse_budget("macs=20.5M") == flexrel.MACs(20_500_000)
+    assert parse_budget("parameters=120k") == flexrel.Parameters(120_000)
+    assert parse_budget("parameters=7") == flexrel.Parameters(7)
+    assert parse_budget("sparsity=80%") == flexrel.Sparsity(0.8)
+    assert parse_target("accuracy-drop=1%") == flexrel.AccuracyDrop(0.01)
+    assert parse_target("accuracy-drop=0.02") == flexrel.AccuracyDrop(0.02)
+
+
+def test_criteria_are_named_as_plans_name_them():
+    assert parse_criterion("auto") is None
+    for made in (flexrel.Magnitude(), flexrel.Relevance(), flexrel.FlexRel(0.25)):
+        assert parse_criterion(made.name) == made
+    product = flexrel.FlexRel(0.5, blend="product")
+    assert parse_criterion(product.name) == product
