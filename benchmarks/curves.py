@@ -1,11 +1,11 @@
 """Accuracy against size for magnitude, relevance and FlexRel on real networks, nothing trained.
 
-    python benchmarks/curves.py                    measure all (hours on 2 cores, minutes on a GPU)
+    python benchmarks/curves.py                    measure all (an hour or two on 2 cores)
     python benchmarks/curves.py --networks resnet20 --draws 1
     python benchmarks/curves.py --show             tables and figure from the JSON alone
 
 Three disjoint sets: relevance is calibrated on 512 `train` images, without labels; the form of
-FlexRel (delta, blend, part of relevance) is chosen on 1,500 other `train` images, for every
+FlexRel (delta, blend, part of relevance) is chosen on 400 other `train` images, for every
 network, deployment, granularity and level; accuracy is reported on `test_a`, on which nothing
 is chosen. Channels are compared at equal multiply-adds, elements at equal bytes of the packed
 file. Two deployments: all ten classes, and three of them (airplane, automobile, bird).
@@ -18,6 +18,7 @@ import os
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import common
 import numpy as np
@@ -37,38 +38,26 @@ from flexrel.structure import analyse
 NETWORKS = ("resnet20", "resnet56", "vgg16")
 DEPLOYMENTS = {"10 classes": tuple(range(10)), "3 classes": (0, 1, 2)}
 LEVELS = {
-    "channel": (0.9, 0.8, 0.7, 0.6, 0.5, 0.4),  # multiply-adds over dense
-    "element": (0.6, 0.5, 0.4, 0.3, 0.2, 0.15),  # bytes over dense
+    "channel": (0.9, 0.8, 0.65, 0.5),  # multiply-adds over dense
+    "element": (0.5, 0.35, 0.25, 0.15),  # bytes over dense
 }
-DELTAS = (0.1, 0.3, 0.5, 0.7, 0.9)
-CALIBRATE, CHOOSE, BATCH = 512, 1500, 250
+DELTAS = (0.1, 0.5, 0.9)
+CALIBRATE, CHOOSE, BATCH = 512, 400, 250
+TEST = {"resnet20": 2000, "resnet56": 1500, "vgg16": 1000}  # first images of test_a
 BYTES_TOLERANCE = 0.005
 
 
-def forms(granularity):
+def forms():
     """Return every form of FlexRel that is tried, by name; the paper's plain sum among them."""
-    made = {f"sum positive {delta:g}": FlexRel(delta) for delta in DELTAS}
-    made |= {
-        f"sum {part} {delta:g}": FlexRel(delta, part=part)
-        for part, delta in itertools.product(("sum", "absolute"), DELTAS[::2])
-    }
-    made |= {
-        f"product positive {delta:.2g}": FlexRel(delta, blend="product")
-        for delta in (0.25, 1 / 3, 0.5, 2 / 3)
-    }
-    made |= {
-        f"product absolute {delta:.2g}": FlexRel(delta, blend="product", part="absolute")
-        for delta in (1 / 3, 1 / 2)
-    }
-    if granularity == "channel":  # ranks of 33 million elements cost minutes and win nowhere
-        made |= {f"sum rank {delta:g}": FlexRel(delta, scale="rank") for delta in DELTAS}
-    return made
+    made = {f"sum {delta:g}": FlexRel(delta) for delta in DELTAS}
+    made |= {f"sum {delta:g}, signed": FlexRel(delta, part="sum") for delta in (0.5,)}
+    products = (1 / 3, 0.5, 2 / 3)
+    return made | {f"product {d:.2g}": FlexRel(d, blend="product") for d in products}
 
 
 def singles():
     """Return the single signals, by name."""
-    parts = ("sum", "positive", "absolute")
-    return {"magnitude": Magnitude(), **{f"relevance {p}": Relevance(p) for p in parts}}
+    return {"magnitude": Magnitude(), "relevance": Relevance()}
 
 
 def in_threads(work, items):
@@ -81,7 +70,7 @@ def in_threads(work, items):
 class Bench:
     """One network in one deployment, with one draw of calibration images."""
 
-    def __init__(self, packs, name, deployment, draw, device, choose=CHOOSE):
+    def __init__(self, packs, name, deployment, draw, device, *, choose=CHOOSE, test=None):
         self.name, self.deployment, self.draw, self.device = name, deployment, draw, device
         self.model = packs.network(name).to(device)
         classes = DEPLOYMENTS[deployment]
@@ -93,11 +82,11 @@ class Bench:
         self.calibration = list(inputs[:CALIBRATE].split(64))
         self.choose = self._batches(inputs[CALIBRATE:], labels[CALIBRATE:])
         x, y = packs.cifar10("test_a")
-        mine = np.flatnonzero(np.isin(y, classes))
+        mine = np.flatnonzero(np.isin(y[:test], classes))
         inputs = packs.normalise(name, x[mine]).to(device)
         self.test = self._batches(inputs, torch.from_numpy(y[mine]).to(device))
         self.statistics = calibrate(self.model, self.calibration)
-        self.divergence = Divergence(self.model, self.calibration)
+        self.divergence = Divergence(self.model, self.calibration[:4])  # 256 images
         self.tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         self.dense_bytes = len(encode(self.model))
 
@@ -157,7 +146,7 @@ def choose_forms(bench, granularity, structure, counts):
     each form many times would cost hours and the bytes differ by a few percent.
     """
     rows = []
-    for name, criterion in {**singles(), **forms(granularity)}.items():
+    for name, criterion in {**singles(), **forms()}.items():
         removal = bench.removal(structure, criterion)
         for level in LEVELS[granularity]:
             if granularity == "channel":
@@ -181,14 +170,13 @@ def best_form(rows, level, measure, names):
 
 def report(bench, granularity, structure, chosen_rows, counts):
     """Return rows of accuracy on `test_a`: single signals, the plain deltas, the chosen forms."""
-    every = {**singles(), **forms(granularity)}
-    fixed = ["magnitude", "relevance positive", *(f"sum positive {d:g}" for d in DELTAS[::2])]
-    blends = set(forms(granularity))
+    every = {**singles(), **forms()}
+    fixed = ["magnitude", "relevance", *(f"sum {d:g}" for d in DELTAS)]
+    blends = set(forms())
     wanted = {}  # form -> level -> what it stands for there
     for level in LEVELS[granularity]:
         picks = {
             "flexrel": best_form(chosen_rows, level, "accuracy", blends),
-            "relevance": best_form(chosen_rows, level, "accuracy", set(singles()) - {"magnitude"}),
             "auto": best_form(chosen_rows, level, "divergence", set(every)),
         }
         for name in fixed:
@@ -199,9 +187,8 @@ def report(bench, granularity, structure, chosen_rows, counts):
     rows = []
     for name, levels in wanted.items():
         removal = bench.removal(structure, every[name])
-        plans = in_threads(
-            lambda level: bench.plan_at(structure, removal, level, counts.get(level)), levels
-        )
+        plan_at = partial(bench.plan_at, structure, removal)
+        plans = in_threads(lambda at: at[0](at[1], counts.get(at[1])), [(plan_at, v) for v in levels])
         for (level, roles), plan in zip(levels.items(), plans, strict=True):
             if plan is None:
                 continue
@@ -222,11 +209,12 @@ def report(bench, granularity, structure, chosen_rows, counts):
 def measure(args):
     torch.backends.cudnn.allow_tf32 = False
     packs = common.data_packs()
-    results = {"device": str(args.device), "torch": torch.__version__, "blocks": []}
-    blocks = itertools.product(args.networks, DEPLOYMENTS, args.granularities, range(args.draws))
-    for name, deployment, granularity, draw in blocks:
+    for name in args.networks:
+        common.save(f"curves-{name}", {"torch": torch.__version__, "blocks": []})
+    blocks = itertools.product(args.networks, range(args.draws), DEPLOYMENTS, LEVELS)
+    for name, draw, deployment, granularity in blocks:
         began = time.monotonic()
-        bench = Bench(packs, name, deployment, draw, args.device)
+        bench = Bench(packs, name, deployment, draw, args.device, test=args.test.get(name))
         structure = bench.structure(granularity)
         counts = counts_at(bench, structure)
         chosen = choose_forms(bench, granularity, structure, counts)
@@ -245,13 +233,16 @@ def measure(args):
             "choose": chosen,
             "test_a": report(bench, granularity, structure, chosen, counts),
         }
-        results["blocks"].append(block)
-        common.save(args.name, results)
-        print(f"{name}, {deployment}, {granularity}, draw {draw}: {time.monotonic() - began:.0f} s")
+        content = common.load(f"curves-{name}")
+        content["blocks"].append(block)
+        common.save(f"curves-{name}", content)
+        seconds = time.monotonic() - began
+        print(f"{name}, {deployment}, {granularity}, draw {draw}: {seconds:.0f} s", flush=True)
 
 
-def show(args):
-    blocks = common.load(args.name)["blocks"]
+def show():
+    measured = [name for name in NETWORKS if (common.RESULTS / f"curves-{name}.json").is_file()]
+    blocks = [block for name in measured for block in common.load(f"curves-{name}")["blocks"]]
     text = []
     for granularity, unit in (("channel", "MACs"), ("element", "bytes")):
         header = ["network, in use", unit, "magnitude", "relevance", "FlexRel", "auto", "best form"]
@@ -286,8 +277,8 @@ def show(args):
                     f"signal in {wins} of {len(own)} rows, by {100 * statistics.fmean(own):+.1f} "
                     f"points on average (from {100 * min(own):+.1f} to {100 * max(own):+.1f})."
                 )
-    common.replace_section(args.name, "\n\n".join(text))
-    figure(args.name, blocks)
+    common.replace_section("curves", "\n\n".join(text))
+    figure(blocks)
 
 
 def _grouped(blocks, granularity):
@@ -311,7 +302,7 @@ def _cell(accuracies, samples, best):
     return f"**{text}**" if best else text
 
 
-def figure(name, blocks):
+def figure(blocks):
     import matplotlib as mpl  # noqa: PLC0415 - only drawing needs it
 
     mpl.use("Agg")
@@ -346,21 +337,21 @@ def figure(name, blocks):
     axes[0][0].set_ylabel("top-1 on test_a, %", fontsize=8)
     axes[0][0].legend(fontsize=7, loc="lower left")
     fig.tight_layout()
-    fig.savefig(common.RESULTS / f"{name}.png", dpi=110)
+    fig.savefig(common.RESULTS / "curves.png", dpi=110)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
-    parser.add_argument("--granularities", nargs="+", default=tuple(LEVELS), choices=tuple(LEVELS))
     parser.add_argument("--draws", type=int, default=3, help="of calibration images")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--name", default="curves", help="of the results")
     parser.add_argument("--show", action="store_true", help="tables and figure, from the JSON")
+    parser.add_argument("--all", action="store_true", help="report on all 5,000 images of test_a")
     args = parser.parse_args()
+    args.test = {} if args.all else TEST
     if not args.show:
         measure(args)
-    show(args)
+    show()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ is its mean accuracy over all of them.
 
 import argparse
 import itertools
+import re
 import statistics
 import time
 from dataclasses import dataclass
@@ -142,9 +143,9 @@ def measure(args):
     rows = []
     for network, deployment in itertools.product(args.networks, DEPLOYMENTS):
         began = time.monotonic()
-        bench = Bench(packs, network, deployment, 0, args.device, CHOOSE)
+        bench = Bench(packs, network, deployment, 0, args.device, choose=CHOOSE)
         structure = bench.structure("channel")
-        for form in forms():
+        for form in (form for form in forms() if re.search(args.only, form.name)):
             removal = bench.removal(structure, form)
             for level in LEVELS:
                 plan = bench.plan_at(structure, removal, level)
@@ -152,7 +153,7 @@ def measure(args):
                     accuracy = bench.choose(apply(bench.model, plan))
                     where = {"network": network, "deployment": deployment, "level": level}
                     rows.append({"form": form.name, **where, "accuracy": round(accuracy, 4)})
-        common.save("signals", {"rows": rows})
+        common.save(args.name, {"rows": rows})
         print(f"{network}, {deployment}: {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -185,6 +186,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", default="", help="forms whose name has this pattern")
+    parser.add_argument("--name", default="signals", help="of the results")
     parser.add_argument("--show", action="store_true", help="the table, from the JSON")
     args = parser.parse_args()
     if not args.show:

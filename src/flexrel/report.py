@@ -47,6 +47,14 @@ def size(number: float | None) -> str:
     return f"{number:,.0f} B"
 
 
+def _round_size(number: float) -> str:
+    """Return a round number of bytes without decimals that say nothing: "25 kB"."""
+    for unit, factor in (("MB", 10**6), ("kB", 10**3)):
+        if number >= factor:
+            return f"{number / factor:g} {unit}"
+    return f"{number:g}"
+
+
 def count(number: float | None) -> str:
     """Return a whole number with separators, "" for None."""
     return "" if number is None else f"{number:,.0f}"
@@ -93,9 +101,7 @@ def chart(points: Sequence[Mapping[str, Any]], achieved: Mapping[str, Any]) -> d
         "right": _WIDTH - _RIGHT,
         "bottom": _HEIGHT - _BOTTOM,
         "lines": lines,
-        "x_ticks": [
-            {"at": x(value), "text": size(value) if value else "0"} for value in byte_ticks
-        ],
+        "x_ticks": [{"at": x(value), "text": _round_size(value)} for value in byte_ticks],
         "y_ticks": [{"at": y(value), "text": f"{100 * value:.4g} %"} for value in share_ticks],
         "mark": mark,
     }
