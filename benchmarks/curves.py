@@ -20,10 +20,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import common
 import numpy as np
 import torch
 
+import common
 from flexrel import cost
 from flexrel.allocate import Removal
 from flexrel.apply import apply
@@ -188,7 +188,9 @@ def report(bench, granularity, structure, chosen_rows, counts):
     for name, levels in wanted.items():
         removal = bench.removal(structure, every[name])
         plan_at = partial(bench.plan_at, structure, removal)
-        plans = in_threads(lambda at: at[0](at[1], counts.get(at[1])), [(plan_at, v) for v in levels])
+        plans = in_threads(
+            lambda at: at[0](at[1], counts.get(at[1])), [(plan_at, v) for v in levels]
+        )
         for (level, roles), plan in zip(levels.items(), plans, strict=True):
             if plan is None:
                 continue
@@ -250,24 +252,45 @@ def show():
         for (name, deployment), group in _grouped(blocks, granularity):
             dense = group[0]["dense"]["accuracy"]
             samples = group[0]["samples"]
-            rows.append([f"**{name}, {deployment}** (n = {samples:,})", "1", _points(dense, samples), "", "", "", ""])
+            rows.append(
+                [
+                    f"**{name}, {deployment}** (n = {samples:,})",
+                    "1",
+                    _points(dense, samples),
+                    "",
+                    "",
+                    "",
+                    "",
+                ]
+            )
             for level in LEVELS[granularity]:
                 cells = {
-                    role: [r for b in group for r in b["test_a"] if (r["role"], r["level"]) == (role, level)]
+                    role: [
+                        r
+                        for b in group
+                        for r in b["test_a"]
+                        if (r["role"], r["level"]) == (role, level)
+                    ]
                     for role in ("magnitude", "relevance", "flexrel", "auto")
                 }
                 if not all(cells.values()):
                     continue
-                means = {role: statistics.fmean(r["accuracy"] for r in c) for role, c in cells.items()}
+                means = {
+                    role: statistics.fmean(r["accuracy"] for r in c) for role, c in cells.items()
+                }
                 best = max(means["magnitude"], means["relevance"])
                 gains.append((deployment, level, means["flexrel"] - best))
                 marked = {
-                    role: _cell([r["accuracy"] for r in c], samples, means[role] == max(means.values()))
+                    role: _cell(
+                        [r["accuracy"] for r in c], samples, means[role] == max(means.values())
+                    )
                     for role, c in cells.items()
                 }
                 form = statistics.mode(r["form"] for r in cells["flexrel"])
                 rows.append(["", f"{level:g}", *marked.values(), form])
-        text.append(f"**{granularity.capitalize()}s, at equal {unit}**\n\n{common.table(header, rows)}")
+        text.append(
+            f"**{granularity.capitalize()}s, at equal {unit}**\n\n{common.table(header, rows)}"
+        )
         for deployment in DEPLOYMENTS:
             own = [gain for where, _, gain in gains if where == deployment]
             if own:
@@ -284,9 +307,7 @@ def show():
 def _grouped(blocks, granularity):
     own = [block for block in blocks if block["granularity"] == granularity]
     keys = dict.fromkeys((block["network"], block["deployment"]) for block in own)
-    return [
-        (key, [b for b in own if (b["network"], b["deployment"]) == key]) for key in keys
-    ]
+    return [(key, [b for b in own if (b["network"], b["deployment"]) == key]) for key in keys]
 
 
 def _points(accuracy, samples):
@@ -328,7 +349,9 @@ def figure(blocks):
                 levels = sorted(points)
                 means = [statistics.fmean(points[level]) for level in levels]
                 spread = [statistics.pstdev(points[level]) for level in levels]
-                ax.errorbar(levels, means, spread, color=color, marker="o", ms=3, lw=1.4, label=role)
+                ax.errorbar(
+                    levels, means, spread, color=color, marker="o", ms=3, lw=1.4, label=role
+                )
         ax.set_title(f"{network}, {deployment}", fontsize=9)
         ax.set_xlabel("MACs of dense" if granularity == "channel" else "bytes of dense", fontsize=8)
         ax.set_ylim(0, 100)

@@ -16,10 +16,10 @@ import statistics
 import time
 from dataclasses import dataclass
 
-import common
 import torch
-from curves import DEPLOYMENTS, NETWORKS, Bench
 
+import common
+from curves import DEPLOYMENTS, NETWORKS, Bench
 from flexrel.apply import apply
 from flexrel.records import layer_of
 
@@ -140,7 +140,7 @@ def forms():
 def measure(args):
     torch.backends.cudnn.allow_tf32 = False
     packs = common.data_packs()
-    rows = []
+    rows = {network: [] for network in args.networks}
     for network, deployment in itertools.product(args.networks, DEPLOYMENTS):
         began = time.monotonic()
         bench = Bench(packs, network, deployment, 0, args.device, choose=CHOOSE)
@@ -152,33 +152,33 @@ def measure(args):
                 if plan is not None:
                     accuracy = bench.choose(apply(bench.model, plan))
                     where = {"network": network, "deployment": deployment, "level": level}
-                    rows.append({"form": form.name, **where, "accuracy": round(accuracy, 4)})
-        common.save(args.name, {"rows": rows})
+                    row = {"form": form.name, **where, "accuracy": round(accuracy, 4)}
+                    rows[network].append(row)
+        common.save(f"signals-{network}", {"rows": rows[network]})
         print(f"{network}, {deployment}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 def show():
-    rows = common.load("signals")["rows"]
-    networks = list(dict.fromkeys((r["network"], r["deployment"]) for r in rows))
-
-    def mean(form, where=None):
-        own = [r["accuracy"] for r in rows if r["form"] == form]
-        if where:
-            own = [
-                r["accuracy"]
-                for r in rows
-                if r["form"] == form and (r["network"], r["deployment"]) == where
-            ]
-        return statistics.fmean(own)
-
-    names = sorted(dict.fromkeys(r["form"] for r in rows), key=mean, reverse=True)
-    single = [name for name in names if ")^" not in name]
-    blends = [name for name in names if ")^" in name][:12]
-    header = ["form", *(f"{n}, {d}" for n, d in networks), "mean"]
+    """Write the table of the forms that were measured everywhere."""
+    measured = [name for name in NETWORKS if (common.RESULTS / f"signals-{name}.json").is_file()]
+    rows = [row for name in measured for row in common.load(f"signals-{name}")["rows"]]
+    found = {}
+    for row in rows:
+        where = (row["network"], row["deployment"])
+        found.setdefault(row["form"], {}).setdefault(where, []).append(row["accuracy"])
+    places = list(dict.fromkeys((row["network"], row["deployment"]) for row in rows))
+    means = {
+        form: [statistics.fmean(at[place]) for place in places]
+        for form, at in found.items()
+        if at.keys() == set(places)
+    }
+    best = sorted(means, key=lambda form: statistics.fmean(means[form]), reverse=True)
     lines = [
-        [name, *(f"{100 * mean(name, where):.1f}" for where in networks), f"**{100 * mean(name):.1f}**"]
-        for name in [*blends, *single]
+        [form, *(f"{100 * value:.1f}" for value in means[form])]
+        + [f"**{100 * statistics.fmean(means[form]):.1f}**"]
+        for form in best
     ]
+    header = ["form", *(", ".join(place) for place in places), "mean"]
     common.replace_section("signals", common.table(header, lines))
 
 
@@ -187,7 +187,6 @@ def main():
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default="", help="forms whose name has this pattern")
-    parser.add_argument("--name", default="signals", help="of the results")
     parser.add_argument("--show", action="store_true", help="the table, from the JSON")
     args = parser.parse_args()
     if not args.show:

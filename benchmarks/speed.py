@@ -11,9 +11,9 @@ import threading
 import time
 from pathlib import Path
 
-import common
 import torch
 
+import common
 from flexrel.allocate import Removal
 from flexrel.batches import first_samples, read_batches
 from flexrel.calibrate import calibrate
@@ -113,10 +113,17 @@ def show():
         ]
         for row in content["calibration"]
     ]
-    header = [f"calibrating {IMAGES} images, {content['threads']} threads", "s", "forward + backward, s", "ratio"]
+    header = [
+        f"calibrating {IMAGES} images, {content['threads']} threads",
+        "s",
+        "forward + backward, s",
+        "ratio",
+    ]
     text = common.table(header, rows)
     header = ["vgg16, 33.6 M parameters", "score and select, s", "peak above the model, MiB"]
-    rows = [[r["criterion"], f"{r['seconds']:.2f}", f"{r['mib']:.0f}"] for r in content["selection"]]
+    rows = [
+        [r["criterion"], f"{r['seconds']:.2f}", f"{r['mib']:.0f}"] for r in content["selection"]
+    ]
     common.replace_section("speed", text + "\n\n" + common.table(header, rows))
 
 

@@ -1,6 +1,7 @@
 """Small random networks for tests, what a plan may remove of them, and independent counting."""
 
 import copy
+import inspect
 import itertools
 import random
 
@@ -15,6 +16,11 @@ from flexrel.records import Plan
 SIDE = 8  # pixels of an input image
 COLOURS = 3
 CLASSES = 3
+
+
+def unchecked(function):
+    """Return a function of the library as users have it, without the type checks of tests."""
+    return inspect.unwrap(function)
 
 
 def batch(inputs):
@@ -43,7 +49,7 @@ def is_norm(module):
 
 def random_plan(structure, seed):
     """Return a plan that keeps each unit of every site by the toss of a coin, at least one."""
-    draw = random.Random(seed)
+    draw = random.Random(seed)  # noqa: S311 - a test's coin
     masks = {}
     for site in structure.sites:
         kept = [draw.random() < 0.5 for _ in range(site.units)]
@@ -106,9 +112,11 @@ def same_bits(one, two):
         and all(
             state[n].dtype == other[n].dtype
             and state[n].shape == other[n].shape
-            and state[n].contiguous().flatten().view(torch.uint8).equal(
-                other[n].contiguous().flatten().view(torch.uint8)
-            )
+            and state[n]
+            .contiguous()
+            .flatten()
+            .view(torch.uint8)
+            .equal(other[n].contiguous().flatten().view(torch.uint8))
             for n in state
         )
         and one[1:3] == two[1:3]
@@ -171,7 +179,7 @@ class Residual(nn.Module):
 
 
 ACTIVATIONS = (
-    lambda: nn.ReLU(inplace=True),
+    lambda: Call(lambda x: nn.ReLU(inplace=True)(x * 1)),  # not onto what autograd still needs
     nn.ReLU6,
     nn.Sigmoid,
     nn.GELU,
@@ -193,7 +201,7 @@ POOLS = (
     lambda: Call(lambda x: functional.adaptive_avg_pool2d(x, (1, 2))),
 )
 FLATTENS = (
-    lambda: nn.Flatten(),
+    nn.Flatten,
     lambda: Call(lambda x: torch.flatten(x, 1)),
     lambda: Call(lambda x: x.view(x.shape[0], -1)),
     lambda: Call(lambda x: x.reshape(len(x), -1)),
@@ -201,6 +209,44 @@ FLATTENS = (
     lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
 )
 few = st.integers(1, 5)  # channels; one channel is a case of its own
+
+
+def _convolution(draw, channels, side):
+    kernel = draw(st.integers(1, min(3, side)))
+    stride, padding = draw(st.integers(1, 2)), draw(st.integers(0, 2))
+    return nn.Conv2d(channels, draw(few), kernel, stride, padding, bias=draw(st.booleans()))
+
+
+def _depthwise(draw, channels, side):
+    return nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=draw(st.booleans()))
+
+
+def _grouped(draw, channels, side):
+    groups = draw(st.sampled_from([g for g in range(1, channels + 1) if channels % g == 0]))
+    return nn.Conv2d(channels, groups * draw(st.integers(1, 2)), 1, groups=groups)
+
+
+def _norm(draw, channels, side):
+    return nn.BatchNorm2d(channels, affine=draw(st.booleans()))
+
+
+def _pool(draw, channels, side):
+    return draw(st.sampled_from(POOLS))() if side >= 2 else nn.Identity()
+
+
+def _residual(draw, channels, side):
+    shortcut = draw(st.sampled_from(["identity", "conv", "option A"]))
+    if shortcut == "identity":
+        return Residual(channels, draw(few), channels, 1, shortcut, draw(st.booleans()))
+    out, stride = channels + draw(st.integers(0, 3)), draw(st.integers(1, 2))
+    return Residual(channels, draw(few), out, stride, shortcut, draw(st.booleans()))
+
+
+def _activation(draw):
+    return draw(st.sampled_from([nn.Identity, *ACTIVATIONS]))()
+
+
+BLOCKS = (_convolution, _convolution, _depthwise, _grouped, _norm, _pool, _residual)
 
 
 @st.composite
@@ -215,39 +261,14 @@ def networks(draw):
         parts.append(part)
 
     for _ in range(draw(st.integers(1, 5))):
-        channels, side = x.shape[1], min(x.shape[2:])
-        kind = draw(
-            st.sampled_from(["conv", "conv", "depthwise", "grouped", "norm", "pool", "residual"])
-        )
-        if kind == "conv":
-            kernel = draw(st.integers(1, min(3, side)))
-            stride, padding = draw(st.integers(1, 2)), draw(st.integers(0, 2))
-            bias = draw(st.booleans())
-            add(nn.Conv2d(channels, draw(few), kernel, stride, padding, bias=bias))
-        elif kind == "depthwise":
-            bias = draw(st.booleans())
-            add(nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=bias))
-        elif kind == "grouped":
-            groups = draw(st.sampled_from([g for g in (1, 2, 3, 4, 5) if channels % g == 0]))
-            add(nn.Conv2d(channels, groups * draw(st.integers(1, 2)), 1, groups=groups))
-        elif kind == "norm":
-            add(nn.BatchNorm2d(channels, affine=draw(st.booleans())))
-        elif kind == "pool" and side >= 2:
-            add(draw(st.sampled_from(POOLS))())
-        elif kind == "residual":
-            shortcut = draw(st.sampled_from(["identity", "conv", "option A"]))
-            out = channels if shortcut == "identity" else channels + draw(st.integers(0, 3))
-            stride = 1 if shortcut == "identity" else draw(st.integers(1, 2))
-            add(Residual(channels, draw(few), out, stride, shortcut, draw(st.booleans())))
-        if draw(st.booleans()):
-            add(draw(st.sampled_from(ACTIVATIONS))())
+        add(draw(st.sampled_from(BLOCKS))(draw, x.shape[1], min(x.shape[2:])))
+        add(_activation(draw))
     add(draw(st.sampled_from(FLATTENS))())
     for _ in range(draw(st.integers(0, 2))):
         add(nn.Linear(x.shape[1], draw(few), bias=draw(st.booleans())))
         if draw(st.booleans()):
             add(nn.BatchNorm1d(x.shape[1], affine=draw(st.booleans())))
-        if draw(st.booleans()):
-            add(draw(st.sampled_from(ACTIVATIONS))())
+        add(_activation(draw))
     add(nn.Linear(x.shape[1], CLASSES))
     return random_(nn.Sequential(*parts).double(), draw(st.integers(0, 99)))
 
@@ -357,14 +378,16 @@ WILD = {
     ),
     "convolution over made samples": lambda c: Mixer(
         nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 1), conv(c)]),
-        lambda f, x: f[2](h := f[0](x.movedim(0, -1)).movedim(-1, 0)) + f[1](h.movedim(0, -1)).sum(),
+        lambda f, x: (
+            f[2](h := f[0](x.movedim(0, -1)).movedim(-1, 0)) + f[1](h.movedim(0, -1)).sum()
+        ),
     ),
     "linear on channels last": lambda c: Mixer(
         nn.Linear(c, 4), lambda f, x: f(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     ),
     "cumsum": lambda c: Call(lambda x: torch.cumsum(x, 1)),
     "cumsum in place": lambda c: Call(lambda x: x.clone().cumsum_(1)),
-    "custom operation": lambda c: Call(lambda x: misnamed_relu(x)),
+    "custom operation": lambda c: Call(lambda x: misnamed_relu(x + 0)),
     "softmax": lambda c: Call(lambda x: x.softmax(1)),
     "flip": lambda c: Call(lambda x: x.flip(1)),
     "roll": lambda c: Call(lambda x: x.roll(1, 1)),
@@ -385,7 +408,7 @@ WILD = {
     "instance norm": lambda c: nn.InstanceNorm2d(c, affine=True),
     "batch statistics": lambda c: nn.BatchNorm2d(c, track_running_stats=False),
     "layer norm": lambda c: Call(lambda x: functional.layer_norm(x, x.shape[1:])),
-    "prelu": lambda c: nn.PReLU(c),
+    "prelu": nn.PReLU,
     "squeeze and excite": lambda c: Mixer(
         nn.Sequential(nn.Linear(c, 3), nn.ReLU(), nn.Linear(3, c), nn.Sigmoid()),
         lambda f, x: x * f(x.mean((2, 3)))[:, :, None, None],
@@ -426,15 +449,20 @@ WILD = {
     ),
     "dynamic convolution": lambda c: Mixer(
         nn.Sequential(conv(c, 4), nn.ReLU()),
-        lambda f, x: functional.conv2d(x, f[0](x).mean((2, 3))[:1, : x.shape[1], None, None])
-        if x.shape[1] <= 4
-        else f(x),
+        lambda f, x: (
+            functional.conv2d(x, f[0](x).mean((2, 3))[:1, : x.shape[1], None, None])
+            if x.shape[1] <= 4
+            else f(x)
+        ),
     ),
     "addmm onto a layer": lambda c: Mixer(
         nn.ModuleList([nn.Linear(c, 4), nn.Linear(c, 4), nn.Linear(4, 4)]),
-        lambda f, x: torch.addmm(
-            h := f[0](x.mean((2, 3))), x.amax((2, 3)), f[1].weight.t()
-        )[:, :, None, None] * f[2](h).sum(),
+        lambda f, x: (
+            torch.addmm(h := f[0](x.mean((2, 3))), x.amax((2, 3)), f[1].weight.t())[
+                :, :, None, None
+            ]
+            * f[2](h).sum()
+        ),
     ),
 }
 

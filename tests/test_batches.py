@@ -129,9 +129,8 @@ def test_one_tensor_is_no_iterable_of_batches():
 
 
 def test_the_first_samples_are_cut_from_all_that_has_the_length_of_the_batch():
-    batch = read(
-        {"x": X, "y": X + 1, "table": torch.ones(7), "scale": torch.ones(1), "n": 3, "label": LABELS}
-    )
+    others = {"table": torch.ones(7), "scale": torch.ones(1), "n": 3}
+    batch = read({"x": X, "y": X + 1, "label": LABELS} | others)
 
     cut = first_samples(batch, 2)
 

@@ -261,6 +261,39 @@ def test_activations_overwritten_in_place_count_with_the_value_they_had(forward)
     assert all(map(torch.equal, batches, before))
 
 
+class Tokenwise(nn.Module):
+    """Linear layers over [samples, tokens, features], whose outputs are views."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.activation, self.calls = activation, 0
+        filled(self)
+
+    def forward(self, x):
+        self.calls += 1
+        return self.last(self.activation(self.first(x))).mean(1)
+
+
+def test_a_view_that_alone_is_overwritten_is_not_lost():
+    # Autograd forgets a view once it is overwritten: no gradient of it ever comes.
+    x = normal(2, 5, 3)
+
+    found = calibrate(Tokenwise(torch.relu_), [x])
+
+    assert list(found) == ["first", "last"]
+    assert_same(found, calibrate(Tokenwise(torch.relu), [x]))
+
+
+@pytest.mark.parametrize(("activation", "again"), [(torch.relu, 0), (torch.relu_, 1)])
+def test_only_a_model_that_overwrites_runs_a_batch_again_and_only_the_first(activation, again):
+    model = Tokenwise(activation)
+
+    calibrate(model, [normal(2, 5, 3)] * 3)
+
+    assert model.calls == 3 + again
+
+
 def test_an_inplace_relu_module_changes_nothing():
     inplace, plain = classifier(), classifier()
     inplace[1].inplace = True
@@ -525,7 +558,7 @@ def test_success_leaves_no_trace():
     assert trace(model) == before
 
 
-class Ran(Exception):  # noqa: N818 - an error of the user's own
+class Ran(Exception):
     pass
 
 

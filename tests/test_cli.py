@@ -14,7 +14,7 @@ import flexrel
 from flexrel.cli import main
 from flexrel.cli.options import parse_budget, parse_criterion, parse_target
 
-NETWORK = '''
+NETWORK = """
 import torch
 from torch import nn
 
@@ -43,7 +43,7 @@ def number():
 
 def crash():
     raise RuntimeError("no disk")
-'''
+"""
 
 
 @pytest.fixture
@@ -54,7 +54,8 @@ def net(tmp_path):
 
 
 def prune(net, *options, data="inputs"):
-    return main(["prune", f"{net}:make", "--calibration", f"{net}:{data}", *options])
+    data = data if data.endswith(".npz") else f"{net}:{data}"
+    return main(["prune", f"{net}:make", "--calibration", data, *options])
 
 
 def one_line(text):
@@ -144,10 +145,7 @@ def test_an_npz_is_data(net, tmp_path, capsys):
     np.savez(tmp_path / "d.npz", x=x.numpy(), y=load_factory(net)()(x).argmax(1).numpy())
     path = str(tmp_path / "d.npz")
 
-    code = main(
-        ["prune", f"{net}:make", "--calibration", path, "--evaluation", path]
-        + ["--budget", "macs=0.6", "--json"]
-    )
+    code = prune(net, "--evaluation", path, "--budget", "macs=0.6", "--json", data=path)
 
     assert code == 0
     assert json.loads(capsys.readouterr().out)["achieved"]["samples"] == 24

@@ -28,7 +28,7 @@ from networks import (
 )
 
 seeds = st.integers(0, 10**6)
-few_examples = settings(max_examples=60, deadline=None, derandomize=True)
+few_examples = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 def structure_of(model):
@@ -86,7 +86,7 @@ def test_a_cut_network_trains_and_its_state_loads_into_another_cut_copy(model, s
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@settings(few_examples, max_examples=40)
+@settings(few_examples, max_examples=100)
 @given(model=wild_networks(), seed=seeds)
 def test_what_can_not_be_followed_is_left_alone_and_the_rest_is_cut_rightly(model, seed):
     structure = structure_of(model)

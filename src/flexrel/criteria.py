@@ -5,7 +5,7 @@ register. It is shown one `Evidence` a site and yields one tensor of scores for 
 be comparable over the whole network.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -17,10 +17,9 @@ from torch import Tensor
 
 from flexrel.errors import UsageError
 from flexrel.records import Scores, Site, Structure, layer_of, weight_of
+from flexrel.scales import SCALES, Scale, alone, scaled
 from flexrel.statistics import PARTS, Part, SiteStatistics, Statistics
 
-Scale = Literal["network", "layer", "rank"]
-SCALES: tuple[Scale, ...] = ("network", "layer", "rank")
 Blend = Literal["sum", "product"]
 BLENDS: tuple[Blend, ...] = ("sum", "product")
 
@@ -37,8 +36,8 @@ class Evidence:
         """Return how large each unit's weights are, in weight units. Higher means keep.
 
         An element: its absolute value. A channel: the root mean square of the weights that make
-        it (ours: the mean, not the sum, so that it can be compared between layers); where several
-        layers make it, their mean squares add up.
+        it (ours: the mean, not the sum, so that wide layers are no better than narrow ones);
+        where several layers make it, their mean squares add up.
         """
         if not self.site.slices:
             return self._tensor(weight_of(self.site.name)).abs()
@@ -99,14 +98,22 @@ class Criterion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Magnitude:
-    """Keep what is large: the magnitude alone, as it is, over the whole network."""
+    """Keep what is large: magnitude alone.
 
+    Attributes:
+        scale: that makes layers comparable, see `FlexRel`.
+    """
+
+    scale: Scale | None = None
     name: str = "magnitude"
     needs_relevance: bool = False
 
+    def __post_init__(self) -> None:
+        _check_scale(self.scale)
+
     def scores(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
-        """Yield each site's magnitudes."""
-        return (site.magnitude() for site in evidence)
+        """Yield each site's magnitudes on the scale."""
+        return alone([site.magnitude for site in evidence], _scale_for(self.scale, evidence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +122,22 @@ class Relevance:
 
     Attributes:
         part: of relevance: "sum" (the paper's literal reading), "positive" or "absolute".
-        scale: "network" compares relevance as it is; "layer" and "rank" see `FlexRel`.
+        scale: that makes layers comparable, see `FlexRel`.
     """
 
     part: Part = "positive"
-    scale: Scale = "network"
+    scale: Scale | None = None
     name: str = "relevance"
     needs_relevance: bool = True
 
     def __post_init__(self) -> None:
         _check("part", self.part, PARTS)
-        _check("scale", self.scale, SCALES)
+        _check_scale(self.scale)
 
     def scores(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
-        """Yield each site's relevance, as it is or on the common scale."""
-        if self.scale == "network":
-            return (site.relevance(self.part) for site in evidence)
-        return _scaled([partial(site.relevance, self.part) for site in evidence], self.scale)
+        """Yield each site's relevance on the scale."""
+        makers = [partial(site.relevance, self.part) for site in evidence]
+        return alone(makers, _scale_for(self.scale, evidence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +145,17 @@ class FlexRel:
     """Keep what is large and mattered: `s = (1 - delta) * M + delta * R`, or its geometric twin.
 
     Attributes:
-        delta: share of relevance, in [0, 1]; 1 orders as `Relevance` of the same part and scale,
-            0 as `Magnitude` (with scale "layer" or "rank": within a layer). The product with
-            delta 1 orders as relevance divided by its layer's mean.
+        delta: share of relevance, in [0, 1]; 0 orders as `Magnitude`, 1 as `Relevance` of the
+            same part and scale. The product with delta 1 orders as relevance on scale "mean".
         blend: "sum", the paper's, of M and R on a common scale; or "product" (ours),
-            `M^(1 - delta) * (R / mean of the layer's R)^delta`, which needs no common scale.
+            `M^(1 - delta) * (R / mean of the layer's R)^delta`.
         part: of relevance: "sum", "positive" or "absolute".
-        scale: what brings M and R to [0, 1] for the sum: min-max over the "network", min-max
-            over the "layer", or the "rank" among the layer's distinct values.
+        scale: what M and R are brought to before they are blended: min-max over the "network",
+            min-max over the "layer", multiples of the layer's "mean" absolute value, or the
+            "rank" among the layer's distinct values. None takes what `benchmarks/signals.py`
+            found best: "network" for elements, "mean" for channels, as a norm behind a layer
+            makes the size of its weights arbitrary. A single signal, and M in the product, is
+            not brought to [0, 1] by "network" but taken as it is: its order is the same.
 
     Source:
         arXiv 2405.13088, score of a parameter; the paper leaves the normalisation open.
@@ -155,7 +164,7 @@ class FlexRel:
     delta: float = 0.5
     blend: Blend = "sum"
     part: Part = "positive"
-    scale: Scale = "network"
+    scale: Scale | None = None
     needs_relevance: bool = True
 
     def __post_init__(self) -> None:
@@ -163,7 +172,7 @@ class FlexRel:
             raise UsageError(f"delta is {self.delta!r}; it is the share of relevance, in [0, 1]")
         _check("blend", self.blend, BLENDS)
         _check("part", self.part, PARTS)
-        _check("scale", self.scale, SCALES)
+        _check_scale(self.scale)
         if self.blend == "product" and self.part == "sum":
             raise UsageError(
                 "blend='product' needs relevance without a sign: part='positive' or 'absolute'"
@@ -176,26 +185,25 @@ class FlexRel:
 
     def scores(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
         """Yield each site's blended scores."""
-        if self.blend == "product":
-            yield from (self._product(site) for site in evidence)
-            return
+        if self.delta == 0:  # the same order, and nothing near is rounded to a tie
+            return Magnitude(self.scale).scores(evidence)
         if self.delta == 1:
-            yield from Relevance(self.part, self.scale).scores(evidence)
-            return
-        if self.delta == 0 and self.scale == "network":  # scaling would round near values to ties
-            yield from Magnitude().scores(evidence)
-            return
-        relevances = _scaled([partial(site.relevance, self.part) for site in evidence], self.scale)
-        magnitudes = _scaled([site.magnitude for site in evidence], self.scale)
+            scale = "mean" if self.blend == "product" else self.scale
+            return Relevance(self.part, scale).scores(evidence)
+        return self._product(evidence) if self.blend == "product" else self._sum(evidence)
+
+    def _sum(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
+        scale = _scale_for(self.scale, evidence)
+        relevances = scaled([partial(site.relevance, self.part) for site in evidence], scale)
+        magnitudes = scaled([site.magnitude for site in evidence], scale)
         for m, r in zip(magnitudes, relevances, strict=True):
             yield m.mul_(1 - self.delta).add_(r, alpha=self.delta)
 
-    def _product(self, site: Evidence) -> Tensor:
-        relevance = site.relevance(self.part)
-        mean = relevance.mean()
-        if mean > 0:
-            relevance /= mean
-        return relevance.pow_(self.delta).mul_(site.magnitude().pow_(1 - self.delta))
+    def _product(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
+        magnitudes = Magnitude(self.scale).scores(evidence)
+        relevances = Relevance(self.part, "mean").scores(evidence)
+        for m, r in zip(magnitudes, relevances, strict=True):
+            yield m.pow_(1 - self.delta).mul_(r.pow_(self.delta))
 
 
 def scores_of(
@@ -240,33 +248,17 @@ def scores_of(
     return scores
 
 
-def _scaled(makers: Sequence[Callable[[], Tensor]], scale: Scale) -> Iterator[Tensor]:
-    """Yield what each maker makes, on a common scale; "network" makes everything twice.
-
-    Making it twice is cheaper than keeping it: one layer is in memory at a time.
-    """
-    if scale == "rank":
-        yield from (_ranks(make()) for make in makers)
-        return
-    low, high = _range(makers) if scale == "network" else (0.0, 0.0)
-    for make in makers:
-        values = make()
-        if scale == "layer":
-            low, high = (float(bound) for bound in values.aminmax())
-        yield values.sub_(low).div_(high - low if high > low else 1.0)
-
-
-def _range(makers: Sequence[Callable[[], Tensor]]) -> tuple[float, float]:
-    bounds = [make().aminmax() for make in makers]
-    return min(float(b.min) for b in bounds), max(float(b.max) for b in bounds)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    distinct, index = torch.unique(values, return_inverse=True)
-    ranks: Tensor = index.to(torch.float32) / max(len(distinct) - 1, 1)
-    return ranks
+def _scale_for(scale: Scale | None, evidence: Sequence[Evidence]) -> Scale:
+    if scale is not None:
+        return scale
+    return "mean" if any(site.site.slices for site in evidence) else "network"
 
 
 def _check(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise UsageError(f"{what} {value!r} is not known; there are: {', '.join(known)}")
+
+
+def _check_scale(scale: Scale | None) -> None:
+    if scale is not None:
+        _check("scale", scale, SCALES)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from flexrel.batches import Batch, RawBatch, call, read_batches
 from flexrel.errors import ModelError, UsageError
+from flexrel.structure import undisturbed
 
 Evaluate = Callable[[nn.Module], float]
 _CLASS_SCORES = 2  # axes: [samples, classes]
@@ -132,12 +133,6 @@ def _scores(result: object, batch: Batch) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the block in evaluation mode without gradients; put the modes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    """Run the block in evaluation mode without gradients; put modes and random state back."""
+    with undisturbed(model), torch.no_grad():
+        yield

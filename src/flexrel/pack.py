@@ -107,7 +107,8 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     tied: dict[int, str] = {}
     for name, slot in model.state_dict(keep_vars=True).items():
         other = tied.setdefault(id(slot), name)
-        if other != name and not torch.equal(tensors[name], tensors[other]):
+        one, two = tensors[other], tensors[name]
+        if one is not two and not torch.equal(one, two):
             raise UsageError(
                 f"{source} does not fit the model: {other} and {name} differ in it, "
                 "but are one tensor in the model"
@@ -129,9 +130,7 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
             slot.copy_(tensors[name])
 
 
-def _array(
-    name: str, tensor: Tensor, values: Values
-) -> Array | flexrel_edge.Bfloat16:
+def _array(name: str, tensor: Tensor, values: Values) -> Array | flexrel_edge.Bfloat16:
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return flexrel_edge.Bfloat16(tensor.view(torch.uint16).numpy())

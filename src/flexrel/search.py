@@ -27,7 +27,7 @@ def least_removal(
         return None
     low, high = 0, most  # cost(low) > limit >= cost(high)
     straight = True
-    while high - low > 1 and measured(high) < limit * (1 - tolerance):
+    while high - low > 1 and not (tolerance and measured(high) >= limit * (1 - tolerance)):
         middle = (low + high) // 2
         if tolerance and straight:
             aim = limit * (1 - tolerance / 2)

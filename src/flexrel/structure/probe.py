@@ -16,7 +16,7 @@ from flexrel.batches import Batch, call
 from flexrel.errors import ModelError
 from flexrel.records import Plan, Site, Structure
 from flexrel.structure.cut import mask_, shrink_
-from flexrel.structure.trace import tensors_of
+from flexrel.structure.trace import tensors_of, undisturbed
 
 _AGREE = 1e-4  # largest difference of outputs, as a share of the largest output
 
@@ -99,11 +99,5 @@ def _failure(
 
 
 def _outputs(network: nn.Module, example: Batch) -> list[Tensor]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            return [tensor.float() for tensor in tensors_of(call(network, example))]
-    finally:
-        for module, training in modes:
-            module.training = training
+    with undisturbed(network), torch.no_grad():
+        return [tensor.float() for tensor in tensors_of(call(network, example))]

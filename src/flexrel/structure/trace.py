@@ -5,7 +5,8 @@ parsed, so control flow, functional calls, in-place operations and reused module
 special care, and every spelling of an operation arrives as the same ATen operation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,14 +62,8 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
     named = [*model.named_parameters(), *model.named_buffers()]
     parameters = {recorder.ref(tensor).key: name for name, tensor in reversed(named)}
     inputs = tuple(recorder.ref(tensor) for tensor in batch.tensors)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
-            result = call(model, batch)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with undisturbed(model), torch.no_grad(), recorder:
+        result = call(model, batch)
     outputs = tuple(recorder.ref(tensor) for tensor in tensors_of(result))
     if not outputs:
         raise ModelError(
@@ -76,6 +71,20 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
             "return a tensor, or a tuple, list or dict of tensors"
         )
     return Trace(tuple(recorder.operations), parameters, inputs, outputs, batch.samples)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run the block with the model in evaluation mode; put modes and the random state back."""
+    modes = [(module, module.training) for module in model.modules()]
+    cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class _Recorder(TorchDispatchMode):

@@ -1,0 +1,117 @@
+"""What a budget says, what it allows, and what is refused."""
+
+import math
+import pickle
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexrel import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity, UsageError
+from networks import unchecked
+
+COUNTED = (Parameters, MACs, Bytes)
+
+
+def make(budget, amount):
+    """Make a budget as users do, without the type checks of tests."""
+    made = object.__new__(budget)
+    unchecked(budget.__init__)(made, amount)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("500", 500),
+        ("500B", 500),
+        ("500 kB", 500_000),
+        ("500kB", 500_000),
+        ("500 KB", 500_000),
+        (" 0.5 MB ", 500_000),
+        ("2 GB", 2_000_000_000),
+        ("1 KiB", 1024),
+        ("1 kiB", 1024),
+        ("1.5 MiB", 3 * 2**19),
+        ("1 GiB", 2**30),
+        ("2.3 MB", 2_300_000),  # 2.3 * 10**6 is less in floats
+        ("1.0005 kB", 1000),  # down to whole bytes
+    ],
+)
+def test_bytes_are_read_as_written(text, expected):
+    assert Bytes(text).limit(10**9) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "kB", "-1 kB", "0 kB", "0", "500 kb", "500 mB", "5 iB", "1e3", "1,5 MB", "5 kB x", "1 TB"],
+)
+def test_bytes_written_another_way_are_refused_with_examples(text):
+    with pytest.raises(UsageError, match=r'write it like "500 kB", "1\.5 MiB" or 500000') as caught:
+        Bytes(text)
+
+    assert repr(text) in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("budget", COUNTED)
+@pytest.mark.parametrize("amount", [0, -1, 0.0, 1.5, -0.5, math.nan, math.inf, True])
+def test_an_amount_that_is_no_share_and_no_count_is_refused(budget, amount):
+    with pytest.raises(UsageError, match=r"a share of the dense network in \(0, 1\]") as caught:
+        budget(amount)
+
+    assert str(caught.value).startswith(f"{budget.resource} budget is {amount!r}")
+
+
+@pytest.mark.parametrize("budget", COUNTED)
+def test_an_int_is_a_count_and_a_float_a_share(budget):
+    assert budget(1).limit(1000) == 1
+    assert budget(500_000).limit(1000) == 500_000
+    assert budget(1.0).limit(1000) == 1000
+    assert budget(0.5).limit(1001) == 500  # met from below
+
+
+@given(percent=st.integers(1, 100), dense=st.integers(1, 10**9))
+def test_a_share_is_rounded_down_and_never_by_more_than_its_decimals_say(percent, dense):
+    """0.29 * 100 is 28.999999999999996 in floats; 29 of 100 is 29 percent."""
+    expected = Fraction(percent, 100) * dense // 1
+
+    assert Parameters(percent / 100).limit(dense) == expected
+
+
+@pytest.mark.parametrize("amount", [-0.1, 1.0, 2, math.nan, True, "half", None])
+def test_a_sparsity_outside_its_range_is_refused(amount):
+    with pytest.raises(UsageError, match=r"the fraction removed, in \[0, 1\)"):
+        make(Sparsity, amount)
+
+
+@pytest.mark.parametrize("amount", [-0.01, 1.01, math.nan, math.inf, True, "1%", None])
+def test_an_accuracy_drop_outside_its_range_is_refused(amount):
+    with pytest.raises(UsageError, match=r"0\.01 is one point"):
+        make(AccuracyDrop, amount)
+
+
+@pytest.mark.parametrize("amount", [0, 0.0, 0.01, 1, 1.0])
+def test_an_accuracy_drop_in_its_range_is_kept(amount):
+    assert AccuracyDrop(amount).amount == amount
+
+
+def test_a_sparsity_does_not_depend_on_the_dense_network():
+    assert Sparsity(0.7).limit(1.0) == Sparsity(0.7).limit(10**9) == 0.7
+    assert Sparsity(0).limit(1.0) == 0
+
+
+def test_budgets_fit_their_protocol_and_name_their_resource():
+    budgets = [Sparsity(0.5), Parameters(0.5), MACs(0.5), Bytes(0.5)]
+
+    assert [b.resource for b in budgets] == ["sparsity", "parameters", "MACs", "bytes"]
+    assert all(isinstance(b, Budget) for b in budgets)
+    assert not isinstance(AccuracyDrop(0.01), Budget)
+
+
+def test_budgets_are_values():
+    budgets = [Sparsity(0.5), Parameters(7), MACs(0.5), Bytes("1 kB"), AccuracyDrop(0.01)]
+
+    assert pickle.loads(pickle.dumps(budgets)) == budgets
+    assert len({*budgets, *budgets}) == 5

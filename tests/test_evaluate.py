@@ -1,0 +1,194 @@
+"""Accuracy, its uncertainty, and the distance from the dense network, by hand."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from flexrel import Accuracy, ModelError, UsageError
+from flexrel.evaluate import Divergence, checked, standard_error
+from networks import Call, bits, same_bits
+
+SCORES = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 5.0], [4.0, 0.0, 1.0]])
+identity = nn.Identity()
+
+
+def linear(*rows):
+    layer = nn.Linear(len(rows[0]), len(rows), bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(rows))
+    return layer
+
+
+# --- Accuracy -----------------------------------------------------------------------------------
+
+
+def test_accuracy_is_the_share_of_inputs_whose_largest_score_is_at_their_label():
+    labels = torch.tensor([0, 1, 2, 1])  # the largest are at 0, 1, 2, 0
+
+    assert Accuracy([(SCORES, labels)])(identity) == 3 / 4
+
+
+def test_batches_of_different_sizes_weigh_by_their_samples():
+    wrong, right = (SCORES[:1], torch.tensor([2])), (SCORES[1:], torch.tensor([1, 2, 0]))
+    accuracy = Accuracy([wrong, right])
+
+    assert accuracy(identity) == 3 / 4  # not the mean of 0 and 1
+    assert accuracy.samples == 4
+
+
+def test_accuracy_is_taken_in_evaluation_mode_and_leaves_no_trace():
+    model = nn.Sequential(nn.Dropout(1.0), nn.BatchNorm1d(3)).train()
+    model[1].eval()
+    before, state = bits(model), torch.get_rng_state()
+
+    assert Accuracy([(SCORES, torch.tensor([0, 1, 2, 0]))])(model) == 1.0
+
+    assert same_bits(bits(model), before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_modes_are_put_back_when_the_model_fails():
+    model = nn.Sequential(nn.Linear(5, 2)).train()
+
+    with pytest.raises(ModelError, match="does not run on batch 0"):
+        Accuracy([(SCORES, torch.zeros(4, dtype=torch.long))])(model)
+
+    assert model.training
+
+
+def test_an_evaluation_set_without_batches_or_labels_is_refused():
+    with pytest.raises(UsageError, match="evaluation set is empty"):
+        Accuracy([])(identity)
+    with pytest.raises(UsageError, match="evaluation batch 1 has no labels"):
+        Accuracy([(SCORES, torch.zeros(4)), SCORES])(identity)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (4, 3)])
+def test_labels_that_are_no_class_numbers_are_refused(shape):
+    """A column of labels would be compared with every prediction."""
+    labels = torch.zeros(shape, dtype=torch.long)
+
+    with pytest.raises(UsageError):
+        Accuracy([(SCORES, labels)])(identity)
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (Call(lambda x: x.argmax(1)), r"\[4\]"),
+        (Call(lambda x: x[..., None]), r"\[4, 3, 1\]"),
+        (Call(lambda x: {"scores": x}), "dict"),
+    ],
+)
+def test_outputs_that_are_no_class_scores_are_refused(model, found):
+    with pytest.raises(ModelError, match=f"class scores.*returns {found} for batch 0"):
+        Accuracy([(SCORES, torch.zeros(4, dtype=torch.long))])(model)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "samples", "expected"),
+    [(0.5, 100, 0.05), (0.9, 900, 0.01), (1.0, 10, 0.0), (0.0, 10, 0.0)],
+)
+def test_the_standard_error_of_a_share(accuracy, samples, expected):
+    """sqrt(p (1 - p) / n): 0.25 / 100 = 0.05 squared; 0.09 / 900 = 0.01 squared."""
+    assert standard_error(accuracy, samples) == pytest.approx(expected)
+
+
+# --- what a user's evaluate may say -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", [0, 1, 0.25, torch.tensor(0.25), torch.tensor([0.25]), True])
+def test_a_number_from_0_to_1_is_taken(said):
+    assert checked(lambda _: said, identity) == float(said)
+
+
+@pytest.mark.parametrize(
+    "said", [math.nan, math.inf, 1.2, -0.1, "x", None, 1j, [0.5], torch.tensor([0.1, 0.2]), {}]
+)
+def test_anything_else_is_refused_as_wrong_usage(said):
+    with pytest.raises(UsageError, match=r"evaluate returned .*; return a number in \[0, 1\]") as e:
+        checked(lambda _: said, identity)
+
+    assert e.value.exit_code == 2
+
+
+# --- Divergence ---------------------------------------------------------------------------------
+
+
+def test_divergence_of_class_scores_by_hand():
+    """Dense p = softmax(ln 3, 0) = (3/4, 1/4); pruned q = (1/2, 1/2); KL(p, q) in nats."""
+    dense, pruned = linear([math.log(3.0)], [0.0]), linear([0.0], [0.0])
+
+    found = Divergence(dense, [torch.ones(5, 1)])(pruned)
+
+    assert found == pytest.approx(0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+
+
+def test_divergence_is_the_mean_over_samples_not_over_batches():
+    dense, pruned = linear([math.log(3.0)], [0.0]), linear([0.0], [0.0])
+    one = Divergence(dense, [torch.ones(1, 1)])(pruned)
+
+    mixed = Divergence(dense, [torch.zeros(3, 1), torch.ones(1, 1)])(pruned)
+
+    assert mixed == pytest.approx(one / 4)  # the three zeros have the same scores in both
+
+
+def test_divergence_sees_differences_of_scores_only():
+    dense, shifted = linear([1.0], [2.0]), linear([11.0], [12.0])
+
+    assert Divergence(dense, [torch.rand(6, 1)])(shifted) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("output", ["scores", "one number", "image"])
+def test_divergence_of_the_dense_network_is_0(output):
+    shape = {"scores": (4, 3), "one number": (4, 1), "image": (4, 2, 3, 3)}[output]
+    model = Call(lambda x: x.view(shape).sin())
+    batches = [torch.rand(shape).flatten(1), torch.rand(shape).flatten(1)]
+
+    assert Divergence(model, batches)(copy.deepcopy(model)) == 0
+
+
+def test_divergence_of_other_outputs_is_the_squared_error_over_the_squared_size():
+    dense, pruned = linear([3.0]), linear([2.0])  # one number is no class score
+
+    found = Divergence(dense, [torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0]])])(pruned)
+
+    # Outputs 3, 6, 9 against 2, 4, 6: (1 + 4 + 9) / (9 + 36 + 81).
+    assert found == pytest.approx(14 / 126)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1)])
+def test_outputs_that_are_not_finite_are_infinitely_far(value, shape):
+    inputs = torch.rand(2, 3)
+    broken = Call(lambda x: (x * value).view(shape))
+
+    assert Divergence(Call(lambda x: x.view(shape)), [inputs])(broken) == math.inf
+
+
+def test_divergence_of_outputs_that_are_all_zero_is_the_error_itself():
+    assert Divergence(linear([0.0]), [torch.ones(2, 1)])(linear([3.0])) == pytest.approx(18)
+
+
+def test_divergence_needs_a_tensor_of_numbers():
+    for model in (Call(lambda x: (x, x)), Call(lambda x: x.argmax(1))):
+        with pytest.raises(ModelError, match=r"returns a \w+ for batch 0.*pass criterion="):
+            Divergence(model, [SCORES])
+
+
+def test_divergence_agrees_with_the_definition_on_random_scores():
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(7, 4, generator=draw)
+    dense, pruned = nn.Linear(4, 5), nn.Linear(4, 5)
+
+    found = Divergence(dense, [inputs[:3], inputs[3:]])(pruned)
+
+    total = 0.0
+    for row in inputs.double():
+        p, q = (functional.softmax(m.double()(row), 0).tolist() for m in (dense, pruned))
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert found == pytest.approx(total / 7, rel=1e-4)

@@ -1,0 +1,597 @@
+"""Reading a network: what can be cut, what goes with it, what is left alone, and why."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from flexrel import ModelError, UsageError
+from flexrel.batches import read_batches
+from flexrel.records import Slice
+from flexrel.structure import analyse
+from flexrel.structure.trace import trace
+from networks import (
+    COLOURS,
+    Call,
+    Mixer,
+    Residual,
+    Several,
+    batch,
+    bits,
+    images,
+    networks,
+    random_,
+    same_bits,
+    unchecked,
+    wild_networks,
+)
+
+LAYERS = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+examples = settings(max_examples=60, deadline=None, derandomize=True)
+image = torch.zeros(2, COLOURS, 8, 8)
+
+
+def read(model, inputs=image, granularity="channel", keep=()):
+    return analyse(model, batch(inputs), granularity, keep)
+
+
+def sites(structure):
+    return {site.name: site for site in structure.sites}
+
+
+def reasons(structure):
+    found = {p.name: p.reason for p in structure.protected}
+    assert len(found) == len(structure.protected), "a layer is protected twice"
+    return found
+
+
+def chain(*between, out=4):
+    """A network whose first layer could be cut if what stands between were harmless."""
+    return nn.Sequential(nn.Conv2d(COLOURS, 4, 3, 1, 1), *between, nn.Conv2d(out, 2, 1))
+
+
+# --- nothing is skipped in silence, nothing forbidden is offered ---------------------------------
+
+
+def check_that_every_layer_is_accounted_for(model, structure):
+    tensors = {id(p): name for name, p in model.named_parameters()}
+    layers = {
+        n: tensors.get(id(m.weight)) for n, m in model.named_modules() if isinstance(m, LAYERS)
+    }
+    cut = {part.tensor for site in structure.sites for part in site.slices if part.axis == 0}
+    alone = reasons(structure)
+    for name, weight in layers.items():
+        assert (name in alone) != (weight in cut), f"{name} must be cut or protected, not both"
+    assert all(alone.values())
+
+
+@examples
+@given(st.one_of(networks(), wild_networks()))
+def test_every_layer_is_a_site_or_protected_with_a_reason(model):
+    try:
+        structure = read(model, images())
+    except ModelError as error:
+        assert error.exit_code == 4  # noqa: PT017 - not every network is refused
+        return
+
+    check_that_every_layer_is_accounted_for(model, structure)
+
+
+@examples
+@given(st.one_of(networks(), wild_networks()))
+def test_reading_a_network_changes_nothing_of_it(model):
+    model.train()
+    list(model.modules())[-1].eval()
+    before, random = bits(model), torch.get_rng_state()
+
+    for granularity in ("element", "channel"):
+        try:
+            read(model, images(), granularity)
+        except ModelError:
+            continue
+
+    assert same_bits(bits(model), before)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@examples
+@given(networks())
+def test_channels_of_the_input_and_the_output_are_never_cut(model):
+    try:
+        structure = read(model, images())
+    except ModelError:
+        return
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, LAYERS)]
+    last = f"{layers[-1][0]}.weight"
+    cut = {(part.tensor, part.axis) for site in structure.sites for part in site.slices}
+
+    assert (last, 0) not in cut
+    for name, layer in layers:
+        if name.split(".")[0] == "0" and getattr(layer, "in_channels", None) == COLOURS:
+            assert (f"{name}.weight", 1) not in cut or "second" in name
+    assert reasons(structure)[layers[-1][0]] == "it is the network's output"
+
+
+def test_the_slices_of_a_site_by_hand():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False),  # 8 x 8 -> 6 x 6
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 3, groups=4),  # -> 4 x 4
+        nn.MaxPool2d(2),  # -> 2 x 2
+        nn.Flatten(),
+        nn.BatchNorm1d(16),
+        nn.Linear(16, 2),
+    )
+
+    structure = read(model)
+
+    (site,) = structure.sites
+    assert (site.name, site.shape, site.units) == ("0", (4,), 4)
+    assert set(site.slices) == {
+        Slice("0.weight", 0, 1, "producer"),
+        *(Slice(f"1.{v}", 0, 1, "follower") for v in ("weight", "bias")),
+        *(Slice(f"1.running_{v}", 0, 1, "follower") for v in ("mean", "var")),
+        *(Slice(f"2.{v}", 0, 1, "follower") for v in ("weight", "bias")),
+        *(Slice(f"5.{v}", 0, 4, "follower") for v in ("weight", "bias")),
+        *(Slice(f"5.running_{v}", 0, 4, "follower") for v in ("mean", "var")),
+        Slice("6.weight", 1, 4, "consumer"),
+    }
+    assert structure.shapes["2.weight"] == (4, 1, 3, 3)
+    assert dict(structure.uses) == {"0.weight": 36, "2.weight": 16, "6.weight": 1}
+
+
+@pytest.mark.parametrize("shortcut", ["identity", "conv", "option A"])
+def test_inner_channels_of_a_block_are_a_site_and_the_residual_stream_is_not(shortcut):
+    out, stride = (4, 1) if shortcut == "identity" else (6, 2)
+    model = chain(Residual(4, 5, out, stride, shortcut, norm=True), out=out)
+
+    structure = read(model)
+
+    assert sites(structure)["1.first"].units == 5
+    stream = "1.shortcut" if shortcut == "conv" else "0"  # what the block's result is added to
+    assert not {stream, "1.second"} & set(sites(structure))
+    cause = "aten.constant_pad_nd" if shortcut == "option A" else "residual paths"
+    why = reasons(structure)
+    assert cause in why[stream]
+    assert cause in why["1.second"]
+
+
+def test_the_stream_before_a_convolution_shortcut_can_be_cut():
+    structure = read(chain(Residual(4, 5, 6, 2, "conv", norm=False), out=6))
+
+    assert {part.tensor for part in sites(structure)["0"].slices if part.role == "consumer"} == {
+        "1.first.weight",
+        "1.shortcut.weight",
+    }
+
+
+CAUSES = {
+    "cat with itself": "aten.cat",
+    "chunk": "aten.split",
+    "permute there and back": "aten.permute",
+    "cumsum": "aten.cumsum",
+    "cumsum in place": "aten.cumsum_",
+    "custom operation": "flexrel_tests.relu",
+    "softmax": "aten._softmax",
+    "flip": "aten.flip",
+    "shift by padding": "aten.constant_pad_nd",
+    "every other channel": "aten.slice",
+    "channels by index": "aten.index",
+    "written into zeros": "aten.copy_",
+    "channel shuffle": "aten.view",
+    "einsum": "aten.permute",
+    "group norm": "aten.native_group_norm",
+    "layer norm": "aten.native_layer_norm",
+    "squeeze and excite": "aten.mul",
+    "channel mean": "aten.mean",
+    "channel maximum": "aten.amax",
+    "transposed convolution": "aten.convolution",
+    "upsampling": "aten.upsample_nearest2d",
+    "weight norm": "computed on the way",
+    "a size written down": "was tried and failed",
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_a_layer_is_protected_with_the_cause_named(name):
+    structure = read(random_(Several([name])))
+
+    assert CAUSES[name] in reasons(structure)["parts.0.1"]
+    assert {"stem", "head"} <= set(sites(structure))
+
+
+@pytest.mark.parametrize("name", ["scale and shift", "tensor bound", "batch statistics"])
+def test_what_works_channel_by_channel_is_followed(name):
+    assert "parts.0.1" in sites(read(random_(Several([name]))))
+
+
+def test_a_grouped_convolution_is_protected_on_both_sides():
+    model = chain(nn.Conv2d(4, 6, 1, groups=2), nn.ReLU(), nn.Conv2d(6, 4, 1))
+
+    structure = read(model)
+
+    why = reasons(structure)
+    assert why["0"] == "it is read by a convolution in 2 groups"
+    assert why["1"] == "it is made by a convolution in 2 groups"
+    assert set(sites(structure)) == {"3"}
+
+
+def test_depthwise_on_the_input_and_one_channel_are_protected_too():
+    model = nn.Sequential(
+        nn.Conv2d(3, 3, 1, groups=3), nn.Conv2d(3, 1, 1), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1)
+    )
+
+    why = reasons(read(model))
+
+    assert why["0"] == "it is the network's input"
+    assert why["1"] == "it has one channel"
+
+
+def test_all_tensors_that_come_out_are_outputs():
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(5))
+
+        def forward(self, x):
+            made = [x := layer(x).relu() for layer in self.layers]
+            return {"scores": made[4], "features": (made[1], [made[2]]), "loss": None}
+
+    structure = read(Features(), torch.zeros(2, 4))
+
+    assert set(sites(structure)) == {"layers.0", "layers.3"}
+    assert {reasons(structure)[f"layers.{i}"] for i in (1, 2, 4)} == {"it is the network's output"}
+
+
+def test_a_model_that_returns_no_tensor_is_refused():
+    with pytest.raises(ModelError, match="returns a str in which no tensor"):
+        read(nn.Sequential(nn.Conv2d(3, 2, 1), Call(str)))
+
+
+# --- one weight, several uses -------------------------------------------------------------------
+
+
+def test_a_tied_embedding_protects_what_its_other_use_reads():
+    class Language(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(7, 4)
+            self.inner, self.outer = nn.Linear(4, 5), nn.Linear(5, 4)
+            self.decoder = nn.Linear(4, 7, bias=False)
+            self.decoder.weight = self.embedding.weight
+
+        def forward(self, tokens):
+            return self.decoder(self.outer(self.inner(self.embedding(tokens)).relu()))
+
+    structure = read(Language(), torch.zeros(2, dtype=torch.long))
+
+    assert set(sites(structure)) == {"inner"}
+    assert "aten.embedding" in reasons(structure)["outer"]
+    check_that_every_layer_is_accounted_for(Language(), structure)
+
+
+def test_a_weight_first_used_in_a_formula_protects_what_it_is_later_used_for():
+    model = Mixer(
+        nn.ModuleList([nn.Conv2d(a, b, 1) for a, b in ((3, 5), (5, 4), (5, 4), (4, 4), (4, 2))]),
+        lambda f, x: (
+            functional.conv2d(f[1](y := f[0](x)), f[3].weight.tanh()).mean() * f[4](f[3](f[2](y)))
+        ),
+    )
+
+    structure = read(model)
+
+    assert set(sites(structure)) == {"layer.0"}
+    assert "computed on the way" in reasons(structure)["layer.2"]
+    assert "computed on the way" in reasons(structure)["layer.3"]
+
+
+def test_tied_layers_are_one_site_with_both_uses_cut_and_counted():
+    model = nn.Sequential(
+        nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2)
+    )
+    model[2].weight = model[4].weight  # of the second and third, reads and makes one space
+
+    structure = read(model, torch.zeros(2, 4))
+
+    uses = [times for name, times in structure.uses if name == "2.weight"]
+    assert uses == [1, 1]
+    check_that_every_layer_is_accounted_for(model, structure)
+    assert sites(structure)["0"].units == 4
+    cut = {(part.tensor, part.axis) for part in sites(structure)["0"].slices}
+    assert {("0.weight", 0), ("2.weight", 0), ("2.weight", 1), ("5.weight", 1)} <= cut
+
+
+def test_a_module_used_twice_counts_twice_and_is_cut_once():
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(nn.Linear(3, 4), shared, nn.ReLU(), shared, nn.Linear(4, 2))
+
+    structure = read(model, torch.zeros(2, 3))
+
+    assert [times for name, times in structure.uses if name == "1.weight"] == [1, 1]
+    assert list(sites(structure)) == ["0"]
+    check_that_every_layer_is_accounted_for(model, structure)
+
+
+def test_a_norm_shared_by_two_layers_joins_them_into_one_site():
+    shared = nn.BatchNorm1d(4)
+    model = Mixer(
+        nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4), shared, nn.Linear(4, 2), nn.Linear(4, 2)]),
+        lambda f, x: f[3](f[2](f[0](x))) + f[4](f[2](f[1](x))),
+    )
+
+    (site,) = read(model, torch.zeros(2, 3)).sites
+
+    assert {part.tensor for part in site.slices if part.role == "producer"} == {
+        "layer.0.weight",
+        "layer.1.weight",
+    }
+
+
+def test_a_layer_that_is_never_called_is_protected_once_at_both_granularities():
+    model = Mixer(
+        nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(5, 5)]),
+        lambda f, x: f[1](f[0](x)),
+    )
+
+    for granularity in ("channel", "element"):
+        structure = read(model, torch.zeros(2, 3), granularity)
+
+        assert reasons(structure)["layer.2"] == "it is never called on the example input"
+        assert "layer.2.weight" not in reasons(structure)
+
+
+def test_a_layer_used_in_a_way_that_is_not_followed_says_so():
+    model = Mixer(
+        nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2)]),
+        lambda f, x: f[1](f[0](x)) * (f[2].weight @ x.new_ones(2)),
+    )
+
+    structure = read(model, torch.zeros(2, 3))
+
+    assert "can't be followed yet" in reasons(structure)["layer.2"]
+
+
+def test_a_computed_weight_says_so():
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2)
+    )
+
+    structure = read(model, torch.zeros(2, 3), "element")
+
+    assert set(sites(structure)) == {"0", "2"}
+    assert reasons(structure)["1"] == "its weight is computed from other parameters"
+
+
+# --- elements -----------------------------------------------------------------------------------
+
+
+def test_elements_of_all_layers_that_are_called_can_go_and_nothing_else():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, groups=1),
+        nn.GroupNorm(2, 4),
+        nn.Conv2d(4, 4, 1, groups=2),
+        nn.Flatten(),
+        nn.Linear(144, 2),
+    )
+    model.extra = nn.Parameter(torch.zeros(3, 3))
+
+    structure = read(model, granularity="element")
+
+    assert {s.name: s.shape for s in structure.sites} == {
+        "0": (4, 3, 3, 3),
+        "2": (4, 2, 1, 1),
+        "4": (2, 144),
+    }
+    assert structure.units == 4 * 27 + 4 * 2 + 288
+    assert reasons(structure) == {"extra": "it is not the weight of a Linear or Conv layer"}
+
+
+def test_a_model_that_is_one_linear_layer():
+    model = nn.Linear(3, 2)
+
+    assert [site.name for site in read(model, torch.zeros(2, 3), "element").sites] == [""]
+    with pytest.raises(ModelError, match="the model itself: it is the network's output") as caught:
+        read(model, torch.zeros(2, 3))
+    assert caught.value.exit_code == 4
+
+
+# --- keep ---------------------------------------------------------------------------------------
+
+
+def four():
+    """A pair of layers with a depthwise one between, and one more pair."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 5, 1), nn.Conv2d(5, 2, 1)
+    )
+
+
+def test_kept_layers_are_protected_on_request():
+    structure = read(four(), keep=["2"])
+
+    assert list(sites(structure)) == ["0"]
+    assert reasons(structure)["2"] == "kept on request"
+
+
+def test_keeping_a_layer_keeps_all_that_goes_with_it():
+    structure = read(four(), keep=["1"])  # the depthwise one, which has no site of its own
+
+    assert list(sites(structure)) == ["2"]
+    assert reasons(structure)["1"] == "kept on request"
+    assert reasons(structure)["0"] == "it goes together with 1, which is kept on request"
+
+
+def test_keeping_a_tied_layer_by_its_second_name_keeps_its_elements():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+    model[1].weight = model[0].weight
+
+    structure = read(model, torch.zeros(2, 3), "element", keep=["1"])
+
+    assert list(sites(structure)) == ["2"]
+    assert reasons(structure)["1"] == "kept on request"
+
+
+def test_an_unknown_name_to_keep_is_refused_with_names_that_are_close():
+    model = nn.ModuleDict(
+        {"conv_in": nn.Conv2d(3, 4, 1), "conv_out": nn.Conv2d(4, 2, 1), "classify": nn.Linear(2, 2)}
+    )
+
+    with pytest.raises(UsageError, match=r"no layer 'conv_inn'.*did you mean conv_in") as caught:
+        read(model, keep=["conv_inn"])
+
+    assert caught.value.exit_code == 2
+    assert "classify" not in str(caught.value)
+
+
+def test_keeping_everything_leaves_nothing_to_prune():
+    with pytest.raises(ModelError, match=r"can be pruned by channel.*kept on request") as caught:
+        read(four(), keep=["0", "2"])
+
+    assert caught.value.exit_code == 4
+
+
+# --- models that are refused --------------------------------------------------------------------
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(ModelError, match="no layer of the network can be pruned by element"):
+        read(nn.Sequential(nn.ReLU()), granularity="element")
+
+
+def test_an_unknown_granularity_is_refused_with_those_that_are_known():
+    with pytest.raises(UsageError, match="'filter' is not known; there are: element, channel"):
+        unchecked(analyse)(four(), batch(image), "filter")
+
+
+def test_a_model_that_does_not_run_is_refused_and_left_as_it_was():
+    model = four().train()
+    before = bits(model)
+
+    with pytest.raises(ModelError, match=r"does not run on batch 0 .*\(2, 5, 8, 8\)"):
+        read(model, torch.zeros(2, 5, 8, 8))
+
+    assert same_bits(bits(model), before)
+
+
+def test_a_model_that_draws_random_numbers_does_not_disturb_the_callers():
+    model = chain(Call(lambda x: x * (1 + 0 * torch.rand(()))))
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+
+    read(model)
+
+    assert torch.equal(torch.rand(4), expected)
+
+
+# --- other networks -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool1d(2),
+        nn.AvgPool1d(2),
+        nn.AdaptiveAvgPool1d(4),
+        nn.AdaptiveMaxPool1d(4),
+    ],
+)
+def test_networks_of_one_dimension_can_be_cut(pool):
+    model = nn.Sequential(
+        nn.Conv1d(2, 4, 3, padding=1), pool, nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(16, 2)
+    )
+
+    structure = read(model, torch.zeros(2, 2, 8))
+
+    (site,) = structure.sites
+    assert Slice("4.weight", 1, 4, "consumer") in site.slices
+
+
+def test_networks_of_three_dimensions_can_be_cut():
+    model = nn.Sequential(
+        nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(32, 2)
+    )
+
+    structure = read(model, torch.zeros(2, 1, 6, 6, 6))
+
+    assert Slice("4.weight", 1, 8, "consumer") in structure.sites[0].slices
+    assert dict(structure.uses) == {"0.weight": 64, "4.weight": 1}
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_linear_layers_on_tokens_are_followed_and_counted_for_each(samples):
+    model = nn.Sequential(nn.Linear(3, 6), nn.GELU(), nn.Linear(6, 2))
+
+    structure = read(model, torch.zeros(samples, 5, 3))
+
+    assert list(sites(structure)) == ["0"]
+    assert dict(structure.uses) == {"0.weight": 5, "2.weight": 5}
+
+
+def test_batches_of_named_arguments_are_read():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(3, 4), nn.Linear(2, 5), nn.Linear(9, 2)
+
+        def forward(self, *, a, b, scale=1.0):
+            return self.out(torch.cat([self.one(a), self.two(b)], 1)) * scale
+
+    inputs = {"a": torch.zeros(2, 3), "b": torch.zeros(2, 2), "scale": 2.0, "labels": [0, 1]}
+    (example,) = read_batches([inputs], Named())
+
+    structure = analyse(Named(), example, "element")
+
+    assert set(sites(structure)) == {"one", "two", "out"}
+
+
+def test_control_flow_on_shapes_and_in_place_operations_are_followed_as_they_run():
+    class Curly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.small, self.large = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+            self.out = nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.small(x) if x.shape[-1] < 10 else self.large(x)
+            x += 1
+            x.mul_(2).relu_()
+            while x.shape[-1] > 2:
+                x = functional.max_pool2d(x, 2)
+            return self.out(x.mean((2, 3)))
+
+    structure = read(Curly())
+
+    assert list(sites(structure)) == ["small"]
+    assert reasons(structure)["large"] == "it is never called on the example input"
+
+
+# --- the trace ----------------------------------------------------------------------------------
+
+
+def test_the_trace_names_operations_with_their_library():
+    names = [op.name for op in trace(Several(["custom operation"]), batch(image)).operations]
+
+    assert "flexrel_tests.relu" in names
+    assert "aten.convolution" in names
+
+
+def test_the_trace_knows_parameters_inputs_and_outputs():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    inputs = torch.zeros(4, 3)
+
+    traced = trace(model, batch(inputs))
+
+    assert traced.samples == 4
+    assert [ref.shape for ref in traced.inputs] == [(4, 3)]
+    assert [ref.shape for ref in traced.outputs] == [(4, 2)]
+    assert set(traced.parameters.values()) == set(model.state_dict())
+    (norm,) = (op for op in traced.operations if "batch_norm" in op.name)
+    assert {traced.parameters.get(ref.key) for ref in norm.inputs} == {
+        None,  # the linear layer's result
+        "1.weight",
+        "1.bias",
+        "1.running_mean",
+        "1.running_var",
+    }
