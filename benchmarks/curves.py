@@ -18,7 +18,6 @@ import os
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import torch
@@ -60,13 +59,6 @@ def singles():
     return {"magnitude": Magnitude(), "relevance": Relevance()}
 
 
-def in_threads(work, items):
-    """Do the same work for all items at once; packing leaves the interpreter free."""
-    items = list(items)
-    with ThreadPoolExecutor(max(1, min(len(items), (os.cpu_count() or 2) // 2))) as pool:
-        return list(pool.map(work, items))
-
-
 class Bench:
     """One network in one deployment, with one draw of calibration images."""
 
@@ -99,6 +91,15 @@ class Bench:
     def structure(self, granularity):
         example = first_samples(next(read_batches(self.calibration[:1], self.model)), 2)
         return analyse(self.model, example, granularity)
+
+    def plans(self, structure, removal, levels, guesses):
+        """Return the plan at each level, made in threads: packing leaves the interpreter free."""
+
+        def at(level):
+            return self.plan_at(structure, removal, level, guesses.get(level))
+
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+            return list(pool.map(at, levels))
 
     def plan_at(self, structure, removal, level, guess=None):
         """Return the plan that costs at most `level` of the dense network, and removes least.
@@ -135,7 +136,7 @@ def counts_at(bench, structure):
     """Return level -> how many elements magnitude removes to meet the level's bytes."""
     removal = bench.removal(structure, Magnitude())
     levels = LEVELS[structure.granularity]
-    plans = in_threads(lambda level: bench.plan_at(structure, removal, level), levels)
+    plans = bench.plans(structure, removal, levels, {})
     return {level: plan.removed for level, plan in zip(levels, plans, strict=True) if plan}
 
 
@@ -187,10 +188,7 @@ def report(bench, granularity, structure, chosen_rows, counts):
     rows = []
     for name, levels in wanted.items():
         removal = bench.removal(structure, every[name])
-        plan_at = partial(bench.plan_at, structure, removal)
-        plans = in_threads(
-            lambda at: at[0](at[1], counts.get(at[1])), [(plan_at, v) for v in levels]
-        )
+        plans = bench.plans(structure, removal, levels, counts)
         for (level, roles), plan in zip(levels.items(), plans, strict=True):
             if plan is None:
                 continue
@@ -296,8 +294,8 @@ def show():
             if own:
                 wins = sum(gain > 0 for gain in own)
                 text.append(
-                    f"{granularity.capitalize()}s, {deployment}: FlexRel is above the better single "
-                    f"signal in {wins} of {len(own)} rows, by {100 * statistics.fmean(own):+.1f} "
+                    f"{granularity.capitalize()}s, {deployment}: FlexRel is above the better single"
+                    f" signal in {wins} of {len(own)} rows, by {100 * statistics.fmean(own):+.1f} "
                     f"points on average (from {100 * min(own):+.1f} to {100 * max(own):+.1f})."
                 )
     common.replace_section("curves", "\n\n".join(text))

@@ -174,8 +174,7 @@ def show():
     }
     best = sorted(means, key=lambda form: statistics.fmean(means[form]), reverse=True)
     lines = [
-        [form, *(f"{100 * value:.1f}" for value in means[form])]
-        + [f"**{100 * statistics.fmean(means[form]):.1f}**"]
+        [form, *(f"{100 * value:.1f}" for value in (*means[form], statistics.fmean(means[form])))]
         for form in best
     ]
     header = ["form", *(", ".join(place) for place in places), "mean"]

@@ -120,6 +120,7 @@ def prune(
         requested=request.limits(),
         samples=evaluate.samples if isinstance(evaluate, Accuracy) else None,
         options={
+            "scored_by": repr(chosen),
             "rule": rule,
             "output": statistics.output,
             "allocation": allocation,

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
+from math import ceil
 
 from torch import Tensor, nn
 
@@ -92,7 +94,7 @@ class Trials:
         kind = self.structure.granularity
         if budget.resource == "sparsity":
             wanted = budget.limit(1.0)
-            count = -int(-wanted * self.structure.units // 1)  # rounded up
+            count = ceil(Fraction(str(wanted)) * self.structure.units)  # 0.07 of 100 is 7
             if count > removal.removable:
                 most = removal.removable / self.structure.units
                 raise BudgetError("sparsity", wanted, most, "Every layer keeps its best unit.")
@@ -112,6 +114,8 @@ class Trials:
         return least
 
     def _cost(self, removal: Removal, resource: str, count: int) -> int:
+        if resource == "parameters" and self.structure.granularity == "element":
+            return cost.parameters(self.structure) - count  # a plan of millions costs a second
         plan = removal.plan(count)
         if resource == "bytes":
             return self.bytes(plan)
@@ -126,14 +130,14 @@ class Trials:
                 candidate must not exceed.
             progress: told after each candidate.
         """
-        of = cost.macs if self.structure.granularity == "channel" else cost.parameters
-        limit = of(self.structure, like)
+        kind = self.structure.granularity
+        resource = "MACs" if kind == "channel" else "parameters"
+        limit = (cost.macs if kind == "channel" else cost.parameters)(self.structure, like)
 
         def divergence(index: int) -> float:
             removal = self.removal(candidates[index])
-            count = least_removal(
-                lambda k: of(self.structure, removal.plan(k)), limit, removal.removable
-            )
+            of = partial(self._cost, removal, resource)
+            count = least_removal(of, limit, removal.removable)
             progress("choosing a criterion", index + 1, len(candidates))
             if count is None:
                 return float("inf")
