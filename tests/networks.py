@@ -349,6 +349,10 @@ def _by_numpy(x):
     return x * float(x.detach().numpy()[:, -1].mean())
 
 
+def _fed_with(constant):
+    return Mixer(conv(constant.shape[1], 4), lambda f, x: f(x) * f(constant.to(x)))
+
+
 def conv(channels, out=None, **options):
     return nn.Conv2d(channels, out or channels, 1, **options)
 
@@ -441,6 +445,7 @@ WILD = {
     ),
     "a layer used twice": lambda c: Mixer(conv(c), lambda f, x: f(f(x).relu())),
     "a layer used beside itself": lambda c: Mixer(conv(c, 4), lambda f, x: f(x) * f(x.relu())),
+    "a layer fed with a constant too": lambda c: _fed_with(torch.ones(1, c, 1, 1)),
     "a weight used as a number": lambda c: Mixer(
         conv(c, 4), lambda f, x: f(x) * f.weight.square().mean()
     ),

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from flexrel import FlexrelError, ModelError, UsageError
-from flexrel.batches import call, first_samples, read_batches
+from flexrel.batches import first_samples, read_batches
+from flexrel.running import call
 
 X = torch.arange(6.0).view(3, 2)
 LABELS = torch.tensor([2, 0, 1])

@@ -16,6 +16,7 @@ from networks import (
     COLOURS,
     Call,
     Mixer,
+    Owner,
     Residual,
     Several,
     batch,
@@ -142,6 +143,18 @@ def test_the_slices_of_a_site_by_hand():
     assert dict(structure.uses) == {"0.weight": 36, "2.weight": 16, "6.weight": 1}
 
 
+def test_a_stripe_of_features_grows_when_it_is_flattened_again():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1),  # 4 channels of 2 x 2
+        Owner((3,), lambda w, x: (x.flatten(1)[:, :, None] * w).flatten(1)),
+        nn.Linear(4 * 4 * 3, 2),
+    )
+
+    structure = read(model, torch.zeros(2, 3, 2, 2))
+
+    assert Slice("2.weight", 1, 4 * 3, "consumer") in sites(structure)["0"].slices
+
+
 @pytest.mark.parametrize("shortcut", ["identity", "conv", "option A"])
 def test_inner_channels_of_a_block_are_a_site_and_the_residual_stream_is_not(shortcut):
     out, stride = (4, 1) if shortcut == "identity" else (6, 2)
@@ -190,6 +203,7 @@ CAUSES = {
     "transposed convolution": "aten.convolution",
     "upsampling": "aten.upsample_nearest2d",
     "weight norm": "computed on the way",
+    "a layer fed with a constant too": "a tensor made on the way",
     "a size written down": "was tried and failed",
 }
 
@@ -327,6 +341,28 @@ def test_a_norm_shared_by_two_layers_joins_them_into_one_site():
         "layer.0.weight",
         "layer.1.weight",
     }
+
+
+def test_a_norm_shared_with_a_layer_that_is_protected_protects_both():
+    model = Mixer(
+        nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)]),
+        lambda f, x: f[3](f[2](f[0](x))) + f[3](f[2](f[1](x).cumsum(1))),
+    )
+
+    with pytest.raises(ModelError, match=r"layer\.0: it goes through aten\.cumsum"):
+        read(model, torch.zeros(2, 3))
+
+
+def test_samples_that_a_layer_makes_are_followed_through_a_convolution():
+    model = Mixer(
+        nn.ModuleList([nn.Linear(2, 5), nn.Linear(5, 4), nn.Linear(4, 2), nn.Conv1d(3, 2, 1)]),
+        lambda f, x: (f[3]((y := f[0](x.t())).t()[:, :, None]), f[2](f[1](y))),
+    )
+
+    structure = read(model, torch.zeros(2, 3))  # 2 samples become 5, as many as come out
+
+    assert set(sites(structure)) == {"layer.1"}
+    assert reasons(structure)["layer.0"] == "it is the network's output"
 
 
 def test_a_layer_that_is_never_called_is_protected_once_at_both_granularities():

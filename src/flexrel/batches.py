@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexrel.errors import FlexrelError, ModelError, UsageError
+from flexrel.errors import UsageError
 
 RawBatch = Any  # a tensor, a tuple (inputs, labels), or a dict as a Hugging Face loader gives it
 _LABELS = ("labels", "label")
@@ -126,26 +126,3 @@ def first_samples(batch: Batch, count: int) -> Batch:
 
     kwargs = {key: cut(value) for key, value in batch.kwargs.items()}
     return Batch(batch.index, tuple(map(cut, batch.args)), kwargs, cut(batch.labels))
-
-
-def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the model returns
-    """Return the model's output for the batch.
-
-    Raises:
-        ModelError: the model can't run on it; says the shapes given and its own message.
-    """
-    try:
-        return model(*batch.args, **batch.kwargs)
-    except FlexrelError:
-        raise
-    except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
-        raise ModelError(
-            f"the model does not run on batch {batch.index} (inputs of shape {shapes}): "
-            f"{reason(error)}"
-        ) from error
-
-
-def reason(error: Exception) -> str:
-    """Return an error's message in one line: its first, or else its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexrel.batches import Batch, RawBatch, call, read_batches, reason
+from flexrel.batches import Batch, RawBatch, read_batches
 from flexrel.errors import ModelError, UsageError
 from flexrel.records import Progress, silent
 from flexrel.relevance import RULES, Folder, Layer, sum_patches, windows
+from flexrel.running import call, reason, undisturbed
 from flexrel.statistics import SiteStatistics, Statistics
 
 Start = Callable[[Any, Tensor | None], Tensor]  # (output, labels) -> one scalar per sample
@@ -64,7 +65,7 @@ def calibrate(
     total: dict[str, tuple[Tensor, Tensor]] = {}
     samples = 0
     watch = _Watch(layers)
-    with _undisturbed(model), watch:
+    with _backward_to_inputs(model), watch:
         for batch in read_batches(batches, model):
             output, sums = watch.relevance_of(model, batch, output)
             for name, (inputs, outputs) in sums.items():
@@ -85,26 +86,20 @@ def calibrate(
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Set the model to evaluation without parameter gradients; put everything back."""
+def _backward_to_inputs(model: nn.Module) -> Iterator[None]:
+    """Run the block undisturbed and with gradients, but none of a parameter's."""
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise ModelError(
             "the network was made under torch.inference_mode, so nothing can go back through it; "
             "make or load it outside"
         )
-    modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as restore:
-        restore.enter_context(torch.random.fork_rng(devices=cuda))
+        restore.enter_context(undisturbed(model))
         restore.enter_context(torch.inference_mode(mode=False))
         restore.enter_context(torch.enable_grad())
-        for module, training in modes:
-            restore.callback(setattr, module, "training", training)
         for parameter, wants in wanted:
             restore.callback(parameter.requires_grad_, wants)
-        model.eval()
-        for parameter, _ in wanted:
             parameter.requires_grad_(False)
         yield
 

@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexrel.batches import Batch, RawBatch, call, read_batches
+from flexrel.batches import Batch, RawBatch, read_batches
 from flexrel.errors import ModelError, UsageError
-from flexrel.structure import undisturbed
+from flexrel.running import call, undisturbed
 
 Evaluate = Callable[[nn.Module], float]
 _CLASS_SCORES = 2  # axes: [samples, classes]
@@ -40,7 +39,7 @@ class Accuracy:
             ModelError: the model returns no class scores `[samples, classes]`.
         """
         right, samples = 0, 0
-        with evaluating(model):
+        with undisturbed(model), torch.no_grad():
             for batch in read_batches(self.batches, model):
                 if batch.labels is None:
                     raise UsageError(f"evaluation batch {batch.index} has no labels")
@@ -117,7 +116,7 @@ class Divergence:
 
 
 def _outputs(model: nn.Module, batches: Sequence[RawBatch]) -> Iterator[Tensor]:
-    with evaluating(model):
+    with undisturbed(model), torch.no_grad():
         for batch in read_batches(batches, model):
             yield _scores(call(model, batch), batch)
 
@@ -129,10 +128,3 @@ def _scores(result: object, batch: Batch) -> Tensor:
         f"the model returns a {type(result).__name__} for batch {batch.index}, not a tensor of "
         "numbers, so criteria can't be compared on it; pass criterion= yourself"
     )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the block in evaluation mode without gradients; put modes and random state back."""
-    with undisturbed(model), torch.no_grad():
-        yield

@@ -3,6 +3,5 @@
 from flexrel.structure.analyse import analyse
 from flexrel.structure.cut import mask_, resize_, shrink_
 from flexrel.structure.probe import disagreement, duplicate
-from flexrel.structure.trace import undisturbed
 
-__all__ = ["analyse", "disagreement", "duplicate", "mask_", "resize_", "shrink_", "undisturbed"]
+__all__ = ["analyse", "disagreement", "duplicate", "mask_", "resize_", "shrink_"]

@@ -5,8 +5,7 @@ parsed, so control flow, functional calls, in-place operations and reused module
 special care, and every spelling of an operation arrives as the same ATen operation.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flexrel.batches import Batch, call
+from flexrel.batches import Batch
 from flexrel.errors import ModelError
+from flexrel.running import call, undisturbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +71,6 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
             "return a tensor, or a tuple, list or dict of tensors"
         )
     return Trace(tuple(recorder.operations), parameters, inputs, outputs, batch.samples)
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run the block with the model in evaluation mode; put modes and the random state back."""
-    modes = [(module, module.training) for module in model.modules()]
-    cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    try:
-        with torch.random.fork_rng(devices=cuda):
-            model.eval()
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class _Recorder(TorchDispatchMode):

@@ -1,0 +1,48 @@
+"""Running a model that is not ours: as it was meant to run, and with no trace left on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from flexrel.batches import Batch
+from flexrel.errors import FlexrelError, ModelError
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run the block with the model in evaluation mode; put modes and the random state back."""
+    modes = [(module, module.training) for module in model.modules()]
+    cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the model returns
+    """Return the model's output for the batch.
+
+    Raises:
+        ModelError: the model can't run on it; says the shapes given and its own message.
+    """
+    try:
+        return model(*batch.args, **batch.kwargs)
+    except FlexrelError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
+        raise ModelError(
+            f"the model does not run on batch {batch.index} (inputs of shape {shapes}): "
+            f"{reason(error)}"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return an error's message in one line: its first, or else its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
