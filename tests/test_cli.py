@@ -236,6 +236,7 @@ def test_damaged_files_exit_5_and_leave_nothing(net, tmp_path, capsys):
         (["--budget", "macs=none"], "inputs", 2, "amount"),
         (["--budget", "bytes=10 parsecs"], "inputs", 2, "500 kB"),
         (["--target", "speed=1%"], "inputs", 2, "accuracy-drop"),
+        (["--target", "accuracy-drop=1"], "inputs", 2, "0.01"),
         (["--target", "accuracy-drop=1%"], "inputs", 2, "--evaluation"),
         (["--budget", "parameters=3"], "inputs", 3, "closest possible"),
         (["--budget", "bytes=10"], "inputs", 3, "closest possible"),

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
 from math import ceil
 
@@ -94,7 +93,9 @@ class Trials:
         kind = self.structure.granularity
         if budget.resource == "sparsity":
             wanted = budget.limit(1.0)
-            count = ceil(Fraction(str(wanted)) * self.structure.units)  # 0.07 of 100 is 7
+            count = ceil(wanted * self.structure.units)
+            if (count - 1) / self.structure.units >= wanted:  # 0.07 * 100 is above 7
+                count -= 1
             if count > removal.removable:
                 most = removal.removable / self.structure.units
                 raise BudgetError("sparsity", wanted, most, "Every layer keeps its best unit.")

@@ -38,7 +38,10 @@ def parse_target(text: str) -> AccuracyDrop:
     name, _, amount = text.partition("=")
     if name != "accuracy-drop":
         raise UsageError(f"target {text!r} is not known; write it like accuracy-drop=1%")
-    return AccuracyDrop(_share(text, amount))
+    share = _share(text, amount)
+    if share >= 1 and not amount.endswith("%"):
+        raise UsageError(f"target {text!r} is unclear; write one point as 1% or as 0.01")
+    return AccuracyDrop(share)
 
 
 def parse_criterion(text: str) -> Criterion | None:
