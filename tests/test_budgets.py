@@ -35,7 +35,7 @@ def make(budget, amount):
         ("1 kiB", 1024),
         ("1.5 MiB", 3 * 2**19),
         ("1 GiB", 2**30),
-        ("2.3 MB", 2_300_000),  # 2.3 * 10**6 is less in floats
+        ("8.12 kB", 8120),  # 8.12 * 1000 is less in floats
         ("1.0005 kB", 1000),  # down to whole bytes
     ],
 )
@@ -72,12 +72,15 @@ def test_an_int_is_a_count_and_a_float_a_share(budget):
     assert budget(0.5).limit(1001) == 500  # met from below
 
 
-@given(percent=st.integers(1, 100), dense=st.integers(1, 10**9))
-def test_a_share_is_rounded_down_and_never_by_more_than_its_decimals_say(percent, dense):
+@given(percent=st.integers(1, 100), hundreds=st.integers(1, 10**7), more=st.integers(0, 2))
+def test_a_share_is_rounded_down_and_never_by_more_than_its_decimals_say(percent, hundreds, more):
     """0.29 * 100 is 28.999999999999996 in floats; 29 of 100 is 29 percent."""
+    dense = 100 * hundreds + more
+
     expected = Fraction(percent, 100) * dense // 1
 
     assert Parameters(percent / 100).limit(dense) == expected
+    assert MACs(0.29).limit(100) == 29
 
 
 @pytest.mark.parametrize("amount", [-0.1, 1.0, 2, math.nan, True, "half", None])

@@ -107,7 +107,12 @@ def test_a_number_from_0_to_1_is_taken(said):
 
 
 @pytest.mark.parametrize(
-    "said", [math.nan, math.inf, 1.2, -0.1, "x", None, 1j, [0.5], torch.tensor([0.1, 0.2]), {}]
+    "said",
+    [
+        *(math.nan, math.inf, 1.2, -0.1, "x", None, 1j, [0.5], {}),
+        torch.tensor([0.1, 0.2]),
+        torch.empty((), device="meta"),  # a number without a value
+    ],
 )
 def test_anything_else_is_refused_as_wrong_usage(said):
     with pytest.raises(UsageError, match=r"evaluate returned .*; return a number in \[0, 1\]") as e:

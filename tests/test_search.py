@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,24 @@ def test_an_even_fall_needs_few_measurements():
     assert len(costs.asked) <= 4  # the two ends, the line between them, and one to spare
 
 
+@pytest.mark.parametrize(
+    "cost",
+    [
+        lambda k: 10**9 / (k + 1) ** 3,  # nearly all of the fall at once
+        lambda k: 10**9 - k**2,  # slow at first
+        lambda k: 10**6 if k < 9_000 else 10_000 - k,
+    ],
+)
+@pytest.mark.parametrize("at", [3, 5_000, 9_500])
+def test_an_uneven_fall_needs_no_more_than_twice_the_steps_of_bisection(cost, at):
+    costs = Counted([cost(k) for k in range(10**4)])
+
+    found = least_removal(costs, costs.values[at], 10**4 - 1, tolerance=1e-9)
+
+    assert costs.values[found] <= costs.values[at]
+    assert len(costs.asked) <= 2 + 2 * math.ceil(math.log2(10**4))
+
+
 def test_examples_by_hand():
     costs = [9, 7, 7, 4, 4, 1]
 
@@ -117,6 +136,11 @@ def test_the_turning_point_is_found_to_within_the_resolution(size, data, resolut
 
     assert last_good - max(resolution, 1) < found <= last_good
     assert len(good.asked) <= 1 + math.ceil(math.log2(size + 1))
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 7, 8, 100])
+def test_all_goes_where_all_is_good(most):
+    assert most_removal(lambda _: True, 0, most, 1) == most
 
 
 def test_nothing_is_good_if_the_least_is_not():

@@ -495,6 +495,23 @@ def test_a_model_without_layers_is_refused():
         read(nn.Sequential(nn.ReLU()), granularity="element")
 
 
+def test_layers_of_which_only_one_can_be_cut_are_not_all_offered():
+    """Python that knows the sum of two sizes runs with either cut, and not with both."""
+
+    def forward(f, x):
+        y = f[3](f[2](f[1](f[0](x))))
+        return y if f[0].out_channels + f[2].out_channels >= 8 else y[:, :1]
+
+    model = Mixer(
+        nn.ModuleList([nn.Conv2d(a, b, 1) for a, b in ((3, 4), (4, 3), (3, 5), (5, 2))]), forward
+    )
+
+    structure = read(model)
+
+    assert set(sites(structure)) == {"layer.0", "layer.1"}
+    assert "was tried and failed" in reasons(structure)["layer.2"]
+
+
 def test_an_unknown_granularity_is_refused_with_those_that_are_known():
     with pytest.raises(UsageError, match="'filter' is not known; there are: element, channel"):
         unchecked(analyse)(four(), batch(image), "filter")

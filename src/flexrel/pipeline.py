@@ -4,6 +4,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from operator import itemgetter
 from typing import Literal
 
 from torch import nn
@@ -147,7 +148,7 @@ class _Request:
         """The least accuracy allowed."""
         if self.target is None or self.dense.accuracy is None:
             return None
-        return max(self.dense.accuracy - self.target.amount, 0.0)
+        return max(round(self.dense.accuracy - self.target.amount, 12), 0.0)  # 0.995 - 0.01
 
     def limits(self) -> dict[str, float | None]:
         """Return every limit in its resource's unit, None where nothing was asked for."""
@@ -199,16 +200,16 @@ def _solve(
         count = trials.units_for(Magnitude(), request.budgets, request.dense)
         chosen = trials.choose(options, simplest.plan(count), request.progress)
         return chosen, _plan(trials, request, chosen)
-    found: dict[Criterion, tuple[int, Plan]] = {}
+    found: list[tuple[int, Criterion, Plan]] = []
     like = simplest.plan(simplest.removable // 2)
     for _ in range(_ROUNDS):  # where the plan lands decides what is best there
         chosen = trials.choose(options, like, request.progress)
-        if chosen in found:
+        if any(chosen is tried for _, tried, _ in found):
             break
         like = _plan(trials, request, chosen)
-        found[chosen] = (trials.bytes(like), like)
-    best = min(found, key=lambda option: found[option][0])
-    return best, found[best][1]
+        found.append((trials.bytes(like), chosen, like))
+    _, best, plan = min(found, key=itemgetter(0))
+    return best, plan
 
 
 def _plan(trials: Trials, request: _Request, criterion: Criterion) -> Plan:
