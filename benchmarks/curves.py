@@ -298,6 +298,7 @@ def show():
                     f" signal in {wins} of {len(own)} rows, by {100 * statistics.fmean(own):+.1f} "
                     f"points on average (from {100 * min(own):+.1f} to {100 * max(own):+.1f})."
                 )
+        text.append(_deltas(blocks, granularity))
     common.replace_section("curves", "\n\n".join(text))
     figure(blocks)
 
@@ -306,6 +307,24 @@ def _grouped(blocks, granularity):
     own = [block for block in blocks if block["granularity"] == granularity]
     keys = dict.fromkeys((block["network"], block["deployment"]) for block in own)
     return [(key, [b for b in own if (b["network"], b["deployment"]) == key]) for key in keys]
+
+
+def _deltas(blocks, granularity):
+    """Return the table of the paper's sum at each delta: the mean over levels, on `test_a`."""
+    roles = ["magnitude", *(f"sum {delta:g}" for delta in DELTAS), "relevance"]
+    rows = []
+    for place, group in _grouped(blocks, granularity):
+        means = [
+            statistics.fmean(r["accuracy"] for b in group for r in b["test_a"] if r["role"] == role)
+            for role in roles
+        ]
+        rows.append([", ".join(place), *(_bold(100 * m, m == max(means)) for m in means)])
+    header = [f"{granularity}s, mean of the levels", "δ = 0", *(f"{d:g}" for d in DELTAS), "1"]
+    return common.table(header, rows)
+
+
+def _bold(value, best):
+    return f"**{value:.1f}**" if best else f"{value:.1f}"
 
 
 def _points(accuracy, samples):
