@@ -34,6 +34,24 @@ class Batch:
         return len(self.tensors[0])
 
 
+def collect(batches: Iterable[RawBatch]) -> list[RawBatch]:
+    """Return all batches in a list, to go through them again and again.
+
+    Raises:
+        UsageError: it is one tensor, which would be gone through sample by sample.
+    """
+    _check_iterable(batches)
+    return list(batches)
+
+
+def _check_iterable(batches: Iterable[RawBatch]) -> None:
+    if isinstance(batches, Tensor):  # iterable too, but sample by sample
+        raise UsageError(
+            f"the batches are one tensor of shape {tuple(batches.shape)}; "
+            "pass an iterable of batches, for one batch a list of one"
+        )
+
+
 def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batch]:
     """Yield each batch on the model's device, checked.
 
@@ -45,11 +63,7 @@ def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batc
     Raises:
         UsageError: a batch has another form, no sample, or a NaN or infinity (says which).
     """
-    if isinstance(batches, Tensor):  # iterable too, but sample by sample
-        raise UsageError(
-            f"the batches are one tensor of shape {tuple(batches.shape)}; "
-            "pass an iterable of batches, for one batch a list of one"
-        )
+    _check_iterable(batches)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for index, raw in enumerate(batches):
         yield _read(raw, index, device)

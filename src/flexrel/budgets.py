@@ -26,6 +26,9 @@ _UNITS = {
 }
 
 
+RESOURCES = ("sparsity", "parameters", "MACs", "bytes")
+
+
 @runtime_checkable
 class Budget(Protocol):
     """A limit on one resource; `limit` turns it into that resource's unit."""

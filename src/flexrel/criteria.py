@@ -6,7 +6,7 @@ be comparable over the whole network.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from typing import Literal, Protocol, runtime_checkable
@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexrel.errors import UsageError
-from flexrel.records import Scores, Site, Structure, layer_of, weight_of
+from flexrel.errors import ModelError, UsageError
+from flexrel.records import Protected, Scores, Site, Structure, layer_of, weight_of
 from flexrel.scales import SCALES, Scale, alone, scaled
 from flexrel.statistics import PARTS, Part, SiteStatistics, Statistics
 
@@ -204,6 +204,26 @@ class FlexRel:
         relevances = Relevance(self.part, "mean").scores(evidence)
         for m, r in zip(magnitudes, relevances, strict=True):
             yield m.pow_(1 - self.delta).mul_(r.pow_(self.delta))
+
+
+def without_unmeasured(structure: Structure, statistics: Statistics) -> Structure:
+    """Return the structure without the sites whose relevance was not measured, which it protects.
+
+    Raises:
+        ModelError: no site is left.
+    """
+    sites, protected = [], []
+    for site in structure.sites:
+        readers = {layer_of(s.tensor) for s in site.slices if s.role == "consumer"}
+        missing = sorted((readers or {site.name}) - statistics.keys())
+        if missing:
+            reason = f"the relevance of {missing[0]} was not measured: it is not called as a module"
+            protected.append(Protected(site.name, reason))
+        else:
+            sites.append(site)
+    if not sites:
+        raise ModelError(f"no layer can be scored: {protected[0].name}: {protected[0].reason}")
+    return replace(structure, sites=tuple(sites), protected=(*structure.protected, *protected))
 
 
 def scores_of(

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from flexrel.batches import Batch, RawBatch, read_batches
 from flexrel.errors import ModelError, UsageError
-from flexrel.running import call, undisturbed
+from flexrel.running import call, tensors_of, undisturbed
 
 Evaluate = Callable[[nn.Module], float]
 _CLASS_SCORES = 2  # axes: [samples, classes]
@@ -91,8 +91,8 @@ class Divergence:
     """How far a network's outputs are from the dense network's, on calibration data.
 
     Needs no labels. Lower is better, 0 is the dense network itself. For class scores: the mean
-    Kullback-Leibler divergence of the predicted distributions, in nats. For other outputs: the
-    squared error over the squared size of the dense outputs.
+    Kullback-Leibler divergence of the predicted distributions, in nats. For other outputs, also
+    several in tuples or mappings: the squared error over the squared size of the dense outputs.
     """
 
     def __init__(self, dense: nn.Module, batches: Sequence[RawBatch]) -> None:
@@ -103,28 +103,27 @@ class Divergence:
     def __call__(self, model: nn.Module) -> float:
         """Return the model's divergence; infinity where its outputs are not finite."""
         apart, weight = 0.0, 0.0
-        for goal, found in zip(self._goals, _outputs(model, self._batches), strict=True):
-            if goal.ndim == _CLASS_SCORES and goal.shape[1] > 1:
-                logs = (found.log_softmax(1), goal.log_softmax(1))
+        for goals, found in zip(self._goals, _outputs(model, self._batches), strict=True):
+            if len(goals) == 1 and goals[0].ndim == _CLASS_SCORES and goals[0].shape[1] > 1:
+                logs = (found[0].log_softmax(1), goals[0].log_softmax(1))
                 apart += float(functional.kl_div(*logs, log_target=True, reduction="sum"))
-                weight += len(goal)
-            else:
-                apart += float((found - goal).square().sum())
+                weight += len(goals[0])
+                continue
+            for goal, have in zip(goals, found, strict=True):
+                apart += float((have - goal).square().sum())
                 weight += float(goal.square().sum())
         value = apart / weight if weight else apart
         return value if math.isfinite(value) else math.inf
 
 
-def _outputs(model: nn.Module, batches: Sequence[RawBatch]) -> Iterator[Tensor]:
+def _outputs(model: nn.Module, batches: Sequence[RawBatch]) -> Iterator[list[Tensor]]:
     with undisturbed(model), torch.no_grad():
         for batch in read_batches(batches, model):
-            yield _scores(call(model, batch), batch)
-
-
-def _scores(result: object, batch: Batch) -> Tensor:
-    if isinstance(result, Tensor) and result.is_floating_point():
-        return result.float()
-    raise ModelError(
-        f"the model returns a {type(result).__name__} for batch {batch.index}, not a tensor of "
-        "numbers, so criteria can't be compared on it; pass criterion= yourself"
-    )
+            result = call(model, batch)
+            numbers = [t.float() for t in tensors_of(result) if t.is_floating_point()]
+            if not numbers:
+                raise ModelError(
+                    f"the model returns a {type(result).__name__} for batch {batch.index} in which "
+                    "no tensor of numbers is found"
+                )
+            yield numbers

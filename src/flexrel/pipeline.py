@@ -11,13 +11,13 @@ from torch import nn
 
 from flexrel.allocate import ALLOCATIONS
 from flexrel.apply import verify
-from flexrel.batches import Batch, RawBatch, first_samples, read_batches
-from flexrel.budgets import AccuracyDrop, Budget
+from flexrel.batches import Batch, RawBatch, collect, first_samples, read_batches
+from flexrel.budgets import RESOURCES, AccuracyDrop, Budget
 from flexrel.calibrate import Start, calibrate
-from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance
+from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, without_unmeasured
 from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Accuracy, Divergence, Evaluate
-from flexrel.pack import Values
+from flexrel.pack import VALUES, Values
 from flexrel.records import Granularity, Measurement, Plan, Progress, silent
 from flexrel.result import Result
 from flexrel.search import most_removal
@@ -90,18 +90,21 @@ def prune(
         BudgetError: the target or a budget can't be met; says the closest that can.
         ModelError: the network can't be analysed, or its cut does not verify.
     """
-    _check(target, budgets, evaluate, allocation, recover)
-    batches = list(calibration)
+    options = (criterion,) if isinstance(criterion, Criterion) else criterion or candidates()
+    _check(target, budgets, evaluate, allocation, recover, values)
+    batches = collect(calibration)
     example = _example(model, batches)
     structure = analyse(model, example, granularity, keep)
-    statistics = calibrate(model, batches, rule, output, progress)
+    statistics = None
+    if compare or any(option.needs_relevance for option in options):
+        statistics = calibrate(model, batches, rule, output, progress)
+        structure = without_unmeasured(structure, statistics)
     divergence = Divergence(model, batches)
     trials = Trials(
         model, structure, statistics, ALLOCATIONS[allocation], values, evaluate, divergence
     )
     dense = trials.dense()
     request = _Request(target, tuple(budgets), dense, progress)
-    options = (criterion,) if isinstance(criterion, Criterion) else criterion or candidates()
     chosen, plan = _solve(trials, request, options)
     network, achieved = trials.measure(chosen, plan)
     verify(model, network, plan, example)
@@ -123,11 +126,11 @@ def prune(
         options={
             "scored_by": repr(chosen),
             "rule": rule,
-            "output": statistics.output,
+            "output": statistics.output if statistics else None,
             "allocation": allocation,
             "recover": recover,
             "values": values,
-            "calibration_samples": int(statistics.samples),
+            "calibration_samples": sum(batch.samples for batch in read_batches(batches, model)),
         },
         seed=seed,
         versions=_versions(),
@@ -158,9 +161,12 @@ class _Request:
             "MACs": self.dense.macs,
             "bytes": self.dense.bytes,
         }
-        asked = {b.resource: b.limit(dense[b.resource]) for b in self.budgets}
-        limits = {resource.lower(): asked.get(resource) for resource in dense}
-        return {"accuracy": self.floor, **limits}
+        limits: dict[str, float | None] = {"accuracy": self.floor}
+        for resource, amount in dense.items():
+            asked = [b.limit(amount) for b in self.budgets if b.resource == resource]
+            tightest = max if resource == "sparsity" else min
+            limits[resource.lower()] = tightest(asked, default=None)
+        return limits
 
 
 def _check(
@@ -169,7 +175,17 @@ def _check(
     evaluate: Evaluate | None,
     allocation: str,
     recover: str,
+    values: str,
 ) -> None:
+    if not isinstance(budgets, Sequence):
+        raise UsageError(f"budgets is a {type(budgets).__name__}; pass a list, [MACs(0.5)]")
+    for budget in budgets:
+        if not isinstance(budget, Budget) or budget.resource not in RESOURCES:
+            raise UsageError(
+                f"{budget!r} is no budget that can be counted; one is on {', '.join(RESOURCES)}"
+            )
+    if values not in VALUES:
+        raise UsageError(f"values {values!r} is not known; there are: {', '.join(VALUES)}")
     if target is None and not budgets:
         raise UsageError("nothing to prune to; pass target=AccuracyDrop(0.01) or budgets=[...]")
     if target is not None and evaluate is None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -95,7 +96,7 @@ class Result:
         return render(self.as_json(), plan_as_json(self.plan))
 
     def save(self, directory: str | Path) -> None:
-        """Write `model.flexrel`, `plan.json`, `result.json` and `report.html`, each whole.
+        """Write `model.flexrel`, `plan.json`, `result.json` and `report.html`, all or none.
 
         Args:
             directory: made if it is not there; files of these names in it are replaced.
@@ -107,9 +108,13 @@ class Result:
             "result.json": _dump(self.as_json()),
             "report.html": self.report().encode(),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            replace_file(folder / name, data)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            for name, data in files.items():
+                replace_file(Path(beside) / name, data)
+            folder.mkdir(exist_ok=True)
+            for name in files:
+                (Path(beside) / name).replace(folder / name)
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:

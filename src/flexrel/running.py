@@ -1,11 +1,11 @@
 """Running a model that is not ours: as it was meant to run, and with no trace left on it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flexrel.batches import Batch
 from flexrel.errors import FlexrelError, ModelError
@@ -46,3 +46,12 @@ def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the 
 def reason(error: Exception) -> str:
     """Return an error's message in one line: its first, or else its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def tensors_of(value: Any) -> list[Tensor]:  # noqa: ANN401 - what a model or operation returns
+    """Return the tensors in a value, in tuples, lists and mappings too."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []

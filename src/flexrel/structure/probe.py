@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from flexrel.batches import Batch
 from flexrel.errors import ModelError
 from flexrel.records import Plan, Site, Structure
-from flexrel.running import call, undisturbed
+from flexrel.running import call, tensors_of, undisturbed
 from flexrel.structure.cut import mask_, shrink_
-from flexrel.structure.trace import tensors_of
 
 _AGREE = 1e-4  # largest difference of outputs, as a share of the largest output
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexrel.batches import Batch
 from flexrel.errors import ModelError
-from flexrel.running import call, undisturbed
+from flexrel.running import call, tensors_of, undisturbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +108,6 @@ class _Recorder(TorchDispatchMode):
         if isinstance(value, Tensor):
             return self.ref(value)
         return [self._strip(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def tensors_of(value: Any) -> list[Tensor]:  # noqa: ANN401 - what a model or operation returns
-    """Return the tensors in a value, in tuples, lists and mappings too."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []
 
 
 def _refs(value: Any) -> list[Ref]:  # noqa: ANN401 - arguments of an operation
