@@ -42,6 +42,7 @@ LEVELS = {
 }
 DELTAS = (0.1, 0.5, 0.9)
 CALIBRATE, CHOOSE, BATCH = 512, 400, 250
+DRAWS = {"resnet20": 2, "resnet56": 1, "vgg16": 1}  # of calibration images
 TEST = {"resnet20": 2000, "resnet56": 1500, "vgg16": 1000}  # first images of test_a
 BYTES_TOLERANCE = 0.005
 
@@ -209,35 +210,41 @@ def report(bench, granularity, structure, chosen_rows, counts):
 def measure(args):
     torch.backends.cudnn.allow_tf32 = False
     packs = common.data_packs()
-    for name in args.networks:
-        common.save(f"curves-{name}", {"torch": torch.__version__, "blocks": []})
-    blocks = itertools.product(args.networks, range(args.draws), DEPLOYMENTS, LEVELS)
-    for name, draw, deployment, granularity in blocks:
-        began = time.monotonic()
-        bench = Bench(packs, name, deployment, draw, args.device, test=args.test.get(name))
-        structure = bench.structure(granularity)
-        counts = counts_at(bench, structure)
-        chosen = choose_forms(bench, granularity, structure, counts)
-        block = {
-            "network": name,
-            "deployment": deployment,
-            "granularity": granularity,
-            "draw": draw,
-            "samples": bench.test.samples,
-            "dense": {
-                "accuracy": bench.test(bench.model),
-                "macs": cost.macs(structure),
-                "bytes": bench.dense_bytes,
-                "parameters": cost.parameters(structure),
-            },
-            "choose": chosen,
-            "test_a": report(bench, granularity, structure, chosen, counts),
-        }
-        content = common.load(f"curves-{name}")
-        content["blocks"].append(block)
-        common.save(f"curves-{name}", content)
-        seconds = time.monotonic() - began
-        print(f"{name}, {deployment}, {granularity}, draw {draw}: {seconds:.0f} s", flush=True)
+    blocks = itertools.product(args.networks, args.deployments, args.granularities)
+    for name, deployment, granularity in blocks:
+        for draw in range(args.draws or DRAWS[name]):
+            measure_block(packs, name, deployment, granularity, draw, args)
+
+
+def measure_block(packs, name, deployment, granularity, draw, args):
+    """Measure one network in one deployment, and put it in place of its last measurement."""
+    began = time.monotonic()
+    bench = Bench(packs, name, deployment, draw, args.device, test=args.test.get(name))
+    structure = bench.structure(granularity)
+    counts = counts_at(bench, structure)
+    chosen = choose_forms(bench, granularity, structure, counts)
+    block = {
+        "network": name,
+        "deployment": deployment,
+        "granularity": granularity,
+        "draw": draw,
+        "samples": bench.test.samples,
+        "dense": {
+            "accuracy": bench.test(bench.model),
+            "macs": cost.macs(structure),
+            "bytes": bench.dense_bytes,
+            "parameters": cost.parameters(structure),
+        },
+        "choose": chosen,
+        "test_a": report(bench, granularity, structure, chosen, counts),
+    }
+    key = ("deployment", "granularity", "draw")
+    file = f"curves-{name}"
+    known = common.load(file)["blocks"] if (common.RESULTS / f"{file}.json").is_file() else []
+    rest = [old for old in known if any(old[k] != block[k] for k in key)]
+    common.save(file, {"torch": torch.__version__, "blocks": [*rest, block]})
+    seconds = time.monotonic() - began
+    print(f"{name}, {deployment}, {granularity}, draw {draw}: {seconds:.0f} s", flush=True)
 
 
 def show():
@@ -383,7 +390,9 @@ def figure(blocks):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
-    parser.add_argument("--draws", type=int, default=3, help="of calibration images")
+    parser.add_argument("--deployments", nargs="+", default=tuple(DEPLOYMENTS), choices=DEPLOYMENTS)
+    parser.add_argument("--granularities", nargs="+", default=tuple(LEVELS), choices=LEVELS)
+    parser.add_argument("--draws", type=int, help="of calibration images; by default as in DRAWS")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--show", action="store_true", help="tables and figure, from the JSON")
     parser.add_argument("--all", action="store_true", help="report on all 5,000 images of test_a")

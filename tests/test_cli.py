@@ -234,7 +234,7 @@ def test_damaged_files_exit_5_and_leave_nothing(net, tmp_path, capsys):
         (["--budget", "macs=60%", "--allocation", "x"], "inputs", 2, "per-layer"),
         (["--budget", "latency=5ms"], "inputs", 2, "bytes=500kB"),
         (["--budget", "macs=none"], "inputs", 2, "amount"),
-        (["--budget", "bytes=10 parsecs"], "inputs", 2, "500 kB"),
+        (["--budget", "bytes=10 parsecs"], "inputs", 2, "500kB"),
         (["--target", "speed=1%"], "inputs", 2, "accuracy-drop"),
         (["--target", "accuracy-drop=1"], "inputs", 2, "0.01"),
         (["--target", "accuracy-drop=1%"], "inputs", 2, "--evaluation"),
@@ -267,6 +267,52 @@ def test_a_bad_request_is_one_line_with_its_exit_code(
 def test_a_model_that_is_not_there_exits_2(capsys, spec, says):
     assert main(["prune", spec, "--calibration", "x:y", "--budget", "macs=60%"]) == 2
     assert says in one_line(capsys.readouterr().err)
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused_before_the_work(net, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+
+    assert prune(net, "--budget", "macs=60%", "--out", str(tmp_path / "out"), data="crash") == 2
+    assert "is a file" in one_line(capsys.readouterr().err)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_what_can_not_be_written_is_one_line(net, tmp_path, capsys):
+    path = tmp_path / "nowhere" / "x.flexrel"
+
+    assert main(["pack", f"{net}:make", "-o", str(path)]) == 2
+    assert "nowhere" in one_line(capsys.readouterr().err)
+
+
+def test_a_message_of_several_lines_is_folded_into_one(net, capsys):
+    net.write_text(NETWORK + "\ndef make():\n    raise ValueError('one\\ntwo')\n")
+
+    assert prune(net, "--budget", "macs=60%") == 2
+    assert "one two" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 cut", b"", b"text"])
+def test_data_that_are_no_arrays_exit_2(net, tmp_path, capsys, content):
+    (tmp_path / "d.npz").write_bytes(content)
+
+    assert prune(net, "--budget", "macs=60%", data=str(tmp_path / "d.npz")) == 2
+    assert "d.npz" in one_line(capsys.readouterr().err)
+
+
+def test_records_that_lack_something_exit_2(tmp_path, capsys):
+    for name in ("result.json", "plan.json"):
+        (tmp_path / name).write_text("{}")
+
+    assert main(["report", str(tmp_path)]) == 2
+    assert "lack" in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_demos_network_takes_no_weights(tmp_path, capsys):
+    command = ["pack", "demo:digits", "--weights", "w.safetensors", "-o", str(tmp_path / "x")]
+
+    assert main(command) == 2
+    assert "trained on the spot" in one_line(capsys.readouterr().err)
 
 
 def test_a_model_without_a_prunable_layer_exits_4(net, tmp_path, capsys):
@@ -304,7 +350,8 @@ def test_the_installed_command_gives_its_exit_code():
 
 def test_amounts_are_shares_or_counts():
     assert parse_budget("bytes=500kB") == flexrel.Bytes("500kB")
-    assert parse_budget("bytes=50%") == flexrel.Bytes(0.5)
+    assert parse_budget("bytes=50%") == parse_budget("bytes=0.5") == flexrel.Bytes(0.5)
+    assert parse_budget("bytes=5000") == flexrel.Bytes(5000)
     assert parse_budget("macs=0.5") == parse_budget("macs=50%") == flexrel.MACs(0.5)
     assert parse_budget("macs=20.5M") == flexrel.MACs(20_500_000)
     assert parse_budget("parameters=120k") == flexrel.Parameters(120_000)

@@ -180,9 +180,18 @@ def test_divergence_of_outputs_that_are_all_zero_is_the_error_itself():
 
 
 def test_divergence_needs_a_tensor_of_numbers():
-    for model in (Call(lambda x: (x, x)), Call(lambda x: x.argmax(1))):
-        with pytest.raises(ModelError, match=r"returns a \w+ for batch 0.*pass criterion="):
+    for model in (Call(lambda x: (x.argmax(1), None)), Call(lambda x: x.argmax(1))):
+        with pytest.raises(ModelError, match=r"returns a \w+ for batch 0 in which no tensor"):
             Divergence(model, [SCORES])
+
+
+def test_divergence_of_several_outputs_is_their_squared_error_together():
+    dense = Call(lambda x: {"a": x, "b": (2 * x, x.argmax(1))})
+    pruned = Call(lambda x: {"a": x + 1, "b": (x, x.argmax(1))})
+    x = torch.tensor([[3.0, 4.0]])
+
+    # a: 1 + 1 of 9 + 16; b: 9 + 16 of 36 + 64
+    assert Divergence(dense, [x])(pruned) == pytest.approx((2 + 25) / (25 + 100))
 
 
 def test_divergence_agrees_with_the_definition_on_random_scores():

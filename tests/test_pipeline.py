@@ -662,3 +662,198 @@ def test_a_network_whose_python_knows_its_sizes_is_pruned_elsewhere():
 
     assert list(result.plan.masks) == ["0"]
     assert result.model(PICTURES[0][0]).shape == (30, 3)
+
+
+# --- what users do that we did not think of -------------------------------------------------------
+
+
+def test_a_model_of_several_outputs_is_pruned(perceptron):
+    inputs = [x for x, _ in CALIBRATION]
+    model = nn.Sequential(copy.deepcopy(perceptron), Call(lambda x: {"scores": x, "twice": 2 * x}))
+
+    result = flexrel.prune(
+        model,
+        calibration=inputs,
+        budgets=[MACs(0.6)],
+        output=lambda out, _: out["scores"].amax(1),
+    )
+
+    assert 0 < result.achieved.divergence < math.inf
+    assert result.model(inputs[0])["twice"].shape == (30, CLASSES)
+
+
+class Borrowed(nn.Module):
+    """Reads one of its layers' weights without calling it, so no hook sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.unseen, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = functional.relu(functional.linear(functional.relu(self.seen(x)), self.unseen.weight))
+        return self.last(x)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_layer_whose_relevance_was_not_measured_is_left_alone_and_named(granularity):
+    result = flexrel.prune(
+        random_(Borrowed()),
+        calibration=[torch.randn(9, 6)],
+        budgets=[Sparsity(0.3)],
+        granularity=granularity,
+        criterion=FlexRel(),
+    )
+
+    reasons = {p.name: p.reason for p in result.plan.structure.protected}
+    assert any("not measured" in reason for reason in reasons.values())
+
+
+def test_magnitude_alone_needs_no_gradient_to_its_input():
+    model = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 2))
+    tokens = torch.arange(7).remainder(7).repeat(4, 1)
+
+    result = flexrel.prune(
+        model, calibration=[tokens], budgets=[Sparsity(0.5)], criterion=Magnitude()
+    )
+
+    assert result.options["output"] is None
+    assert result.achieved.removed >= 0.5
+
+
+@pytest.mark.parametrize("budgets", [MACs(0.5), [0.5], [("macs", 0.5)]])
+def test_what_is_no_list_of_budgets_is_refused(unchecked, perceptron, budgets):
+    with pytest.raises(UsageError, match="budget"):
+        prune(perceptron, budgets=budgets)
+
+
+def test_of_two_budgets_on_one_resource_the_tighter_is_requested(perceptron):
+    dense = prune(perceptron, budgets=[MACs(1.0)], criterion=Magnitude()).dense
+
+    result = prune(
+        perceptron,
+        budgets=[MACs(0.5), MACs(0.8), Sparsity(0.3), Sparsity(0.1)],
+        criterion=Magnitude(),
+    )
+
+    assert result.requested["macs"] == math.floor(dense.macs / 2) >= result.achieved.macs
+    assert result.requested["sparsity"] == 0.3
+
+
+def test_one_tensor_is_no_calibration_set(perceptron):
+    with pytest.raises(UsageError, match="one tensor of shape"):
+        flexrel.prune(perceptron, calibration=torch.ones(4, 6), budgets=[MACs(0.5)])
+
+
+def test_an_evaluation_may_do_to_the_network_what_it_likes(pictures):
+    def careless(model):
+        model.train()
+        model(PICTURES[0][0])  # moves the norm's statistics
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        return 0.9
+
+    model = copy.deepcopy(pictures)
+    before = bits(model)
+
+    result = flexrel.prune(
+        model, calibration=PICTURES, evaluate=careless, budgets=[MACs(0.6)], criterion=Magnitude()
+    )
+
+    assert same_bits(bits(model), before)
+    assert any(bool(p.abs().sum() > 0) for p in result.model.parameters())
+    assert result.achieved.bytes == len(encode(result.model))
+
+
+def test_accuracy_is_that_of_the_file_also_where_it_rounds(perceptron, tmp_path):
+    fragile = copy.deepcopy(perceptron)
+    with torch.no_grad():  # what float16 can't tell from zero, and the largest score does not mind
+        for layer in (fragile[2], fragile[4]):
+            layer.weight.mul_(1e-5)
+            layer.bias.mul_(1e-5)
+    evaluate = Accuracy([points(60, 3)])
+
+    result = flexrel.prune(
+        fragile,
+        calibration=CALIBRATION,
+        evaluate=evaluate,
+        budgets=[Sparsity(0.1)],
+        criterion=Magnitude(),
+        keep=["0"],
+        values="float16",
+    )
+    result.save(tmp_path / "out")
+
+    loaded = flexrel.load(tmp_path / "out" / "model.flexrel", into=copy.deepcopy(fragile))
+    assert result.achieved.accuracy == evaluate(loaded) == evaluate(result.model)
+    state = result.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_zeros_are_plain_zeros_and_cost_no_bytes(perceptron, granularity):
+    result = prune(
+        perceptron, budgets=[Sparsity(0.5)], granularity=granularity, criterion=Magnitude()
+    )
+
+    for tensor in result.model.state_dict().values():
+        assert not bool(((tensor == 0) & tensor.signbit()).any())
+
+
+def test_a_drop_to_the_dot_is_allowed():
+    """0.995 - 0.01 is a little more than 0.985 in floats, and 2/3 - 0.01 than 197/300."""
+    model = nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 2))
+    for dense, low in ((0.995, 0.985), (200 / 300, 197 / 300)):
+        said = iter([dense, *[low] * 50])
+
+        result = flexrel.prune(
+            model,
+            calibration=[torch.ones(2, 3)],
+            evaluate=lambda _, said=said: next(said),
+            target=AccuracyDrop(0.01),
+            criterion=Magnitude(),
+        )
+
+        assert result.achieved.accuracy == low
+
+
+def test_a_save_that_fails_leaves_what_was_there(perceptron, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    prune(perceptron, budgets=[MACs(0.8)], criterion=Magnitude()).save(out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    result = prune(perceptron, budgets=[MACs(0.4)], criterion=Magnitude())
+    written = []
+
+    def full(path, data):
+        written.append(path)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        path.write_bytes(data)
+
+    monkeypatch.setattr("flexrel.result.replace_file", full)
+    with pytest.raises(OSError, match="No space"):
+        result.save(out)
+
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_bytes_that_rise_as_units_go_still_keep_to_the_budget():
+    """Weights of few values pack better whole than with gaps."""
+    draw = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 16))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randint(1, 3, parameter.shape, generator=draw) / 2)
+    budgets = [Bytes(1.0), Sparsity(0.2)]
+
+    result = flexrel.prune(
+        model,
+        calibration=[torch.randn(8, 64, generator=draw)],
+        budgets=budgets,
+        granularity="element",
+        criterion=Relevance(),
+    )
+
+    assert result.achieved.bytes <= result.dense.bytes
+    assert result.achieved.removed >= 0.2

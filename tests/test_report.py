@@ -224,7 +224,7 @@ def test_saving_over_a_directory_replaces_the_four_files_and_nothing_else(tmp_pa
 
 
 @pytest.mark.parametrize("written_before", [0, 1, 2, 3])
-def test_a_failing_save_leaves_no_part_of_a_file(written_before, tmp_path, monkeypatch):
+def test_a_failing_save_leaves_nothing(written_before, tmp_path, monkeypatch):
     result = prune()
     result.save(tmp_path / "good")
     calls = []
@@ -238,10 +238,7 @@ def test_a_failing_save_leaves_no_part_of_a_file(written_before, tmp_path, monke
     with pytest.raises(OSError, match="no space left"):
         result.save(tmp_path / "bad")
 
-    left = list((tmp_path / "bad").iterdir())
-    assert len(left) == written_before
-    for path in left:
-        assert path.read_bytes() == (tmp_path / "good" / path.name).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
 
 
 def test_a_result_that_can_not_be_packed_writes_nothing(tmp_path):

@@ -120,7 +120,11 @@ class Bytes:
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:
-    """At least this fraction of the prunable parameters removed, in [0, 1)."""
+    """At least this fraction of the prunable units removed, in [0, 1).
+
+    For elements these are weights. For channels they are channels (a pruning ratio), which take
+    another share of the parameters with them.
+    """
 
     amount: float
     resource: ClassVar[str] = "sparsity"

@@ -16,12 +16,11 @@ from flexrel.batches import Batch, RawBatch, read_batches
 from flexrel.errors import ModelError, UsageError
 from flexrel.records import Progress, silent
 from flexrel.relevance import RULES, Folder, Layer, sum_patches, windows
-from flexrel.running import call, reason, undisturbed
+from flexrel.running import call, is_class_scores, reason, undisturbed
 from flexrel.statistics import SiteStatistics, Statistics
 
 Start = Callable[[Any, Tensor | None], Tensor]  # (output, labels) -> one scalar per sample
 OUTPUTS = ("auto", "label", "predicted", "norm")
-_CLASS_SCORES = 2  # axes: [samples, classes]
 
 
 def calibrate(
@@ -253,7 +252,7 @@ def _start(
                 f"the model returns a {type(result).__name__}, not a tensor of scores; "
                 "pass output= as a callable (output, labels) -> one scalar per sample"
             )
-        scores = result.ndim == _CLASS_SCORES and result.shape[1] > 1
+        scores = is_class_scores(result)
         if output == "auto":
             output = "predicted" if scores else "norm"
         if output != "norm" and not scores:
@@ -261,16 +260,15 @@ def _start(
                 f"output={output!r} needs class scores [samples, classes], but the model returns "
                 f"{list(result.shape)}; use 'norm' or a callable"
             )
-    return output, _scalars(result, batch, output)
+        return output, _scalars(result, batch, output)
+    scalars = output(result, batch.labels)
+    if not isinstance(scalars, Tensor) or scalars.shape != (batch.samples,):
+        found = list(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
+        raise UsageError(f"output= must return [{batch.samples}] scalars, but returned {found}")
+    return output, scalars
 
 
-def _scalars(result: Tensor, batch: Batch, output: str | Start) -> Tensor:
-    if callable(output):
-        scalars = output(result, batch.labels)
-        if not isinstance(scalars, Tensor) or scalars.shape != (batch.samples,):
-            found = list(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
-            raise UsageError(f"output= must return [{batch.samples}] scalars, but returned {found}")
-        return scalars
+def _scalars(result: Tensor, batch: Batch, output: str) -> Tensor:
     if output == "norm":
         return result.square().sum() / 2  # of all samples: only the sum of scalars matters
     if output == "predicted":

@@ -10,10 +10,11 @@ from torch.nn import functional
 
 from flexrel.batches import Batch, RawBatch, read_batches
 from flexrel.errors import ModelError, UsageError
-from flexrel.running import call, tensors_of, undisturbed
+from flexrel.running import call, is_class_scores, tensors_of, undisturbed
+from flexrel.structure import duplicate
 
 Evaluate = Callable[[nn.Module], float]
-_CLASS_SCORES = 2  # axes: [samples, classes]
+_RANK = 2  # of class scores: [samples, classes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,10 @@ class Accuracy:
     """
 
     batches: Iterable[RawBatch]
+
+    def __post_init__(self) -> None:
+        if iter(self.batches) is self.batches:
+            raise UsageError("evaluation batches are an iterator, gone after one use; pass a list")
 
     @property
     def samples(self) -> int:
@@ -51,7 +56,7 @@ class Accuracy:
 
 
 def _hits(scores: object, batch: Batch, labels: Tensor) -> int:
-    if not isinstance(scores, Tensor) or scores.ndim != _CLASS_SCORES:
+    if not isinstance(scores, Tensor) or scores.ndim != _RANK:
         found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ModelError(
             f"accuracy needs class scores [samples, classes], but the model returns {found} for "
@@ -76,7 +81,7 @@ def checked(evaluate: Evaluate, model: nn.Module) -> float:
     Raises:
         UsageError: it says something else.
     """
-    said = evaluate(model)
+    said = evaluate(duplicate(model).eval())  # whatever it does to it
     try:
         accuracy = float(said)
     except (TypeError, ValueError, RuntimeError) as error:  # the last: a tensor of several numbers
@@ -104,7 +109,7 @@ class Divergence:
         """Return the model's divergence; infinity where its outputs are not finite."""
         apart, weight = 0.0, 0.0
         for goals, found in zip(self._goals, _outputs(model, self._batches), strict=True):
-            if len(goals) == 1 and goals[0].ndim == _CLASS_SCORES and goals[0].shape[1] > 1:
+            if len(goals) == 1 and is_class_scores(goals[0]):
                 logs = (found[0].log_softmax(1), goals[0].log_softmax(1))
                 apart += float(functional.kl_div(*logs, log_target=True, reduction="sum"))
                 weight += len(goals[0])

@@ -47,6 +47,15 @@ def encode(model: nn.Module, values: Values = "float32") -> bytes:
     return flexrel_edge.encode(arrays, metadata=metadata)
 
 
+def round_(model: nn.Module, values: Values) -> None:
+    """Round the model's tensors, in place, to what its packed file will hold."""
+    if values == "float16":
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if tensor.dtype == torch.float32:
+                    tensor.copy_(_half(name, tensor))
+
+
 def pack(model: nn.Module, path: str | Path, values: Values = "float32") -> int:
     """Write the model to a packed file, whole or not at all; return its size in bytes.
 
@@ -135,12 +144,16 @@ def _array(name: str, tensor: Tensor, values: Values) -> Array | flexrel_edge.Bf
     if tensor.dtype == torch.bfloat16:
         return flexrel_edge.Bfloat16(tensor.view(torch.uint16).numpy())
     if values == "float16" and tensor.dtype == torch.float32:
-        half = tensor.half()
-        if bool((half.isinf() & tensor.isfinite()).any()):
-            largest = float(tensor.abs().max())
-            raise UsageError(f"{name} has a value of {largest:.3g}, which float16 can't hold")
-        tensor = half
+        tensor = _half(name, tensor)
     return tensor.numpy()
+
+
+def _half(name: str, tensor: Tensor) -> Tensor:
+    half = tensor.half()
+    if bool((half.isinf() & tensor.isfinite()).any()):
+        largest = float(tensor.abs().max())
+        raise UsageError(f"{name} has a value of {largest:.3g}, which float16 can't hold")
+    return half
 
 
 def _tensor(array: Array | flexrel_edge.Bfloat16) -> Tensor:

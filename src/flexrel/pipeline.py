@@ -25,16 +25,14 @@ from flexrel.structure import analyse
 from flexrel.trials import Trials
 
 _EXAMPLE_SAMPLES = 2
+_ROUNDING = 1e-12  # 0.995 - 0.01 is a little above 0.985
 _SEARCH_STEPS = 128  # a target is searched to within 1/128 of the units
 _ROUNDS = 3  # of choosing a criterion where the last one led
 _CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # shares of units removed
 
 
 def candidates() -> tuple[Criterion, ...]:
-    """Return the criteria that `criterion=None` chooses from.
-
-    The grid is what `benchmarks/curves.py` found worth trying; the paper's sum comes first.
-    """
+    """Return the criteria that `criterion=None` chooses from; of equals, the earlier is taken."""
     deltas = (0.1, 0.3, 0.5, 0.7, 0.9)
     sums = tuple(FlexRel(delta) for delta in deltas)
     products = tuple(FlexRel(delta, blend="product") for delta in (1 / 3, 0.5, 2 / 3))
@@ -100,19 +98,18 @@ def prune(
         statistics = calibrate(model, batches, rule, output, progress)
         structure = without_unmeasured(structure, statistics)
     divergence = Divergence(model, batches)
-    trials = Trials(
-        model, structure, statistics, ALLOCATIONS[allocation], values, evaluate, divergence
-    )
+    order = ALLOCATIONS[allocation]
+    trials = Trials(model, structure, statistics, order, values, evaluate, divergence, progress)
     dense = trials.dense()
-    request = _Request(target, tuple(budgets), dense, progress)
+    request = _Request(target, tuple(budgets), dense)
     chosen, plan = _solve(trials, request, options)
+    verify(model, plan, example)
     network, achieved = trials.measure(chosen, plan)
-    verify(model, network, plan, example)
     rivals: tuple[Measurement, ...] = ()
     curves: tuple[Measurement, ...] = ()
     if compare:
         rivals = _rivals(trials, request, chosen)
-        curves = _curves(trials, chosen, dense, progress)
+        curves = _curves(trials, chosen, dense)
     return Result(
         model=network,
         plan=plan,
@@ -125,6 +122,8 @@ def prune(
         samples=evaluate.samples if isinstance(evaluate, Accuracy) else None,
         options={
             "scored_by": repr(chosen),
+            "chosen_from": [option.name for option in options],
+            "keep": list(keep),
             "rule": rule,
             "output": statistics.output if statistics else None,
             "allocation": allocation,
@@ -144,14 +143,13 @@ class _Request:
     target: AccuracyDrop | None
     budgets: tuple[Budget, ...]
     dense: Measurement
-    progress: Progress
 
     @property
     def floor(self) -> float | None:
         """The least accuracy allowed."""
         if self.target is None or self.dense.accuracy is None:
             return None
-        return max(round(self.dense.accuracy - self.target.amount, 12), 0.0)  # 0.995 - 0.01
+        return max(self.dense.accuracy - self.target.amount, 0.0)
 
     def limits(self) -> dict[str, float | None]:
         """Return every limit in its resource's unit, None where nothing was asked for."""
@@ -214,15 +212,20 @@ def _solve(
     simplest = trials.removal(Magnitude())
     if request.target is None:
         count = trials.units_for(Magnitude(), request.budgets, request.dense)
-        chosen = trials.choose(options, simplest.plan(count), request.progress)
+        chosen = trials.choose(options, simplest.plan(count))
         return chosen, _plan(trials, request, chosen)
     found: list[tuple[int, Criterion, Plan]] = []
     like = simplest.plan(simplest.removable // 2)
     for _ in range(_ROUNDS):  # where the plan lands decides what is best there
-        chosen = trials.choose(options, like, request.progress)
+        chosen = trials.choose(options, like)
         if any(chosen is tried for _, tried, _ in found):
             break
-        like = _plan(trials, request, chosen)
+        try:
+            like = _plan(trials, request, chosen)
+        except BudgetError:
+            if found:
+                break
+            raise
         found.append((trials.bytes(like), chosen, like))
     _, best, plan = min(found, key=itemgetter(0))
     return best, plan
@@ -238,9 +241,11 @@ def _plan(trials: Trials, request: _Request, criterion: Criterion) -> Plan:
     accuracies: dict[int, float] = {}
 
     def good(count: int) -> bool:
-        accuracies[count] = trials.accuracy(removal.plan(count))
-        request.progress(f"searching with {criterion.name}", len(accuracies), None)
-        return accuracies[count] >= floor
+        plan = removal.plan(count)
+        accuracies[count] = trials.accuracy(plan)
+        trials.progress(f"searching with {criterion.name}", len(accuracies), None)
+        reached = accuracies[count] >= floor - _ROUNDING
+        return reached and trials.within(plan, request.budgets, request.dense)
 
     resolution = trials.structure.units // _SEARCH_STEPS
     count = most_removal(good, least, removal.removable, resolution)
@@ -268,9 +273,7 @@ def _rivals(trials: Trials, request: _Request, chosen: Criterion) -> tuple[Measu
     return tuple(rivals)
 
 
-def _curves(
-    trials: Trials, chosen: Criterion, dense: Measurement, progress: Progress
-) -> tuple[Measurement, ...]:
+def _curves(trials: Trials, chosen: Criterion, dense: Measurement) -> tuple[Measurement, ...]:
     """Measure magnitude, relevance and a blend at several shares of units removed."""
     blend = chosen if isinstance(chosen, FlexRel) else FlexRel()
     points: list[Measurement] = []
@@ -280,7 +283,7 @@ def _curves(
         for share in _CURVE:
             plan = removal.plan(int(share * removal.removable))
             points.append(trials.measure(criterion, plan)[1])
-            progress("measuring curves", len(points), 3 * (len(_CURVE) + 1))
+            trials.progress("measuring curves", len(points), 3 * (len(_CURVE) + 1))
     return tuple(points)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from flexrel.criteria import Criterion, FlexRel
+from flexrel.evaluate import standard_error
 from flexrel.pack import encode
 from flexrel.records import Measurement, Plan
 from flexrel.report import render
@@ -31,7 +32,7 @@ class Result:
         curves: three criteria at several sizes; with `compare=True`.
         requested: the limits asked for, None where nothing was.
         samples: how many samples accuracy was measured on, if `evaluate` tells.
-        options: everything else that `prune` was asked.
+        options: what else `prune` was asked, and all criteria that it chose from.
         seed: of every random number.
         versions: of all that had a part in it.
     """
@@ -62,6 +63,7 @@ class Result:
             "achieved": {
                 "accuracy": achieved.accuracy,
                 "accuracy_dense": dense.accuracy,
+                "accuracy_standard_error": self.standard_error,
                 "samples": self.samples,
                 "sparsity": achieved.removed,
                 "parameters": achieved.parameters,
@@ -83,6 +85,13 @@ class Result:
             "curves": [_measurement(m) for m in self.curves],
             "versions": dict(self.versions),
         }
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of the accuracy achieved, where it and its samples are known."""
+        if self.achieved.accuracy is None or self.samples is None:
+            return None
+        return standard_error(self.achieved.accuracy, self.samples)
 
     @property
     def delta(self) -> float | None:

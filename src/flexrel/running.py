@@ -55,3 +55,9 @@ def tensors_of(value: Any) -> list[Tensor]:  # noqa: ANN401 - what a model or op
     if isinstance(value, Mapping):
         value = list(value.values())
     return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []
+
+
+def is_class_scores(output: object) -> bool:
+    """Return whether a model's output is `[samples, classes]`, of at least two classes."""
+    rank = 2
+    return isinstance(output, Tensor) and output.ndim == rank and output.shape[1] > 1

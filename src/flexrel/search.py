@@ -10,7 +10,7 @@ def least_removal(
     """Return the least `k` in 0 ... `most` with `cost(k) <= limit`, or None if there is none.
 
     Args:
-        cost: of the plan that removes `k` units; does not rise with `k`.
+        cost: of the plan that removes `k` units; taken not to rise with `k`.
         limit: that the cost must not exceed.
         most: the largest `k`.
         tolerance: stop at a `k` whose cost is within this share below the limit; 0 finds the

@@ -1,11 +1,11 @@
 """Plans of one network made and measured: what the spine asks again and again while it searches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 
-from torch import Tensor, nn
+from torch import nn
 
 from flexrel import cost
 from flexrel.allocate import Allocation, Removal
@@ -14,12 +14,14 @@ from flexrel.budgets import Budget
 from flexrel.criteria import Criterion, scores_of
 from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Divergence, Evaluate, checked
-from flexrel.pack import Values, encode
+from flexrel.pack import Values, encode, round_
 from flexrel.records import Measurement, Plan, Progress, Structure
 from flexrel.search import least_removal
 from flexrel.statistics import Statistics
+from flexrel.structure import named_tensors
 
 _BYTES_TOLERANCE = 0.002  # a byte budget is met from below, to within this share of it
+_BYTES_STEPS = 1000  # of the units, where bytes rose as units went
 
 
 @dataclass(slots=True)
@@ -33,17 +35,22 @@ class Trials:
     values: Values
     evaluate: Evaluate | None
     divergence: Divergence
-    _removals: dict[str, Removal] = field(default_factory=dict)
+    progress: Progress
+    _last: tuple[Criterion, Removal] | None = None  # orders are large; the last is often asked for
 
     def removal(self, criterion: Criterion) -> Removal:
-        """Return the order in which the criterion lets units go; made once a criterion."""
-        key = repr(criterion)
-        if key not in self._removals:
-            named = (*self.model.named_parameters(), *self.model.named_buffers())
-            tensors: dict[str, Tensor] = dict(named)
+        """Return the order in which the criterion lets units go."""
+        if self._last is None or self._last[0] is not criterion:
+            tensors = named_tensors(self.model)
             scores = scores_of(criterion, self.structure, tensors, self.statistics)
-            self._removals = {key: Removal(self.structure, self.allocation(scores))}
-        return self._removals[key]
+            self._last = (criterion, Removal(self.structure, self.allocation(scores)))
+        return self._last[1]
+
+    def network(self, plan: Plan) -> nn.Module:
+        """Return the plan's network, with the values that its packed file will hold."""
+        network = apply(self.model, plan)
+        round_(network, self.values)
+        return network
 
     def dense(self) -> Measurement:
         """Measure the network as it came."""
@@ -59,7 +66,7 @@ class Trials:
 
     def measure(self, criterion: Criterion, plan: Plan) -> tuple[nn.Module, Measurement]:
         """Return the plan's network and what it costs and does."""
-        network = apply(self.model, plan)
+        network = self.network(plan)
         return network, Measurement(
             criterion=criterion.name,
             removed=cost.sparsity(self.structure, plan),
@@ -74,11 +81,11 @@ class Trials:
         """Return what `evaluate` says of the plan's network."""
         if self.evaluate is None:
             raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
-        return checked(self.evaluate, apply(self.model, plan))
+        return checked(self.evaluate, self.network(plan))
 
     def bytes(self, plan: Plan) -> int:
         """Return the size of the plan's packed file."""
-        return len(encode(apply(self.model, plan), self.values))
+        return len(encode(self.network(plan), self.values))
 
     def units_for(self, criterion: Criterion, budgets: Sequence[Budget], dense: Measurement) -> int:
         """Return the least number of units to remove so that every budget is met.
@@ -86,7 +93,23 @@ class Trials:
         Raises:
             BudgetError: one can't be; says the closest that can.
         """
-        return max((self._units_for(criterion, b, dense) for b in budgets), default=0)
+        count = max((self._units_for(criterion, b, dense) for b in budgets), default=0)
+        removal = self.removal(criterion)
+        while not self.within(removal.plan(count), budgets, dense):  # bytes may rise a little
+            if count == removal.removable:
+                limit = min(b.limit(dense.bytes) for b in budgets if b.resource == "bytes")
+                raise BudgetError("bytes", limit, self.bytes(removal.plan(count)))
+            count = min(count + 1 + self.structure.units // _BYTES_STEPS, removal.removable)
+        return count
+
+    def within(self, plan: Plan, budgets: Sequence[Budget], dense: Measurement) -> bool:
+        """Return whether the plan's packed file keeps to every budget on bytes.
+
+        The other resources only fall as units go; bytes, which depend on what the encoder
+        makes of the values, mostly do.
+        """
+        limits = [b.limit(dense.bytes) for b in budgets if b.resource == "bytes"]
+        return not limits or self.bytes(plan) <= min(limits)
 
     def _units_for(self, criterion: Criterion, budget: Budget, dense: Measurement) -> int:
         removal = self.removal(criterion)
@@ -119,17 +142,17 @@ class Trials:
             return cost.parameters(self.structure) - count  # a plan of millions costs a second
         plan = removal.plan(count)
         if resource == "bytes":
+            self.progress("packing", count, removal.removable)
             return self.bytes(plan)
         return (cost.macs if resource == "MACs" else cost.parameters)(self.structure, plan)
 
-    def choose(self, candidates: Sequence[Criterion], like: Plan, progress: Progress) -> Criterion:
+    def choose(self, candidates: Sequence[Criterion], like: Plan) -> Criterion:
         """Return the candidate whose network diverges least on calibration data at equal cost.
 
         Args:
             candidates: to choose from; a tie goes to the earlier.
             like: its multiply-adds (channels) or parameters (elements) are the cost that every
                 candidate must not exceed.
-            progress: told after each candidate.
         """
         kind = self.structure.granularity
         resource = "MACs" if kind == "channel" else "parameters"
@@ -139,9 +162,9 @@ class Trials:
             removal = self.removal(candidates[index])
             of = partial(self._cost, removal, resource)
             count = least_removal(of, limit, removal.removable)
-            progress("choosing a criterion", index + 1, len(candidates))
+            self.progress("choosing a criterion", index + 1, len(candidates))
             if count is None:
                 return float("inf")
-            return self.divergence(apply(self.model, removal.plan(count)))
+            return self.divergence(self.network(removal.plan(count)))
 
         return candidates[min(range(len(candidates)), key=divergence)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from jinja2 import UndefinedError
 from rich.console import Console
 
 import flexrel_edge.cli
@@ -27,7 +28,7 @@ from flexrel.pack import pack as pack_model
 from flexrel.pipeline import prune as prune_model
 from flexrel.records import GRANULARITIES
 from flexrel.relevance import RULES
-from flexrel.report import render
+from flexrel.report import percent, render
 from flexrel.statistics import Statistics
 
 app = typer.Typer(
@@ -55,11 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         app(args=argv if argv is None else list(argv), prog_name="flexrel")
     except FlexrelError as error:
-        print(f"flexrel: {error}", file=sys.stderr)  # noqa: T201 - the one place that prints errors
-        return error.exit_code
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", UsageError.exit_code)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print("flexrel:", " ".join(message.split()), file=sys.stderr)  # noqa: T201 - errors go here
+    return code
+
+
+def _check_directory(out: Path | None) -> None:
+    """Find out before the work, not after it, that results can't be written."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; name a directory for the results")
 
 
 @app.command("demo")
@@ -68,13 +82,15 @@ def demo_command(
     seed: Seed = 0,
 ) -> None:
     """The whole story on handwritten digits, in under a minute: train, prune, pack, report."""
+    _check_directory(out)
     with progress_bars() as progress:
         result = demo.run(seed, progress)
         result.save(out)
     console = Console()
     console.print(
-        f"A network for handwritten digits, pruned to lose at most 1 point of accuracy "
-        f"on {result.samples} images it has not seen:"
+        f"A network for handwritten digits, pruned to lose at most 1 point of accuracy on "
+        f"{result.samples} images that it was not trained on (one standard error: "
+        f"{percent(result.standard_error)}):"
     )
     console.print(table(result))
     console.print(f"Wrote {out}/: model.flexrel, plan.json, result.json, report.html")
@@ -117,6 +133,7 @@ def prune(
     Example: flexrel prune net.py:make --weights net.safetensors --calibration data.py:inputs
     --evaluation data.py:labelled --target accuracy-drop=1% --out pruned
     """
+    _check_directory(out)
     budgets = [parse_budget(text) for text in budget or []]
     goal = parse_target(target) if target else None
     scorer = parse_criterion(criterion)
@@ -227,8 +244,12 @@ def report(
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{directory}: its records are damaged: {error}") from error
+    try:
+        page = render(*records)
+    except (KeyError, TypeError, ValueError, UndefinedError) as error:
+        raise UsageError(f"{directory}: its records lack something: {error}") from error
     path = directory / "report.html"
-    flexrel_edge.files.replace_file(path, render(*records).encode())
+    flexrel_edge.files.replace_file(path, page.encode())
     typer.echo(str(path))
     if show:
         webbrowser.open(path.resolve().as_uri())

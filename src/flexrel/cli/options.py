@@ -20,10 +20,8 @@ def parse_budget(text: str) -> Budget:
         UsageError: it can't be read; lists what can.
     """
     resource, _, amount = text.partition("=")
-    if resource == "bytes" and amount and not amount.endswith("%"):
-        return Bytes(amount)
     if resource == "bytes":
-        return Bytes(_amount(text, amount))
+        return Bytes(amount if amount.endswith("B") else _amount(text, amount))
     if resource == "macs":
         return MACs(_amount(text, amount))
     if resource == "parameters":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ def read_model(spec: str, weights: Path | None, seed: int, progress: Progress) -
         PackError: the weights are damaged, or pickled objects.
     """
     if spec == "demo:digits":
+        if weights is not None:
+            raise UsageError("demo:digits is trained on the spot, so it takes no --weights")
         return demo.train(demo.digits(), seed, progress)
     model = _made(spec, "model")
     if not isinstance(model, nn.Module):
@@ -90,8 +93,9 @@ def _safetensors(path: Path) -> Mapping[str, Tensor]:
 
 def _saved(path: Path) -> Mapping[str, Tensor]:
     refused = PackError(
-        f"{path}: holds pickled objects, which can run code, and is refused. Convert it where it "
-        'was made: safetensors.torch.save_file(model.state_dict(), "weights.safetensors")'
+        f"{path}: is damaged, or holds pickled objects, which can run code, and is refused. "
+        "Convert it where it was made: "
+        'safetensors.torch.save_file(model.state_dict(), "weights.safetensors")'
     )
     try:
         with warnings.catch_warnings(action="ignore"):  # of old pickles; they are refused anyway
@@ -108,7 +112,7 @@ def _saved(path: Path) -> Mapping[str, Tensor]:
 def _npz(path: Path) -> list[RawBatch]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            x = torch.from_numpy(arrays["x"])
+            x = torch.from_numpy(np.atleast_1d(arrays["x"]))
             y = torch.from_numpy(arrays["y"]) if "y" in arrays else None
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file of data") from error
@@ -116,9 +120,10 @@ def _npz(path: Path) -> list[RawBatch]:
         raise UsageError(
             f"{path}: has no array 'x'; save one with np.savez(path, x=..., y=...)"
         ) from error
-    except (ValueError, OSError, TypeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{path}: is no file of plain numpy arrays: {reason}") from error
+    except (ValueError, OSError, TypeError, EOFError, BadZipFile) as error:
+        raise UsageError(f"{path}: is no file of plain numpy arrays: {error}") from error
+    if x.dtype == torch.float64:  # numpy's default, of no network
+        x = x.float()
     if y is not None and len(x) != len(y):
         raise UsageError(f"{path}: has {len(x)} inputs but {len(y)} labels")
     cuts = range(0, len(x), _BATCH)

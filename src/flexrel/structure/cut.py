@@ -12,6 +12,11 @@ from flexrel.relevance import Convolution
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by name, tied ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def shrink_(model: nn.Module, plan: Plan) -> None:
     """Remove the plan's channels from the model: every tensor that has a part of them shrinks.
 
@@ -19,7 +24,7 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
         model: the network that the plan's structure was read from, or a copy of it.
         plan: of granularity "channel".
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = named_tensors(model)
     cut: dict[str, Tensor] = {}
     for site in plan.structure.sites:
         kept = plan.masks[site.name].nonzero().squeeze(1)
@@ -38,20 +43,20 @@ def mask_(model: nn.Module, plan: Plan) -> None:
     A channel is zeroed in all tensors that have a part of it, so that the result computes what
     the model with those channels removed computes.
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = named_tensors(model)
     with torch.no_grad():
         for site in plan.structure.sites:
             mask = plan.masks[site.name]
             if not site.slices:
                 weight = tensors[weight_of(site.name)]
-                weight.mul_(mask.to(weight.device))
+                weight.masked_fill_(~mask.to(weight.device), 0)  # times 0 would leave -0.0
                 continue
             for part in site.slices:
                 tensor = tensors[part.tensor]
                 entries = mask.repeat_interleave(part.inner).to(tensor.device)
                 shape = [1] * tensor.ndim
                 shape[part.axis] = -1
-                tensor.mul_(entries.view(shape))
+                tensor.masked_fill_(~entries.view(shape), 0)
 
 
 def resize_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -70,7 +75,7 @@ def resize_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for attribute, tensor in own:
             owners.setdefault(id(tensor), []).append((module, attribute))
-    old = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    old = named_tensors(model)
     touched: dict[int, nn.Module] = {}
     for name, tensor in tensors.items():
         if old[name].ndim != tensor.ndim:

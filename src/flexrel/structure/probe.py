@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from flexrel.batches import Batch
 from flexrel.errors import ModelError
 from flexrel.records import Plan, Site, Structure
-from flexrel.running import call, tensors_of, undisturbed
+from flexrel.running import call, reason, tensors_of, undisturbed
 from flexrel.structure.cut import mask_, shrink_
 
-_AGREE = 1e-4  # largest difference of outputs, as a share of the largest output
+_AGREE = 1e-4  # largest difference of outputs, as a share of the largest, dense or masked
 
 
 def duplicate(model: nn.Module) -> nn.Module:
@@ -30,7 +30,7 @@ def duplicate(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
-        raise ModelError(f"the model can't be copied: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"the model can't be copied: {reason(error)}") from error
 
 
 def disagreement(model: nn.Module, pruned: nn.Module, plan: Plan, example: Batch) -> str | None:
@@ -47,17 +47,17 @@ def disagreement(model: nn.Module, pruned: nn.Module, plan: Plan, example: Batch
     """
     masked = duplicate(model)
     mask_(masked, plan)
-    expected, found = (_outputs(network, example) for network in (masked, pruned))
+    dense, expected, found = (_outputs(network, example) for network in (model, masked, pruned))
     if len(expected) != len(found):
         return f"the cut network returns {len(found)} tensors, the masked one {len(expected)}"
-    for want, have in zip(expected, found, strict=True):
+    for whole, want, have in zip(dense, expected, found, strict=True):
         if want.shape != have.shape:
             return f"the cut network returns {list(have.shape)}, the masked one {list(want.shape)}"
         if want.numel() == 0:
             continue
         apart = float(torch.where(want == have, 0.0, want - have).abs().max())  # inf agrees
-        largest = float(want.nan_to_num(0.0, 0.0, 0.0).abs().max())
-        if not apart <= _AGREE * max(largest, 1.0):
+        largest = max(float(t.nan_to_num(0.0, 0.0, 0.0).abs().max()) for t in (whole, want))
+        if not apart <= _AGREE * largest:
             return f"the cut network's outputs differ from the masked one's by {apart:.3g}"
     return None
 
@@ -77,11 +77,11 @@ def probe(
     good: tuple[Site, ...] = ()
     failed: dict[str, str] = {}
     for site in structure.sites:
-        reason = _failure(model, example, structure, (*good, site))
-        if reason is None:
+        failure = _failure(model, example, structure, (*good, site))
+        if failure is None:
             good += (site,)
         else:
-            failed[site.name] = f"a cut of it was tried and failed: {reason}"
+            failed[site.name] = f"a cut of it was tried and failed: {failure}"
     return good, failed
 
 
