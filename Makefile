@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROJECT := pyproject.toml edge/pyproject.toml constraints.txt
+SIGNALS := ^rms$$|^rms/mean$$|^in positive|^in absolute/mean|^\(rms/mean\).*\(in (positive|absolute)/mean\)
 SOURCES := src edge/src tests benchmarks examples
 
 .PHONY: demo test check bench clean
@@ -27,6 +28,7 @@ check: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/curves.py
+	$(BIN)/python benchmarks/signals.py --only '$(SIGNALS)'
 
 clean:
 	rm -rf $(VENV)

@@ -45,6 +45,7 @@ CALIBRATE, CHOOSE, BATCH = 512, 400, 250
 DRAWS = {"resnet20": 2, "resnet56": 1, "vgg16": 1}  # of calibration images
 TEST = {"resnet20": 2000, "resnet56": 1500, "vgg16": 1000}  # first images of test_a
 BYTES_TOLERANCE = 0.005
+ROLES = ("magnitude", "relevance", "FlexRel", "auto")  # columns of the table
 
 
 def forms():
@@ -252,62 +253,57 @@ def show():
     blocks = [block for name in measured for block in common.load(f"curves-{name}")["blocks"]]
     text = []
     for granularity, unit in (("channel", "MACs"), ("element", "bytes")):
-        header = ["network, in use", unit, "magnitude", "relevance", "FlexRel", "auto", "best form"]
+        header = ["network, in use", unit, *ROLES, "best form"]
         rows, gains = [], []
         for (name, deployment), group in _grouped(blocks, granularity):
-            dense = group[0]["dense"]["accuracy"]
-            samples = group[0]["samples"]
-            rows.append(
-                [
-                    f"**{name}, {deployment}** (n = {samples:,})",
-                    "1",
-                    _points(dense, samples),
-                    "",
-                    "",
-                    "",
-                    "",
-                ]
-            )
+            dense, samples = group[0]["dense"]["accuracy"], group[0]["samples"]
+            rows.append([f"**{name}, {deployment}** (n = {samples:,})", "1"])
+            rows[-1] += [_points(dense, _error([dense], samples)), *[""] * len(ROLES)]
             for level in LEVELS[granularity]:
-                cells = {
-                    role: [
-                        r
-                        for b in group
-                        for r in b["test_a"]
-                        if (r["role"], r["level"]) == (role, level)
-                    ]
-                    for role in ("magnitude", "relevance", "flexrel", "auto")
-                }
+                cells = {role: _at(group, role, level) for role in ROLES}
                 if not all(cells.values()):
                     continue
-                means = {
-                    role: statistics.fmean(r["accuracy"] for r in c) for role, c in cells.items()
-                }
-                best = max(means["magnitude"], means["relevance"])
-                gains.append((deployment, level, means["flexrel"] - best))
-                marked = {
-                    role: _cell(
-                        [r["accuracy"] for r in c], samples, means[role] == max(means.values())
-                    )
-                    for role, c in cells.items()
-                }
-                form = statistics.mode(r["form"] for r in cells["flexrel"])
-                rows.append(["", f"{level:g}", *marked.values(), form])
-        text.append(
-            f"**{granularity.capitalize()}s, at equal {unit}**\n\n{common.table(header, rows)}"
-        )
-        for deployment in DEPLOYMENTS:
-            own = [gain for where, _, gain in gains if where == deployment]
-            if own:
-                wins = sum(gain > 0 for gain in own)
-                text.append(
-                    f"{granularity.capitalize()}s, {deployment}: FlexRel is above the better single"
-                    f" signal in {wins} of {len(own)} rows, by {100 * statistics.fmean(own):+.1f} "
-                    f"points on average (from {100 * min(own):+.1f} to {100 * max(own):+.1f})."
-                )
-        text.append(_deltas(blocks, granularity))
+                means = {role: statistics.fmean(found) for role, (found, _) in cells.items()}
+                errors = {role: _error(found, samples) for role, (found, _) in cells.items()}
+                best = max(means.values())
+                shown = [_points(means[r], errors[r], bold=means[r] == best) for r in ROLES]
+                rows.append(["", f"{level:g}", *shown, statistics.mode(cells["FlexRel"][1])])
+                gains.append((deployment, means, errors))
+        title = f"**{granularity.capitalize()}s, at equal {unit}**"
+        text += [title, common.table(header, rows)]
+        summaries = [
+            f"- {granularity}s, {deployment}, {role} over the better single signal: "
+            + _summary([(m, e) for where, m, e in gains if where == deployment], role)
+            for deployment in DEPLOYMENTS
+            for role in ("FlexRel", "auto")
+        ]
+        text += ["\n".join(summaries), _deltas(blocks, granularity)]
     common.replace_section("curves", "\n\n".join(text))
     figure(blocks)
+
+
+def _at(group, role, level):
+    """Return the accuracies of a role at a level, one a draw, and the forms they are of."""
+    key = {"FlexRel": "flexrel"}.get(role, role)
+    rows = [r for b in group for r in b["test_a"] if (r["role"], r["level"]) == (key, level)]
+    return ([row["accuracy"] for row in rows], [row["form"] for row in rows]) if rows else ()
+
+
+def _summary(rows, role):
+    """Say in how many rows the role is above and below the better single signal, by how much."""
+    gains, above, below = [], 0, 0
+    for means, errors in rows:
+        other = max(("magnitude", "relevance"), key=means.get)
+        gain = means[role] - means[other]
+        error = math.hypot(errors[role], errors[other])
+        gains.append(gain)
+        above += gain > error
+        below += gain < -error
+    return (
+        f"{100 * statistics.fmean(gains):+.1f} points on average (from {100 * min(gains):+.1f} to "
+        f"{100 * max(gains):+.1f}); above by more than a standard error in {above} of {len(rows)} "
+        f"rows, below in {below}"
+    )
 
 
 def _grouped(blocks, granularity):
@@ -334,17 +330,16 @@ def _bold(value, best):
     return f"**{value:.1f}**" if best else f"{value:.1f}"
 
 
-def _points(accuracy, samples):
-    return f"{100 * accuracy:.1f} ± {100 * standard_error(accuracy, samples):.1f}"
+def _error(accuracies, samples):
+    """Return the standard error of the mean: of the images and of the draws together."""
+    draws = len(accuracies)
+    between = statistics.variance(accuracies) / draws if draws > 1 else 0.0
+    return math.hypot(standard_error(statistics.fmean(accuracies), samples), math.sqrt(between))
 
 
-def _cell(accuracies, samples, best):
-    """Mean over draws, with the error of the images and of the draws together."""
-    mean = statistics.fmean(accuracies)
-    between = statistics.variance(accuracies) / len(accuracies) if len(accuracies) > 1 else 0.0
-    error = math.sqrt(standard_error(mean, samples) ** 2 + between)
-    text = f"{100 * mean:.1f} ± {100 * error:.1f}"
-    return f"**{text}**" if best else text
+def _points(accuracy, error, *, bold=False):
+    text = f"{100 * accuracy:.1f} ± {100 * error:.1f}"
+    return f"**{text}**" if bold else text
 
 
 def figure(blocks):

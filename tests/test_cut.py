@@ -292,3 +292,19 @@ def test_a_model_that_can_not_be_copied_is_a_model_error():
 
     with pytest.raises(ModelError, match="can't be copied"):
         apply(model, plan)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_a_wrong_cut_is_found_whatever_the_size_of_the_outputs(scale):
+    """Dividing by the number of channels is right for no cut."""
+    tail = nn.Linear(6, 2)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), Call(lambda x: x.mean((2, 3)) / x.shape[1]), tail
+    )
+    random_(model)
+    with torch.no_grad():
+        tail.weight.mul_(scale)
+        tail.bias.zero_()
+
+    with pytest.raises(ModelError, match="tried and failed"):
+        analyse(model, batch(torch.randn(2, 1, 5, 5)), "channel")

@@ -206,3 +206,8 @@ def test_divergence_agrees_with_the_definition_on_random_scores():
         p, q = (functional.softmax(m.double()(row), 0).tolist() for m in (dense, pruned))
         total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     assert found == pytest.approx(total / 7, rel=1e-4)
+
+
+def test_evaluation_batches_that_are_gone_after_one_use_are_refused():
+    with pytest.raises(UsageError, match="gone after one use"):
+        Accuracy(iter([(torch.ones(1, 2), torch.zeros(1))]))

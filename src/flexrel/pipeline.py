@@ -10,7 +10,7 @@ from typing import Literal
 from torch import nn
 
 from flexrel.allocate import ALLOCATIONS
-from flexrel.apply import verify
+from flexrel.apply import apply, verify
 from flexrel.batches import Batch, RawBatch, collect, first_samples, read_batches
 from flexrel.budgets import RESOURCES, AccuracyDrop, Budget
 from flexrel.calibrate import Start, calibrate
@@ -103,7 +103,8 @@ def prune(
     dense = trials.dense()
     request = _Request(target, tuple(budgets), dense)
     chosen, plan = _solve(trials, request, options)
-    verify(model, plan, example)
+    if granularity == "channel":  # elements are zeroed, there is nothing to compare with
+        verify(model, apply(model, plan), plan, example)
     network, achieved = trials.measure(chosen, plan)
     rivals: tuple[Measurement, ...] = ()
     curves: tuple[Measurement, ...] = ()

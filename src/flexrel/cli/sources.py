@@ -111,7 +111,7 @@ def _saved(path: Path) -> Mapping[str, Tensor]:
 
 def _npz(path: Path) -> list[RawBatch]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             x = torch.from_numpy(np.atleast_1d(arrays["x"]))
             y = torch.from_numpy(arrays["y"]) if "y" in arrays else None
     except FileNotFoundError as error:
