@@ -13,6 +13,7 @@ from flexrel.apply import apply, verify
 from flexrel.structure import analyse, mask_, resize_, shrink_
 from networks import (
     PYTHON,
+    Call,
     Several,
     attributes_are_true,
     batch,
