@@ -28,7 +28,8 @@ check: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/curves.py
-	$(BIN)/python benchmarks/signals.py --only '$(SIGNALS)'
+	$(BIN)/python benchmarks/signals.py --networks resnet20
+	$(BIN)/python benchmarks/signals.py --networks resnet56 vgg16 --only '$(SIGNALS)'
 
 clean:
 	rm -rf $(VENV)

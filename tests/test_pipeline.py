@@ -561,7 +561,7 @@ def test_without_compare_there_are_no_rivals(perceptron):
 def test_progress_is_told_of_each_stage(perceptron):
     told = []
 
-    prune(
+    result = prune(
         perceptron,
         evaluate=lambda _: 1.0,
         target=AccuracyDrop(0.1),
@@ -570,10 +570,13 @@ def test_progress_is_told_of_each_stage(perceptron):
 
     assert {stage.split(" with ")[0] for stage, _, _ in told} == {
         "calibrating",
+        "measuring dense",
         "choosing a criterion",
         "searching",
+        f"measuring {result.criterion.name}",
     }
-    assert all(done >= 1 and (total is None or done <= total) for _, done, total in told)
+    assert all(done >= 0 and (total is None or done <= total) for _, done, total in told)
+    assert all(done >= 1 for done in {stage: done for stage, done, _ in told}.values())
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -210,9 +210,10 @@ def _solve(
     """Return the criterion, chosen of several on calibration data, and its plan."""
     if len(options) == 1:
         return options[0], _plan(trials, request, options[0])
-    simplest = trials.removal(Magnitude())
+    magnitude = Magnitude()  # what the first choice is made like
+    simplest = trials.removal(magnitude)
     if request.target is None:
-        count = trials.units_for(Magnitude(), request.budgets, request.dense)
+        count = trials.units_for(magnitude, request.budgets, request.dense)
         chosen = trials.choose(options, simplest.plan(count))
         return chosen, _plan(trials, request, chosen)
     found: list[tuple[int, Criterion, Plan]] = []

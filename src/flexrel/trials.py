@@ -54,7 +54,8 @@ class Trials:
 
     def dense(self) -> Measurement:
         """Measure the network as it came."""
-        return Measurement(
+        self.progress("measuring dense", 0, 1)
+        measurement = Measurement(
             criterion="dense",
             removed=0.0,
             parameters=cost.parameters(self.structure),
@@ -63,11 +64,14 @@ class Trials:
             accuracy=checked(self.evaluate, self.model) if self.evaluate else None,
             divergence=0.0,
         )
+        self.progress("measuring dense", 1, 1)
+        return measurement
 
     def measure(self, criterion: Criterion, plan: Plan) -> tuple[nn.Module, Measurement]:
         """Return the plan's network and what it costs and does."""
+        self.progress(f"measuring {criterion.name}", 0, 1)
         network = self.network(plan)
-        return network, Measurement(
+        measurement = Measurement(
             criterion=criterion.name,
             removed=cost.sparsity(self.structure, plan),
             parameters=cost.parameters(self.structure, plan),
@@ -76,6 +80,8 @@ class Trials:
             accuracy=checked(self.evaluate, network) if self.evaluate else None,
             divergence=self.divergence(network),
         )
+        self.progress(f"measuring {criterion.name}", 1, 1)
+        return network, measurement
 
     def accuracy(self, plan: Plan) -> float:
         """Return what `evaluate` says of the plan's network."""

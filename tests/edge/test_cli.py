@@ -1,6 +1,8 @@
 """The command: results to stdout, one line to stderr, and the exit code tells which."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -150,3 +152,20 @@ def test_a_tensor_that_safetensors_cannot_name_is_exit_1(tmp_path, capsys):
 
     assert main(["unpack", str(path), str(tmp_path / "out")]) == 1
     assert "'__metadata__'" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path):
+    """As in `flexrel-edge inspect FILE | head -1`: the pipe is closed before all is written."""
+    file = tmp_path / "w.flexrel"
+    flexrel_edge.write(file, {f"layer{n}.weight": np.ones(3) for n in range(3000)})
+    code = "import sys; from flexrel_edge.cli import main; sys.exit(main())"
+
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "inspect", file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as running:
+        running.stdout.close()
+        said = running.stderr.read()
+
+    assert (running.returncode, said) == (0, b"")

@@ -8,6 +8,7 @@ damaged or not trusted.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = _parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except FlexrelError as error:
         print(f"flexrel-edge: {error}", file=sys.stderr)
         return error.exit_code
@@ -32,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"flexrel-edge: {where}{error.strerror or error}", file=sys.stderr)
         return _WRONG_USAGE
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
