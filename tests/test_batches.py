@@ -3,6 +3,8 @@
 from collections import UserDict, namedtuple
 
 import numpy as np
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -97,7 +99,14 @@ def test_tensors_of_inference_mode_become_ordinary_ones():
         (None, "is a NoneType"),
         (np.ones((2, 2)), "is a ndarray"),
         ((), "is a tuple"),
-        ((X, LABELS, X), "is a tuple"),
+        ((X, LABELS, X, X), "is a tuple"),
+        ((X, LABELS, X), r"weights of batch 2 must be 3 numbers .* are \[3, 2\] of float32"),
+        ((X, LABELS, [1.0, 2.0]), r"are \[2\] of float32"),
+        ((X, LABELS, [0.0, 0.0, 0.0]), "not all 0"),
+        ((X, LABELS, [1.0, -1.0, 0.0]), "from 0 on"),
+        ((X, LABELS, [1.0, math.nan, 0.0]), "from 0 on"),
+        ((X, LABELS, [True, False, True]), "of bool"),
+        ({"x": X, "sample_weight": "abc"}, "weights of batch 2 are a str"),
         ({}, "no input tensor, but nothing"),
         ({"labels": LABELS}, "no input tensor, but nothing"),
         ({"x": 1}, "no input tensor, but int"),

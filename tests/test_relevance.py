@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from flexrel import calibrate
-from flexrel.relevance import Folder, Window, reads, sum_patches, windows
+from flexrel.relevance import Folder
+from flexrel.relevance.patches import Window, reads, sum_patches
 from flexrel.statistics import PARTS
 from reference import toeplitz
 
@@ -136,9 +137,10 @@ def test_every_padding_mode_has_the_relevance_of_its_explicit_matrix(mode, paddi
 
 def test_a_convolution_that_no_window_of_fits_twice_reads_just_what_it_reads():
     layer = nn.Conv1d(1, 1, 2, stride=3)  # reads positions 0 1, 3 4, and never 2
+    window = Window(kernel=2, stride=3, dilation=1, before=0, after=0, mode="zeros")
 
     agrees_with_the_matrix(*small_network(fill(layer, 0), (5,)))
-    assert reads(windows(layer)[0], 5).tolist() == [[1, 0, 0, 1, 0], [0, 1, 0, 0, 1]]
+    assert reads(window, 5).tolist() == [[1, 0, 0, 1, 0], [0, 1, 0, 0, 1]]
 
 
 def test_reads_counts_copies_that_padding_makes():
@@ -207,11 +209,21 @@ def test_summed_patches_are_the_sum_of_the_unfolded_tensor(drawn, seed):
     (top, bottom), (left, right) = (toeplitz.padding(layer, axis) for axis in (0, 1))
     mode = {"zeros": "constant"}.get(layer.padding_mode, layer.padding_mode)
     padded = functional.pad(relevance[None], (left, right, top, bottom), mode=mode)
+    windows = [
+        Window(kernel, stride, dilation, *sides, layer.padding_mode)
+        for kernel, stride, dilation, sides in zip(
+            layer.kernel_size,
+            layer.stride,
+            layer.dilation,
+            ((top, bottom), (left, right)),
+            strict=True,
+        )
+    ]
     unfolded = functional.unfold(
         padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride
     )
 
-    summed = sum_patches(relevance, windows(layer))
+    summed = sum_patches(relevance, windows)
 
     torch.testing.assert_close(summed, unfolded.sum((0, 2)).view_as(summed))
 

@@ -158,8 +158,8 @@ def statistics(rule="gradient-input", output="norm", **sites):
         (statistics(output="label"), "'norm'.*'label'"),
         (statistics(a=site(), b=site()), "only one of them has b$"),
         (statistics(b=site()), "only one of them has a, b$"),
-        (statistics(a=site(inputs=(4,))), r"\(\(2,\), 3, 1\).*\(\(4,\), 3, 1\)"),
-        (statistics(a=site(outputs=4)), r"\(\(2,\), 3, 1\).*\(\(2,\), 4, 1\)"),
+        (statistics(a=site(inputs=(4,))), r"\(\(2,\), 3, 1, False\).*\(\(4,\), 3, 1, False\)"),
+        (statistics(a=site(outputs=4)), r"\(\(2,\), 3, 1, False\).*\(\(2,\), 4, 1, False\)"),
         (statistics(a=site(inputs=(2, 1))), "different shapes"),
         (statistics(a=site(outputs=4, groups=2)), "different shapes"),
         (statistics(a=site(), b=site(), c=site(), d=site(), e=site()), r"has b, c, d \.\.\.$"),
@@ -298,9 +298,9 @@ def test_other_files_are_refused(saved):
 def test_another_version_is_refused_with_both_named(saved):
     _, path = saved
 
-    message = refusal(path, edited(path.read_bytes(), lambda about: about | {"version": 2}))
+    message = refusal(path, edited(path.read_bytes(), lambda about: about | {"version": 1}))
 
-    assert "flexrel-statistics version 2, expected flexrel-statistics version 1" in message
+    assert "flexrel-statistics version 1, expected flexrel-statistics version 2" in message
 
 
 def edited(data, change):
@@ -309,6 +309,10 @@ def edited(data, change):
     length = int.from_bytes(data[:8], "little")
     about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["about"])
     return safetensors.torch.save(tensors, {"about": json.dumps(change(about))})
+
+
+def kept(groups=1, tied=()):
+    return {"groups": groups, "transposed": False, "tied": tied}
 
 
 @pytest.mark.parametrize(
@@ -325,14 +329,20 @@ def edited(data, change):
         lambda about: about | {"samples": -1},
         lambda about: about | {"rule": 3},
         lambda about: about | {"output": None},
-        lambda about: about | {"groups": ["0", "3"]},
-        lambda about: about | {"groups": 5},
-        lambda about: about | {"groups": {"0": 3, "3": 1}},
-        lambda about: about | {"groups": {"0": 0, "3": 1}},
-        lambda about: about | {"groups": {"0": None, "3": 1}},
-        lambda about: about | {"groups": {"0": 2, "4": 1}},
+        lambda about: about | {"model": 5},
+        lambda about: about | {"sites": ["0", "3"]},
+        lambda about: about | {"sites": 5},
+        lambda about: about | {"sites": {"0": kept(groups=3), "3": kept()}},
+        lambda about: about | {"sites": {"0": kept(groups=0), "3": kept()}},
+        lambda about: about | {"sites": {"0": kept(groups=None), "3": kept()}},
+        lambda about: about | {"sites": {"0": kept(tied=5), "3": kept()}},
+        lambda about: about | {"sites": {"0": {"groups": 1}, "3": kept()}},
+        lambda about: about | {"sites": {"0": kept(groups=2), "4": kept()}},
+        lambda about: about | {"balances": 5},
+        lambda about: about | {"balances": [{}]},
         *(lambda about, key=key: {k: v for k, v in about.items() if k != key}
-          for key in ("format", "version", "samples", "rule", "output", "groups")),
+          for key in ("format", "version", "samples", "rule", "output", "sites", "model",
+                      "balances")),
     ],
 )  # fmt: skip
 def test_a_description_that_does_not_fit_is_refused(saved, change):

@@ -11,16 +11,18 @@ from flexrel.errors import UsageError
 
 RawBatch = Any  # a tensor, a tuple (inputs, labels), or a dict as a Hugging Face loader gives it
 _LABELS = ("labels", "label")
+_WEIGHTS = "sample_weight"
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The inputs of one call of the model, and their labels if there are any."""
+    """The inputs of one call of the model, and their labels and weights if there are any."""
 
     index: int  # counting from 0
     args: tuple[Tensor, ...]
     kwargs: Mapping[str, Any]
     labels: Tensor | None
+    weights: Tensor | None = None  # how often each sample counts
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -56,8 +58,9 @@ def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batc
     """Yield each batch on the model's device, checked.
 
     Args:
-        batches: tensors, tuples `(inputs, labels)`, or dicts with the model's keyword
-            arguments and, under "labels" or "label", labels.
+        batches: tensors, tuples `(inputs, labels)` or `(inputs, labels, weights)`, or dicts
+            with the model's keyword arguments and, under "labels" or "label", labels, under
+            "sample_weight" how often each sample counts.
         model: tells the device that inputs go to.
 
     Raises:
@@ -69,24 +72,25 @@ def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batc
         yield _read(raw, index, device)
 
 
-def _read(raw: RawBatch, index: int, device: torch.device) -> Batch:
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = {}
-    labels: Any = None
+def _parts(raw: RawBatch, index: int) -> tuple[tuple[Any, ...], dict[str, Any], Any, Any]:
+    """Return positional and named arguments, labels and weights, as they were given."""
     if isinstance(raw, Tensor):
-        args = (raw,)
-    elif isinstance(raw, Mapping):
-        args = ()
-        kwargs = {k: v for k, v in raw.items() if k not in _LABELS}
+        return (raw,), {}, None, None
+    if isinstance(raw, Mapping):
+        kwargs = {k: v for k, v in raw.items() if k not in (*_LABELS, _WEIGHTS)}
         labels = next((raw[k] for k in _LABELS if k in raw), None)
-    elif isinstance(raw, tuple | list) and len(raw) in (1, 2):
-        args = (raw[0],)
-        labels = raw[1] if len(raw) == 2 else None  # noqa: PLR2004 - (inputs, labels)
-    else:
-        raise UsageError(
-            f"batch {index} is a {type(raw).__name__}; a batch is a tensor, a tuple "
-            "(inputs, labels), or a dict of the model's arguments"
-        )
+        return (), kwargs, labels, raw.get(_WEIGHTS)
+    if isinstance(raw, tuple | list) and 1 <= len(raw) <= 3:  # noqa: PLR2004
+        first, labels, weights = (*raw, None, None)[:3]
+        return (first,), {}, labels, weights
+    raise UsageError(
+        f"batch {index} is a {type(raw).__name__}; a batch is a tensor, a tuple "
+        "(inputs, labels) or (inputs, labels, weights), or a dict of the model's arguments"
+    )
+
+
+def _read(raw: RawBatch, index: int, device: torch.device) -> Batch:
+    args, kwargs, labels, weights = _parts(raw, index)
     given = [*args, *kwargs.values()]
     tensors = [v for v in given if isinstance(v, Tensor)]
     if not tensors or not all(isinstance(v, Tensor) for v in args):
@@ -94,8 +98,9 @@ def _read(raw: RawBatch, index: int, device: torch.device) -> Batch:
         raise UsageError(f"batch {index} has no input tensor, but {found}")
     args = tuple(_placed(v, device) for v in args)
     kwargs = {k: _placed(v, device) for k, v in kwargs.items()}
-    labels = None if labels is None else _placed(_labels(labels, index), device)
-    batch = Batch(index, args, kwargs, labels)
+    labels = None if labels is None else _placed(_numbers("labels", labels, index), device)
+    weights = None if weights is None else _placed(_numbers("weights", weights, index), device)
+    batch = Batch(index, args, kwargs, labels, weights)
     for tensor in batch.tensors:
         if tensor.ndim == 0 or tensor.numel() == 0:
             raise UsageError(
@@ -111,7 +116,18 @@ def _read(raw: RawBatch, index: int, device: torch.device) -> Batch:
         raise UsageError(f"batch {index} has {batch.samples} inputs but one label for all")
     if labels is not None and len(labels) != batch.samples:
         raise UsageError(f"batch {index} has {batch.samples} inputs but {len(labels)} labels")
+    if weights is not None and not _are_weights(weights, batch.samples):
+        raise UsageError(
+            f"weights of batch {index} must be {batch.samples} numbers from 0 on, not all 0, but "
+            f"are {list(weights.shape)} of {str(weights.dtype).removeprefix('torch.')}"
+        )
     return batch
+
+
+def _are_weights(weights: Tensor, samples: int) -> bool:
+    if weights.shape != (samples,) or weights.is_complex() or weights.dtype == torch.bool:
+        return False
+    return bool(weights.isfinite().all() and (weights >= 0).all() and weights.any())
 
 
 def _placed(value: Any, device: torch.device) -> Any:  # noqa: ANN401 - of the user's model
@@ -121,12 +137,12 @@ def _placed(value: Any, device: torch.device) -> Any:  # noqa: ANN401 - of the u
     return placed.clone() if placed.is_inference() else placed  # autograd refuses those
 
 
-def _labels(labels: Any, index: int) -> Tensor:  # noqa: ANN401 - whatever the loader gives
+def _numbers(what: str, values: Any, index: int) -> Tensor:  # noqa: ANN401 - of the loader
     try:
-        return torch.as_tensor(labels)
+        return torch.as_tensor(values)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UsageError(
-            f"labels of batch {index} are a {type(labels).__name__} that is no tensor of numbers"
+            f"{what} of batch {index} are a {type(values).__name__} that is no tensor of numbers"
         ) from error
 
 
@@ -139,4 +155,5 @@ def first_samples(batch: Batch, count: int) -> Batch:
         return value[:count] if whole else value
 
     kwargs = {key: cut(value) for key, value in batch.kwargs.items()}
-    return Batch(batch.index, tuple(map(cut, batch.args)), kwargs, cut(batch.labels))
+    args = tuple(map(cut, batch.args))
+    return Batch(batch.index, args, kwargs, cut(batch.labels), cut(batch.weights))

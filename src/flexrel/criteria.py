@@ -217,7 +217,7 @@ def without_unmeasured(structure: Structure, statistics: Statistics) -> Structur
         readers = {layer_of(s.tensor) for s in site.slices if s.role == "consumer"}
         missing = sorted((readers or {site.name}) - statistics.keys())
         if missing:
-            reason = f"the relevance of {missing[0]} was not measured: it is not called as a module"
+            reason = f"the relevance of {missing[0]} was not measured: none came to it"
             protected.append(Protected(site.name, reason))
         else:
             sites.append(site)

@@ -13,14 +13,16 @@ from flexrel.allocate import ALLOCATIONS
 from flexrel.apply import apply, verify
 from flexrel.batches import Batch, RawBatch, collect, first_samples, read_batches
 from flexrel.budgets import RESOURCES, AccuracyDrop, Budget
-from flexrel.calibrate import Start, calibrate
+from flexrel.calibrate import calibrate
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, without_unmeasured
 from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Accuracy, Divergence, Evaluate
 from flexrel.pack import VALUES, Values
 from flexrel.records import Granularity, Measurement, Plan, Progress, silent
+from flexrel.relevance import RuleLike
 from flexrel.result import Result
 from flexrel.search import most_removal
+from flexrel.starts import Start
 from flexrel.structure import analyse
 from flexrel.trials import Trials
 
@@ -47,7 +49,7 @@ def prune(
     target: AccuracyDrop | None = None,
     budgets: Sequence[Budget] = (),
     criterion: Criterion | Sequence[Criterion] | None = None,
-    rule: str = "gradient-input",
+    rule: RuleLike = "gradient-input",
     output: str | Start = "auto",
     granularity: Granularity = "channel",
     allocation: Literal["global", "per-layer"] = "global",

@@ -28,8 +28,8 @@ def weight_of(layer: str) -> str:
 
 
 def layer_of(weight: str) -> str:
-    """Return the name of the layer that a weight belongs to."""
-    return weight.removesuffix("weight").removesuffix(".")
+    """Return the name of the layer that a weight belongs to; of any other name, that name."""
+    return "" if weight == "weight" else weight.removesuffix(".weight")
 
 
 @dataclass(frozen=True, slots=True)

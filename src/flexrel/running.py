@@ -1,7 +1,8 @@
 """Running a model that is not ours: as it was meant to run, and with no trace left on it."""
 
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,13 +12,27 @@ from flexrel.batches import Batch
 from flexrel.errors import FlexrelError, ModelError
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside `torch.compile`, `DataParallel` or `DistributedDataParallel`."""
+    wrappers: tuple[type[nn.Module], ...] = (
+        nn.DataParallel,
+        nn.parallel.DistributedDataParallel,
+    )
+    dynamo = sys.modules.get("torch._dynamo")  # not loaded unless something was compiled
+    if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
+        return unwrapped(model._orig_mod)  # noqa: SLF001 - torch has no public name for it
+    return unwrapped(model.module) if isinstance(model, wrappers) else model
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run the block with the model in evaluation mode; put modes and the random state back."""
+    """Run the block with the model in evaluation mode, uncompiled; put modes and all back."""
     modes = [(module, module.training) for module in model.modules()]
     cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=cuda):
+        with torch.random.fork_rng(devices=cuda), ExitStack() as eager:
+            if "torch._dynamo" in sys.modules:  # else nothing of it can be compiled
+                eager.enter_context(torch.compiler.set_stance("force_eager"))
             model.eval()
             yield
     finally:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +14,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flexrel.errors import PackError, UsageError
+from flexrel.relevance import Balance, merged
 from flexrel_edge.files import replace_file
 
 Part = Literal["sum", "positive", "absolute"]
 PARTS: tuple[Part, ...] = ("sum", "positive", "absolute")
-_FORMAT, _VERSION = "flexrel-statistics", 1
+_FORMAT, _VERSION = "flexrel-statistics", 2
 _FIELDS = ("input", "output", "input_absolute", "output_absolute")
 
 
@@ -27,12 +28,16 @@ class SiteStatistics:
     """Relevance of one layer's inputs and outputs, summed over samples and positions.
 
     Attributes:
-        input: `[in]` of a linear layer, `[channels, *kernel]` of a convolution; float64, in
-            units of the output that relevance started from. Higher means more relevant.
-        output: `[out]`, likewise.
+        input: `[in]` of a linear layer, `[channels, *kernel]` of a convolution, `[rows]` of an
+            embedding; float64, in units of the output that relevance started from. Higher means
+            more relevant.
+        output: `[out]`, likewise; the features of an embedding.
         input_absolute: as `input`, with every term's absolute value.
         output_absolute: as `output`, with every term's absolute value.
         groups: of the convolution; 1 for a linear layer.
+        transposed: whether the weight is `[in, out / groups, *kernel]`, as of an embedding, of a
+            transposed convolution, and of Hugging Face's Conv1D.
+        tied: other names of the same weight. It counts once, here, with what all its uses got.
 
     Raises:
         UsageError: the shapes don't fit each other, or a value is NaN or infinite.
@@ -43,6 +48,8 @@ class SiteStatistics:
     input_absolute: Float[Tensor, "*units"]
     output_absolute: Float[Tensor, "out"]
     groups: int = 1
+    transposed: bool = False
+    tied: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         inputs, outputs = (tuple(vector.shape) for vector in self.vectors("sum"))
@@ -75,7 +82,7 @@ class SiteStatistics:
 
     def parameter_relevance(
         self, part: Part = "sum", dtype: torch.dtype = torch.float64
-    ) -> Float[Tensor, "out *in"]:
+    ) -> Float[Tensor, "first *rest"]:
         """Return the relevance of every weight: `rel(w_jk) = r_in[k] + r_out[j]`.
 
         Args:
@@ -83,31 +90,36 @@ class SiteStatistics:
             dtype: of the result.
 
         Returns:
-            Shape of the layer's weight: `[out, in]`, or `[out, channels / groups, *kernel]`.
-            Higher means keep.
+            Shape of the layer's weight: `[out, in]`, or `[out, channels / groups, *kernel]`, or
+            with the first two the other way round if `transposed`. Higher means keep.
 
         Source:
             arXiv 2405.13088, parameter relevance from activation relevance.
         """
         inputs, outputs = (vector.to(dtype) for vector in self.vectors(part))
-        columns = inputs.unflatten(0, (self.groups, 1, -1))  # [groups, 1, in per group, *kernel]
-        rows = outputs.view(self.groups, -1, *[1] * inputs.ndim)  # [groups, out per group, 1, ...]
-        relevance: Tensor = rows + columns
+        grouped = inputs.unflatten(0, (self.groups, -1))  # [groups, in per group, *kernel]
+        kernel = [1] * (inputs.ndim - 1)
+        if self.transposed:
+            relevance: Tensor = grouped.unsqueeze(2) + outputs.view(self.groups, 1, -1, *kernel)
+        else:
+            relevance = grouped.unsqueeze(1) + outputs.view(self.groups, -1, 1, *kernel)
         return relevance.flatten(0, 1)
 
     def __add__(self, other: "SiteStatistics") -> "SiteStatistics":
-        shapes = [(tuple(s.input.shape), len(s.output), s.groups) for s in (self, other)]
+        shapes = [
+            (tuple(s.input.shape), len(s.output), s.groups, s.transposed) for s in (self, other)
+        ]
         if shapes[0] != shapes[1]:
             raise UsageError(
                 f"statistics of layers of different shapes, {shapes[0]} and {shapes[1]}, don't add"
             )
         sums = {name: getattr(self, name) + getattr(other, name) for name in _FIELDS}
-        return SiteStatistics(**sums, groups=self.groups)
+        return replace(self, **sums, tied=tuple(dict.fromkeys((*self.tied, *other.tied))))
 
     def scaled(self, factor: float) -> "SiteStatistics":
         """Return every sum times `factor`."""
         sums = {name: getattr(self, name) * factor for name in _FIELDS}
-        return SiteStatistics(**sums, groups=self.groups)
+        return replace(self, **sums)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,16 +130,22 @@ class Statistics(Mapping[str, SiteStatistics]):
     over both sets would have given, up to rounding.
 
     Attributes:
-        sites: layer name as in `model.named_modules()` -> its sums, on the CPU.
-        samples: how many inputs they are sums over; a float, as `scaled` scales it too.
+        sites: layer name as in `model.named_modules()` -> its sums, on the CPU. A parameter that
+            is no module's `weight` has its own name, with `[first:last]` for some of its rows.
+        samples: how many inputs they are sums over; a float, as weights and `scaled` scale it.
         rule: the relevance rule they were made with.
         output: what relevance started from: "label", "predicted", "norm" or a callable's name.
+        model: fingerprint of the network they belong to, "" if unknown: statistics of
+            different networks don't add.
+        balances: what each operation did with its relevance, if calibration was to check.
     """
 
     sites: Mapping[str, SiteStatistics]
     samples: float
     rule: str
     output: str
+    model: str = ""
+    balances: tuple[Balance, ...] = ()
 
     def __getitem__(self, name: str) -> SiteStatistics:
         return self.sites[name]
@@ -144,19 +162,31 @@ class Statistics(Mapping[str, SiteStatistics]):
                 f"statistics made with rule {self.rule!r} from output {self.output!r} don't add "
                 f"to those made with {other.rule!r} from {other.output!r}"
             )
-        if self.sites.keys() != other.sites.keys():
-            strangers = sorted(self.sites.keys() ^ other.sites.keys())
+        strangers = sorted(self.sites.keys() ^ other.sites.keys())
+        if self.model != other.model or (strangers and not self.model):
+            shown = f"only one of them has {', '.join(strangers[:3])}" if strangers else ""
+            shown += " ..." if len(strangers) > 3 else ""  # noqa: PLR2004
             raise UsageError(
-                f"statistics of different networks don't add: only one of them has "
-                f"{', '.join(strangers[:3])}{' ...' if len(strangers) > 3 else ''}"  # noqa: PLR2004
+                "statistics of different networks don't add: "
+                + (shown or f"fingerprints {self.model[:8]!r} and {other.model[:8]!r}")
             )
-        sites = {name: self.sites[name] + other.sites[name] for name in self.sites}
-        return Statistics(sites, self.samples + other.samples, self.rule, self.output)
+        sites = dict(self.sites)  # of one network: a layer may have run for one of them only
+        for name, site in other.sites.items():
+            sites[name] = sites[name] + site if name in sites else site
+        return Statistics(
+            dict(sorted(sites.items())),
+            self.samples + other.samples,
+            self.rule,
+            self.output,
+            self.model,
+            merged([*self.balances, *other.balances]),
+        )
 
     def scaled(self, factor: float) -> "Statistics":
         """Return all sums and the sample count times `factor`: forgetting, or weighting."""
         sites = {name: site.scaled(factor) for name, site in self.sites.items()}
-        return Statistics(sites, self.samples * factor, self.rule, self.output)
+        balances = tuple(balance.scaled(factor) for balance in self.balances)
+        return replace(self, sites=sites, samples=self.samples * factor, balances=balances)
 
     def save(self, path: str | Path) -> None:
         """Write the statistics to a safetensors file, whole or not at all."""
@@ -171,7 +201,12 @@ class Statistics(Mapping[str, SiteStatistics]):
             "samples": self.samples,
             "rule": self.rule,
             "output": self.output,
-            "groups": {name: site.groups for name, site in self.sites.items()},
+            "model": self.model,
+            "sites": {
+                name: {"groups": s.groups, "transposed": s.transposed, "tied": s.tied}
+                for name, s in self.sites.items()
+            },
+            "balances": [asdict(balance) for balance in self.balances],
         }
         replace_file(Path(path), save(tensors, {"about": json.dumps(about)}))
 
@@ -189,7 +224,7 @@ class Statistics(Mapping[str, SiteStatistics]):
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["about"])
                 found = about["format"], about["version"]
-                names = [f"{name}|{field}" for name in about["groups"] for field in _FIELDS]
+                names = [f"{name}|{field}" for name in about["sites"] for field in _FIELDS]
                 tensors = {name: file.get_tensor(name) for name in names}
             if found == (_FORMAT, _VERSION):
                 return _parsed(about, tensors)
@@ -205,17 +240,22 @@ class Statistics(Mapping[str, SiteStatistics]):
 
 
 def _parsed(about: Mapping[str, Any], tensors: Mapping[str, Any]) -> Statistics:
-    samples, rule, output = float(about["samples"]), about["rule"], about["output"]
-    if not (isinstance(rule, str) and isinstance(output, str)):
-        raise TypeError(f"its rule and output are {rule!r} and {output!r}")
+    samples = float(about["samples"])
+    texts = {key: about[key] for key in ("rule", "output", "model")}
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise TypeError(f"its rule, output and model are {texts}")
     if not 0 <= samples < inf:
         raise ValueError(f"it counts {samples} samples")
     if any(tensor.dtype != torch.float64 for tensor in tensors.values()):
         raise TypeError("not all of its tensors are float64")
     sites = {
         name: SiteStatistics(
-            **{field: tensors[f"{name}|{field}"] for field in _FIELDS}, groups=int(groups)
+            **{field: tensors[f"{name}|{field}"] for field in _FIELDS},
+            groups=int(kept["groups"]),
+            transposed=bool(kept["transposed"]),
+            tied=tuple(map(str, kept["tied"])),
         )
-        for name, groups in dict(about["groups"]).items()
+        for name, kept in dict(about["sites"]).items()
     }
-    return Statistics(sites, samples, rule, output)
+    balances = tuple(Balance(**balance) for balance in about["balances"])
+    return Statistics(sites, samples, **texts, balances=balances)

@@ -16,7 +16,6 @@ from rich.console import Console
 import flexrel_edge.cli
 from flexrel import demo
 from flexrel.allocate import ALLOCATIONS
-from flexrel.calibrate import OUTPUTS
 from flexrel.calibrate import calibrate as calibrate_model
 from flexrel.cli.options import parse_budget, parse_criterion, parse_target
 from flexrel.cli.show import progress_bars, table
@@ -29,6 +28,7 @@ from flexrel.pipeline import prune as prune_model
 from flexrel.records import GRANULARITIES
 from flexrel.relevance import RULES
 from flexrel.report import percent, render
+from flexrel.starts import OUTPUTS
 from flexrel.statistics import Statistics
 
 app = typer.Typer(

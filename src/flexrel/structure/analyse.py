@@ -9,8 +9,8 @@ from torch import nn
 from flexrel.batches import Batch
 from flexrel.errors import ModelError, UsageError
 from flexrel.records import GRANULARITIES, Granularity, Protected, Site, Slice, Structure
-from flexrel.relevance import Layer
 from flexrel.structure.couple import Space
+from flexrel.structure.cut import Layer
 from flexrel.structure.probe import probe
 from flexrel.structure.rules import couple
 from flexrel.structure.trace import Trace, trace

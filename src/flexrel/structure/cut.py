@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from flexrel.errors import UsageError
 from flexrel.records import Plan, weight_of
-from flexrel.relevance import Convolution
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Layer = nn.Linear | Convolution
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

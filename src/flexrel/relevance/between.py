@@ -1,0 +1,411 @@
+"""How relevance goes through everything between layers, under all rules but gradient x input.
+
+In terms of the modified gradient `G`, with `R(a) = a G(a)`, many operations need nothing: sums,
+concatenations, slices, reshapes, padding, average and maximum pooling and (by its first-order
+expansion) softmax send relevance on by their plain gradient. What is left is this table:
+
+- elementwise functions pass relevance on as it is: `G(x) = G(y) y / x`; a chain of them on one
+  tensor, such as a GELU written out, is one function;
+- products share relevance equally between their factors;
+- what divides, and the statistics of norms, count as constants: relevance goes to the numerator;
+- a batch norm is folded into the layer before it.
+
+Sources: Achtibat et al. 2024 (AttnLRP), section 3.3, and Ali et al. 2022 for norms; Bach et al.
+2015 for elementwise functions, sums and pooling; chains and folding by operation: ours.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from flexrel.relevance.affine import Affine
+from flexrel.relevance.backward import shared
+
+Function = Callable[..., Any]
+Back = Callable[[Tensor, Tensor, Tensor], Tensor]  # G(outputs), inputs, outputs -> G(inputs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """That a tensor is a layer's output: of which call, and on what input."""
+
+    affine: Affine
+    inputs: Tensor
+    at: int  # of how many calls of layers this was, counting from 0
+    version: int  # of the output when it was made
+
+
+class Between:
+    """What is known of the tensors between layers, and one method for each kind of operation.
+
+    Args:
+        native: runs an operation with its plain gradient: `(name, function, args, kwargs)`.
+        modified: runs it with another: `(name, rule, inputs, outputs, back)`.
+        folded: attaches a batch norm's result to the input of the layer before it.
+    """
+
+    def __init__(
+        self,
+        native: Callable[[str, Function, tuple[Any, ...], Mapping[str, Any]], Any],
+        modified: Callable[[str, str, Tensor, Tensor, Back], Tensor],
+        folded: Callable[[Made, Affine, Tensor], Tensor],
+    ) -> None:
+        self._native, self._modified, self._folded = native, modified, folded
+        self._roots = WeakTensorKeyDictionary()  # tensor -> what it is an elementwise function of
+        self._made = WeakTensorKeyDictionary()  # a layer's output -> Made
+
+    def made(self, outputs: Tensor, affine: Affine, inputs: Tensor, at: int) -> None:
+        """Note that `outputs` are what a layer made of `inputs` in its call number `at`."""
+        version = outputs._version  # noqa: SLF001 - torch has no public name for it
+        self._made[outputs] = Made(affine, inputs, at, version)
+
+    def __call__(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401 - as the operation
+        """Run an operation so that the backward pass through it follows the table."""
+        kind = KINDS.get(name)
+        if kind is not None and "out" not in kwargs:
+            return kind(self, name, func, args, kwargs)
+        if name.endswith("_") and KINDS.get(name[:-1]) is not None:
+            return self._in_place(name, func, args, kwargs)
+        return self._native(name, func, args, kwargs)
+
+    def _in_place(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        """Run it on a copy and write the result back: the rule needs the value overwritten."""
+        target, plain = args[0], name[:-1]
+        active = sum(_active(args, kwargs))
+        straight = plain in _STRAIGHT.split() and self._root(target) is target
+        summed = plain in _SUMS.split() or (plain in _POINTWISE.split() and active == 1)
+        if straight or not active or (summed and self._common_root(args, kwargs) is None):
+            result = self._native(name, func, args, kwargs)
+        else:
+            copy = target.clone()
+            self._roots[copy] = self._root(target)
+            out_of_place = func if KINDS[plain] is Between.elementwise else getattr(torch, plain)
+            result = KINDS[plain](self, plain, out_of_place, (copy, *args[1:]), kwargs)
+            target.copy_(result)
+        self._roots.pop(target, None)  # it has another value now
+        return target
+
+    def _root(self, tensor: Tensor) -> Tensor:
+        found: Tensor = self._roots.get(tensor, tensor)
+        return found
+
+    def elementwise(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Pass relevance on as it is: `R(x) = R(y)`."""
+        inputs = args[0] if args else kwargs["input"]
+        if not inputs.requires_grad:
+            return self._native(name, func, args, kwargs)
+        root = self._root(inputs)
+        if root is inputs and name in _STRAIGHT.split():  # y / x is the gradient itself
+            outputs = self._native(name, func, args, kwargs)
+            self._roots[outputs] = root
+            return outputs
+        plain = inputs.detach().clone() if func.__name__.endswith("_") else inputs.detach()
+        with torch.no_grad():
+            value = func(plain, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+        return self._passed(name, root, value)
+
+    def _passed(self, name: str, root: Tensor, value: Tensor) -> Tensor:
+        outputs = self._modified(name, "identity", root, value, _pass)
+        self._roots[outputs] = root
+        return outputs
+
+    def linear_in_each(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Run a sum or a scaling: its gradient is its rule, but a chain may go on through it."""
+        if root := self._common_root(args, kwargs):
+            with torch.no_grad():
+                value = func(*_detached(args), **_detached(kwargs))
+            if value.shape == root.shape:
+                return self._passed(name, root, value)
+        outputs = self._native(name, func, args, kwargs)
+        self._extend(outputs, args, kwargs)
+        return outputs
+
+    def product(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Share relevance equally between the factors that have any."""
+        if name in _POINTWISE.split():
+            count = sum(_active(args, kwargs))
+            root = self._common_root(args, kwargs)
+            if count <= 1 or root is not None:
+                return self.linear_in_each(name, func, args, kwargs)
+        first = _FIRST_FACTOR.get(name, 0)
+        count = sum(_active(args[first:], kwargs))
+        halved = [_share(value, count) for value in args[first:]]
+        named = {key: _share(value, count) for key, value in kwargs.items()}
+        return self._native(name, func, (*args[:first], *halved), named)
+
+    def quotient(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Send all relevance to the numerator."""
+        if self._common_root(args, kwargs):
+            return self.linear_in_each(name, func, args, kwargs)
+        divided_first = name in {"__rtruediv__", "__rdiv__"}
+        numerator, denominator = args[:2] if len(args) > 1 else (args[0], kwargs.get("other"))
+        if divided_first:
+            args = (_constant(numerator), denominator)
+        else:
+            args = (numerator, _constant(denominator), *args[2:])
+        outputs = self._native(name, func, args, {k: v for k, v in kwargs.items() if k != "other"})
+        self._extend(outputs, args, {})
+        return outputs
+
+    def divisor(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Count the result as a constant: it is there to divide by."""
+        del name
+        with torch.no_grad():
+            return func(*args, **kwargs)
+
+    def power(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Treat a power above 0 as an elementwise function, one below as a divisor."""
+        exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
+        if isinstance(exponent, Tensor) or not isinstance(args[0], Tensor):
+            return self._native(name, func, args, kwargs)
+        kind = self.elementwise if exponent > 0 else self.divisor  # type: ignore[operator]
+        return kind(name, func, args, kwargs)
+
+    def attention(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Share between probabilities and values, then between queries and keys."""
+        given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
+        active = {key: given[key].requires_grad for key in ("query", "key", "value")}
+        scores = active["query"] + active["key"]
+        products = 1 + (active["value"] and scores > 0)
+        for key in ("query", "key"):
+            given[key] = shared(given[key], products * scores) if active[key] else given[key]
+        given["value"] = shared(given["value"], products) if active["value"] else given["value"]
+        rest = {key: value for key, value in given.items() if key in kwargs}
+        return self._native(name, func, (*list(given.values())[: len(args)], *args[3:]), rest)
+
+    def gated(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Read a gated linear unit as the product that it is."""
+        del func
+        inputs = args[0] if args else kwargs["input"]
+        axis = args[1] if len(args) > 1 else kwargs.get("dim", -1)
+        values, gate = inputs.chunk(2, axis)
+        gate = self.elementwise("sigmoid", torch.sigmoid, (gate,), {})
+        return self.product(name, torch.mul, (values, gate), {})
+
+    def batch_norm(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Fold it into the layer before it; one that no layer precedes has its plain gradient."""
+        given = dict(zip(_BATCH_NORM.split(), args, strict=False)) | dict(kwargs)
+        inputs = given["input"]
+        made: Made | None = self._made.get(inputs)
+        fresh = made is not None and made.version == inputs._version  # noqa: SLF001
+        if made is None or not fresh or given["training"] or not inputs.requires_grad:
+            return self._native(name, func, args, kwargs)
+        with torch.no_grad():
+            value = func(*_detached(args), **_detached(kwargs))
+            scale = (given["running_var"] + given["eps"]).rsqrt()
+            if given["weight"] is not None:
+                scale = scale * given["weight"]
+            shift = -given["running_mean"] * scale
+            if given["bias"] is not None:
+                shift = shift + given["bias"]
+            affine = made.affine.times(scale.to(value.dtype), shift.to(value.dtype))
+        return self._folded(made, affine, value)
+
+    def layer_norm(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Hold the standard deviation constant; the mean's subtraction is linear."""
+        given = dict(zip(_LAYER_NORM.split(), args, strict=False)) | dict(kwargs)
+        inputs, weight = given["input"], given.get("weight")
+        if not inputs.requires_grad:
+            return self._native(name, func, args, kwargs)
+        shape = list(given["normalized_shape"])
+        settings = (shape, weight, given.get("bias"), given.get("eps", 1e-5))
+        value, _, scale = torch.native_layer_norm(inputs.detach(), *settings)
+        axes = tuple(range(-len(shape), 0))
+
+        def back(gradient: Tensor, *_: Tensor) -> Tensor:
+            sent = gradient if weight is None else gradient * weight
+            return (sent - sent.mean(axes, keepdim=True)).mul_(scale)
+
+        return self._modified(name, "constant deviation", inputs, value, back)
+
+    def group_norm(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Do as for a layer norm, over the channels of each group."""
+        given = dict(zip(_GROUP_NORM.split(), args, strict=False)) | dict(kwargs)
+        inputs, weight, groups = given["input"], given.get("weight"), given["num_groups"]
+        if not inputs.requires_grad:
+            return self._native(name, func, args, kwargs)
+        with torch.no_grad():
+            value = func(*_detached(args), **_detached(kwargs))
+        return self._grouped(name, inputs, value, weight, groups, given.get("eps", 1e-5))
+
+    def instance_norm(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Do as for a group norm of one channel a group."""
+        given = dict(zip(_INSTANCE_NORM.split(), args, strict=False)) | dict(kwargs)
+        inputs = given["input"]
+        if not inputs.requires_grad or not given["use_input_stats"]:
+            return self._native(name, func, args, kwargs)
+        with torch.no_grad():
+            value = func(*_detached(args), **_detached(kwargs))
+        groups = inputs.shape[1]
+        return self._grouped(name, inputs, value, given["weight"], groups, given["eps"])
+
+    def _grouped(
+        self,
+        name: str,
+        inputs: Tensor,
+        value: Tensor,
+        weight: Tensor | None,
+        groups: int,
+        eps: float,
+    ) -> Tensor:
+        rows = inputs.detach().reshape(len(inputs), groups, -1)
+        scale = (rows.var(2, correction=0, keepdim=True) + eps).rsqrt_()
+
+        def back(gradient: Tensor, *_: Tensor) -> Tensor:
+            if weight is not None:
+                gradient = gradient * weight.view(1, -1, *[1] * (gradient.ndim - 2))
+            sent = gradient.reshape(rows.shape)
+            return ((sent - sent.mean(2, keepdim=True)) * scale).view(inputs.shape)
+
+        return self._modified(name, "constant deviation", inputs, value, back)
+
+    def rms_norm(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Hold the root mean square constant."""
+        given = dict(zip(_RMS_NORM.split(), args, strict=False)) | dict(kwargs)
+        inputs, weight = given["input"], given.get("weight")
+        if not inputs.requires_grad:
+            return self._native(name, func, args, kwargs)
+        with torch.no_grad():
+            value = func(*_detached(args), **_detached(kwargs))
+        values = inputs.detach()
+        axes = tuple(range(-len(given["normalized_shape"]), 0))
+        eps = given.get("eps")
+        eps = torch.finfo(values.dtype).eps if eps is None else eps
+        scale = (values.square().mean(axes, keepdim=True) + eps).rsqrt_()
+
+        def back(gradient: Tensor, *_: Tensor) -> Tensor:
+            return (gradient if weight is None else gradient * weight) * scale
+
+        return self._modified(name, "constant deviation", inputs, value, back)
+
+    def _common_root(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """Return the tensor that all active arguments are elementwise functions of, if several."""
+        active = [v for v in (*args, *kwargs.values()) if _is_active(v)]
+        roots = [self._root(value) for value in active]
+        same = len(roots) > 1 and all(root is roots[0] for root in roots)
+        return roots[0] if same else None
+
+    def _extend(self, outputs: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:  # noqa: ANN401
+        """Let a chain of elementwise functions go on through a scaling or a shift."""
+        active = [v for v in (*args, *kwargs.values()) if _is_active(v)]
+        if len(active) == 1 and isinstance(outputs, Tensor):
+            root = self._root(active[0])
+            if root.shape == outputs.shape:
+                self._roots[outputs] = root
+
+
+def _pass(gradient: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Return `G(y) y / x`, so that `R(x) = R(y)`; 0 where `x` is (almost) 0."""
+    tiny = 1e-6 if inputs.dtype == torch.float16 else 1e-12
+    ratio = outputs / inputs
+    return ratio.masked_fill_(inputs.abs() < tiny, 0).mul_(gradient)
+
+
+def _is_active(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _active(args: Any, kwargs: Mapping[str, Any]) -> list[bool]:  # noqa: ANN401
+    """Return for each tensor, in lists too, whether relevance goes to it."""
+    flat = [w for v in args for w in (v if isinstance(v, list | tuple) else [v])]
+    return [v.requires_grad for v in (*flat, *kwargs.values()) if isinstance(v, Tensor)]
+
+
+def _share(value: Any, count: int) -> Any:  # noqa: ANN401
+    if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
+        return type(value)(_share(v, count) for v in value)
+    return shared(value, count) if _is_active(value) else value
+
+
+def _constant(value: Any) -> Any:  # noqa: ANN401
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _detached(values: Any) -> Any:  # noqa: ANN401
+    if isinstance(values, Mapping):
+        return {key: _constant(value) for key, value in values.items()}
+    return tuple(_constant(value) for value in values)
+
+
+_BATCH_NORM = "input weight bias running_mean running_var training momentum eps"
+_LAYER_NORM = "input normalized_shape weight bias eps"
+_GROUP_NORM = "input num_groups weight bias eps"
+_INSTANCE_NORM = "input weight bias running_mean running_var use_input_stats momentum eps"
+_RMS_NORM = "input normalized_shape weight eps"
+
+_STRAIGHT = "relu leaky_relu prelu rrelu abs"  # on either side of 0
+_CURVED = (
+    "relu6 hardtanh clamp clamp_min clamp_max clip threshold gelu silu mish hardswish hardsigmoid "
+    "sigmoid tanh elu selu celu softplus softsign softshrink hardshrink tanhshrink logsigmoid "
+    "log_sigmoid erf exp expm1 log log1p sqrt square sin cos atan"
+)
+_SUMS = "add sub neg"
+_SCALINGS = "__add__ __radd__ __sub__ __rsub__ rsub __neg__ dropout to float clone"
+_POINTWISE = "mul multiply __mul__ __rmul__"
+_PRODUCTS = (
+    "matmul __matmul__ __rmatmul__ mm bmm mv dot inner outer ger einsum bilinear tensordot kron "
+    "baddbmm addbmm addcmul linear conv1d conv2d conv3d addmm"
+)
+_FIRST_FACTOR = {"baddbmm": 1, "addbmm": 1, "addcmul": 1, "addmm": 1}
+_QUOTIENTS = "div divide true_divide __truediv__ __div__ __rtruediv__ __rdiv__"
+_DIVISORS = (
+    "rsqrt reciprocal norm linalg_norm linalg_vector_norm frobenius_norm var std var_mean std_mean"
+)
+
+Kind = Callable[[Between, str, Function, tuple[Any, ...], Mapping[str, Any]], Any]
+
+
+def _table() -> dict[str, Kind]:
+    groups: list[tuple[str, Kind]] = [
+        (f"{_STRAIGHT} {_CURVED}", Between.elementwise),
+        (f"{_SUMS} {_SCALINGS}", Between.linear_in_each),
+        (f"{_POINTWISE} {_PRODUCTS}", Between.product),
+        (_QUOTIENTS, Between.quotient),
+        (_DIVISORS, Between.divisor),
+        ("pow __pow__", Between.power),
+        ("scaled_dot_product_attention", Between.attention),
+        ("glu", Between.gated),
+        ("batch_norm", Between.batch_norm),
+        ("layer_norm", Between.layer_norm),
+        ("group_norm", Between.group_norm),
+        ("instance_norm", Between.instance_norm),
+        ("rms_norm", Between.rms_norm),
+    ]
+    return {name: kind for names, kind in groups for name in names.split()}
+
+
+KINDS = _table()

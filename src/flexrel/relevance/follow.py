@@ -1,0 +1,396 @@
+"""Follows a model while it runs: which layers were called on what, and how relevance goes back.
+
+A mode of torch's function overrides sees every call of a torch operation, from modules, functions,
+methods and operators alike, before autograd does. That is the place where an operation's backward
+pass can be replaced by a rule; why this mechanism: `docs/relevance.md`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from flexrel.errors import ModelError
+from flexrel.relevance.affine import READERS, Affine, Call
+from flexrel.relevance.backward import modified
+from flexrel.relevance.between import Back, Between, Function, Made
+from flexrel.relevance.fold import Folder
+from flexrel.relevance.held import Held, Holder
+from flexrel.relevance.ledger import Ledger
+from flexrel.relevance.patches import Stamp, Window, sum_patches
+from flexrel.relevance.rules import GradientInput, Rule
+from flexrel.relevance.sums import LayerSums, sums_for
+from flexrel.relevance.suspect import Suspect
+from flexrel.relevance.weights import Owner, Weights
+
+WEIGHTED = (
+    nn.Linear
+    | nn.Conv1d
+    | nn.Conv2d
+    | nn.Conv3d
+    | nn.ConvTranspose1d
+    | nn.ConvTranspose2d
+    | nn.ConvTranspose3d
+)
+
+
+class Follow(TorchFunctionMode):
+    """Watches the model's layers, and makes its operations follow the rule.
+
+    One is made for each forward pass: `with follow.running(): model(...)`. After the backward
+    pass, `sums` has what each layer got.
+
+    Args:
+        model: whose parameters name the layers.
+        rule: how relevance goes back through a layer.
+        folder: sums relevance up.
+        copy: keep copies of activations, for a model that overwrites them unseen.
+        ledger: books the balance of each operation.
+        suspect: looks for the operation that makes a NaN.
+
+    Attributes:
+        sums: layer -> its sums over this batch, in the order of the first call.
+        leaves: results that depend on no input, such as an embedding's: relevance ends there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: Rule,
+        folder: Folder,
+        *,
+        copy: bool = False,
+        ledger: Ledger | None = None,
+        suspect: Suspect | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sums: dict[str, LayerSums] = {}
+        self.leaves: list[Tensor] = []
+        self._model, self._rule, self._folder, self._copy = model, rule, folder, copy
+        self._ledger, self._suspect = ledger, suspect
+        self._weights = Weights(model)
+        self._holder = Holder(copy=copy)
+        self._pads = WeakTensorKeyDictionary()  # a padded tensor -> its source, and how
+        self._where: list[tuple[str, nn.Module]] = []  # the modules that run now, outermost first
+        self._calls = 0
+        self._overwritten = False
+        self._waiting = 0  # views whose gradient has not come
+        plain = isinstance(rule, GradientInput)
+        self._between = None if plain else Between(self._native, self._modified, self._fold_norm)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Follow what runs in the block; hooks on modules tell which of them runs."""
+        with ExitStack() as hooks:
+            for name, module in self._model.named_modules():
+                for handle in (
+                    module.register_forward_pre_hook(self._entering(name)),
+                    module.register_forward_hook(self._leaving, always_call=True),
+                ):
+                    hooks.callback(handle.remove)
+            with self:
+                yield
+
+    def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, _: self._where.append((name, module))
+
+    def _leaving(self, *_: Any) -> None:  # noqa: ANN401
+        self._where.pop()
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the model overwrote what was needed, unseen; do it again with `copy=True`."""
+        lost = self._holder.lost or self._overwritten
+        return not self._copy and (lost or self._waiting > 0)
+
+    @property
+    def _place(self) -> str:
+        return self._where[-1][0] if self._where else ""
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - as the operation
+        """Run one operation of the model."""
+        del types
+        kwargs = kwargs or {}
+        name = _name_of(func)
+        if name in _ASKS or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if (inside := _expanded(func)) is not None:
+            with self:
+                return inside(*args, **kwargs)
+        given = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
+        stands_in = self._holder.reads(name, given)
+        result = self._run(name, func, args, kwargs)
+        if stands_in:
+            self._holder.rectified(given[0], result)
+        if self._suspect is not None:
+            self._suspect.saw(name, self._place, given, result)
+        return result
+
+    def _run(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        if name == "embedding":
+            return self._embedding(func, args, kwargs)
+        reader = READERS.get(name)
+        call = reader(args, kwargs) if reader else None
+        owner = self._owner(call) if call else None
+        if call is not None and owner is not None:
+            return self._layer(name, call, owner, func, args, kwargs)
+        run = self._between or self._native
+        result = run(name, func, args, kwargs)
+        if name in {"pad", "constant_pad_nd"}:
+            self._padded(result, *args, **kwargs)
+        return result
+
+    def _native(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Run an operation with its plain gradient."""
+        if self._ledger is None:
+            return func(*args, **kwargs)
+        return self._ledger.native((self._place, name, "gradient"), func, args, kwargs)
+
+    def _modified(self, name: str, rule: str, inputs: Tensor, value: Tensor, back: Back) -> Tensor:
+        """Return `value` as a function of `inputs` through which relevance goes by `back`."""
+        before = self._holder.hold(inputs)
+        cell: list[Held] = []
+
+        def go_back(gradient: Tensor) -> Tensor:
+            after = cell.pop()
+            self._overwritten |= before.overwritten or after.overwritten
+            return back(gradient, before.value, after.value)
+
+        booked: Callable[[Tensor], Tensor] = go_back
+        if self._ledger is not None:
+            key = (self._place, name, rule)
+            booked = self._ledger.modified(key, inputs, value, go_back)
+        outputs = modified(inputs, value, booked)
+        cell.append(self._holder.hold(outputs))
+        return outputs
+
+    def _owner(self, call: Call) -> Owner | None:
+        """Return whose weight the call is made with: a parameter's, or the running module's."""
+        found = self._weights.owner(call.weight)
+        if found is None and self._where and not call.weight.requires_grad:
+            name, module = self._where[-1]
+            if isinstance(module, WEIGHTED) and call.weight.shape == module.weight.shape:
+                return Owner(name)  # its weight is computed from other parameters
+        return found
+
+    def _layer(
+        self,
+        name: str,
+        call: Call,
+        owner: Owner,
+        func: Function,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Tensor:
+        """Run a layer, and watch what relevance comes to its input and output."""
+        affine = Affine(owner.name, call.weight, call.bias, call.geometry)
+        axes = call.inputs.ndim
+        if call.geometry is not None and axes != call.weight.ndim:
+            raise ModelError(
+                f"{owner.name!r} got an input of {axes} axes; it must have a batch axis"
+            )
+        sums = self.sums.get(owner.name)
+        if sums is None:
+            sums = self.sums[owner.name] = sums_for(owner, affine)
+        at, self._calls = self._calls, self._calls + 1
+        if self._between is None or not call.inputs.requires_grad:
+            outputs: Tensor = self._native(name, func, args, kwargs)
+        else:
+            with torch.no_grad():
+                value = func(*args, **kwargs)
+            back = self._by_rule(affine, at)
+            outputs = self._modified(name, self._rule.name, call.inputs, value, back)
+            self._between.made(outputs, affine, call.inputs, at)
+        transposed = sums_for(owner, affine).transposed
+        if call.inputs.requires_grad:
+            self._follow_input(call, affine, sums, transposed=transposed)
+        channel = axes - 1 if call.geometry is None else 1
+        return self._follow_output(outputs, sums, channel, transposed=transposed)
+
+    def _by_rule(self, affine: Affine, at: int) -> Back:
+        def back(gradient: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
+            placed = replace(affine, depth=at / max(self._calls - 1, 1))
+            return self._rule(placed, inputs, outputs, gradient)
+
+        return back
+
+    def _fold_norm(self, made: Made, affine: Affine, value: Tensor) -> Tensor:
+        """Attach a batch norm's result to the input of the layer before it."""
+        back = self._by_rule(affine, made.at)
+        outputs = self._modified("batch_norm", self._rule.name, made.inputs, value, back)
+        sums = self.sums[affine.name]
+        return self._follow_output(outputs, sums, 1, transposed=sums.transposed)
+
+    def _follow_input(
+        self, call: Call, affine: Affine, sums: LayerSums, *, transposed: bool
+    ) -> None:
+        tensor, axes = self._unpadded(call.inputs, affine.axes())
+        keep = tuple(range(1, tensor.ndim)) if call.geometry else (tensor.ndim - 1,)
+
+        def add(value: Tensor, gradient: Tensor) -> None:
+            total = self._folder.fold(value, gradient, keep)
+            if axes:  # at once: the next call may read an input of another size
+                total = torch.stack([sum_patches(part, axes) for part in total.cpu()])
+            sums.add(0, total, transposed=transposed)
+
+        self._when_back(tensor, add)
+
+    def _follow_output(
+        self, outputs: Tensor, sums: LayerSums, channel: int, *, transposed: bool
+    ) -> Tensor:
+        """Watch a layer's output; return it, or what the model is to go on with in its place."""
+        constant = not outputs.requires_grad  # its input has no relevance, but it still has
+        if constant:
+            leaf = outputs.detach().requires_grad_()
+            self.leaves.append(leaf)
+            outputs = leaf.clone()
+
+        def add(value: Tensor, gradient: Tensor) -> None:
+            total = self._folder.fold(value, gradient, (channel,))
+            sums.add(1, total, transposed=transposed)
+
+        self._when_back(outputs, add, view=_is_view(outputs))
+        if self._copy and _is_view(outputs):
+            return outputs.clone()  # else, once overwritten, its gradient never comes
+        return outputs
+
+    def _embedding(
+        self, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        """Look rows up; relevance ends there: it is that of the rows, and of their features."""
+        weight = args[0] if args else kwargs["weight"]
+        indices = args[1] if len(args) > 1 else kwargs["indices"]
+        outputs: Tensor = func(*args, **kwargs)
+        owner = self._weights.owner(weight)
+        if owner is None or outputs.requires_grad:
+            return outputs
+        sums = self.sums.setdefault(
+            owner.name, LayerSums(owner, (len(weight),), transposed=True, groups=1)
+        )
+        leaf = outputs.detach().requires_grad_()
+        self.leaves.append(leaf)
+        rows = indices.detach().reshape(-1).cpu()
+
+        def add(value: Tensor, gradient: Tensor) -> None:
+            total = self._folder.fold(value, gradient, (value.ndim - 1,))
+            sums.add(1, total, transposed=True)
+            relevance = (value.double() * gradient).sum(-1).reshape(-1).cpu()  # of each lookup
+            found = torch.zeros(2, len(weight), dtype=torch.float64)
+            found.index_add_(1, rows, torch.stack((relevance, relevance.abs())))
+            sums.add(0, found, transposed=True)
+
+        outputs = leaf.clone()
+        self._when_back(outputs, add)
+        return outputs
+
+    def _when_back(
+        self, tensor: Tensor, add: Callable[[Tensor, Tensor], None], *, view: bool = False
+    ) -> None:
+        """Call `add` with the tensor's present value and its gradient, once that is known."""
+        cell = [self._holder.hold(tensor)]
+        self._waiting += view
+
+        def arrive(gradient: Tensor | None) -> None:
+            held = cell.pop()
+            self._overwritten |= held.overwritten
+            self._waiting -= view
+            if gradient is not None:  # else an operation of the user's says that none goes back
+                add(held.value, gradient)
+
+        tensor.register_hook(arrive)
+
+    def _padded(
+        self,
+        result: Tensor,
+        source: Tensor,
+        pad: Iterable[int] = (),
+        mode: str = "constant",
+        value: float | None = None,
+    ) -> None:
+        """Note what was padded, and how: a layer's units are those before the padding."""
+        sides = list(pad)
+        pairs = list(zip(sides[::2], sides[1::2], strict=True))[::-1]  # first axis first
+        if source.requires_grad and all(side >= 0 for side in sides) and not value:
+            self._pads[result] = (source, pairs, "zeros" if mode == "constant" else mode)
+
+    def _unpadded(
+        self, inputs: Tensor, axes: tuple[Window | Stamp, ...]
+    ) -> tuple[Tensor, tuple[Window | Stamp, ...]]:
+        """Return what a convolution reads, and how, with padding before it told as its own."""
+        source, pairs, mode = self._pads.get(inputs, (None, [], ""))
+        if source is None or len(pairs) > len(axes):
+            return inputs, axes
+        found: list[Window | Stamp] = list(axes)
+        for at, (before, after) in enumerate(pairs, start=len(axes) - len(pairs)):
+            axis = found[at]
+            if isinstance(axis, Stamp) or (mode != "zeros" and (axis.before or axis.after)):
+                return inputs, axes
+            found[at] = replace(
+                axis, before=axis.before + before, after=axis.after + after, mode=mode
+            )
+        return source, tuple(found)
+
+
+def _flat(values: Iterable[Any]) -> list[Any]:
+    return [w for v in values for w in (v if isinstance(v, list | tuple) else (v,))]
+
+
+def _is_view(tensor: Tensor) -> bool:
+    return bool(tensor._is_view())  # noqa: SLF001 - torch has no public name for it
+
+
+_NO_VALUES = "__get__ size dim numel stride is_floating_point data_ptr element_size"
+_ASKS = frozenset(_NO_VALUES.split())
+
+
+def _name_of(func: Function) -> str:
+    """Return the operation's name, the same for a function, a method and an ATen operation."""
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):  # noqa: SLF001
+        packet = getattr(func, "overloadpacket", func)
+        space, _, name = packet._qualified_op_name.rpartition("::")  # noqa: SLF001
+        return name if space == "aten" else f"{space}::{name}"
+    return getattr(func, "__name__", "")
+
+
+@lru_cache(maxsize=1024)
+def _expanded(func: Function) -> Function | None:
+    """Return a function of torch that is written in Python, so that what it calls is followed.
+
+    Such a function first asks whether a mode wants to see it, and would ask again. The one
+    returned is the same code, told that none does; what it calls still asks.
+    """
+    if not isinstance(func, FunctionType) or func.__module__ not in _PYTHON:
+        return None
+    if not _GUARDS & set(func.__code__.co_names):
+        return None
+    names = {**func.__globals__, **dict.fromkeys(_GUARDS, _nobody)}
+    inside = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
+    inside.__kwdefaults__ = func.__kwdefaults__
+    return inside
+
+
+_PYTHON = frozenset(("torch.nn.functional", "torch.functional"))
+_GUARDS = frozenset(
+    ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+)
+
+
+def _nobody(*_: Any) -> bool:  # noqa: ANN401
+    return False
