@@ -4,7 +4,12 @@ import importlib
 import json
 import os
 import sys
+import threading
+import time
 from pathlib import Path
+
+import numpy as np
+import torch
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -20,6 +25,46 @@ def data_packs():
         sys.exit(f"no data packs in {folder}; set FLEXREL_DATA to the folder that has load.py")
     sys.path.insert(0, str(folder))
     return importlib.import_module("load")
+
+
+def sentences(packs):
+    """Return token ids of training sentences for MiniLM: int64 `[sentences, 64]`, 0 = padding."""
+    ids = np.load(Path(packs.__file__).parent / "minilm" / "data.npz")["sst2_train_ids"]
+    return torch.from_numpy(ids.astype(np.int64))
+
+
+def timed(work):
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def resident():
+    """Return the process's resident memory in bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+class Peak:
+    """The largest resident memory while the block runs, above what it was before."""
+
+    def __enter__(self):
+        self.base, self.most, self._stop = resident(), resident(), threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        while not self._stop.wait(0.002):
+            self.most = max(self.most, resident())
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def bytes(self):
+        return self.most - self.base
 
 
 def save(name, content):

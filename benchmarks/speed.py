@@ -7,9 +7,6 @@ Calibration is timed against a plain forward and backward pass over the same ima
 
 import argparse
 import statistics
-import threading
-import time
-from pathlib import Path
 
 import torch
 
@@ -31,47 +28,16 @@ def plain(model, batches):
     model.zero_grad()
 
 
-def resident():
-    """Return the process's resident memory in bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
-
-
-class Peak:
-    """The largest resident memory while the block runs, above what it was before."""
-
-    def __enter__(self):
-        self.base, self.most, self._stop = resident(), resident(), threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self):
-        while not self._stop.wait(0.002):
-            self.most = max(self.most, resident())
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-
-    @property
-    def mib(self):
-        return (self.most - self.base) / MIB
-
-
-def timed(work):
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
 def calibration(packs, name, runs):
     model = packs.network(name)
     x, _ = packs.cifar10("train")
     batches = list(packs.normalise(name, x[:IMAGES]).split(BATCH))
     pairs = []
     for run in range(runs + 1):  # the first is a warm-up
-        pair = (timed(lambda: calibrate(model, batches)), timed(lambda: plain(model, batches)))
+        pair = (
+            common.timed(lambda: calibrate(model, batches)),
+            common.timed(lambda: plain(model, batches)),
+        )
         if run:
             pairs.append(pair)
     ratios = [ours / theirs for ours, theirs in pairs]
@@ -96,10 +62,14 @@ def selection(packs, criterion, runs):
         scores = scores_of(criterion, structure, tensors, found)
         Removal(structure, scores).plan(int(0.8 * structure.units))
 
-    with Peak() as peak:
+    with common.Peak() as peak:
         work()
-    seconds = [timed(work) for _ in range(runs)]
-    return {"criterion": criterion.name, "seconds": statistics.median(seconds), "mib": peak.mib}
+    seconds = [common.timed(work) for _ in range(runs)]
+    return {
+        "criterion": criterion.name,
+        "seconds": statistics.median(seconds),
+        "mib": peak.bytes / MIB,
+    }
 
 
 def show():

@@ -14,14 +14,11 @@ from flexrel.errors import FlexrelError, ModelError
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside `torch.compile`, `DataParallel` or `DistributedDataParallel`."""
-    wrappers: tuple[type[nn.Module], ...] = (
-        nn.DataParallel,
-        nn.parallel.DistributedDataParallel,
-    )
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     dynamo = sys.modules.get("torch._dynamo")  # not loaded unless something was compiled
     if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
-        return unwrapped(model._orig_mod)  # noqa: SLF001 - torch has no public name for it
-    return unwrapped(model.module) if isinstance(model, wrappers) else model
+        return unwrapped(model.get_submodule("_orig_mod"))
+    return unwrapped(model.get_submodule("module")) if isinstance(model, wrappers) else model
 
 
 @contextmanager

@@ -59,7 +59,8 @@ class Affine:
             return functional.linear(inputs, weight, bias)
         inputs, padding = _evenly_padded(inputs, g.padding)
         settings = (g.stride, padding, g.dilation, g.transposed, g.output_padding, g.groups)
-        return torch.ops.aten.convolution.default(inputs, weight, bias, *settings)
+        outputs: Tensor = torch.ops.aten.convolution.default(inputs, weight, bias, *settings)
+        return outputs
 
     def backward(self, gradient: Tensor, weight: Tensor, like: Tensor) -> Tensor:
         """Return `gradient Wᵀ` for another weight; `like` is an input of the layer."""

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Back = Callable[[Tensor], Tensor]
+Back = Callable[[Tensor, Tensor, Tensor], Tensor]  # G(outputs), inputs, outputs -> G(inputs)
 
 
-def modified(inputs: Tensor, outputs: Tensor, back: Back) -> Tensor:
+def modified(inputs: Tensor, outputs: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
     """Return `outputs`, through which the backward pass goes to `inputs` by `back`.
 
     Args:
@@ -18,13 +18,18 @@ def modified(inputs: Tensor, outputs: Tensor, back: Back) -> Tensor:
         back: from the modified gradient of the outputs to that of the inputs. It is freed, with
             all that it holds on to, once it was called.
     """
-    found: Tensor = _Modified.apply(inputs, [outputs], back)
+    found: Tensor = _Modified.apply(inputs, [outputs], back)  # type: ignore[no-untyped-call]
     return found
 
 
 class _Modified(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, _: Tensor, outputs: list[Tensor], back: Back) -> Tensor:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        _: Tensor,
+        outputs: list[Tensor],
+        back: Callable[[Tensor], Tensor],
+    ) -> Tensor:
         ctx.back = back
         return outputs[0]  # in a list: a result that is an argument could not be overwritten
 

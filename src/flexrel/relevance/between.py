@@ -23,10 +23,9 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from flexrel.relevance.affine import Affine
-from flexrel.relevance.backward import shared
-
-Function = Callable[..., Any]
-Back = Callable[[Tensor, Tensor, Tensor], Tensor]  # G(outputs), inputs, outputs -> G(inputs)
+from flexrel.relevance.backward import Back, shared
+from flexrel.relevance.functions import Function
+from flexrel.relevance.norms import NORMS, bound, fixed_scale, is_fixed, norm_back
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,8 +54,15 @@ class Between:
         folded: Callable[[Made, Affine, Tensor], Tensor],
     ) -> None:
         self._native, self._modified, self._folded = native, modified, folded
-        self._roots = WeakTensorKeyDictionary()  # tensor -> what it is an elementwise function of
+        self._roots = (
+            WeakTensorKeyDictionary()
+        )  # tensor -> its root, and version
         self._made = WeakTensorKeyDictionary()  # a layer's output -> Made
+
+    def forget(self) -> None:
+        """Let go of all tensors."""
+        self._roots.clear()
+        self._made.clear()
 
     def made(self, outputs: Tensor, affine: Affine, inputs: Tensor, at: int) -> None:
         """Note that `outputs` are what a layer made of `inputs` in its call number `at`."""
@@ -78,7 +84,8 @@ class Between:
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Tensor:
         """Run it on a copy and write the result back: the rule needs the value overwritten."""
-        target, plain = args[0], name[:-1]
+        target: Tensor = args[0]
+        plain = name[:-1]
         active = sum(_active(args, kwargs))
         straight = plain in _STRAIGHT.split() and self._root(target) is target
         summed = plain in _SUMS.split() or (plain in _POINTWISE.split() and active == 1)
@@ -86,7 +93,7 @@ class Between:
             result = self._native(name, func, args, kwargs)
         else:
             copy = target.clone()
-            self._roots[copy] = self._root(target)
+            self._chain(copy, self._root(target))
             out_of_place = func if KINDS[plain] is Between.elementwise else getattr(torch, plain)
             result = KINDS[plain](self, plain, out_of_place, (copy, *args[1:]), kwargs)
             target.copy_(result)
@@ -94,8 +101,14 @@ class Between:
         return target
 
     def _root(self, tensor: Tensor) -> Tensor:
-        found: Tensor = self._roots.get(tensor, tensor)
-        return found
+        """Return what the tensor is an elementwise function of; itself, if that was overwritten."""
+        root: Tensor
+        root, version = self._roots.get(tensor, (tensor, tensor._version))  # noqa: SLF001
+        return root if root._version == version else tensor  # noqa: SLF001
+
+    def _chain(self, outputs: Tensor, root: Tensor) -> None:
+        """Note that `outputs` are an elementwise function of `root`."""
+        self._roots[outputs] = (root, root._version)  # noqa: SLF001
 
     def elementwise(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -107,7 +120,7 @@ class Between:
         root = self._root(inputs)
         if root is inputs and name in _STRAIGHT.split():  # y / x is the gradient itself
             outputs = self._native(name, func, args, kwargs)
-            self._roots[outputs] = root
+            self._chain(outputs, root)
             return outputs
         plain = inputs.detach().clone() if func.__name__.endswith("_") else inputs.detach()
         with torch.no_grad():
@@ -116,14 +129,14 @@ class Between:
 
     def _passed(self, name: str, root: Tensor, value: Tensor) -> Tensor:
         outputs = self._modified(name, "identity", root, value, _pass)
-        self._roots[outputs] = root
+        self._chain(outputs, root)
         return outputs
 
     def linear_in_each(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:  # noqa: ANN401
         """Run a sum or a scaling: its gradient is its rule, but a chain may go on through it."""
-        if root := self._common_root(args, kwargs):
+        if (root := self._common_root(args, kwargs)) is not None:
             with torch.no_grad():
                 value = func(*_detached(args), **_detached(kwargs))
             if value.shape == root.shape:
@@ -151,7 +164,7 @@ class Between:
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:  # noqa: ANN401
         """Send all relevance to the numerator."""
-        if self._common_root(args, kwargs):
+        if self._common_root(args, kwargs) is not None:
             return self.linear_in_each(name, func, args, kwargs)
         divided_first = name in {"__rtruediv__", "__rdiv__"}
         numerator, denominator = args[:2] if len(args) > 1 else (args[0], kwargs.get("other"))
@@ -206,111 +219,26 @@ class Between:
         gate = self.elementwise("sigmoid", torch.sigmoid, (gate,), {})
         return self.product(name, torch.mul, (values, gate), {})
 
-    def batch_norm(
+    def norm(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:  # noqa: ANN401
-        """Fold it into the layer before it; one that no layer precedes has its plain gradient."""
-        given = dict(zip(_BATCH_NORM.split(), args, strict=False)) | dict(kwargs)
+        """Hold the norm's scale constant; fold one of fixed scale into the layer before it."""
+        given = bound(name, args, kwargs)
         inputs = given["input"]
-        made: Made | None = self._made.get(inputs)
-        fresh = made is not None and made.version == inputs._version  # noqa: SLF001
-        if made is None or not fresh or given["training"] or not inputs.requires_grad:
-            return self._native(name, func, args, kwargs)
-        with torch.no_grad():
-            value = func(*_detached(args), **_detached(kwargs))
-            scale = (given["running_var"] + given["eps"]).rsqrt()
-            if given["weight"] is not None:
-                scale = scale * given["weight"]
-            shift = -given["running_mean"] * scale
-            if given["bias"] is not None:
-                shift = shift + given["bias"]
-            affine = made.affine.times(scale.to(value.dtype), shift.to(value.dtype))
-        return self._folded(made, affine, value)
-
-    def layer_norm(
-        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:  # noqa: ANN401
-        """Hold the standard deviation constant; the mean's subtraction is linear."""
-        given = dict(zip(_LAYER_NORM.split(), args, strict=False)) | dict(kwargs)
-        inputs, weight = given["input"], given.get("weight")
         if not inputs.requires_grad:
             return self._native(name, func, args, kwargs)
-        shape = list(given["normalized_shape"])
-        settings = (shape, weight, given.get("bias"), given.get("eps", 1e-5))
-        value, _, scale = torch.native_layer_norm(inputs.detach(), *settings)
-        axes = tuple(range(-len(shape), 0))
-
-        def back(gradient: Tensor, *_: Tensor) -> Tensor:
-            sent = gradient if weight is None else gradient * weight
-            return (sent - sent.mean(axes, keepdim=True)).mul_(scale)
-
-        return self._modified(name, "constant deviation", inputs, value, back)
-
-    def group_norm(
-        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:  # noqa: ANN401
-        """Do as for a layer norm, over the channels of each group."""
-        given = dict(zip(_GROUP_NORM.split(), args, strict=False)) | dict(kwargs)
-        inputs, weight, groups = given["input"], given.get("weight"), given["num_groups"]
-        if not inputs.requires_grad:
-            return self._native(name, func, args, kwargs)
+        if is_fixed(name, given):
+            made: Made | None = self._made.get(inputs)
+            if made is None or made.version != inputs._version:  # noqa: SLF001
+                return self._native(name, func, args, kwargs)
+            with torch.no_grad():
+                value = func(*_detached(args), **_detached(kwargs))
+                affine = made.affine.times(*fixed_scale(given))
+            return self._folded(made, affine, value)
         with torch.no_grad():
             value = func(*_detached(args), **_detached(kwargs))
-        return self._grouped(name, inputs, value, weight, groups, given.get("eps", 1e-5))
-
-    def instance_norm(
-        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:  # noqa: ANN401
-        """Do as for a group norm of one channel a group."""
-        given = dict(zip(_INSTANCE_NORM.split(), args, strict=False)) | dict(kwargs)
-        inputs = given["input"]
-        if not inputs.requires_grad or not given["use_input_stats"]:
-            return self._native(name, func, args, kwargs)
-        with torch.no_grad():
-            value = func(*_detached(args), **_detached(kwargs))
-        groups = inputs.shape[1]
-        return self._grouped(name, inputs, value, given["weight"], groups, given["eps"])
-
-    def _grouped(
-        self,
-        name: str,
-        inputs: Tensor,
-        value: Tensor,
-        weight: Tensor | None,
-        groups: int,
-        eps: float,
-    ) -> Tensor:
-        rows = inputs.detach().reshape(len(inputs), groups, -1)
-        scale = (rows.var(2, correction=0, keepdim=True) + eps).rsqrt_()
-
-        def back(gradient: Tensor, *_: Tensor) -> Tensor:
-            if weight is not None:
-                gradient = gradient * weight.view(1, -1, *[1] * (gradient.ndim - 2))
-            sent = gradient.reshape(rows.shape)
-            return ((sent - sent.mean(2, keepdim=True)) * scale).view(inputs.shape)
-
-        return self._modified(name, "constant deviation", inputs, value, back)
-
-    def rms_norm(
-        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:  # noqa: ANN401
-        """Hold the root mean square constant."""
-        given = dict(zip(_RMS_NORM.split(), args, strict=False)) | dict(kwargs)
-        inputs, weight = given["input"], given.get("weight")
-        if not inputs.requires_grad:
-            return self._native(name, func, args, kwargs)
-        with torch.no_grad():
-            value = func(*_detached(args), **_detached(kwargs))
-        values = inputs.detach()
-        axes = tuple(range(-len(given["normalized_shape"]), 0))
-        eps = given.get("eps")
-        eps = torch.finfo(values.dtype).eps if eps is None else eps
-        scale = (values.square().mean(axes, keepdim=True) + eps).rsqrt_()
-
-        def back(gradient: Tensor, *_: Tensor) -> Tensor:
-            return (gradient if weight is None else gradient * weight) * scale
-
-        return self._modified(name, "constant deviation", inputs, value, back)
+            back = norm_back(name, given)
+        return self._modified(name, "constant scale", inputs, value, back)
 
     def _common_root(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
         """Return the tensor that all active arguments are elementwise functions of, if several."""
@@ -325,7 +253,7 @@ class Between:
         if len(active) == 1 and isinstance(outputs, Tensor):
             root = self._root(active[0])
             if root.shape == outputs.shape:
-                self._roots[outputs] = root
+                self._chain(outputs, root)
 
 
 def _pass(gradient: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
@@ -361,12 +289,6 @@ def _detached(values: Any) -> Any:  # noqa: ANN401
     return tuple(_constant(value) for value in values)
 
 
-_BATCH_NORM = "input weight bias running_mean running_var training momentum eps"
-_LAYER_NORM = "input normalized_shape weight bias eps"
-_GROUP_NORM = "input num_groups weight bias eps"
-_INSTANCE_NORM = "input weight bias running_mean running_var use_input_stats momentum eps"
-_RMS_NORM = "input normalized_shape weight eps"
-
 _STRAIGHT = "relu leaky_relu prelu rrelu abs"  # on either side of 0
 _CURVED = (
     "relu6 hardtanh clamp clamp_min clamp_max clip threshold gelu silu mish hardswish hardsigmoid "
@@ -399,11 +321,7 @@ def _table() -> dict[str, Kind]:
         ("pow __pow__", Between.power),
         ("scaled_dot_product_attention", Between.attention),
         ("glu", Between.gated),
-        ("batch_norm", Between.batch_norm),
-        ("layer_norm", Between.layer_norm),
-        ("group_norm", Between.group_norm),
-        ("instance_norm", Between.instance_norm),
-        ("rms_norm", Between.rms_norm),
+        (" ".join(NORMS), Between.norm),
     ]
     return {name: kind for names, kind in groups for name in names.split()}
 

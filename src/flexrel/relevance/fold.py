@@ -3,12 +3,15 @@
 import torch
 from torch import Tensor
 
+_ENTRIES = 2**20  # of the scratch buffer: it stays in a processor's cache
+
 
 class Folder:
     """Folds the relevance of one activation into sums over samples; keeps one scratch buffer.
 
-    Relevance is computed into the same memory for every layer: allocating it afresh each time
-    costs more than computing it.
+    Relevance is computed a few samples at a time into the same memory for every layer: allocating
+    it afresh each time costs more than computing it, and a whole batch of it would be the largest
+    tensor of the pass.
     """
 
     def __init__(self) -> None:
@@ -20,19 +23,27 @@ class Folder:
         Args:
             activation: `[samples, ...]`.
             gradient: of the scalar that relevance starts from, same shape.
-            keep: the axes that are kept; all others are summed.
+            keep: the axes that are kept, not the first unless it is the only one; all others
+                are summed.
 
         Returns:
-            `[2, *kept]`: sums, and sums of absolute values; at least float32.
+            `[2, *kept]`: sums, and sums of absolute values; float64, on the CPU.
         """
+        if activation.ndim == 1:
+            activation, gradient, keep = activation[None], gradient[None], (1,)
+        rows = max(1, _ENTRIES * len(activation) // max(activation.numel(), 1))
+        total = torch.zeros((), dtype=torch.float64)
+        for values, gradients in zip(activation.split(rows), gradient.split(rows), strict=True):
+            total = total + self._sums(values, gradients, keep).cpu()
+        plain, positive = total
+        return torch.stack((plain, 2 * positive - plain))
+
+    def _sums(self, activation: Tensor, gradient: Tensor, keep: tuple[int, ...]) -> Tensor:
+        """Return `[2, *kept]`: sums, and sums of positive parts; at least float32."""
         product = self._buffer(activation)
         torch.mul(activation, gradient.to(product.dtype), out=product)  # halves would overflow
         summed = tuple(axis for axis in range(product.ndim) if axis not in keep)
-        if not summed:
-            return torch.stack((product, product.abs()))
-        plain = product.sum(summed)
-        positive = product.clamp_(min=0).sum(summed)
-        return torch.stack((plain, 2 * positive - plain))
+        return torch.stack((product.sum(summed), product.clamp_(min=0).sum(summed)))
 
     def _buffer(self, like: Tensor) -> Tensor:
         dtype = torch.promote_types(like.dtype, torch.float32)

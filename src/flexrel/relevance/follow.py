@@ -5,26 +5,25 @@ methods and operators alike, before autograd does. That is the place where an op
 pass can be replaced by a rule; why this mechanism: `docs/relevance.md`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import lru_cache
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from flexrel.errors import ModelError
 from flexrel.relevance.affine import READERS, Affine, Call
-from flexrel.relevance.backward import modified
-from flexrel.relevance.between import Back, Between, Function, Made
+from flexrel.relevance.backward import Back, modified
+from flexrel.relevance.between import Between, Made
 from flexrel.relevance.fold import Folder
+from flexrel.relevance.functions import ASKS, Function, expanded, flat, name_of
 from flexrel.relevance.held import Held, Holder
 from flexrel.relevance.ledger import Ledger
-from flexrel.relevance.patches import Stamp, Window, sum_patches
+from flexrel.relevance.pads import Pads
+from flexrel.relevance.patches import sum_patches
 from flexrel.relevance.rules import GradientInput, Rule
 from flexrel.relevance.sums import LayerSums, sums_for
 from flexrel.relevance.suspect import Suspect
@@ -70,14 +69,14 @@ class Follow(TorchFunctionMode):
         ledger: Ledger | None = None,
         suspect: Suspect | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.sums: dict[str, LayerSums] = {}
         self.leaves: list[Tensor] = []
         self._model, self._rule, self._folder, self._copy = model, rule, folder, copy
         self._ledger, self._suspect = ledger, suspect
         self._weights = Weights(model)
         self._holder = Holder(copy=copy)
-        self._pads = WeakTensorKeyDictionary()  # a padded tensor -> its source, and how
+        self._pads = Pads()
         self._where: list[tuple[str, nn.Module]] = []  # the modules that run now, outermost first
         self._calls = 0
         self._overwritten = False
@@ -95,8 +94,16 @@ class Follow(TorchFunctionMode):
                     module.register_forward_hook(self._leaving, always_call=True),
                 ):
                     hooks.callback(handle.remove)
+            hooks.callback(self._forget)
             with self:
                 yield
+
+    def _forget(self) -> None:
+        """Let go of tensors: they lead to the graph, which leads back here."""
+        self._pads.forget()
+        self._holder.forget()
+        if self._between is not None:
+            self._between.forget()
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
         return lambda module, _: self._where.append((name, module))
@@ -124,13 +131,13 @@ class Follow(TorchFunctionMode):
         """Run one operation of the model."""
         del types
         kwargs = kwargs or {}
-        name = _name_of(func)
-        if name in _ASKS or not torch.is_grad_enabled():
+        name = name_of(func)
+        if name in ASKS or not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if (inside := _expanded(func)) is not None:
+        if (inside := expanded(func)) is not None:
             with self:
                 return inside(*args, **kwargs)
-        given = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
+        given = [value for value in flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
         stands_in = self._holder.reads(name, given)
         result = self._run(name, func, args, kwargs)
         if stands_in:
@@ -152,7 +159,7 @@ class Follow(TorchFunctionMode):
         run = self._between or self._native
         result = run(name, func, args, kwargs)
         if name in {"pad", "constant_pad_nd"}:
-            self._padded(result, *args, **kwargs)
+            self._pads.note(result, *args, **kwargs)
         return result
 
     def _native(
@@ -241,16 +248,16 @@ class Follow(TorchFunctionMode):
     def _follow_input(
         self, call: Call, affine: Affine, sums: LayerSums, *, transposed: bool
     ) -> None:
-        tensor, axes = self._unpadded(call.inputs, affine.axes())
+        tensor, axes, kept = self._pads.undone(call.inputs, affine.axes())
         keep = tuple(range(1, tensor.ndim)) if call.geometry else (tensor.ndim - 1,)
 
         def add(value: Tensor, gradient: Tensor) -> None:
             total = self._folder.fold(value, gradient, keep)
             if axes:  # at once: the next call may read an input of another size
-                total = torch.stack([sum_patches(part, axes) for part in total.cpu()])
+                total = torch.stack([sum_patches(part, axes) for part in total])
             sums.add(0, total, transposed=transposed)
 
-        self._when_back(tensor, add)
+        self._when_back(tensor, add, kept=kept)
 
     def _follow_output(
         self, outputs: Tensor, sums: LayerSums, channel: int, *, transposed: bool
@@ -301,10 +308,21 @@ class Follow(TorchFunctionMode):
         return outputs
 
     def _when_back(
-        self, tensor: Tensor, add: Callable[[Tensor, Tensor], None], *, view: bool = False
+        self,
+        tensor: Tensor,
+        add: Callable[[Tensor, Tensor], None],
+        *,
+        kept: Tensor | None = None,
+        view: bool = False,
     ) -> None:
-        """Call `add` with the tensor's present value and its gradient, once that is known."""
-        cell = [self._holder.hold(tensor)]
+        """Call `add` with the tensor's present value and its gradient, once that is known.
+
+        `kept` is where the same value is kept anyway, if that is not the tensor itself.
+        """
+        if kept is None or kept is tensor:
+            cell = [self._holder.hold(tensor)]
+        else:
+            cell = [Held(kept, copy=self._copy)]
         self._waiting += view
 
         def arrive(gradient: Tensor | None) -> None:
@@ -316,81 +334,6 @@ class Follow(TorchFunctionMode):
 
         tensor.register_hook(arrive)
 
-    def _padded(
-        self,
-        result: Tensor,
-        source: Tensor,
-        pad: Iterable[int] = (),
-        mode: str = "constant",
-        value: float | None = None,
-    ) -> None:
-        """Note what was padded, and how: a layer's units are those before the padding."""
-        sides = list(pad)
-        pairs = list(zip(sides[::2], sides[1::2], strict=True))[::-1]  # first axis first
-        if source.requires_grad and all(side >= 0 for side in sides) and not value:
-            self._pads[result] = (source, pairs, "zeros" if mode == "constant" else mode)
-
-    def _unpadded(
-        self, inputs: Tensor, axes: tuple[Window | Stamp, ...]
-    ) -> tuple[Tensor, tuple[Window | Stamp, ...]]:
-        """Return what a convolution reads, and how, with padding before it told as its own."""
-        source, pairs, mode = self._pads.get(inputs, (None, [], ""))
-        if source is None or len(pairs) > len(axes):
-            return inputs, axes
-        found: list[Window | Stamp] = list(axes)
-        for at, (before, after) in enumerate(pairs, start=len(axes) - len(pairs)):
-            axis = found[at]
-            if isinstance(axis, Stamp) or (mode != "zeros" and (axis.before or axis.after)):
-                return inputs, axes
-            found[at] = replace(
-                axis, before=axis.before + before, after=axis.after + after, mode=mode
-            )
-        return source, tuple(found)
-
-
-def _flat(values: Iterable[Any]) -> list[Any]:
-    return [w for v in values for w in (v if isinstance(v, list | tuple) else (v,))]
-
 
 def _is_view(tensor: Tensor) -> bool:
     return bool(tensor._is_view())  # noqa: SLF001 - torch has no public name for it
-
-
-_NO_VALUES = "__get__ size dim numel stride is_floating_point data_ptr element_size"
-_ASKS = frozenset(_NO_VALUES.split())
-
-
-def _name_of(func: Function) -> str:
-    """Return the operation's name, the same for a function, a method and an ATen operation."""
-    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):  # noqa: SLF001
-        packet = getattr(func, "overloadpacket", func)
-        space, _, name = packet._qualified_op_name.rpartition("::")  # noqa: SLF001
-        return name if space == "aten" else f"{space}::{name}"
-    return getattr(func, "__name__", "")
-
-
-@lru_cache(maxsize=1024)
-def _expanded(func: Function) -> Function | None:
-    """Return a function of torch that is written in Python, so that what it calls is followed.
-
-    Such a function first asks whether a mode wants to see it, and would ask again. The one
-    returned is the same code, told that none does; what it calls still asks.
-    """
-    if not isinstance(func, FunctionType) or func.__module__ not in _PYTHON:
-        return None
-    if not _GUARDS & set(func.__code__.co_names):
-        return None
-    names = {**func.__globals__, **dict.fromkeys(_GUARDS, _nobody)}
-    inside = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
-    inside.__kwdefaults__ = func.__kwdefaults__
-    return inside
-
-
-_PYTHON = frozenset(("torch.nn.functional", "torch.functional"))
-_GUARDS = frozenset(
-    ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-)
-
-
-def _nobody(*_: Any) -> bool:  # noqa: ANN401
-    return False

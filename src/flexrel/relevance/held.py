@@ -38,9 +38,14 @@ class Holder:
         self._held = WeakTensorKeyDictionary()
         self._read: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by an operation at all
 
+    def forget(self) -> None:
+        """Let go of all tensors; what was handed out goes on being held."""
+        self._held.clear()
+        self._read.clear()
+
     def hold(self, tensor: Tensor) -> Held:
         """Return what is held of the tensor's present value."""
-        found = self._held.get(tensor)
+        found: Held | None = self._held.get(tensor)
         if found is None or found.of_tensor != tensor._version:  # noqa: SLF001
             found = self._held[tensor] = Held(tensor, copy=self._copy)
         return found

@@ -24,13 +24,12 @@ class LayerSums:
         self._sides: list[Tensor | None] = [None, None]
 
     def add(self, side: int, found: Tensor, *, transposed: bool) -> None:
-        """Add `[2, *units]`, sums and sums of absolute values, to the input (0) or output (1).
+        """Add sums and sums of absolute values, `[2, *units]`, to the input (0) or output (1).
 
         A tied weight is read by another layer the other way round: what that layer's rows are
         fed with belongs to the columns here.
         """
         side = side if transposed == self.transposed else 1 - side
-        found = found.double().cpu()
         before = self._sides[side]
         self._sides[side] = found if before is None else before + found
 

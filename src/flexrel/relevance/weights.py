@@ -41,7 +41,7 @@ class Weights:
         for parameter, owner in self._parameters.get(weight.untyped_storage().data_ptr(), ()):
             if parameter.device != weight.device:
                 continue
-            start = weight.storage_offset() - parameter.storage_offset()
+            start = int(weight.storage_offset() - parameter.storage_offset())
             if start == 0 and weight.shape == parameter.shape and _same_strides(weight, parameter):
                 return owner
             if start == 0 and parameter.ndim == 2 and _is_transpose(weight, parameter):  # noqa: PLR2004
