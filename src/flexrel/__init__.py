@@ -13,21 +13,43 @@ from flexrel.evaluate import Accuracy
 from flexrel.pack import load, pack
 from flexrel.pipeline import prune
 from flexrel.records import Measurement, Plan
+from flexrel.relevance import (
+    RULES,
+    Affine,
+    AttnLRP,
+    Balance,
+    ByDepth,
+    ByName,
+    Epsilon,
+    Gamma,
+    GradientInput,
+    Rule,
+    ZPlus,
+)
 from flexrel.result import Result
 from flexrel.statistics import Statistics
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "RULES",
     "Accuracy",
     "AccuracyDrop",
+    "Affine",
+    "AttnLRP",
+    "Balance",
     "Budget",
     "BudgetError",
+    "ByDepth",
+    "ByName",
     "Bytes",
     "Criterion",
+    "Epsilon",
     "Evidence",
     "FlexRel",
     "FlexrelError",
+    "Gamma",
+    "GradientInput",
     "MACs",
     "Magnitude",
     "Measurement",
@@ -37,9 +59,11 @@ __all__ = [
     "Plan",
     "Relevance",
     "Result",
+    "Rule",
     "Sparsity",
     "Statistics",
     "UsageError",
+    "ZPlus",
     "__version__",
     "calibrate",
     "load",

@@ -19,7 +19,7 @@ from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Accuracy, Divergence, Evaluate
 from flexrel.pack import VALUES, Values
 from flexrel.records import Granularity, Measurement, Plan, Progress, silent
-from flexrel.relevance import RuleLike
+from flexrel.relevance import RuleLike, rule_of
 from flexrel.result import Result
 from flexrel.search import most_removal
 from flexrel.starts import Start
@@ -127,7 +127,7 @@ def prune(
             "scored_by": repr(chosen),
             "chosen_from": [option.name for option in options],
             "keep": list(keep),
-            "rule": rule,
+            "rule": rule_of(rule).name,
             "output": statistics.output if statistics else None,
             "allocation": allocation,
             "recover": recover,

@@ -17,8 +17,8 @@ import flexrel_edge.cli
 from flexrel import demo
 from flexrel.allocate import ALLOCATIONS
 from flexrel.calibrate import calibrate as calibrate_model
-from flexrel.cli.options import parse_budget, parse_criterion, parse_target
-from flexrel.cli.show import progress_bars, table
+from flexrel.cli.options import parse_budget, parse_criterion, parse_rule, parse_target
+from flexrel.cli.show import conservation, progress_bars, table
 from flexrel.cli.sources import read_data, read_model
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.evaluate import Accuracy
@@ -46,7 +46,12 @@ Weights = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 Seed = Annotated[int, typer.Option(help="of every random number")]
-Rule = Annotated[str, typer.Option(help=f"of relevance: {', '.join(RULES)}")]
+Rule = Annotated[
+    str,
+    typer.Option(
+        help=f"of relevance: {', '.join(RULES)}; by layer: features.*=gamma,head*=epsilon"
+    ),
+]
 Output = Annotated[str, typer.Option(help=f"what relevance starts from: {', '.join(OUTPUTS)}")]
 DATA = "file.py:factory, package.module:factory, an .npz with x and y, or demo:digits"
 
@@ -148,7 +153,7 @@ def prune(
             target=goal,
             budgets=budgets,
             criterion=scorer,
-            rule=rule,
+            rule=parse_rule(rule),
             output=output,
             granularity=granularity,  # type: ignore[arg-type]  # checked, as the next two
             allocation=allocation,  # type: ignore[arg-type]
@@ -177,15 +182,31 @@ def calibrate(
     weights: Weights = None,
     rule: Rule = "gradient-input",
     output: Output = "auto",
+    max_batches: Annotated[int | None, typer.Option(help="read no more than so many")] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="read no further batch after so long")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="tell where relevance is not conserved")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Measure relevance on data, and write the statistics; those of several runs can be merged."""
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)
         statistics = calibrate_model(
-            network, read_data(data, "calibration"), rule, output, progress
+            network,
+            read_data(data, "calibration"),
+            parse_rule(rule),
+            output,
+            progress,
+            check=check,
+            max_batches=max_batches,
+            max_seconds=max_seconds,
         )
     statistics.save(out)
+    if check:
+        Console().print(conservation(statistics.balances))
     typer.echo(f"{out}: {len(statistics)} layers, {statistics.samples:,.0f} samples")
 
 

@@ -5,6 +5,7 @@ import re
 from flexrel.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
 from flexrel.criteria import BLENDS, Criterion, FlexRel, Magnitude, Relevance
 from flexrel.errors import UsageError
+from flexrel.relevance import RuleLike, rule_of
 
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+)\s*(%|[kMG]?)")
 _FACTORS = {"k": 10**3, "M": 10**6, "G": 10**9}
@@ -29,6 +30,23 @@ def parse_budget(text: str) -> Budget:
     if resource == "sparsity":
         return Sparsity(_share(text, amount))
     raise UsageError(f"budget {text!r} is not known; write it like {_BUDGETS}")
+
+
+def parse_rule(text: str) -> RuleLike:
+    """Return the relevance rule that `gamma` or `features.*=gamma,classifier.*=epsilon` asks for.
+
+    Raises:
+        UsageError: no such rule; lists those that there are.
+    """
+    if "=" not in text:
+        rule_of(text)
+        return text
+    rules: dict[str, str] = {}
+    for part in text.split(","):
+        pattern, _, rule = part.partition("=")
+        rules[pattern.strip()] = rule.strip()
+    rule_of(rules)
+    return rules
 
 
 def parse_target(text: str) -> AccuracyDrop:

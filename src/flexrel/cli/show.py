@@ -1,6 +1,6 @@
 """What a person sees: progress while they wait, and the result as a table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from flexrel.records import Progress
+from flexrel.relevance import Balance
 from flexrel.report import count, percent
 from flexrel.result import Result
 
@@ -52,3 +53,23 @@ def table(result: Result) -> Table:
             style="bold" if m is result.achieved else "",
         )
     return shown
+
+
+def conservation(balances: Sequence[Balance]) -> Table:
+    """Return the operations that lose or make most relevance, one a row, the worst first."""
+    broken = [balance for balance in balances if not balance.holds]
+    broken.sort(key=lambda balance: -abs(balance.lost) / balance.handled)
+    title = f"relevance is conserved by {len(balances) - len(broken)} of {len(balances)} operations"
+    shown = Table(title=title, caption="shares of the relevance that each handled, in size")
+    for name in ("layer", "operation", "rule"):
+        shown.add_column(name)
+    shown.add_column("lost (made: below 0)", justify="right")
+    for balance in broken[:_WORST]:
+        share = percent(balance.lost / balance.handled)
+        shown.add_row(balance.layer, balance.operation, balance.rule, share)
+    if len(broken) > _WORST:
+        shown.add_row(f"and {len(broken) - _WORST} more")
+    return shown
+
+
+_WORST = 20  # rows

@@ -54,9 +54,7 @@ class Between:
         folded: Callable[[Made, Affine, Tensor], Tensor],
     ) -> None:
         self._native, self._modified, self._folded = native, modified, folded
-        self._roots = (
-            WeakTensorKeyDictionary()
-        )  # tensor -> its root, and version
+        self._roots = WeakTensorKeyDictionary()  # tensor -> its root, and version
         self._made = WeakTensorKeyDictionary()  # a layer's output -> Made
 
     def forget(self) -> None:

@@ -34,7 +34,7 @@ class Folder:
         rows = max(1, _ENTRIES * len(activation) // max(activation.numel(), 1))
         total = torch.zeros((), dtype=torch.float64)
         for values, gradients in zip(activation.split(rows), gradient.split(rows), strict=True):
-            total = total + self._sums(values, gradients, keep).cpu()
+            total = total + self._sums(values, gradients, keep).cpu().double()
         plain, positive = total
         return torch.stack((plain, 2 * positive - plain))
 

@@ -24,7 +24,7 @@ from flexrel.relevance.held import Held, Holder
 from flexrel.relevance.ledger import Ledger
 from flexrel.relevance.pads import Pads
 from flexrel.relevance.patches import sum_patches
-from flexrel.relevance.rules import GradientInput, Rule
+from flexrel.relevance.rules import ByName, GradientInput, Rule
 from flexrel.relevance.sums import LayerSums, sums_for
 from flexrel.relevance.suspect import Suspect
 from flexrel.relevance.weights import Owner, Weights
@@ -223,7 +223,7 @@ class Follow(TorchFunctionMode):
             with torch.no_grad():
                 value = func(*args, **kwargs)
             back = self._by_rule(affine, at)
-            outputs = self._modified(name, self._rule.name, call.inputs, value, back)
+            outputs = self._modified(name, self._told(affine), call.inputs, value, back)
             self._between.made(outputs, affine, call.inputs, at)
         transposed = sums_for(owner, affine).transposed
         if call.inputs.requires_grad:
@@ -238,10 +238,15 @@ class Follow(TorchFunctionMode):
 
         return back
 
+    def _told(self, affine: Affine) -> str:
+        """Return the name of the layer's rule."""
+        rule = self._rule
+        return (rule.of(affine.name) if isinstance(rule, ByName) else rule).name
+
     def _fold_norm(self, made: Made, affine: Affine, value: Tensor) -> Tensor:
         """Attach a batch norm's result to the input of the layer before it."""
         back = self._by_rule(affine, made.at)
-        outputs = self._modified("batch_norm", self._rule.name, made.inputs, value, back)
+        outputs = self._modified("batch_norm", self._told(affine), made.inputs, value, back)
         sums = self.sums[affine.name]
         return self._follow_output(outputs, sums, 1, transposed=sums.transposed)
 

@@ -233,12 +233,16 @@ class ByName:
     def name(self) -> str:
         """All of it in one line."""
         shown = [f"{pattern}: {rule.name}" for pattern, rule in self.patterns]
-        return ", ".join([*shown, self.default.name])
+        return ", ".join([*shown, f"else {self.default.name}"])
+
+    def of(self, layer: str) -> Rule:
+        """Return the rule for the layer of this name."""
+        fits = (rule for pattern, rule in self.patterns if fnmatchcase(layer, pattern))
+        return next(fits, self.default)
 
     def __call__(self, layer: Affine, inputs: Tensor, outputs: Tensor, gradient: Tensor) -> Tensor:
         """Return what the rule of the first pattern that fits does."""
-        fits = (rule for pattern, rule in self.patterns if fnmatchcase(layer.name, pattern))
-        return next(fits, self.default)(layer, inputs, outputs, gradient)
+        return self.of(layer.name)(layer, inputs, outputs, gradient)
 
 
 @dataclass(frozen=True, slots=True)
