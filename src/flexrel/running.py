@@ -30,7 +30,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(devices=cuda), ExitStack() as eager:
             if "torch._dynamo" in sys.modules:  # else nothing of it can be compiled
                 eager.enter_context(torch.compiler.set_stance("force_eager"))
-            model.eval()
+            for module, _ in modes:
+                module.training = False  # `eval()` may do more, which nothing would undo
             yield
     finally:
         for module, training in modes:

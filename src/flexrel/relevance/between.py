@@ -16,7 +16,7 @@ Sources: Achtibat et al. 2024 (AttnLRP), section 3.3, and Ali et al. 2022 for no
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,8 +24,23 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from flexrel.relevance.affine import Affine
 from flexrel.relevance.backward import Back, shared
-from flexrel.relevance.functions import Function
+from flexrel.relevance.functions import Function, name_of
 from flexrel.relevance.norms import NORMS, bound, fixed_scale, is_fixed, norm_back
+
+
+@runtime_checkable
+class Native(Protocol):
+    """Runs an operation with its plain gradient; `rule` is what the report calls that."""
+
+    def __call__(
+        self,
+        name: str,
+        func: Function,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        rule: str = "gradient",
+    ) -> Any:  # noqa: ANN401
+        """Return what the operation returns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,19 +52,24 @@ class Made:
     at: int  # of how many calls of layers this was, counting from 0
     version: int  # of the output when it was made
 
+    def is_followed_by_norm(self, outputs: Tensor) -> bool:
+        """Return whether a norm of axis 1 of the outputs is one of the layer's channels."""
+        fresh = self.version == outputs._version  # noqa: SLF001
+        return fresh and (self.affine.geometry is not None or outputs.ndim == 2)  # noqa: PLR2004
+
 
 class Between:
     """What is known of the tensors between layers, and one method for each kind of operation.
 
     Args:
-        native: runs an operation with its plain gradient: `(name, function, args, kwargs)`.
+        native: runs an operation with its plain gradient.
         modified: runs it with another: `(name, rule, inputs, outputs, back)`.
         folded: attaches a batch norm's result to the input of the layer before it.
     """
 
     def __init__(
         self,
-        native: Callable[[str, Function, tuple[Any, ...], Mapping[str, Any]], Any],
+        native: Native,
         modified: Callable[[str, str, Tensor, Tensor, Back], Tensor],
         folded: Callable[[Made, Affine, Tensor], Tensor],
     ) -> None:
@@ -86,27 +106,28 @@ class Between:
         plain = name[:-1]
         active = sum(_active(args, kwargs))
         straight = plain in _STRAIGHT.split() and self._root(target) is target
-        summed = plain in _SUMS.split() or (plain in _POINTWISE.split() and active == 1)
+        summed = plain in _SUMS.split() and active > 1
         if straight or not active or (summed and self._common_root(args, kwargs) is None):
-            result = self._native(name, func, args, kwargs)
-        else:
-            copy = target.clone()
-            self._chain(copy, self._root(target))
-            out_of_place = func if KINDS[plain] is Between.elementwise else getattr(torch, plain)
-            result = KINDS[plain](self, plain, out_of_place, (copy, *args[1:]), kwargs)
-            target.copy_(result)
-        self._roots.pop(target, None)  # it has another value now
+            return self._native(name, func, args, kwargs)  # type: ignore[no-any-return]
+        copy = target.clone()
+        if (root := self._root(target)) is not target:
+            self._chain(copy, root)
+        out_of_place = func if KINDS[plain] is Between.elementwise else getattr(torch, plain)
+        result = KINDS[plain](self, plain, out_of_place, (copy, *args[1:]), kwargs)
+        target.copy_(result)
+        if (root := self._root(result)) is not result:
+            self._chain(target, root)
         return target
 
     def _root(self, tensor: Tensor) -> Tensor:
-        """Return what the tensor is an elementwise function of; itself, if that was overwritten."""
-        root: Tensor
-        root, version = self._roots.get(tensor, (tensor, tensor._version))  # noqa: SLF001
-        return root if root._version == version else tensor  # noqa: SLF001
+        """Return what the tensor is an elementwise function of: itself, if of nothing else."""
+        root, versions = self._roots.get(tensor, (tensor, None))
+        known = versions == (tensor._version, root._version)  # noqa: SLF001 - else overwritten
+        return root if known else tensor
 
     def _chain(self, outputs: Tensor, root: Tensor) -> None:
         """Note that `outputs` are an elementwise function of `root`."""
-        self._roots[outputs] = (root, root._version)  # noqa: SLF001
+        self._roots[outputs] = (root, (outputs._version, root._version))  # noqa: SLF001
 
     def elementwise(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -120,7 +141,7 @@ class Between:
             outputs = self._native(name, func, args, kwargs)
             self._chain(outputs, root)
             return outputs
-        plain = inputs.detach().clone() if func.__name__.endswith("_") else inputs.detach()
+        plain = inputs.detach().clone() if name_of(func).endswith("_") else inputs.detach()
         with torch.no_grad():
             value = func(plain, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
         return self._passed(name, root, value)
@@ -154,9 +175,14 @@ class Between:
                 return self.linear_in_each(name, func, args, kwargs)
         first = _FIRST_FACTOR.get(name, 0)
         count = sum(_active(args[first:], kwargs))
-        halved = [_share(value, count) for value in args[first:]]
-        named = {key: _share(value, count) for key, value in kwargs.items()}
-        return self._native(name, func, (*args[:first], *halved), named)
+
+        def run(*given: Any, **named: Any) -> Any:  # noqa: ANN401
+            factors = [_share(value, count) for value in given[first:]]
+            rest = {key: _share(value, count) for key, value in named.items()}
+            return func(*given[:first], *factors, **rest)
+
+        rule = "equal shares" if count > 1 else "gradient"
+        return self._native(name, run, args, kwargs, rule)
 
     def quotient(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -177,8 +203,10 @@ class Between:
     def divisor(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:  # noqa: ANN401
-        """Count the result as a constant: it is there to divide by."""
-        del name
+        """Count the result as a constant: it is there to divide by. A mean with it is a mean."""
+        if name in {"var_mean", "std_mean"}:
+            spread, mean = self._native(name, func, args, kwargs)
+            return spread.detach(), mean
         with torch.no_grad():
             return func(*args, **kwargs)
 
@@ -196,15 +224,23 @@ class Between:
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:  # noqa: ANN401
         """Share between probabilities and values, then between queries and keys."""
-        given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
-        active = {key: given[key].requires_grad for key in ("query", "key", "value")}
-        scores = active["query"] + active["key"]
-        products = 1 + (active["value"] and scores > 0)
-        for key in ("query", "key"):
-            given[key] = shared(given[key], products * scores) if active[key] else given[key]
-        given["value"] = shared(given["value"], products) if active["value"] else given["value"]
-        rest = {key: value for key, value in given.items() if key in kwargs}
-        return self._native(name, func, (*list(given.values())[: len(args)], *args[3:]), rest)
+        given = dict(zip(_ATTENTION.split(), args, strict=False)) | dict(kwargs)
+        active = {
+            key for key in ("query", "key", "value", "attn_mask") if _is_active(given.get(key))
+        }
+        factors = len(active & {"query", "key"})  # of the scores
+        products = len(active & {"value"}) + bool(active - {"value"})
+        counts = {"query": products * factors, "key": products * factors}
+
+        def run(*given: Any, **named: Any) -> Any:  # noqa: ANN401
+            parts = dict(zip(("query", "key", "value"), given, strict=True)) | named
+            for key in active:
+                parts[key] = shared(parts[key], counts.get(key, products))
+            return func(**parts)
+
+        rest = {key: value for key, value in given.items() if key not in _ATTENTION.split()[:3]}
+        first = (given["query"], given["key"], given["value"])
+        return self._native(name, run, first, rest, "equal shares")
 
     def gated(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -227,7 +263,7 @@ class Between:
             return self._native(name, func, args, kwargs)
         if is_fixed(name, given):
             made: Made | None = self._made.get(inputs)
-            if made is None or made.version != inputs._version:  # noqa: SLF001
+            if made is None or not made.is_followed_by_norm(inputs):
                 return self._native(name, func, args, kwargs)
             with torch.no_grad():
                 value = func(*_detached(args), **_detached(kwargs))
@@ -287,6 +323,7 @@ def _detached(values: Any) -> Any:  # noqa: ANN401
     return tuple(_constant(value) for value in values)
 
 
+_ATTENTION = "query key value attn_mask dropout_p is_causal scale enable_gqa"
 _STRAIGHT = "relu leaky_relu prelu rrelu abs"  # on either side of 0
 _CURVED = (
     "relu6 hardtanh clamp clamp_min clamp_max clip threshold gelu silu mish hardswish hardsigmoid "

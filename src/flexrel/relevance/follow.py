@@ -163,12 +163,17 @@ class Follow(TorchFunctionMode):
         return result
 
     def _native(
-        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        name: str,
+        func: Function,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        rule: str = "gradient",
     ) -> Any:  # noqa: ANN401
-        """Run an operation with its plain gradient."""
+        """Run an operation with its plain gradient; `rule` is what the report calls that."""
         if self._ledger is None:
             return func(*args, **kwargs)
-        return self._ledger.native((self._place, name, "gradient"), func, args, kwargs)
+        return self._ledger.native((self._place, name, rule), func, args, kwargs)
 
     def _modified(self, name: str, rule: str, inputs: Tensor, value: Tensor, back: Back) -> Tensor:
         """Return `value` as a function of `inputs` through which relevance goes by `back`."""

@@ -108,13 +108,12 @@ class Ledger:
         if name in MOVES:  # it only moves values, and what is a view has to stay one
             return func(*args, **kwargs)
         self._open(key)
-        first = args[:1] if overwrites else ()
-        for tensor in first:
-            if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_leaf:
-                self._watch(key, tensor, self._pass)
-        rest = [self._booked(key, value) for value in args[len(first) :]]
+        rest = [self._booked(key, value) for value in args]
         named = {name: self._booked(key, value) for name, value in kwargs.items()}
-        result = func(*first, *rest, **named)
+        result = func(*rest, **named)
+        if overwrites and rest[0] is not args[0]:  # it wrote over a copy
+            args[0].copy_(rest[0])
+            result = args[0]
         for tensor in tensors_of(result):
             if tensor.requires_grad:
                 self._watch(key, tensor, self._receive)
@@ -142,12 +141,17 @@ class Ledger:
         self._entries.setdefault(key, [torch.zeros((), dtype=torch.float64) for _ in range(3)])
 
     def _receive(self, key: tuple[str, str, str], value: Tensor, gradient: Tensor) -> None:
-        relevance = value.double() * gradient
+        relevance = _relevance(value, gradient)
         self._entries[key][0] += relevance.sum().cpu()
         self._entries[key][2] += relevance.abs().sum().cpu()
 
     def _pass(self, key: tuple[str, str, str], value: Tensor, gradient: Tensor) -> None:
-        self._entries[key][1] += (value.double() * gradient).sum().cpu()
+        self._entries[key][1] += _relevance(value, gradient).sum().cpu()
+
+
+def _relevance(value: Tensor, gradient: Tensor) -> Tensor:
+    """Return `value * gradient`; 0 where the gradient is, also of an infinite (masked) value."""
+    return (value.double() * gradient).masked_fill_(gradient == 0, 0)
 
 
 def merged(balances: Sequence[Balance]) -> tuple[Balance, ...]:

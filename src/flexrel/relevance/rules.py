@@ -69,8 +69,8 @@ class Epsilon:
 
     Attributes:
         epsilon: added to the size of `z`, in its unit.
-        share: of each sample's root mean square of `z` that is added too; 0.25 in Montavon
-            et al. 2019.
+        share: of the root mean square of `z` that is added too; 0.25 in Montavon et al. 2019.
+            It is that of each sample of a convolution, of each row of a linear layer.
 
     Source:
         Bach et al. 2015, equation 58: `R_j = Σ_k a_j w_jk / (z_k + ε sign z_k) R_k`.
@@ -92,19 +92,17 @@ class Epsilon:
 
     def __call__(self, layer: Affine, inputs: Tensor, outputs: Tensor, gradient: Tensor) -> Tensor:
         """Return `Wᵀ (G z / (z + ε sign z))`."""
-        if self.epsilon or self.share:
-            gradient = gradient * self._damping(outputs)
-        return layer.backward(gradient, layer.weight, inputs)
+        axes = tuple(range(1, outputs.ndim)) if layer.geometry else (-1,)
+        return layer.backward(gradient * self._damping(outputs, axes), layer.weight, inputs)
 
-    def _damping(self, outputs: Tensor) -> Tensor:
-        """Return `z / (z + ε sign z) = |z| / (|z| + ε)`; 0 where `z` and `ε` are 0."""
+    def _damping(self, outputs: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """Return `z / (z + ε sign z) = |z| / (|z| + ε)`; 0 where `z` is 0."""
         size = outputs.abs()
-        if not self.share:
-            return size.div_(size + self.epsilon) if self.epsilon else size.sign_()
-        summed = tuple(range(1, size.ndim)) or (0,)
-        rms = size.square().mean(summed, keepdim=True).sqrt_()
-        damped = size + (rms * self.share + self.epsilon)
-        return size / damped.clamp_(min=torch.finfo(size.dtype).tiny)
+        if self.share:
+            rms = size.square().mean(axes, keepdim=True).sqrt_()
+            damped = size + (rms * self.share + self.epsilon)
+            return size.div_(damped.clamp_(min=torch.finfo(size.dtype).tiny))
+        return size.div_(size + self.epsilon) if self.epsilon else size.sign_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +184,8 @@ class ZPlus:
 
     def _sent(self, outputs: Tensor, gradient: Tensor, total: Tensor) -> Tensor:
         """Return `R / total`: 0 where nothing contributes."""
-        floor = torch.finfo(total.dtype).tiny
-        return (outputs * gradient).div_(total.add_(self.epsilon).clamp_(min=floor))
+        total.add_(self.epsilon)
+        return (outputs * gradient).div_(total).masked_fill_(total == 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
