@@ -27,6 +27,8 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/relevance.py
+	$(BIN)/python benchmarks/survivors.py
 	$(BIN)/python benchmarks/curves.py
 	$(BIN)/python benchmarks/signals.py --networks resnet20
 	$(BIN)/python benchmarks/signals.py --networks resnet56 vgg16 --only '$(SIGNALS)'
@@ -41,4 +43,5 @@ $(VENV)/.python:
 
 $(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: $(VENV)/.python $(PROJECT)
 	$(PIP) -e edge -e '.[$*]'
+	$(if $(filter dev,$*),-$(PIP) -e edge -e '.[oracles]')  # without them some tests are skipped
 	touch $@

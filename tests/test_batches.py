@@ -1,10 +1,9 @@
 """Every form of batch is read alike, and what can't be read is said with its index."""
 
+import math
 from collections import UserDict, namedtuple
 
 import numpy as np
-import math
-
 import pytest
 import torch
 from torch import nn

@@ -725,7 +725,12 @@ def identity(x):
     [
         (identity, [ROWS], {"rule": "delta"}, "rule 'delta' is not known.*gradient-input, epsilon"),
         (identity, [ROWS], {"rule": 3}, "rule= must be a name.*is a int"),
-        (identity, [ROWS], {"rule": {"conv*": "gamma"}}, "no layer fits the pattern 'conv.*'layer'"),
+        (
+            identity,
+            [ROWS],
+            {"rule": {"conv*": "gamma"}},
+            "no layer fits the pattern 'conv.*'layer'",
+        ),
         (identity, [ROWS], {"max_batches": 0}, "max_batches=0 must be at least 1"),
         (identity, [ROWS], {"max_seconds": 0}, "max_seconds=0 must be above 0"),
         (identity, [ROWS], {"output": "logit"}, "output 'logit' is not known.*label, predicted"),
