@@ -32,6 +32,14 @@ def test_accuracy_is_the_share_of_inputs_whose_largest_score_is_at_their_label()
     assert Accuracy([(SCORES, labels)])(identity) == 3 / 4
 
 
+def test_the_logits_of_a_mapping_are_the_scores():
+    class Classifier(nn.Module):
+        def forward(self, x):
+            return {"loss": None, "logits": x}
+
+    assert Accuracy([(SCORES, torch.tensor([0, 1, 2, 1]))])(Classifier()) == 3 / 4
+
+
 def test_batches_of_different_sizes_weigh_by_their_samples():
     wrong, right = (SCORES[:1], torch.tensor([2])), (SCORES[1:], torch.tensor([1, 2, 0]))
     accuracy = Accuracy([wrong, right])

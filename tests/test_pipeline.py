@@ -685,6 +685,17 @@ def test_a_model_of_several_outputs_is_pruned(perceptron):
     assert result.model(inputs[0])["twice"].shape == (30, CLASSES)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, on compiling
+def test_a_compiled_model_is_pruned_as_what_is_inside():
+    model = random_(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
+    request = {"calibration": [torch.randn(9, 6)], "budgets": [Sparsity(0.5)]}
+
+    results = [flexrel.prune(m, **request) for m in (torch.compile(model), model)]
+
+    for name, mask in results[1].plan.masks.items():
+        assert torch.equal(results[0].plan.masks[name], mask)
+
+
 class Silent(nn.Module):
     """Lets no gradient back through one of its layers, so no relevance comes to it."""
 

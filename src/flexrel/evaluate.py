@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from flexrel.batches import Batch, RawBatch, read_batches
 from flexrel.errors import ModelError, UsageError
-from flexrel.running import call, is_class_scores, tensors_of, undisturbed
+from flexrel.running import call, is_class_scores, scores_in, tensors_of, undisturbed
 from flexrel.structure import duplicate
 
 Evaluate = Callable[[nn.Module], float]
@@ -48,7 +48,7 @@ class Accuracy:
             for batch in read_batches(self.batches, model):
                 if batch.labels is None:
                     raise UsageError(f"evaluation batch {batch.index} has no labels")
-                right += _hits(call(model, batch), batch, batch.labels)
+                right += _hits(scores_in(call(model, batch)), batch, batch.labels)
                 samples += batch.samples
         if samples == 0:
             raise UsageError("the evaluation set is empty; pass at least one batch with labels")

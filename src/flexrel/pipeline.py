@@ -21,6 +21,7 @@ from flexrel.pack import VALUES, Values
 from flexrel.records import Granularity, Measurement, Plan, Progress, silent
 from flexrel.relevance import RuleLike, rule_of
 from flexrel.result import Result
+from flexrel.running import unwrapped
 from flexrel.search import most_removal
 from flexrel.starts import Start
 from flexrel.structure import analyse
@@ -92,6 +93,7 @@ def prune(
     """
     options = (criterion,) if isinstance(criterion, Criterion) else criterion or candidates()
     _check(target, budgets, evaluate, allocation, recover, values)
+    model = unwrapped(model)
     batches = collect(calibration)
     example = _example(model, batches)
     structure = analyse(model, example, granularity, keep)

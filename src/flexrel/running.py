@@ -70,6 +70,11 @@ def tensors_of(value: Any) -> list[Tensor]:  # noqa: ANN401 - what a model or op
     return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []
 
 
+def scores_in(result: Any) -> Any:  # noqa: ANN401 - whatever the model returns
+    """Return the "logits" of a mapping, as Hugging Face's models return; else the result."""
+    return result["logits"] if isinstance(result, Mapping) and "logits" in result else result
+
+
 def is_class_scores(output: object) -> bool:
     """Return whether a model's output is `[samples, classes]`, of at least two classes."""
     rank = 2

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flexrel.batches import Batch
 from flexrel.errors import ModelError, UsageError
-from flexrel.running import is_class_scores
+from flexrel.running import is_class_scores, scores_in
 
 Start = Callable[[Any, Tensor | None], Tensor]  # (output, labels) -> one scalar per sample
 OUTPUTS = ("auto", "label", "predicted", "norm")
@@ -59,7 +59,7 @@ def start(
 
 
 def _tensor(result: Any) -> Tensor:  # noqa: ANN401
-    values = result.get("logits") if isinstance(result, Mapping) else result
+    values = scores_in(result)
     if isinstance(values, Tensor) and values.is_floating_point():
         return values
     fields = f" with {', '.join(map(str, result))}" if isinstance(result, Mapping) else ""
