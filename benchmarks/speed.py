@@ -1,8 +1,8 @@
-"""What calibrating, scoring and selecting cost, as ratios in one run and as peaks of memory.
+"""What scoring and selecting cost, in seconds and as a peak of memory.
 
     python benchmarks/speed.py          measure, then write the table into README.md
 
-Calibration is timed against a plain forward and backward pass over the same images, in turn.
+What calibrating costs is in relevance.py.
 """
 
 import argparse
@@ -17,37 +17,8 @@ from flexrel.calibrate import calibrate
 from flexrel.criteria import FlexRel, Magnitude, scores_of
 from flexrel.structure import analyse
 
-IMAGES, BATCH = 512, 64
+BATCH = 64
 MIB = 2**20
-
-
-def plain(model, batches):
-    """Forward and backward of the predicted class's score, with gradients of the weights."""
-    for x in batches:
-        model(x).max(dim=1).values.sum().backward()
-    model.zero_grad()
-
-
-def calibration(packs, name, runs):
-    model = packs.network(name)
-    x, _ = packs.cifar10("train")
-    batches = list(packs.normalise(name, x[:IMAGES]).split(BATCH))
-    pairs = []
-    for run in range(runs + 1):  # the first is a warm-up
-        pair = (
-            common.timed(lambda: calibrate(model, batches)),
-            common.timed(lambda: plain(model, batches)),
-        )
-        if run:
-            pairs.append(pair)
-    ratios = [ours / theirs for ours, theirs in pairs]
-    return {
-        "network": name,
-        "calibrate_s": statistics.median(ours for ours, _ in pairs),
-        "plain_s": statistics.median(theirs for _, theirs in pairs),
-        "ratio": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-    }
 
 
 def selection(packs, criterion, runs):
@@ -74,32 +45,15 @@ def selection(packs, criterion, runs):
 
 def show():
     content = common.load("speed")
-    rows = [
-        [
-            row["network"],
-            f"{row['calibrate_s']:.2f}",
-            f"{row['plain_s']:.2f}",
-            f"**{row['ratio']:.2f}** ({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f})",
-        ]
-        for row in content["calibration"]
-    ]
-    header = [
-        f"calibrating {IMAGES} images, {content['threads']} threads",
-        "s",
-        "forward + backward, s",
-        "ratio",
-    ]
-    text = common.table(header, rows)
     header = ["vgg16, 33.6 M parameters", "score and select, s", "peak above the model, MiB"]
     rows = [
         [r["criterion"], f"{r['seconds']:.2f}", f"{r['mib']:.0f}"] for r in content["selection"]
     ]
-    common.replace_section("speed", text + "\n\n" + common.table(header, rows))
+    common.replace_section("speed", common.table(header, rows))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=("resnet20", "resnet56", "vgg16"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--show", action="store_true", help="the table, from the JSON")
     args = parser.parse_args()
@@ -110,7 +64,6 @@ def main():
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "selection": [selection(packs, criterion, args.runs) for criterion in criteria],
-            "calibration": [calibration(packs, name, args.runs) for name in args.networks],
         }
         common.save("speed", content)
     show()

@@ -339,6 +339,8 @@ def run(families, only, *, quick):
         rows = {(row["family"], row["network"]): row for row in common.load("survivors")["rows"]}
     except FileNotFoundError:
         rows = {}
+    content = {"torch": torch.__version__, "absent": absent}
+    common.save("survivors", content | {"rows": list(rows.values())})
     for family in families:
         if family in absent:
             continue
@@ -351,7 +353,6 @@ def run(families, only, *, quick):
                 gc.collect()
                 failed = [rule for rule, got in row.get("rules", {}).items() if not got["ok"]]
                 print(f"{family} {name}: {row.get('skipped') or failed or 'ok'}", flush=True)
-                content = {"torch": torch.__version__, "absent": absent}
                 common.save("survivors", content | {"rows": list(rows.values())})
 
 
