@@ -31,7 +31,10 @@ class _Modified(torch.autograd.Function):
         back: Callable[[Tensor], Tensor],
     ) -> Tensor:
         ctx.back = back
-        return outputs[0]  # in a list: a result that is an argument could not be overwritten
+        found = outputs[0]  # in a list: a result that is an argument could not be overwritten
+        if found._is_view():  # noqa: SLF001 - nor could a view; this shares its memory, untracked
+            found = torch.ops.aten._unsafe_view.default(found, found.shape)  # noqa: SLF001
+        return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401

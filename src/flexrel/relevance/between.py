@@ -4,8 +4,9 @@ In terms of the modified gradient `G`, with `R(a) = a G(a)`, many operations nee
 concatenations, slices, reshapes, padding, average and maximum pooling and (by its first-order
 expansion) softmax send relevance on by their plain gradient. What is left is this table:
 
-- elementwise functions pass relevance on as it is: `G(x) = G(y) y / x`; a chain of them on one
-  tensor, such as a GELU written out, is one function;
+- elementwise functions pass relevance on, but for what they give without an input, which is a
+  constant: `G(x) = G(y) (f(x) - f(0)) / x`; a chain of them on one tensor, such as a GELU written
+  out, is one function;
 - products share relevance equally between their factors;
 - what divides, and the statistics of norms, count as constants: relevance goes to the numerator;
 - a batch norm is folded into the layer before it.
@@ -74,12 +75,12 @@ class Between:
         folded: Callable[[Made, Affine, Tensor], Tensor],
     ) -> None:
         self._native, self._modified, self._folded = native, modified, folded
-        self._roots = WeakTensorKeyDictionary()  # tensor -> its root, and version
+        self._chains = WeakTensorKeyDictionary()  # tensor -> root, its value at 0, versions
         self._made = WeakTensorKeyDictionary()  # a layer's output -> Made
 
     def forget(self) -> None:
         """Let go of all tensors."""
-        self._roots.clear()
+        self._chains.clear()
         self._made.clear()
 
     def made(self, outputs: Tensor, affine: Affine, inputs: Tensor, at: int) -> None:
@@ -110,45 +111,78 @@ class Between:
         if straight or not active or (summed and self._common_root(args, kwargs) is None):
             return self._native(name, func, args, kwargs)  # type: ignore[no-any-return]
         copy = target.clone()
-        if (root := self._root(target)) is not target:
-            self._chain(copy, root)
+        if (chain := self._chain_of(target))[0] is not target:
+            self._chain(copy, *chain)
         out_of_place = func if KINDS[plain] is Between.elementwise else getattr(torch, plain)
         result = KINDS[plain](self, plain, out_of_place, (copy, *args[1:]), kwargs)
         target.copy_(result)
-        if (root := self._root(result)) is not result:
-            self._chain(target, root)
+        if (chain := self._chain_of(result))[0] is not result:
+            self._chain(target, *chain)
         return target
 
-    def _root(self, tensor: Tensor) -> Tensor:
-        """Return what the tensor is an elementwise function of: itself, if of nothing else."""
-        root, versions = self._roots.get(tensor, (tensor, None))
-        known = versions == (tensor._version, root._version)  # noqa: SLF001 - else overwritten
-        return root if known else tensor
+    def _chain_of(self, tensor: Tensor) -> tuple[Tensor, float | None]:
+        """Return what the tensor is an elementwise function of, and that function of 0.
 
-    def _chain(self, outputs: Tensor, root: Tensor) -> None:
-        """Note that `outputs` are an elementwise function of `root`."""
-        self._roots[outputs] = (root, (outputs._version, root._version))  # noqa: SLF001
+        It is the tensor itself, and 0, if of nothing else; None if it differs between entries.
+        """
+        root, zero, versions = self._chains.get(tensor, (tensor, 0.0, None))
+        known = versions == (tensor._version, root._version)  # noqa: SLF001 - else overwritten
+        return (root, zero) if known else (tensor, 0.0)
+
+    def _root(self, tensor: Tensor) -> Tensor:
+        return self._chain_of(tensor)[0]
+
+    def _chain(self, outputs: Tensor, root: Tensor, zero: float | None) -> None:
+        """Note that `outputs` are an elementwise function of `root`, and its value at 0."""
+        versions = (outputs._version, root._version)  # noqa: SLF001
+        self._chains[outputs] = (root, zero, versions)
+
+    def _at_zero(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> float | None:
+        """Return what the operation gives where the root of its arguments is 0."""
+
+        def at_zero(value: Any) -> Any:  # noqa: ANN401
+            if _is_active(value):
+                value = self._chain_of(value)[1]
+                return value if value is None else torch.tensor(value, dtype=torch.float64)
+            return None if isinstance(value, Tensor) and value.numel() > 1 else value
+
+        if name in _COPIES.split():
+            return self._chain_of(args[0])[1]
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if any(at_zero(value) is None for value in tensors):
+            return None
+        named = {key: at_zero(value) for key, value in kwargs.items()}
+        with torch.no_grad():
+            return float(func(*(at_zero(value) for value in args), **named))
 
     def elementwise(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:  # noqa: ANN401
-        """Pass relevance on as it is: `R(x) = R(y)`."""
+        """Pass relevance on, but for the share of `f(0)`."""
         inputs = args[0] if args else kwargs["input"]
         if not inputs.requires_grad:
             return self._native(name, func, args, kwargs)
         root = self._root(inputs)
-        if root is inputs and name in _STRAIGHT.split():  # y / x is the gradient itself
+        if root is inputs and name in _STRAIGHT.split():  # its slope is that of the gradient
             outputs = self._native(name, func, args, kwargs)
-            self._chain(outputs, root)
+            self._chain(outputs, root, 0.0)
             return outputs
+        zero = self._at_zero(name, func, args, kwargs)
         plain = inputs.detach().clone() if name_of(func).endswith("_") else inputs.detach()
         with torch.no_grad():
             value = func(plain, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
-        return self._passed(name, root, value)
+        return self._passed(name, root, value, zero)
 
-    def _passed(self, name: str, root: Tensor, value: Tensor) -> Tensor:
-        outputs = self._modified(name, "identity", root, value, _pass)
-        self._chain(outputs, root)
+    def _passed(self, name: str, root: Tensor, value: Tensor, zero: float | None) -> Tensor:
+        def back(gradient: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
+            tiny = 1e-6 if inputs.dtype == torch.float16 else 1e-12
+            slope = (outputs - zero if zero else outputs) / inputs
+            return slope.masked_fill_(inputs.abs() < tiny, 0).mul_(gradient)
+
+        outputs = self._modified(name, "identity", root, value, back)
+        self._chain(outputs, root, zero)
         return outputs
 
     def linear_in_each(
@@ -159,9 +193,10 @@ class Between:
             with torch.no_grad():
                 value = func(*_detached(args), **_detached(kwargs))
             if value.shape == root.shape:
-                return self._passed(name, root, value)
+                zero = self._at_zero(name, func, args, kwargs)
+                return self._passed(name, root, value, zero)
         outputs = self._native(name, func, args, kwargs)
-        self._extend(outputs, args, kwargs)
+        self._extend(name, func, outputs, args, kwargs)
         return outputs
 
     def product(
@@ -197,7 +232,7 @@ class Between:
         else:
             args = (numerator, _constant(denominator), *args[2:])
         outputs = self._native(name, func, args, {k: v for k, v in kwargs.items() if k != "other"})
-        self._extend(outputs, args, {})
+        self._extend(name, func, outputs, args, {})
         return outputs
 
     def divisor(
@@ -281,20 +316,20 @@ class Between:
         same = len(roots) > 1 and all(root is roots[0] for root in roots)
         return roots[0] if same else None
 
-    def _extend(self, outputs: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:  # noqa: ANN401
+    def _extend(
+        self,
+        name: str,
+        func: Function,
+        outputs: Any,  # noqa: ANN401
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
         """Let a chain of elementwise functions go on through a scaling or a shift."""
         active = [v for v in (*args, *kwargs.values()) if _is_active(v)]
         if len(active) == 1 and isinstance(outputs, Tensor):
             root = self._root(active[0])
             if root.shape == outputs.shape:
-                self._chain(outputs, root)
-
-
-def _pass(gradient: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
-    """Return `G(y) y / x`, so that `R(x) = R(y)`; 0 where `x` is (almost) 0."""
-    tiny = 1e-6 if inputs.dtype == torch.float16 else 1e-12
-    ratio = outputs / inputs
-    return ratio.masked_fill_(inputs.abs() < tiny, 0).mul_(gradient)
+                self._chain(outputs, root, self._at_zero(name, func, args, kwargs))
 
 
 def _is_active(value: Any) -> bool:  # noqa: ANN401
@@ -331,7 +366,8 @@ _CURVED = (
     "log_sigmoid erf exp expm1 log log1p sqrt square sin cos atan"
 )
 _SUMS = "add sub neg"
-_SCALINGS = "__add__ __radd__ __sub__ __rsub__ rsub __neg__ dropout to float clone"
+_COPIES = "dropout to float clone"
+_SCALINGS = f"__add__ __radd__ __sub__ __rsub__ rsub __neg__ {_COPIES}"
 _POINTWISE = "mul multiply __mul__ __rmul__"
 _PRODUCTS = (
     "matmul __matmul__ __rmatmul__ mm bmm mv dot inner outer ger einsum bilinear tensordot kron "
