@@ -23,10 +23,10 @@ from flexrel import calibrate
 RULES = ("gradient-input", "epsilon", "gamma", "zplus", "attnlrp")
 BOUNDS = {"gradient-input": 1.15, "epsilon": 1.3, "gamma": 2.2, "zplus": 2.2}
 NETWORKS = {  # samples, samples a batch
-    "resnet56": (256, 64),
-    "vgg16": (256, 64),
-    "efficientnet_lite0": (32, 16),
-    "minilm": (128, 32),
+    "resnet56": (128, 64),
+    "vgg16": (128, 64),
+    "efficientnet_lite0": (16, 8),
+    "minilm": (64, 32),
 }
 MIB = 2**20
 
@@ -212,7 +212,7 @@ def show():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=tuple(NETWORKS))
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
     parser.add_argument("--show", action="store_true", help="the table, from the JSON")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)

@@ -449,3 +449,18 @@ def test_tokens_may_be_overwritten_in_place(rule):
     for name, site in expected.items():
         close(found[name].output, site.output)
         close(found[name].input, site.input)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_dropout_in_place_changes_nothing_in_use(rule):
+    def network(*, inplace):
+        dropout = nn.Dropout(0.5, inplace)
+        return filled(nn.Sequential(nn.Linear(4, 5), nn.Softmax(-1), dropout, nn.Linear(5, 3)))
+
+    found, expected = (
+        calibrate(network(inplace=inplace), [normal(3, 4)], rule) for inplace in (True, False)
+    )
+
+    for name, site in expected.items():
+        close(found[name].output, site.output)
+        close(found[name].input, site.input)

@@ -17,6 +17,7 @@ Sources: Achtibat et al. 2024 (AttnLRP), section 3.3, and Ali et al. 2022 for no
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -106,7 +107,8 @@ class Between:
         target: Tensor = args[0]
         plain = name[:-1]
         active = sum(_active(args, kwargs))
-        straight = plain in _STRAIGHT.split() and self._root(target) is target
+        straight = plain in _COPIES.split()  # in use a dropout changes nothing, in place neither
+        straight |= plain in _STRAIGHT.split() and self._root(target) is target
         summed = plain in _SUMS.split() and active > 1
         if straight or not active or (summed and self._common_root(args, kwargs) is None):
             return self._native(name, func, args, kwargs)  # type: ignore[no-any-return]
@@ -141,21 +143,20 @@ class Between:
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> float | None:
         """Return what the operation gives where the root of its arguments is 0."""
-
-        def at_zero(value: Any) -> Any:  # noqa: ANN401
-            if _is_active(value):
-                value = self._chain_of(value)[1]
-                return value if value is None else torch.tensor(value, dtype=torch.float64)
-            return None if isinstance(value, Tensor) and value.numel() > 1 else value
-
         if name in _COPIES.split():
             return self._chain_of(args[0])[1]
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if any(at_zero(value) is None for value in tensors):
+        if any(self._value_at_zero(value) is None for value in tensors):
             return None
-        named = {key: at_zero(value) for key, value in kwargs.items()}
+        named = {key: self._value_at_zero(value) for key, value in kwargs.items()}
         with torch.no_grad():
-            return float(func(*(at_zero(value) for value in args), **named))
+            return float(func(*map(self._value_at_zero, args), **named))
+
+    def _value_at_zero(self, value: Any) -> Any:  # noqa: ANN401 - an operation's argument
+        if _is_active(value):
+            value = self._chain_of(value)[1]
+            return value if value is None else torch.tensor(value, dtype=torch.float64)
+        return None if isinstance(value, Tensor) and value.numel() > 1 else value
 
     def elementwise(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -176,12 +177,7 @@ class Between:
         return self._passed(name, root, value, zero)
 
     def _passed(self, name: str, root: Tensor, value: Tensor, zero: float | None) -> Tensor:
-        def back(gradient: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
-            tiny = 1e-6 if inputs.dtype == torch.float16 else 1e-12
-            slope = (outputs - zero if zero else outputs) / inputs
-            return slope.masked_fill_(inputs.abs() < tiny, 0).mul_(gradient)
-
-        outputs = self._modified(name, "identity", root, value, back)
+        outputs = self._modified(name, "identity", root, value, partial(_slope_back, zero))
         self._chain(outputs, root, zero)
         return outputs
 
@@ -330,6 +326,13 @@ class Between:
             root = self._root(active[0])
             if root.shape == outputs.shape:
                 self._chain(outputs, root, self._at_zero(name, func, args, kwargs))
+
+
+def _slope_back(zero: float | None, gradient: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Return `G(y) (y - f(0)) / x`; 0 where `x` is (almost) 0."""
+    tiny = 1e-6 if inputs.dtype == torch.float16 else 1e-12
+    slope = (outputs - zero if zero else outputs) / inputs
+    return slope.masked_fill_(inputs.abs() < tiny, 0).mul_(gradient)
 
 
 def _is_active(value: Any) -> bool:  # noqa: ANN401

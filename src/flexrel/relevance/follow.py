@@ -8,6 +8,7 @@ pass can be replaced by a rule; why this mechanism: `docs/relevance.md`.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from flexrel.relevance.functions import ASKS, Function, expanded, flat, name_of
 from flexrel.relevance.held import Held, Holder
 from flexrel.relevance.ledger import Ledger
 from flexrel.relevance.pads import Pads
-from flexrel.relevance.patches import sum_patches
 from flexrel.relevance.rules import ByName, GradientInput, Rule
 from flexrel.relevance.sums import LayerSums, sums_for
 from flexrel.relevance.suspect import Suspect
@@ -180,11 +180,7 @@ class Follow(TorchFunctionMode):
         before = self._holder.hold(inputs)
         cell: list[Held] = []
 
-        def go_back(gradient: Tensor) -> Tensor:
-            after = cell.pop()
-            self._overwritten |= before.overwritten or after.overwritten
-            return back(gradient, before.value, after.value)
-
+        go_back = partial(self._go_back, before, cell, back)
         booked: Callable[[Tensor], Tensor] = go_back
         if self._ledger is not None:
             key = (self._place, name, rule)
@@ -192,6 +188,11 @@ class Follow(TorchFunctionMode):
         outputs = modified(inputs, value, booked)
         cell.append(self._holder.hold(outputs))
         return outputs
+
+    def _go_back(self, before: Held, cell: list[Held], back: Back, gradient: Tensor) -> Tensor:
+        after = cell.pop()
+        self._overwritten |= before.overwritten or after.overwritten
+        return back(gradient, before.value, after.value)
 
     def _owner(self, call: Call) -> Owner | None:
         """Return whose weight the call is made with: a parameter's, or the running module's."""
@@ -227,7 +228,7 @@ class Follow(TorchFunctionMode):
         else:
             with torch.no_grad():
                 value = func(*args, **kwargs)
-            back = self._by_rule(affine, at)
+            back = partial(self._by_rule, affine, at)
             outputs = self._modified(name, self._told(affine), call.inputs, value, back)
             self._between.made(outputs, affine, call.inputs, at)
         transposed = sums_for(owner, affine).transposed
@@ -236,12 +237,11 @@ class Follow(TorchFunctionMode):
         channel = axes - 1 if call.geometry is None else 1
         return self._follow_output(outputs, sums, channel, transposed=transposed)
 
-    def _by_rule(self, affine: Affine, at: int) -> Back:
-        def back(gradient: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
-            placed = replace(affine, depth=at / max(self._calls - 1, 1))
-            return self._rule(placed, inputs, outputs, gradient)
-
-        return back
+    def _by_rule(
+        self, affine: Affine, at: int, gradient: Tensor, inputs: Tensor, outputs: Tensor
+    ) -> Tensor:
+        placed = replace(affine, depth=at / max(self._calls - 1, 1))
+        return self._rule(placed, inputs, outputs, gradient)
 
     def _told(self, affine: Affine) -> str:
         """Return the name of the layer's rule."""
@@ -250,7 +250,7 @@ class Follow(TorchFunctionMode):
 
     def _fold_norm(self, made: Made, affine: Affine, value: Tensor) -> Tensor:
         """Attach a batch norm's result to the input of the layer before it."""
-        back = self._by_rule(affine, made.at)
+        back = partial(self._by_rule, affine, made.at)
         outputs = self._modified("batch_norm", self._told(affine), made.inputs, value, back)
         sums = self.sums[affine.name]
         return self._follow_output(outputs, sums, 1, transposed=sums.transposed)
@@ -261,12 +261,7 @@ class Follow(TorchFunctionMode):
         tensor, axes, kept = self._pads.undone(call.inputs, affine.axes())
         keep = tuple(range(1, tensor.ndim)) if call.geometry else (tensor.ndim - 1,)
 
-        def add(value: Tensor, gradient: Tensor) -> None:
-            total = self._folder.fold(value, gradient, keep)
-            if axes:  # at once: the next call may read an input of another size
-                total = torch.stack([sum_patches(part, axes) for part in total])
-            sums.add(0, total, transposed=transposed)
-
+        add = partial(sums.add_input, self._folder, keep, axes, transposed)
         self._when_back(tensor, add, kept=kept)
 
     def _follow_output(
@@ -279,10 +274,7 @@ class Follow(TorchFunctionMode):
             self.leaves.append(leaf)
             outputs = leaf.clone()
 
-        def add(value: Tensor, gradient: Tensor) -> None:
-            total = self._folder.fold(value, gradient, (channel,))
-            sums.add(1, total, transposed=transposed)
-
+        add = partial(sums.add_output, self._folder, channel, transposed)
         self._when_back(outputs, add, view=_is_view(outputs))
         if self._copy and _is_view(outputs):
             return outputs.clone()  # else, once overwritten, its gradient never comes
@@ -301,20 +293,8 @@ class Follow(TorchFunctionMode):
         sums = self.sums.setdefault(
             owner.name, LayerSums(owner, (len(weight),), transposed=True, groups=1)
         )
-        leaf = outputs.detach().requires_grad_()
-        self.leaves.append(leaf)
-        rows = indices.detach().reshape(-1).cpu()
-
-        def add(value: Tensor, gradient: Tensor) -> None:
-            total = self._folder.fold(value, gradient, (value.ndim - 1,))
-            sums.add(1, total, transposed=True)
-            relevance = (value.double() * gradient).sum(-1).reshape(-1).cpu()  # of each lookup
-            found = torch.zeros(2, len(weight), dtype=torch.float64)
-            found.index_add_(1, rows, torch.stack((relevance, relevance.abs())))
-            sums.add(0, found, transposed=True)
-
-        outputs = leaf.clone()
-        self._when_back(outputs, add)
+        outputs = self._follow_output(outputs, sums, outputs.ndim - 1, transposed=True)
+        self._when_back(outputs, partial(sums.add_lookups, indices.detach()))
         return outputs
 
     def _when_back(
@@ -335,14 +315,20 @@ class Follow(TorchFunctionMode):
             cell = [Held(kept, copy=self._copy)]
         self._waiting += view
 
-        def arrive(gradient: Tensor | None) -> None:
-            held = cell.pop()
-            self._overwritten |= held.overwritten
-            self._waiting -= view
-            if gradient is not None:  # else an operation of the user's says that none goes back
-                add(held.value, gradient)
+        tensor.register_hook(partial(self._arrive, cell, add, view))
 
-        tensor.register_hook(arrive)
+    def _arrive(
+        self,
+        cell: list[Held],
+        add: Callable[[Tensor, Tensor], None],
+        view: bool,  # noqa: FBT001 - of a partial
+        gradient: Tensor | None,
+    ) -> None:
+        held = cell.pop()
+        self._overwritten |= held.overwritten
+        self._waiting -= view
+        if gradient is not None:  # else an operation of the user's says that none goes back
+            add(held.value, gradient)
 
 
 def _is_view(tensor: Tensor) -> bool:

@@ -1,9 +1,13 @@
 """What one batch adds to the statistics of one layer."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from flexrel.relevance.affine import Affine
+from flexrel.relevance.fold import Folder
+from flexrel.relevance.patches import Stamp, Window, sum_patches
 from flexrel.relevance.weights import Owner
 
 
@@ -32,6 +36,39 @@ class LayerSums:
         side = side if transposed == self.transposed else 1 - side
         before = self._sides[side]
         self._sides[side] = found if before is None else before + found
+
+    def add_input(
+        self,
+        folder: Folder,
+        keep: tuple[int, ...],
+        axes: Sequence[Window | Stamp],
+        transposed: bool,  # noqa: FBT001 - of a partial, as the next
+        value: Tensor,
+        gradient: Tensor,
+    ) -> None:
+        """Add the relevance of an input; `axes` are how a convolution reads it."""
+        found = folder.fold(value, gradient, keep)
+        if axes:  # at once: the next call may read an input of another size
+            found = torch.stack([sum_patches(part, axes) for part in found])
+        self.add(0, found, transposed=transposed)
+
+    def add_output(
+        self,
+        folder: Folder,
+        channel: int,
+        transposed: bool,  # noqa: FBT001
+        value: Tensor,
+        gradient: Tensor,
+    ) -> None:
+        """Add the relevance of an output whose axis of units is `channel`."""
+        self.add(1, folder.fold(value, gradient, (channel,)), transposed=transposed)
+
+    def add_lookups(self, indices: Tensor, value: Tensor, gradient: Tensor) -> None:
+        """Add the relevance of rows of an embedding that were looked up."""
+        relevance = (value.double() * gradient).sum(-1).reshape(-1).cpu()  # of each lookup
+        found = torch.zeros(2, *self._units, dtype=torch.float64)
+        found.index_add_(1, indices.reshape(-1).cpu(), torch.stack((relevance, relevance.abs())))
+        self.add(0, found, transposed=True)
 
     @property
     def reached(self) -> bool:
