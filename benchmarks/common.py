@@ -27,6 +27,14 @@ def data_packs():
     return importlib.import_module("load")
 
 
+def declare_operators():
+    """Declare the operators that torchvision's wheel has code for in its CUDA build only."""
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
 def sentences(packs):
     """Return token ids of training sentences for MiniLM: int64 `[sentences, 64]`, 0 = padding."""
     ids = np.load(Path(packs.__file__).parent / "minilm" / "data.npz")["sst2_train_ids"]

@@ -221,12 +221,14 @@ def main():
         measure_memory(*args.memory_of)
         return
     if not args.show:
+        operators = common.declare_operators()  # zennit imports torchvision; gone once this is
         content = {"torch": torch.__version__, "times": [], "memory": []}
         for name in args.networks:
             content["memory"].append(memory(name))
             for threads in args.threads:
                 content["times"].append(times(name, threads, args.runs))
                 common.save("relevance", content)
+        del operators
     show()
 
 

@@ -78,14 +78,6 @@ QUICK = {
 }
 
 
-def declare_operators():
-    """Declare the operators that torchvision's wheel has code for in its CUDA build only."""
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
 def image(side):
     return torch.randn(SAMPLES, 3, side, side)
 
@@ -424,7 +416,7 @@ def main():
     parser.add_argument("--show", action="store_true", help="the tables, from the JSON")
     args = parser.parse_args()
     if not args.show:
-        operators = declare_operators()  # they are gone once this is
+        operators = common.declare_operators()  # they are gone once this is
         run(args.families, args.only, quick=args.quick)
         del operators
     show()

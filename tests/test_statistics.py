@@ -339,10 +339,11 @@ def kept(groups=1, tied=()):
         lambda about: about | {"sites": {"0": {"groups": 1}, "3": kept()}},
         lambda about: about | {"sites": {"0": kept(groups=2), "4": kept()}},
         lambda about: about | {"balances": 5},
+        lambda about: about | {"unmeasured": 5},
         lambda about: about | {"balances": [{}]},
         *(lambda about, key=key: {k: v for k, v in about.items() if k != key}
           for key in ("format", "version", "samples", "rule", "output", "sites", "model",
-                      "balances")),
+                      "balances", "unmeasured")),
     ],
 )  # fmt: skip
 def test_a_description_that_does_not_fit_is_refused(saved, change):

@@ -264,6 +264,24 @@ def test_statistics_of_strangers_with_the_same_layers_are_refused(tmp_path):
         ours + Statistics.load(tmp_path / "theirs")
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.last = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+        self.gain = nn.Parameter(torch.ones(1, 2))
+
+    def forward(self, x):
+        return self.last(self.cells(x)[0][:, -1]) * self.gain
+
+
+def test_weights_without_relevance_are_named_also_from_a_file(tmp_path):
+    found = calibrate(Recurrent(), [torch.ones(2, 5, 3)])
+
+    assert found.unmeasured == ("gain", "cells.weight_ih_l0", "cells.weight_hh_l0")
+    found.save(tmp_path / "found")
+    assert Statistics.load(tmp_path / "found").unmeasured == found.unmeasured
+
+
 class Experts(nn.Module):
     """Sends a batch to one of two layers, by the sign of its sum."""
 
@@ -284,6 +302,8 @@ def test_layers_that_ran_for_one_of_two_sets_add_up():
 
     assert_close(total, calibrate(Experts(), [x, -x]))
     assert {"experts.0", "experts.1"} <= set(total)
+    assert calibrate(Experts(), [x]).unmeasured == ("experts.0.weight",)
+    assert total.unmeasured == ()
 
 
 # --- stops and faults ---------------------------------------------------------------------------

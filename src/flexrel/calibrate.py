@@ -18,7 +18,7 @@ from torch import nn
 from flexrel.batches import Batch, RawBatch, read_batches
 from flexrel.errors import ModelError, UsageError
 from flexrel.fingerprint import fingerprint
-from flexrel.records import Progress, silent
+from flexrel.records import Progress, layer_of, silent
 from flexrel.relevance import (
     Balance,
     Folder,
@@ -101,8 +101,15 @@ def calibrate(
             f"output that it starts from ({started}) is 0 or does not change with them; "
             "check that the model is trained, or pass another output="
         )
-    balances = merged(total.balances)
-    return Statistics(sites, total.samples, chosen.name, started, fingerprint(model), balances)
+    return Statistics(
+        sites,
+        total.samples,
+        chosen.name,
+        started,
+        fingerprint(model),
+        merged(total.balances),
+        _unmeasured(model, sites),
+    )
 
 
 @dataclass(slots=True)
@@ -151,6 +158,17 @@ def _calibrate_batch(
     total.batches += 1
     total.balances = list(merged([*total.balances, *(ledger.balances() if ledger else ())]))
     return output
+
+
+def _unmeasured(model: nn.Module, sites: Iterable[str]) -> tuple[str, ...]:
+    """Return the parameters of two axes or more that are no site's weight, nor make one."""
+    layers = {name.partition("[")[0] for name in sites}
+    weights = (name for name, parameter in model.named_parameters() if parameter.ndim > 1)
+    return tuple(
+        name
+        for name in weights
+        if layer_of(name) not in layers and not any(name.startswith(f"{at}.") for at in layers)
+    )
 
 
 def _site(sums: LayerSums) -> SiteStatistics:

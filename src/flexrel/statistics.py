@@ -138,6 +138,8 @@ class Statistics(Mapping[str, SiteStatistics]):
         model: fingerprint of the network they belong to, "" if unknown: statistics of
             different networks don't add.
         balances: what each operation did with its relevance, if calibration was to check.
+        unmeasured: parameters of two axes or more that no relevance came to, or that are used in
+            a way that is no layer's, as in an LSTM.
     """
 
     sites: Mapping[str, SiteStatistics]
@@ -146,6 +148,7 @@ class Statistics(Mapping[str, SiteStatistics]):
     output: str
     model: str = ""
     balances: tuple[Balance, ...] = ()
+    unmeasured: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> SiteStatistics:
         return self.sites[name]
@@ -180,6 +183,7 @@ class Statistics(Mapping[str, SiteStatistics]):
             self.output,
             self.model,
             merged([*self.balances, *other.balances]),
+            tuple(name for name in self.unmeasured if name in other.unmeasured),
         )
 
     def scaled(self, factor: float) -> "Statistics":
@@ -207,6 +211,7 @@ class Statistics(Mapping[str, SiteStatistics]):
                 for name, s in self.sites.items()
             },
             "balances": [asdict(balance) for balance in self.balances],
+            "unmeasured": self.unmeasured,
         }
         replace_file(Path(path), save(tensors, {"about": json.dumps(about)}))
 
@@ -258,4 +263,5 @@ def _parsed(about: Mapping[str, Any], tensors: Mapping[str, Any]) -> Statistics:
         for name, kept in dict(about["sites"]).items()
     }
     balances = tuple(Balance(**balance) for balance in about["balances"])
-    return Statistics(sites, samples, **texts, balances=balances)
+    unmeasured = tuple(map(str, about["unmeasured"]))
+    return Statistics(sites, samples, **texts, balances=balances, unmeasured=unmeasured)

@@ -208,6 +208,8 @@ def calibrate(
     if check:
         Console().print(conservation(statistics.balances))
     typer.echo(f"{out}: {len(statistics)} layers, {statistics.samples:,.0f} samples")
+    if statistics.unmeasured:
+        typer.echo(f"Without relevance: {', '.join(statistics.unmeasured)}")
 
 
 @app.command()
