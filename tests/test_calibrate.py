@@ -731,7 +731,7 @@ def identity(x):
             {"rule": {"conv*": "gamma"}},
             "no layer fits the pattern 'conv.*'layer'",
         ),
-        (identity, [ROWS], {"max_batches": 0}, "max_batches=0 must be at least 1"),
+        (identity, [ROWS], {"max_batches": 0}, "max_batches=0 must be a whole number"),
         (identity, [ROWS], {"max_seconds": 0}, "max_seconds=0 must be above 0"),
         (identity, [ROWS], {"output": "logit"}, "output 'logit' is not known.*label, predicted"),
         (identity, [], {}, "calibration set is empty"),

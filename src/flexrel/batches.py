@@ -32,8 +32,10 @@ class Batch:
 
     @property
     def samples(self) -> int:
-        """Length of the first axis of the first input."""
-        return len(self.tensors[0])
+        """Length of the first axis of the inputs: of that which fits labels or weights, if any."""
+        lengths = [len(tensor) for tensor in self.tensors if tensor.ndim]
+        told = [len(t) for t in (self.labels, self.weights) if t is not None and t.ndim]
+        return next((length for length in told if length in lengths), len(self.tensors[0]))
 
 
 def collect(batches: Iterable[RawBatch]) -> list[RawBatch]:

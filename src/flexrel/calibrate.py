@@ -202,9 +202,14 @@ def _pass(model: nn.Module, batch: Batch, output: str | Start, follow: Follow) -
             else ()
         )
     except RuntimeError as error:
+        if follow.raised is not None:
+            raise follow.raised  # noqa: B904 - by the rule, and not ours to explain
+        advice = "; turn its checkpointing off" if "checkpoint" in str(error) else ""
         raise ModelError(
-            f"relevance can't go back through the model on batch {batch.index}: {reason(error)}"
+            f"relevance can't go back through the model on batch {batch.index}: "
+            f"{reason(error)}{advice}"
         ) from error
+    follow.leaves.clear()
     if all(gradient is None for gradient in reached):
         raise ModelError(
             "no gradient reaches the input: the output does not depend on a floating-point "
@@ -240,7 +245,7 @@ def _check_patterns(patterns: Iterable[str], sites: Iterable[str]) -> None:
 
 
 def _check_limits(max_batches: int | None, max_seconds: float | None) -> None:
-    if max_batches is not None and max_batches < 1:
-        raise UsageError(f"max_batches={max_batches} must be at least 1")
+    if max_batches is not None and (not isinstance(max_batches, int) or max_batches < 1):
+        raise UsageError(f"max_batches={max_batches} must be a whole number, at least 1")
     if max_seconds is not None and not max_seconds > 0:
         raise UsageError(f"max_seconds={max_seconds} must be above 0")

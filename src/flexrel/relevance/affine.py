@@ -101,6 +101,11 @@ class Affine:
         bias = shift if self.bias is None else self.bias * scale + shift
         return replace(self, weight=weight, bias=bias)
 
+    def cast(self, dtype: torch.dtype) -> "Affine":
+        """Return the layer with weight and bias of another dtype."""
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return replace(self, weight=self.weight.to(dtype), bias=bias)
+
     def axes(self) -> tuple[Window | Stamp, ...]:
         """Return how a convolution reads each of its spatial axes; `()` for a linear layer."""
         g = self.geometry

@@ -15,6 +15,7 @@ Sources: Achtibat et al. 2024 (AttnLRP), section 3.3, and Ali et al. 2022 for no
 2015 for elementwise functions, sums and pooling; chains and folding by operation: ours.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -115,6 +116,9 @@ class Between:
         copy = target.clone()
         if (chain := self._chain_of(target))[0] is not target:
             self._chain(copy, *chain)
+        for value in (*args[1:], *kwargs.values()):
+            if _is_active(value) and value is not target and self._root(value) is target:
+                self._chain(value, copy, self._chain_of(value)[1])
         out_of_place = func if KINDS[plain] is Between.elementwise else getattr(torch, plain)
         result = KINDS[plain](self, plain, out_of_place, (copy, *args[1:]), kwargs)
         target.copy_(result)
@@ -150,7 +154,8 @@ class Between:
             return None
         named = {key: self._value_at_zero(value) for key, value in kwargs.items()}
         with torch.no_grad():
-            return float(func(*map(self._value_at_zero, args), **named))
+            zero = float(func(*map(self._value_at_zero, args), **named))
+        return zero if math.isfinite(zero) else None
 
     def _value_at_zero(self, value: Any) -> Any:  # noqa: ANN401 - an operation's argument
         if _is_active(value):
@@ -221,14 +226,15 @@ class Between:
         """Send all relevance to the numerator."""
         if self._common_root(args, kwargs) is not None:
             return self.linear_in_each(name, func, args, kwargs)
-        divided_first = name in {"__rtruediv__", "__rdiv__"}
-        numerator, denominator = args[:2] if len(args) > 1 else (args[0], kwargs.get("other"))
-        if divided_first:
-            args = (_constant(numerator), denominator)
+        given, named = list(args), dict(kwargs)
+        if name in {"__rtruediv__", "__rdiv__"}:
+            given[0] = _constant(given[0])
+        elif len(given) > 1:
+            given[1] = _constant(given[1])
         else:
-            args = (numerator, _constant(denominator), *args[2:])
-        outputs = self._native(name, func, args, {k: v for k, v in kwargs.items() if k != "other"})
-        self._extend(name, func, outputs, args, {})
+            named["other"] = _constant(named["other"])
+        outputs = self._native(name, func, tuple(given), named)
+        self._extend(name, func, outputs, tuple(given), named)
         return outputs
 
     def divisor(
@@ -245,11 +251,11 @@ class Between:
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:  # noqa: ANN401
         """Treat a power above 0 as an elementwise function, one below as a divisor."""
-        exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
-        if isinstance(exponent, Tensor) or not isinstance(args[0], Tensor):
+        exponent = args[1] if len(args) > 1 else kwargs["exponent"]
+        if _is_active(exponent) or not isinstance((*args, *kwargs.values())[0], Tensor):
             return self._native(name, func, args, kwargs)
-        kind = self.elementwise if exponent > 0 else self.divisor  # type: ignore[operator]
-        return kind(name, func, args, kwargs)
+        above = bool((torch.as_tensor(exponent) > 0).all())
+        return (self.elementwise if above else self.divisor)(name, func, args, kwargs)
 
     def attention(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -366,7 +372,7 @@ _STRAIGHT = "relu leaky_relu prelu rrelu abs"  # on either side of 0
 _CURVED = (
     "relu6 hardtanh clamp clamp_min clamp_max clip threshold gelu silu mish hardswish hardsigmoid "
     "sigmoid tanh elu selu celu softplus softsign softshrink hardshrink tanhshrink logsigmoid "
-    "log_sigmoid erf exp expm1 log log1p sqrt square sin cos atan"
+    "log_sigmoid erf exp exp2 __rpow__ expm1 log log1p sqrt square sin cos atan"
 )
 _SUMS = "add sub neg"
 _COPIES = "dropout to float clone"

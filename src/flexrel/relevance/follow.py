@@ -57,6 +57,7 @@ class Follow(TorchFunctionMode):
     Attributes:
         sums: layer -> its sums over this batch, in the order of the first call.
         leaves: results that depend on no input, such as an embedding's: relevance ends there.
+        raised: what the rule raised, if it did.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Follow(TorchFunctionMode):
         super().__init__()
         self.sums: dict[str, LayerSums] = {}
         self.leaves: list[Tensor] = []
+        self.raised: Exception | None = None
         self._model, self._rule, self._folder, self._copy = model, rule, folder, copy
         self._ledger, self._suspect = ledger, suspect
         self._weights = Weights(model)
@@ -104,6 +106,7 @@ class Follow(TorchFunctionMode):
         self._holder.forget()
         if self._between is not None:
             self._between.forget()
+        self._between = None
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
         return lambda module, _: self._where.append((name, module))
@@ -177,7 +180,7 @@ class Follow(TorchFunctionMode):
 
     def _modified(self, name: str, rule: str, inputs: Tensor, value: Tensor, back: Back) -> Tensor:
         """Return `value` as a function of `inputs` through which relevance goes by `back`."""
-        before = self._holder.hold(inputs)
+        before = self._holder.hold(inputs, read=True)
         cell: list[Held] = []
 
         go_back = partial(self._go_back, before, cell, back)
@@ -191,7 +194,7 @@ class Follow(TorchFunctionMode):
 
     def _go_back(self, before: Held, cell: list[Held], back: Back, gradient: Tensor) -> Tensor:
         after = cell.pop()
-        self._overwritten |= before.overwritten or after.overwritten
+        self._overwritten |= before.overwritten or after.is_lost(gradient)
         return back(gradient, before.value, after.value)
 
     def _owner(self, call: Call) -> Owner | None:
@@ -219,6 +222,11 @@ class Follow(TorchFunctionMode):
             raise ModelError(
                 f"{owner.name!r} got an input of {axes} axes; it must have a batch axis"
             )
+        if torch._C._functorch.is_functorch_wrapped_tensor(call.inputs):  # noqa: SLF001
+            raise ModelError(
+                f"{owner.name!r} is called inside torch.vmap or another function transform, where "
+                "its activations can't be followed; call it on the whole batch"
+            )
         sums = self.sums.get(owner.name)
         if sums is None:
             sums = self.sums[owner.name] = sums_for(owner, affine)
@@ -228,6 +236,7 @@ class Follow(TorchFunctionMode):
         else:
             with torch.no_grad():
                 value = func(*args, **kwargs)
+                affine = affine.cast(value.dtype)  # another one under autocast
             back = partial(self._by_rule, affine, at)
             outputs = self._modified(name, self._told(affine), call.inputs, value, back)
             self._between.made(outputs, affine, call.inputs, at)
@@ -241,7 +250,12 @@ class Follow(TorchFunctionMode):
         self, affine: Affine, at: int, gradient: Tensor, inputs: Tensor, outputs: Tensor
     ) -> Tensor:
         placed = replace(affine, depth=at / max(self._calls - 1, 1))
-        return self._rule(placed, inputs, outputs, gradient)
+        try:
+            found = self._rule(placed, inputs.to(outputs.dtype), outputs, gradient)
+        except Exception as error:
+            self.raised = error
+            raise
+        return found.to(inputs.dtype)
 
     def _told(self, affine: Affine) -> str:
         """Return the name of the layer's rule."""
@@ -262,7 +276,7 @@ class Follow(TorchFunctionMode):
         keep = tuple(range(1, tensor.ndim)) if call.geometry else (tensor.ndim - 1,)
 
         add = partial(sums.add_input, self._folder, keep, axes, transposed)
-        self._when_back(tensor, add, kept=kept)
+        self._when_back(tensor, add, kept=kept, read=True)
 
     def _follow_output(
         self, outputs: Tensor, sums: LayerSums, channel: int, *, transposed: bool
@@ -303,14 +317,16 @@ class Follow(TorchFunctionMode):
         add: Callable[[Tensor, Tensor], None],
         *,
         kept: Tensor | None = None,
+        read: bool = False,
         view: bool = False,
     ) -> None:
         """Call `add` with the tensor's present value and its gradient, once that is known.
 
-        `kept` is where the same value is kept anyway, if that is not the tensor itself.
+        `kept` is where the same value is kept anyway, if that is not the tensor itself; `read`:
+        the operation at hand reads the tensor.
         """
         if kept is None or kept is tensor:
-            cell = [self._holder.hold(tensor)]
+            cell = [self._holder.hold(tensor, read=read)]
         else:
             cell = [Held(kept, copy=self._copy)]
         self._waiting += view
@@ -325,9 +341,11 @@ class Follow(TorchFunctionMode):
         gradient: Tensor | None,
     ) -> None:
         held = cell.pop()
-        self._overwritten |= held.overwritten
         self._waiting -= view
-        if gradient is not None:  # else an operation of the user's says that none goes back
+        if gradient is None:  # an operation of the user's says that none goes back
+            self._overwritten |= held.overwritten
+        else:
+            self._overwritten |= held.is_lost(gradient)
             add(held.value, gradient)
 
 

@@ -7,7 +7,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 class Held:
     """The value that an activation has or had; a rule and a sum may share it."""
 
-    __slots__ = ("_version", "of_tensor", "value")
+    __slots__ = ("_version", "of_tensor", "stands_in", "value")
 
     def __init__(self, tensor: Tensor, *, copy: bool) -> None:
         self.of_tensor = tensor._version  # noqa: SLF001 - torch has no public name for it
@@ -16,12 +16,23 @@ class Held:
     def put(self, value: Tensor) -> None:
         """Hold another value, as it is now."""
         self.value = value
+        self.stands_in = False
         self._version = value._version  # noqa: SLF001
 
     @property
     def overwritten(self) -> bool:
         """Whether the model has overwritten the memory meanwhile."""
         return bool(self.value._version != self._version)  # noqa: SLF001
+
+    def is_lost(self, gradient: Tensor) -> bool:
+        """Return whether the value is not what this gradient is of.
+
+        A ReLU's result stands in for its input where the gradient is 0 if it is 0; else something
+        read the input unseen.
+        """
+        if self.overwritten:
+            return True
+        return self.stands_in and bool(((self.value == 0) & (gradient != 0)).any())
 
 
 class Holder:
@@ -43,8 +54,10 @@ class Holder:
         self._held.clear()
         self._read.clear()
 
-    def hold(self, tensor: Tensor) -> Held:
-        """Return what is held of the tensor's present value."""
+    def hold(self, tensor: Tensor, *, read: bool = False) -> Held:
+        """Return what is held of the tensor's present value; `read`: by the operation at hand."""
+        if read:
+            self._read[tensor] = True
         found: Held | None = self._held.get(tensor)
         if found is None or found.of_tensor != tensor._version:  # noqa: SLF001
             found = self._held[tensor] = Held(tensor, copy=self._copy)
@@ -83,6 +96,7 @@ class Holder:
             del self._held[tensor]  # from now on it is another activation
             self._read.pop(tensor, None)
         held.put(result.detach())
+        held.stands_in = True
 
 
 RECTIFIERS = frozenset({"relu", "relu_"})

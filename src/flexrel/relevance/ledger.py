@@ -151,6 +151,8 @@ class Ledger:
 
 def _relevance(value: Tensor, gradient: Tensor) -> Tensor:
     """Return `value * gradient`; 0 where the gradient is, also of an infinite (masked) value."""
+    if value.is_complex():
+        return (value.conj() * gradient).real.masked_fill(gradient == 0, 0)
     return (value.double() * gradient).masked_fill_(gradient == 0, 0)
 
 

@@ -31,7 +31,8 @@ class Pads:
         sides = list(pad)
         pairs = list(zip(sides[::2], sides[1::2], strict=True))[::-1]  # first axis first
         if source.requires_grad and all(side >= 0 for side in sides) and not value:
-            self._sources[result] = (source, pairs, "zeros" if mode == "constant" else mode)
+            kept = (source, pairs, "zeros" if mode == "constant" else mode)
+            self._sources[result] = (kept, _versions(result, source))
 
     def undone(
         self, inputs: Tensor, axes: Sequence[Window | Stamp]
@@ -40,8 +41,10 @@ class Pads:
 
         Also returns the part of `inputs` with the same values, which autograd keeps anyway.
         """
-        source, pairs, mode = self._sources.get(inputs, (None, [], ""))
-        if source is None or len(pairs) > len(axes):
+        if inputs not in self._sources:
+            return inputs, axes, inputs
+        (source, pairs, mode), versions = self._sources[inputs]
+        if versions != _versions(inputs, source) or len(pairs) > len(axes):
             return inputs, axes, inputs
         found = list(axes)
         inside = inputs
@@ -54,3 +57,7 @@ class Pads:
             )
             inside = inside.narrow(at + 2, before, source.shape[at + 2])
         return source, tuple(found), inside
+
+
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(tensor._version for tensor in tensors)  # noqa: SLF001 - to see what was overwritten
