@@ -123,7 +123,7 @@ def works(model, batches, name):
     return {**ours, **peers}
 
 
-def times(name, threads, runs):
+def times(name, threads, runs, only):
     torch.set_num_threads(threads)
     model, batches = loaded(name)
     reference = partial(plain, model, batches, name)
@@ -131,7 +131,7 @@ def times(name, threads, runs):
     common.timed(reference)
     for run in range(runs + 1):  # the first is a warm-up
         for what, work in works(model, batches, name).items():
-            if what in failures:
+            if what in failures or (only and what not in only):
                 continue
             base = common.timed(reference)
             try:
@@ -174,6 +174,16 @@ def memory(name):
     return {"network": name, "bytes": found}
 
 
+def put(rows, row, *key):
+    """Return the rows with one of the same key updated by `row`, or with `row` at the end."""
+    for before in rows:
+        if all(before[name] == row[name] for name in key):
+            for name, value in row.items():
+                before[name] = before[name] | value if isinstance(value, dict) else value
+            return rows
+    return [*rows, row]
+
+
 def show():
     content = common.load("relevance")
     columns = [*RULES, *PEERS]
@@ -213,6 +223,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=tuple(NETWORKS))
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=(*RULES, *PEERS), help="of what is timed")
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
     parser.add_argument("--show", action="store_true", help="the table, from the JSON")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
@@ -223,10 +234,13 @@ def main():
     if not args.show:
         operators = common.declare_operators()  # zennit imports torchvision; gone once this is
         content = {"torch": torch.__version__, "times": [], "memory": []}
+        if (common.RESULTS / "relevance.json").is_file():  # of other networks, or timed before
+            content = common.load("relevance")
         for name in args.networks:
-            content["memory"].append(memory(name))
+            content["memory"] = put(content["memory"], memory(name), "network")
             for threads in args.threads:
-                content["times"].append(times(name, threads, args.runs))
+                row = times(name, threads, args.runs, args.only)
+                content["times"] = put(content["times"], row, "network", "threads")
                 common.save("relevance", content)
         del operators
     show()

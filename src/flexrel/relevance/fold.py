@@ -27,19 +27,22 @@ class Folder:
                 are summed.
 
         Returns:
-            `[2, *kept]`: sums, and sums of absolute values; float64, on the CPU.
+            `[2, *kept]`: sums, and sums of absolute values; at least float32.
         """
         if activation.ndim == 1:
             activation, gradient, keep = activation[None], gradient[None], (1,)
         rows = max(1, _ENTRIES * len(activation) // max(activation.numel(), 1))
-        total = torch.zeros((), dtype=torch.float64)
+        total: Tensor | None = None
         for values, gradients in zip(activation.split(rows), gradient.split(rows), strict=True):
-            total = total + self._sums(values, gradients, keep).cpu().double()
-        plain, positive = total
-        return torch.stack((plain, 2 * positive - plain))
+            part = self._sums(values, gradients, keep)
+            total = part if total is None else total.add_(part)
+        if total is None:
+            raise RuntimeError("there is no sample to fold")
+        total[1].mul_(2).sub_(total[0])  # of positive parts, until here
+        return total
 
     def _sums(self, activation: Tensor, gradient: Tensor, keep: tuple[int, ...]) -> Tensor:
-        """Return `[2, *kept]`: sums, and sums of positive parts; at least float32."""
+        """Return `[2, *kept]`: sums, and sums of positive parts."""
         product = self._buffer(activation)
         torch.mul(activation, gradient.to(product.dtype), out=product)  # halves would overflow
         summed = tuple(axis for axis in range(product.ndim) if axis not in keep)

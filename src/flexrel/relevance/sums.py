@@ -30,10 +30,13 @@ class LayerSums:
     def add(self, side: int, found: Tensor, *, transposed: bool) -> None:
         """Add sums and sums of absolute values, `[2, *units]`, to the input (0) or output (1).
 
+        They add up in float64, on the CPU.
+
         A tied weight is read by another layer the other way round: what that layer's rows are
         fed with belongs to the columns here.
         """
         side = side if transposed == self.transposed else 1 - side
+        found = found.double().cpu()
         before = self._sides[side]
         self._sides[side] = found if before is None else before + found
 
@@ -47,9 +50,12 @@ class LayerSums:
         gradient: Tensor,
     ) -> None:
         """Add the relevance of an input; `axes` are how a convolution reads it."""
-        found = folder.fold(value, gradient, keep)
-        if axes:  # at once: the next call may read an input of another size
-            found = torch.stack([sum_patches(part, axes) for part in found])
+        if axes and all(_reads_all_once(axis) for axis in axes):
+            found = folder.fold(value, gradient, (1,)).view(2, -1, *[1] * len(axes))
+        else:
+            found = folder.fold(value, gradient, keep)
+            if axes:  # at once: the next call may read an input of another size
+                found = torch.stack([sum_patches(part, axes) for part in found])
         self.add(0, found, transposed=transposed)
 
     def add_output(
@@ -83,6 +89,11 @@ class LayerSums:
         if outputs is None:
             raise RuntimeError(f"no relevance came to {self.owner.name!r}")
         return inputs, outputs
+
+
+def _reads_all_once(axis: Window | Stamp) -> bool:
+    """Return whether the only kernel position reads every position of the axis once."""
+    return isinstance(axis, Window) and axis.kernel == axis.stride == 1 and axis.mode == "zeros"
 
 
 def sums_for(owner: Owner, affine: Affine) -> LayerSums:
