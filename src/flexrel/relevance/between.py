@@ -15,35 +15,21 @@ Sources: Achtibat et al. 2024 (AttnLRP), section 3.3, and Ali et al. 2022 for no
 2015 for elementwise functions, sums and pooling; chains and folding by operation: ours.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from flexrel.relevance.affine import Affine
+from flexrel.relevance.arguments import active, constant, detached, is_active, share
 from flexrel.relevance.backward import Back, shared
+from flexrel.relevance.chains import Chains, slope_back
 from flexrel.relevance.functions import Function, name_of
 from flexrel.relevance.norms import NORMS, bound, fixed_scale, is_fixed, norm_back
-
-
-@runtime_checkable
-class Native(Protocol):
-    """Runs an operation with its plain gradient; `rule` is what the report calls that."""
-
-    def __call__(
-        self,
-        name: str,
-        func: Function,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        rule: str = "gradient",
-    ) -> Any:  # noqa: ANN401
-        """Return what the operation returns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,24 +51,25 @@ class Between:
     """What is known of the tensors between layers, and one method for each kind of operation.
 
     Args:
-        native: runs an operation with its plain gradient.
+        native: runs an operation with its plain gradient: `(name, func, args, kwargs)`, and `rule`,
+            what the report calls that, if not the gradient.
         modified: runs it with another: `(name, rule, inputs, outputs, back)`.
         folded: attaches a batch norm's result to the input of the layer before it.
     """
 
     def __init__(
         self,
-        native: Native,
+        native: Callable[..., Any],
         modified: Callable[[str, str, Tensor, Tensor, Back], Tensor],
         folded: Callable[[Made, Affine, Tensor], Tensor],
     ) -> None:
         self._native, self._modified, self._folded = native, modified, folded
-        self._chains = WeakTensorKeyDictionary()  # tensor -> root, its value at 0, versions
+        self._chains = Chains()
         self._made = WeakTensorKeyDictionary()  # a layer's output -> Made
 
     def forget(self) -> None:
         """Let go of all tensors."""
-        self._chains.clear()
+        self._chains.forget()
         self._made.clear()
 
     def made(self, outputs: Tensor, affine: Affine, inputs: Tensor, at: int) -> None:
@@ -107,61 +94,24 @@ class Between:
         """Run it on a copy and write the result back: the rule needs the value overwritten."""
         target: Tensor = args[0]
         plain = name[:-1]
-        active = sum(_active(args, kwargs))
+        count = len(active(args, kwargs))
         straight = plain in _COPIES.split()  # in use a dropout changes nothing, in place neither
-        straight |= plain in _STRAIGHT.split() and self._root(target) is target
-        summed = plain in _SUMS.split() and active > 1
-        if straight or not active or (summed and self._common_root(args, kwargs) is None):
+        straight |= plain in _STRAIGHT.split() and self._chains.root(target) is target
+        summed = plain in _SUMS.split() and count > 1
+        if straight or not count or (summed and self._chains.common_root(args, kwargs) is None):
             return self._native(name, func, args, kwargs)  # type: ignore[no-any-return]
         copy = target.clone()
-        if (chain := self._chain_of(target))[0] is not target:
-            self._chain(copy, *chain)
+        if (chain := self._chains.of(target))[0] is not target:
+            self._chains.note(copy, *chain)
         for value in (*args[1:], *kwargs.values()):
-            if _is_active(value) and value is not target and self._root(value) is target:
-                self._chain(value, copy, self._chain_of(value)[1])
+            if is_active(value) and value is not target and self._chains.root(value) is target:
+                self._chains.note(value, copy, self._chains.of(value)[1])
         out_of_place = func if KINDS[plain] is Between.elementwise else getattr(torch, plain)
         result = KINDS[plain](self, plain, out_of_place, (copy, *args[1:]), kwargs)
         target.copy_(result)
-        if (chain := self._chain_of(result))[0] is not result:
-            self._chain(target, *chain)
+        if (chain := self._chains.of(result))[0] is not result:
+            self._chains.note(target, *chain)
         return target
-
-    def _chain_of(self, tensor: Tensor) -> tuple[Tensor, float | None]:
-        """Return what the tensor is an elementwise function of, and that function of 0.
-
-        It is the tensor itself, and 0, if of nothing else; None if it differs between entries.
-        """
-        root, zero, versions = self._chains.get(tensor, (tensor, 0.0, None))
-        known = versions == (tensor._version, root._version)  # noqa: SLF001 - else overwritten
-        return (root, zero) if known else (tensor, 0.0)
-
-    def _root(self, tensor: Tensor) -> Tensor:
-        return self._chain_of(tensor)[0]
-
-    def _chain(self, outputs: Tensor, root: Tensor, zero: float | None) -> None:
-        """Note that `outputs` are an elementwise function of `root`, and its value at 0."""
-        versions = (outputs._version, root._version)  # noqa: SLF001
-        self._chains[outputs] = (root, zero, versions)
-
-    def _at_zero(
-        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> float | None:
-        """Return what the operation gives where the root of its arguments is 0."""
-        if name in _COPIES.split():
-            return self._chain_of(args[0])[1]
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if any(self._value_at_zero(value) is None for value in tensors):
-            return None
-        named = {key: self._value_at_zero(value) for key, value in kwargs.items()}
-        with torch.no_grad():
-            zero = float(func(*map(self._value_at_zero, args), **named))
-        return zero if math.isfinite(zero) else None
-
-    def _value_at_zero(self, value: Any) -> Any:  # noqa: ANN401 - an operation's argument
-        if _is_active(value):
-            value = self._chain_of(value)[1]
-            return value if value is None else torch.tensor(value, dtype=torch.float64)
-        return None if isinstance(value, Tensor) and value.numel() > 1 else value
 
     def elementwise(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -170,10 +120,10 @@ class Between:
         inputs = args[0] if args else kwargs["input"]
         if not inputs.requires_grad:
             return self._native(name, func, args, kwargs)
-        root = self._root(inputs)
+        root = self._chains.root(inputs)
         if root is inputs and name in _STRAIGHT.split():  # its slope is that of the gradient
             outputs = self._native(name, func, args, kwargs)
-            self._chain(outputs, root, 0.0)
+            self._chains.note(outputs, root, 0.0)
             return outputs
         zero = self._at_zero(name, func, args, kwargs)
         plain = inputs.detach().clone() if name_of(func).endswith("_") else inputs.detach()
@@ -182,17 +132,17 @@ class Between:
         return self._passed(name, root, value, zero)
 
     def _passed(self, name: str, root: Tensor, value: Tensor, zero: float | None) -> Tensor:
-        outputs = self._modified(name, "identity", root, value, partial(_slope_back, zero))
-        self._chain(outputs, root, zero)
+        outputs = self._modified(name, "identity", root, value, partial(slope_back, zero))
+        self._chains.note(outputs, root, zero)
         return outputs
 
     def linear_in_each(
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:  # noqa: ANN401
         """Run a sum or a scaling: its gradient is its rule, but a chain may go on through it."""
-        if (root := self._common_root(args, kwargs)) is not None:
+        if (root := self._chains.common_root(args, kwargs)) is not None:
             with torch.no_grad():
-                value = func(*_detached(args), **_detached(kwargs))
+                value = func(*detached(args), **detached(kwargs))
             if value.shape == root.shape:
                 zero = self._at_zero(name, func, args, kwargs)
                 return self._passed(name, root, value, zero)
@@ -205,16 +155,16 @@ class Between:
     ) -> Any:  # noqa: ANN401
         """Share relevance equally between the factors that have any."""
         if name in _POINTWISE.split():
-            count = sum(_active(args, kwargs))
-            root = self._common_root(args, kwargs)
+            count = len(active(args, kwargs))
+            root = self._chains.common_root(args, kwargs)
             if count <= 1 or root is not None:
                 return self.linear_in_each(name, func, args, kwargs)
         first = _FIRST_FACTOR.get(name, 0)
-        count = sum(_active(args[first:], kwargs))
+        count = len(active(args[first:], kwargs))
 
         def run(*given: Any, **named: Any) -> Any:  # noqa: ANN401
-            factors = [_share(value, count) for value in given[first:]]
-            rest = {key: _share(value, count) for key, value in named.items()}
+            factors = [share(value, count) for value in given[first:]]
+            rest = {key: share(value, count) for key, value in named.items()}
             return func(*given[:first], *factors, **rest)
 
         rule = "equal shares" if count > 1 else "gradient"
@@ -224,15 +174,15 @@ class Between:
         self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:  # noqa: ANN401
         """Send all relevance to the numerator."""
-        if self._common_root(args, kwargs) is not None:
+        if self._chains.common_root(args, kwargs) is not None:
             return self.linear_in_each(name, func, args, kwargs)
         given, named = list(args), dict(kwargs)
         if name in {"__rtruediv__", "__rdiv__"}:
-            given[0] = _constant(given[0])
+            given[0] = constant(given[0])
         elif len(given) > 1:
-            given[1] = _constant(given[1])
+            given[1] = constant(given[1])
         else:
-            named["other"] = _constant(named["other"])
+            named["other"] = constant(named["other"])
         outputs = self._native(name, func, tuple(given), named)
         self._extend(name, func, outputs, tuple(given), named)
         return outputs
@@ -252,7 +202,7 @@ class Between:
     ) -> Any:  # noqa: ANN401
         """Treat a power above 0 as an elementwise function, one below as a divisor."""
         exponent = args[1] if len(args) > 1 else kwargs["exponent"]
-        if _is_active(exponent) or not isinstance((*args, *kwargs.values())[0], Tensor):
+        if is_active(exponent) or not isinstance((*args, *kwargs.values())[0], Tensor):
             return self._native(name, func, args, kwargs)
         above = bool((torch.as_tensor(exponent) > 0).all())
         return (self.elementwise if above else self.divisor)(name, func, args, kwargs)
@@ -262,16 +212,14 @@ class Between:
     ) -> Any:  # noqa: ANN401
         """Share between probabilities and values, then between queries and keys."""
         given = dict(zip(_ATTENTION.split(), args, strict=False)) | dict(kwargs)
-        active = {
-            key for key in ("query", "key", "value", "attn_mask") if _is_active(given.get(key))
-        }
-        factors = len(active & {"query", "key"})  # of the scores
-        products = len(active & {"value"}) + bool(active - {"value"})
+        known = {key for key in ("query", "key", "value", "attn_mask") if is_active(given.get(key))}
+        factors = len(known & {"query", "key"})  # of the scores
+        products = len(known & {"value"}) + bool(known - {"value"})
         counts = {"query": products * factors, "key": products * factors}
 
         def run(*given: Any, **named: Any) -> Any:  # noqa: ANN401
             parts = dict(zip(("query", "key", "value"), given, strict=True)) | named
-            for key in active:
+            for key in known:
                 parts[key] = shared(parts[key], counts.get(key, products))
             return func(**parts)
 
@@ -303,20 +251,13 @@ class Between:
             if made is None or not made.is_followed_by_norm(inputs):
                 return self._native(name, func, args, kwargs)
             with torch.no_grad():
-                value = func(*_detached(args), **_detached(kwargs))
+                value = func(*detached(args), **detached(kwargs))
                 affine = made.affine.times(*fixed_scale(given))
             return self._folded(made, affine, value)
         with torch.no_grad():
-            value = func(*_detached(args), **_detached(kwargs))
+            value = func(*detached(args), **detached(kwargs))
             back = norm_back(name, given)
         return self._modified(name, "constant scale", inputs, value, back)
-
-    def _common_root(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-        """Return the tensor that all active arguments are elementwise functions of, if several."""
-        active = [v for v in (*args, *kwargs.values()) if _is_active(v)]
-        roots = [self._root(value) for value in active]
-        same = len(roots) > 1 and all(root is roots[0] for root in roots)
-        return roots[0] if same else None
 
     def _extend(
         self,
@@ -327,44 +268,16 @@ class Between:
         kwargs: Mapping[str, Any],
     ) -> None:
         """Let a chain of elementwise functions go on through a scaling or a shift."""
-        active = [v for v in (*args, *kwargs.values()) if _is_active(v)]
-        if len(active) == 1 and isinstance(outputs, Tensor):
-            root = self._root(active[0])
-            if root.shape == outputs.shape:
-                self._chain(outputs, root, self._at_zero(name, func, args, kwargs))
+        if (root := self._chains.goes_on(outputs, args, kwargs)) is not None:
+            self._chains.note(outputs, root, self._at_zero(name, func, args, kwargs))
 
-
-def _slope_back(zero: float | None, gradient: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
-    """Return `G(y) (y - f(0)) / x`; 0 where `x` is (almost) 0."""
-    tiny = 1e-6 if inputs.dtype == torch.float16 else 1e-12
-    slope = (outputs - zero if zero else outputs) / inputs
-    return slope.masked_fill_(inputs.abs() < tiny, 0).mul_(gradient)
-
-
-def _is_active(value: Any) -> bool:  # noqa: ANN401
-    return isinstance(value, Tensor) and value.requires_grad
-
-
-def _active(args: Any, kwargs: Mapping[str, Any]) -> list[bool]:  # noqa: ANN401
-    """Return for each tensor, in lists too, whether relevance goes to it."""
-    flat = [w for v in args for w in (v if isinstance(v, list | tuple) else [v])]
-    return [v.requires_grad for v in (*flat, *kwargs.values()) if isinstance(v, Tensor)]
-
-
-def _share(value: Any, count: int) -> Any:  # noqa: ANN401
-    if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
-        return type(value)(_share(v, count) for v in value)
-    return shared(value, count) if _is_active(value) else value
-
-
-def _constant(value: Any) -> Any:  # noqa: ANN401
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-def _detached(values: Any) -> Any:  # noqa: ANN401
-    if isinstance(values, Mapping):
-        return {key: _constant(value) for key, value in values.items()}
-    return tuple(_constant(value) for value in values)
+    def _at_zero(
+        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> float | None:
+        """Return what the operation gives where the root of its arguments is 0."""
+        if name in _COPIES.split():
+            return self._chains.of(active(args, kwargs)[0])[1]
+        return self._chains.at_zero(func, args, kwargs)
 
 
 _ATTENTION = "query key value attn_mask dropout_p is_causal scale enable_gqa"

@@ -182,7 +182,6 @@ class Follow(TorchFunctionMode):
         """Return `value` as a function of `inputs` through which relevance goes by `back`."""
         before = self._holder.hold(inputs, read=True)
         cell: list[Held] = []
-
         go_back = partial(self._go_back, before, cell, back)
         booked: Callable[[Tensor], Tensor] = go_back
         if self._ledger is not None:
@@ -227,9 +226,8 @@ class Follow(TorchFunctionMode):
                 f"{owner.name!r} is called inside torch.vmap or another function transform, where "
                 "its activations can't be followed; call it on the whole batch"
             )
-        sums = self.sums.get(owner.name)
-        if sums is None:
-            sums = self.sums[owner.name] = sums_for(owner, affine)
+        here = sums_for(owner, affine)  # a tied weight may be used either way round
+        sums = self.sums.setdefault(owner.name, here)
         at, self._calls = self._calls, self._calls + 1
         if self._between is None or not call.inputs.requires_grad:
             outputs: Tensor = self._native(name, func, args, kwargs)
@@ -240,11 +238,10 @@ class Follow(TorchFunctionMode):
             back = partial(self._by_rule, affine, at)
             outputs = self._modified(name, self._told(affine), call.inputs, value, back)
             self._between.made(outputs, affine, call.inputs, at)
-        transposed = sums_for(owner, affine).transposed
         if call.inputs.requires_grad:
-            self._follow_input(call, affine, sums, transposed=transposed)
+            self._follow_input(call, affine, sums, transposed=here.transposed)
         channel = axes - 1 if call.geometry is None else 1
-        return self._follow_output(outputs, sums, channel, transposed=transposed)
+        return self._follow_output(outputs, sums, channel, transposed=here.transposed)
 
     def _by_rule(
         self, affine: Affine, at: int, gradient: Tensor, inputs: Tensor, outputs: Tensor
@@ -274,7 +271,6 @@ class Follow(TorchFunctionMode):
     ) -> None:
         tensor, axes, kept = self._pads.undone(call.inputs, affine.axes())
         keep = tuple(range(1, tensor.ndim)) if call.geometry else (tensor.ndim - 1,)
-
         add = partial(sums.add_input, self._folder, keep, axes, transposed)
         self._when_back(tensor, add, kept=kept, read=True)
 
@@ -287,7 +283,6 @@ class Follow(TorchFunctionMode):
             leaf = outputs.detach().requires_grad_()
             self.leaves.append(leaf)
             outputs = leaf.clone()
-
         add = partial(sums.add_output, self._folder, channel, transposed)
         self._when_back(outputs, add, view=_is_view(outputs))
         if self._copy and _is_view(outputs):
@@ -330,7 +325,6 @@ class Follow(TorchFunctionMode):
         else:
             cell = [Held(kept, copy=self._copy)]
         self._waiting += view
-
         tensor.register_hook(partial(self._arrive, cell, add, view))
 
     def _arrive(

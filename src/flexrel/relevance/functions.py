@@ -28,6 +28,11 @@ def name_of(func: Function) -> str:
     return str(getattr(func, "__name__", ""))
 
 
+def overwrites(name: str) -> bool:
+    """Return whether the operation of that name writes over its first argument."""
+    return (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
+
+
 @lru_cache(maxsize=1024)
 def expanded(func: Function) -> Function | None:
     """Return a function of torch that is written in Python, so that what it calls is followed.

@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from flexrel.relevance.functions import overwrites
+
 
 class Held:
     """The value that an activation has or had; a rule and a sum may share it."""
@@ -69,8 +71,6 @@ class Holder:
         Returns whether it is a ReLU whose result may stand in for its input: tell `rectified`.
         """
         stands_in = False
-        overwrites = operation.endswith("_") and not operation.endswith("__")
-        overwrites |= operation == "__setitem__"
         for at, tensor in enumerate(tensors):
             held = self._held.get(tensor)
             if held is None:
@@ -81,7 +81,7 @@ class Holder:
             if operation in RECTIFIERS and first and not self._copy:
                 stands_in = True
                 continue
-            if at == 0 and overwrites:
+            if at == 0 and overwrites(operation):
                 if not self._copy:
                     held.put(tensor.detach().clone())
                 del self._held[tensor]

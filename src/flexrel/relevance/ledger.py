@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexrel.relevance.functions import overwrites
 from flexrel.running import tensors_of
 
 _TOLERANCE = 1e-3  # of the relevance that an operation handles
@@ -104,14 +105,13 @@ class Ledger:
     ) -> Any:  # noqa: ANN401 - as the operation
         """Run an operation with its plain gradient, its relevance booked."""
         name = key[1]
-        overwrites = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
         if name in MOVES:  # it only moves values, and what is a view has to stay one
             return func(*args, **kwargs)
         self._open(key)
         rest = [self._booked(key, value) for value in args]
         named = {name: self._booked(key, value) for name, value in kwargs.items()}
         result = func(*rest, **named)
-        if overwrites and rest[0] is not args[0]:  # it wrote over a copy
+        if overwrites(name) and rest[0] is not args[0]:  # it wrote over a copy
             args[0].copy_(rest[0])
             result = args[0]
         for tensor in tensors_of(result):
