@@ -1,12 +1,14 @@
 """What a plan's network costs: parameters and multiply-adds, counted exactly without making it.
 
-Multiply-adds are those of weights in convolutions and linear layers, for one sample. Zeros cost
-as many of them as any other value: only removed channels make a network faster.
+Multiply-adds are those of convolutions and of all products of matrices, for one sample. Zeros
+cost as many of them as any other value: only removed units make a network faster.
 """
 
+from collections.abc import Mapping
+from fractions import Fraction
 from math import prod
 
-from flexrel.records import Plan, Structure
+from flexrel.records import Plan, Structure, Work
 
 
 def parameters(structure: Structure, plan: Plan | None = None) -> int:
@@ -18,7 +20,18 @@ def parameters(structure: Structure, plan: Plan | None = None) -> int:
 def macs(structure: Structure, plan: Plan | None = None) -> int:
     """Return the multiply-adds of one sample."""
     shapes = _shapes(structure, plan)
-    return sum(times * prod(shapes[weight]) for weight, times in structure.uses)
+    masks = plan.masks if plan else {}
+    gone = {site: int((~mask).sum()) for site, mask in masks.items()}
+    return sum(times * prod(shapes[weight]) for weight, times in structure.uses) + sum(
+        _remaining(work, gone) for work in structure.work
+    )
+
+
+def _remaining(work: Work, gone: Mapping[str, int]) -> int:
+    macs = Fraction(work.macs)
+    for length, units in work.axes:
+        macs *= Fraction(length - sum(gone.get(site, 0) * each for site, each in units), length)
+    return int(macs)
 
 
 def sparsity(structure: Structure, plan: Plan) -> float:
@@ -30,8 +43,8 @@ def _shapes(structure: Structure, plan: Plan | None) -> dict[str, list[int]]:
     """Return every parameter's shape once the plan's channels are gone."""
     shapes = {name: list(shape) for name, shape in structure.shapes.items()}
     for site in structure.sites if plan else ():
-        kept = int(plan.masks[site.name].sum()) if plan else site.units
+        gone = site.units - int(plan.masks[site.name].sum()) if plan else 0
         for part in site.slices:
             if part.tensor in shapes:  # buffers are no parameters
-                shapes[part.tensor][part.axis] = kept * part.inner
+                shapes[part.tensor][part.axis] -= gone * part.index.shape[1]
     return shapes

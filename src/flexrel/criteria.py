@@ -45,7 +45,7 @@ class Evidence:
         for part in self.site.slices:
             if part.role == "producer":
                 rows = self._tensor(part.tensor).movedim(part.axis, 0).flatten(1)
-                total += rows.square().mean(dim=1)
+                total += rows.square().mean(dim=1)[part.index].mean(dim=1)
         return total.sqrt()
 
     def relevance(self, part: Part) -> Float[Tensor, "*units"]:
@@ -64,9 +64,8 @@ class Evidence:
         for reader in self.site.slices:
             if reader.role != "consumer":
                 continue
-            inputs, _ = self._sums(layer_of(reader.tensor)).vectors(part)
-            stripes = inputs.unflatten(0, (self.site.units, reader.inner))
-            total += stripes.sum(dim=1).view(self.site.units, -1).mean(dim=1)
+            arrived = self._sums(layer_of(reader.tensor)).along(reader.axis, part)
+            total += arrived[reader.index].sum(dim=1)
         return total.float()
 
     def _tensor(self, name: str) -> Tensor:

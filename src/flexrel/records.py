@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from flexrel.errors import UsageError
 
-Granularity = Literal["element", "channel"]
-GRANULARITIES: tuple[Granularity, ...] = ("element", "channel")
+Granularity = Literal["element", "channel", "head"]
+GRANULARITIES: tuple[Granularity, ...] = ("element", "channel", "head")
 Role = Literal["producer", "consumer", "follower"]
+Kind = Literal["channel", "head"]
 
 Scores = Mapping[str, Tensor]  # site name -> one score per unit, of the site's shape; higher = keep
 Progress = Callable[[str, int, int | None], None]  # stage, steps done, steps in all if known
@@ -32,31 +33,32 @@ def layer_of(weight: str) -> str:
     return "" if weight == "weight" else weight.removesuffix(".weight")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Slice:
     """The part of one tensor that belongs to the units of a site.
 
-    Unit `u` owns the entries `u * inner ... (u + 1) * inner - 1` along `axis` of `tensor`;
-    `inner` is above 1 where a flattened channel became a stripe of features.
+    Unit `u` owns the entries `index[u]` along `axis` of `tensor`: several where a flattened
+    channel became a stripe of features, or for a head.
     """
 
     tensor: str
     axis: int
-    inner: int
+    index: Int64[Tensor, "units inner"]
     role: Role  # producer: makes the unit; consumer: reads it; follower: bias, norm
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Site:
     """One thing that can be pruned, and its units.
 
-    For `element` a unit is one entry of the layer's weight; `slices` is empty. For `channel`
-    a unit is a channel, with all that goes when it goes.
+    For `element` a unit is one entry of the layer's weight; `slices` is empty. Else a unit is a
+    channel, a neuron or an attention head, with all that goes when it goes.
     """
 
     name: str  # of the layer that makes the units, as in `model.named_modules()`
     shape: tuple[int, ...]  # of a mask over the units
     slices: tuple[Slice, ...] = ()
+    kind: Kind = "channel"
 
     @property
     def units(self) -> int:
@@ -66,6 +68,27 @@ class Site:
     def __post_init__(self) -> None:
         if self.units < 1:
             raise UsageError(f"site {self.name!r} has shape {self.shape}, so no unit")
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """A number that a module's code sizes axes by, and how it falls as units go."""
+
+    module: str  # as in `model.named_modules()`
+    name: str
+    place: int | None  # in a tuple or list; None: it is the number itself
+    units: tuple[tuple[str, int], ...]  # site -> by how much each unit of it that goes
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Multiply-adds of one sample in which no weight takes part, as in attention.
+
+    Each of the axes multiplied has a length, and shrinks as units go: site -> by how much.
+    """
+
+    macs: int
+    axes: tuple[tuple[int, tuple[tuple[str, int], ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +108,8 @@ class Structure:
     protected: tuple[Protected, ...]
     shapes: Mapping[str, tuple[int, ...]]  # of every parameter, tied ones once
     uses: tuple[tuple[str, int], ...]  # weight, multiply-adds per weight entry for one sample
+    work: tuple[Work, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
 
     @property
     def units(self) -> int:

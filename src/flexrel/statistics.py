@@ -80,6 +80,20 @@ class SiteStatistics:
             return inputs, (self.output + self.output_absolute) / 2
         raise UsageError(f"part {part!r} of relevance is not one of {', '.join(PARTS)}")
 
+    def along(self, axis: int, part: Part) -> Float[Tensor, "entries"]:
+        """Return the relevance of each entry along axis 0 or 1 of the weight, float64.
+
+        A kernel's positions are averaged; what all groups read or make with one entry adds up.
+        """
+        inputs, outputs = self.vectors(part)
+        if axis == (0 if self.transposed else 1):
+            per_channel = inputs.flatten(1).mean(dim=1) if inputs.ndim > 1 else inputs
+            return per_channel if self.transposed else self._over_groups(per_channel)
+        return self._over_groups(outputs) if self.transposed else outputs
+
+    def _over_groups(self, values: Tensor) -> Tensor:
+        return values.unflatten(0, (self.groups, -1)).sum(dim=0)
+
     def parameter_relevance(
         self, part: Part = "sum", dtype: torch.dtype = torch.float64
     ) -> Float[Tensor, "first *rest"]:

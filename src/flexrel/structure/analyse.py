@@ -8,11 +8,22 @@ from torch import nn
 
 from flexrel.batches import Batch
 from flexrel.errors import ModelError, UsageError
-from flexrel.records import GRANULARITIES, Granularity, Protected, Site, Slice, Structure
-from flexrel.structure.couple import Space
+from flexrel.records import (
+    GRANULARITIES,
+    Attribute,
+    Granularity,
+    Protected,
+    Site,
+    Slice,
+    Structure,
+    Work,
+)
+from flexrel.structure.couple import Coupling
 from flexrel.structure.cut import Layer
 from flexrel.structure.probe import probe
+from flexrel.structure.resolve import Units, resolve
 from flexrel.structure.rules import couple
+from flexrel.structure.sites import attributes_of, reason_for, sites_of, work_of
 from flexrel.structure.trace import Trace, trace
 
 Weights = Mapping[str, str | None]  # layer -> its weight in `named_parameters()`, None: computed
@@ -41,20 +52,34 @@ def analyse(
     weights = _weights(model)
     _check_names(keep, tuple(weights))
     traced = trace(model, example)
-    coupler = couple(traced)
+    coupling = couple(traced)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    if granularity == "channel":
-        sites, protected = _channel_sites(coupler.owned_spaces(), weights)
+    attributes: list[Attribute] = []
+    work = [Work(macs, ()) for macs, _ in coupling.work]
+    if granularity == "element":
+        sites, protected = _element_sites({name for name, _ in coupling.uses}, weights, shapes)
     else:
-        sites, protected = _element_sites({name for name, _ in coupler.uses}, weights, shapes)
+        units = resolve(coupling)
+        sites = sites_of(coupling, units)
+        attributes = attributes_of(model, coupling, units, sites)
+        work = work_of(coupling, units, sites)
+        protected = _barred(coupling, units, sites, weights, traced)
+        sites, others = _of_kind(sites, weights, granularity)
+        protected += others
     protected += _untouched(
         traced, weights, {*_layers(sites, weights), *(p.name for p in protected)}
     )
     sites, kept = _without_kept(sites, weights, keep)
     structure = Structure(
-        granularity, tuple(sites), (*protected, *kept), shapes, tuple(coupler.uses)
+        granularity,
+        tuple(sites),
+        (*protected, *kept),
+        shapes,
+        tuple(coupling.uses),
+        tuple(work),
+        tuple(attributes),
     )
-    if granularity == "channel":
+    if granularity != "element":
         structure = _without_failing(model, example, structure, weights)
     if not structure.sites:
         shown = [f"{p.name or 'the model itself'}: {p.reason}" for p in structure.protected[:3]]
@@ -79,44 +104,39 @@ def _check_names(keep: Sequence[str], layers: Sequence[str]) -> None:
             )
 
 
-def _channel_sites(spaces: Sequence[Space], weights: Weights) -> tuple[list[Site], list[Protected]]:
-    sites, protected = [], []
-    for space in spaces:
-        slices = tuple(space.slices.values())
-        names = list(_makers(slices, weights))
-        if not names:
-            continue  # the network's own input, or a vector that no layer makes
-        reasons = [*space.reasons, *_obstacles(space, weights)]
-        if reasons:
-            protected += [Protected(name, reasons[0]) for name in names]
-        else:
-            sites.append(Site(names[0], (space.units,), slices))
-    return sites, protected
+def _barred(
+    coupling: Coupling, units: Units, sites: Sequence[Site], weights: Weights, traced: Trace
+) -> list[Protected]:
+    """Return the layers that are called, but of which nothing that they make can be cut."""
+    touched = _touched(traced)
+    cut = {*_layers(sites, weights)}
+    protected = []
+    for name, weight in weights.items():
+        if weight in touched and weight is not None and name not in cut:
+            axis = 1 if coupling.roles.get((weight, 1)) == "producer" else 0
+            if why := reason_for(coupling, units, weight, axis):
+                protected.append(Protected(name, why))
+    return protected
+
+
+def _of_kind(
+    sites: Sequence[Site], weights: Weights, granularity: Granularity
+) -> tuple[list[Site], list[Protected]]:
+    wanted = [site for site in sites if granularity in ("channel", site.kind)]
+    cut = set(_layers(wanted, weights))
+    others = [name for name in _layers(sites, weights) if name not in cut]
+    return wanted, [
+        Protected(name, f"it makes no {granularity}s") for name in dict.fromkeys(others)
+    ]
 
 
 def _makers(slices: Iterable[Slice], weights: Weights) -> Iterator[str]:
     """Yield the layers that make or pass on the units, those that make them first."""
     for role in ("producer", "follower"):
         for part in slices:
-            if part.role == role and part.axis == 0:
+            if part.role == role and (part.axis == 0 or role == "producer"):
                 layers = [name for name, weight in weights.items() if weight == part.tensor]
                 yield from layers or ([part.tensor] if role == "producer" else [])
-
-
-def _obstacles(space: Space, weights: Weights) -> Iterator[str]:
-    """Yield why a space that was followed all the way still can't be cut."""
-    by_role: dict[str, list[str]] = {"producer": [], "consumer": [], "follower": []}
-    for part in space.slices.values():
-        by_role[part.role].append(part.tensor)
-    if space.units == 1:
-        yield "it has one channel"
-    if not by_role["producer"]:
-        yield "no layer makes its channels"
-    if not by_role["consumer"]:
-        yield "no layer reads it"
-    for tensor in by_role["consumer"]:
-        if tensor not in weights.values():
-            yield f"{tensor} reads it, which is not the weight of a Linear or Conv layer"
 
 
 def _element_sites(
@@ -149,8 +169,7 @@ def _layers(sites: Iterable[Site], weights: Weights) -> list[str]:
 
 def _untouched(traced: Trace, weights: Weights, known: set[str]) -> list[Protected]:
     """Return the layers that the trace says nothing of, with the reason."""
-    refs = (ref for operation in traced.operations for ref in operation.inputs)
-    touched = {traced.parameters.get(ref.key) for ref in refs}
+    touched = _touched(traced)
     protected = []
     for name, weight in weights.items():
         if name in known:
@@ -162,6 +181,11 @@ def _untouched(traced: Trace, weights: Weights, known: set[str]) -> list[Protect
             reason = "it is never called on the example input"
         protected.append(Protected(name, reason))
     return protected
+
+
+def _touched(traced: Trace) -> set[str | None]:
+    refs = (ref for operation in traced.operations for ref in operation.inputs)
+    return {traced.parameters.get(ref.key) for ref in refs}
 
 
 def _without_kept(
@@ -182,11 +206,11 @@ def _without_kept(
 def _without_failing(
     model: nn.Module, example: Batch, structure: Structure, weights: Weights
 ) -> Structure:
-    good, failed = probe(model, example, structure)
+    tried, failed = probe(model, example, structure)
     refused = [
         Protected(name, failed[site.name])
         for site in structure.sites
         if site.name in failed
         for name in _layers([site], weights)
     ]
-    return replace(structure, sites=good, protected=(*structure.protected, *refused))
+    return replace(tried, protected=(*structure.protected, *refused))

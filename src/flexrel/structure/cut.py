@@ -1,17 +1,19 @@
 """Removing units for real: smaller tensors in the same modules, with their attributes true."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from flexrel.errors import UsageError
-from flexrel.records import Plan, weight_of
+from flexrel.records import Plan, Role, weight_of
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+_Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-Layer = nn.Linear | Convolution
+Layer = nn.Linear | _Plain | _Transposed
+_ROLES: tuple[Role, ...] = ("producer", "consumer", "follower")
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -20,49 +22,86 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def shrink_(model: nn.Module, plan: Plan) -> None:
-    """Remove the plan's channels from the model: every tensor that has a part of them shrinks.
+    """Remove the plan's units from the model: every tensor that has a part of them shrinks.
 
     Args:
         model: the network that the plan's structure was read from, or a copy of it.
-        plan: of granularity "channel".
+        plan: of a granularity whose units are removed for real.
     """
     tensors = named_tensors(model)
-    cut: dict[str, Tensor] = {}
+    kept: dict[tuple[str, int], Tensor] = {}
     for site in plan.structure.sites:
-        kept = plan.masks[site.name].nonzero().squeeze(1)
-        if len(kept) == site.units:
-            continue
-        for part in site.slices:
-            tensor = cut.get(part.tensor, tensors[part.tensor]).detach()
-            entries = (kept[:, None] * part.inner + torch.arange(part.inner)).flatten()
-            cut[part.tensor] = tensor.index_select(part.axis, entries.to(tensor.device))
+        gone = ~plan.masks[site.name]
+        for part in site.slices if gone.any() else ():
+            where = part.tensor, part.axis
+            whole = torch.ones(tensors[part.tensor].shape[part.axis], dtype=torch.bool)
+            kept.setdefault(where, whole)[part.index[gone].flatten()] = False
+    cut: dict[str, Tensor] = {}
+    for (name, axis), mask in kept.items():
+        tensor = cut.get(name, tensors[name]).detach()
+        cut[name] = tensor.index_select(axis, mask.nonzero().squeeze(1).to(tensor.device))
+    for attribute in plan.structure.attributes:
+        less = sum(
+            each * int((~plan.masks[site]).sum())
+            for site, each in attribute.units
+            if site in plan.masks
+        )
+        if less:
+            _reduce_(model.get_submodule(attribute.module), attribute.name, attribute.place, less)
     resize_(model, cut)
+
+
+def _reduce_(module: nn.Module, name: str, place: int | None, less: int) -> None:
+    value = getattr(module, name)
+    if place is None:
+        setattr(module, name, value - less)
+    else:
+        entries = list(value)
+        entries[place] -= less
+        setattr(module, name, type(value)(entries))
+
+
+def masked(
+    tensors: Mapping[str, Tensor], plan: Plan, roles: Collection[Role] = _ROLES
+) -> dict[str, Tensor]:
+    """Return new tensors, by name, in place of those that have a part of the plan's units: zeroed.
+
+    Args:
+        tensors: parameters and buffers by name.
+        plan: its units that go are zeroed.
+        roles: of the tensors to zero. What reads a unit is enough for a network that computes
+            what it does without it.
+    """
+    zeroed: dict[str, Tensor] = {}
+    for site in plan.structure.sites:
+        gone = ~plan.masks[site.name]
+        if not gone.any():
+            continue
+        if not site.slices:
+            weight = tensors[weight_of(site.name)].detach()
+            # times 0 would leave -0.0
+            zeroed[weight_of(site.name)] = weight.masked_fill(gone.to(weight.device), 0)
+        for part in site.slices:
+            if part.role in roles:
+                tensor = zeroed.get(part.tensor, tensors[part.tensor].detach())
+                entries = part.index[gone].flatten().to(tensor.device)
+                zeroed[part.tensor] = tensor.index_fill(part.axis, entries, 0)
+    return zeroed
 
 
 def mask_(model: nn.Module, plan: Plan) -> None:
     """Zero the plan's units in the model; every shape stays.
 
-    A channel is zeroed in all tensors that have a part of it, so that the result computes what
-    the model with those channels removed computes.
+    A channel is zeroed in all tensors that have a part of it.
     """
     tensors = named_tensors(model)
     with torch.no_grad():
-        for site in plan.structure.sites:
-            mask = plan.masks[site.name]
-            if not site.slices:
-                weight = tensors[weight_of(site.name)]
-                weight.masked_fill_(~mask.to(weight.device), 0)  # times 0 would leave -0.0
-                continue
-            for part in site.slices:
-                tensor = tensors[part.tensor]
-                entries = mask.repeat_interleave(part.inner).to(tensor.device)
-                shape = [1] * tensor.ndim
-                shape[part.axis] = -1
-                tensor.masked_fill_(~entries.view(shape), 0)
+        for name, zeroed in masked(tensors, plan).items():
+            tensors[name].copy_(zeroed)
 
 
 def resize_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Replace parameters and buffers by tensors of other sizes, and keep attributes true.
+    """Replace parameters and buffers by others, and keep attributes true.
 
     Args:
         model: changed in place; tied parameters stay tied.
@@ -101,11 +140,18 @@ def _tell_sizes_(module: nn.Module) -> None:
     """Set the size attributes of a standard module to what its tensors are."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, Convolution):
-        if module.groups > 1:  # depthwise: one group a channel, before and after
+    elif isinstance(module, _Plain):
+        if module.groups == module.in_channels == module.out_channels:  # depthwise stays so
             module.groups = len(module.weight)
         module.out_channels = module.weight.shape[0]
         module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, _Transposed):
+        module.in_channels = module.weight.shape[0]
+        module.out_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, _BatchNorm):
         vectors = (module.weight, module.bias, module.running_mean)
         module.num_features = next(len(v) for v in vectors if v is not None)
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape

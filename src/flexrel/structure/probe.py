@@ -1,4 +1,4 @@
-"""Trying a cut: does the network with channels removed compute what it does with them zeroed?
+"""Trying a cut: does the network with units removed compute what it does with them zeroed?
 
 A trace can't see what Python does with sizes: `x.view(-1, 320)` runs on the network it was
 written for and on no smaller one. So cuts are tried before they are offered, and the one that
@@ -6,7 +6,9 @@ is made is checked again before it is returned.
 """
 
 import copy
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,21 +16,34 @@ from torch import Tensor, nn
 
 from flexrel.batches import Batch
 from flexrel.errors import ModelError
-from flexrel.records import Plan, Site, Structure
+from flexrel.records import Attribute, Plan, Site, Structure
 from flexrel.running import call, reason, tensors_of, undisturbed
-from flexrel.structure.cut import mask_, shrink_
+from flexrel.structure.cut import masked, named_tensors, resize_, shrink_
 
-_AGREE = 1e-4  # largest difference of outputs, as a share of the largest, dense or masked
+_AGREE = 1e-5  # largest difference of outputs, as a share of the largest, dense or masked
+_NEAR = 1e-2  # up to here it may be rounding, which double precision tells
+
+_TRIES = 16  # then layers of one kind are no more told apart
+
+_TELLING = re.compile("head|group|inner|hidden|split|width|chan|chs|dim")
+Allowed = Callable[[Attribute], bool]
+_VARIANTS: tuple[Allowed, ...] = (  # which numbers in modules are taken for lengths of axes
+    bool,
+    lambda attribute: bool(_TELLING.search(attribute.name)),
+    lambda attribute: "head" in attribute.name or "group" in attribute.name,
+    lambda attribute: not attribute,
+)
 
 
-def duplicate(model: nn.Module) -> nn.Module:
-    """Return a deep copy of the model.
+def duplicate(model: nn.Module, *, share: bool = False) -> nn.Module:
+    """Return a deep copy of the model; with `share`, one of the same parameters and buffers.
 
     Raises:
         ModelError: it can't be copied.
     """
+    tensors = (*model.parameters(), *model.buffers()) if share else ()
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     except (RuntimeError, TypeError) as error:
         raise ModelError(f"the model can't be copied: {reason(error)}") from error
 
@@ -36,68 +51,158 @@ def duplicate(model: nn.Module) -> nn.Module:
 def disagreement(model: nn.Module, pruned: nn.Module, plan: Plan, example: Batch) -> str | None:
     """Return how the pruned network's outputs differ from the masked model's; None: they agree.
 
+    In the masked model what reads the plan's units is zeroed. Where rounding may be what
+    differs, both run again in double precision.
+
     Args:
         model: that the plan's structure was read from; not changed.
         pruned: the plan carried out on a copy of it.
-        plan: says which units are zeroed in the masked model.
+        plan: says which units go.
         example: one or two samples.
 
     Raises:
         ModelError: a network does not run on the example.
     """
-    masked = duplicate(model)
-    mask_(masked, plan)
-    dense, expected, found = (_outputs(network, example) for network in (model, masked, pruned))
-    if len(expected) != len(found):
-        return f"the cut network returns {len(found)} tensors, the masked one {len(expected)}"
-    for whole, want, have in zip(dense, expected, found, strict=True):
-        if want.shape != have.shape:
-            return f"the cut network returns {list(have.shape)}, the masked one {list(want.shape)}"
-        if want.numel() == 0:
+    expected = duplicate(model, share=True)
+    resize_(expected, masked(named_tensors(model), plan, {"consumer"}))
+    found = _difference(model, expected, pruned, example)
+    if isinstance(found, float) and _AGREE < found <= _NEAR:
+        networks = (duplicate(network).double() for network in (model, expected, pruned))
+        try:
+            found = _difference(*networks, _double(example))
+        except ModelError:
+            return f"the cut network's outputs differ from the masked one's by {found:.3g}"
+    if isinstance(found, str):
+        return found
+    if found <= _AGREE:
+        return None
+    return f"the cut network's outputs differ from the masked one's by a share of {found:.3g}"
+
+
+def _difference(
+    model: nn.Module, expected: nn.Module, pruned: nn.Module, example: Batch
+) -> float | str:
+    """Return the largest difference as a share of the largest output, or why there is none."""
+    have, want, dense = (_outputs(network, example) for network in (pruned, expected, model))
+    if len(want) != len(have):
+        return f"the cut network returns {len(have)} tensors, the masked one {len(want)}"
+    worst = 0.0
+    for whole, one, two in zip(dense, want, have, strict=True):
+        if one.shape != two.shape:
+            return f"the cut network returns {list(two.shape)}, the masked one {list(one.shape)}"
+        if one.numel() == 0:
             continue
-        apart = float(torch.where(want == have, 0.0, want - have).abs().max())  # inf agrees
-        largest = max(float(t.nan_to_num(0.0, 0.0, 0.0).abs().max()) for t in (whole, want))
-        if not apart <= _AGREE * largest:
-            return f"the cut network's outputs differ from the masked one's by {apart:.3g}"
-    return None
+        apart = float(torch.where(one == two, 0.0, one - two).abs().max())  # inf agrees
+        largest = max(float(t.nan_to_num(0.0, 0.0, 0.0).abs().max()) for t in (whole, one))
+        if apart:
+            share = apart / largest if largest else math.inf
+            worst = max(worst, math.inf if math.isnan(share) else share)
+    return worst
 
 
 def probe(
     model: nn.Module, example: Batch, structure: Structure
-) -> tuple[tuple[Site, ...], dict[str, str]]:
-    """Return the sites whose channels can be removed, and why the others' can't, by name.
+) -> tuple[Structure, dict[str, str]]:
+    """Return the structure with the sites that can be removed, and why the others can't, by name.
 
     Args:
-        model: is copied and cut by one channel at every site; site by site if that fails.
+        model: is copied and cut by half of the units at every site; where that fails, by
+            halves of the sites, down to those that fail alone. Each time, numbers in modules
+            that may be lengths of axes are changed with them: all, those whose names say so, none.
         example: one or two samples.
-        structure: of granularity "channel", as the trace shows it.
+        structure: as the trace shows it, with all numbers that may be lengths.
     """
-    if not structure.sites or _failure(model, example, structure, structure.sites) is None:
-        return structure.sites, {}
-    good: tuple[Site, ...] = ()
-    failed: dict[str, str] = {}
-    for site in structure.sites:
-        failure = _failure(model, example, structure, (*good, site))
-        if failure is None:
-            good += (site,)
-        else:
-            failed[site.name] = f"a cut of it was tried and failed: {failure}"
-    return good, failed
+    trial = _Trial(model, example, structure)
+    good = trial.accept(structure.sites)
+    sites = tuple(site for site in structure.sites if site.name in good)
+    return replace(structure, sites=sites, attributes=trial.attributes(good)), trial.failed
 
 
-def _failure(
-    model: nn.Module, example: Batch, structure: Structure, sites: Sequence[Site]
-) -> str | None:
-    masks = {site.name: torch.arange(site.units) < site.units - 1 for site in sites}
-    plan = Plan(replace(structure, sites=tuple(sites)), masks)
-    pruned = duplicate(model)
-    shrink_(pruned, plan)
-    try:
-        return disagreement(model, pruned, plan, example)
-    except ModelError as error:
-        return str(error)
+class _Trial:
+    def __init__(self, model: nn.Module, example: Batch, structure: Structure) -> None:
+        self._model, self._example, self._structure = model, example, structure
+        self._good: dict[str, Allowed] = {}
+        self._left = _TRIES
+        self.failed: dict[str, str] = {}
+
+    def accept(self, sites: Sequence[Site]) -> dict[str, Allowed]:
+        """Return which of the sites can be cut, and which numbers change with each."""
+        waiting = [list(sites)]
+        while waiting:
+            group = waiting.pop(0)
+            failure = self._all_of(group)
+            if failure is None:
+                continue
+            kinds = _kinds(group)
+            if len(kinds) > 1:
+                waiting = [*kinds, *waiting]
+            elif len(group) > 1 and self._left:
+                waiting += [group[:1], group[1:]]
+            else:
+                self.failed |= dict.fromkeys((site.name for site in group), failure)
+        return self._good
+
+    def _all_of(self, sites: Sequence[Site]) -> str | None:
+        """Try to add all of the sites; return why they can't be."""
+        failure = ""
+        tried: list[tuple[Attribute, ...]] = []
+        for allowed in _VARIANTS if sites else ():
+            trial = self._good | dict.fromkeys((site.name for site in sites), allowed)
+            attributes = self.attributes(trial)
+            if attributes in tried:
+                continue
+            tried.append(attributes)
+            self._left = max(self._left - 1, 0)
+            found = self._failure(trial)
+            if found is None:
+                self._good = trial
+                return None
+            failure = f"a cut of {_names(sites)} was tried and failed: {found}"
+        return failure or None
+
+    def attributes(self, good: dict[str, Allowed]) -> tuple[Attribute, ...]:
+        """Return the numbers that change when the sites are cut."""
+        return tuple(
+            attribute
+            for attribute in self._structure.attributes
+            if all(good[site](attribute) for site, _ in attribute.units if site in good)
+            and any(site in good for site, _ in attribute.units)
+        )
+
+    def _failure(self, good: dict[str, Allowed]) -> str | None:
+        sites = tuple(site for site in self._structure.sites if site.name in good)
+        structure = replace(self._structure, sites=sites, attributes=self.attributes(good))
+        masks = {site.name: torch.arange(site.units) < (site.units + 1) // 2 for site in sites}
+        plan = Plan(structure, masks)
+        try:
+            pruned = duplicate(self._model, share=True)
+            shrink_(pruned, plan)
+            return disagreement(self._model, pruned, plan, self._example)
+        except ModelError as error:
+            return str(error)
+
+
+def _kinds(sites: Sequence[Site]) -> list[list[Site]]:
+    """Return the sites by their names but for numbers: layers of one kind fail together."""
+    kinds: dict[str, list[Site]] = {}
+    for site in sites:
+        kinds.setdefault(re.sub(r"\d+", "", site.name), []).append(site)
+    return sorted(kinds.values(), key=lambda kind: kind[0].kind == "head")
+
+
+def _names(sites: Sequence[Site]) -> str:
+    return "it" if len(sites) == 1 else f"it, together with {len(sites) - 1} layers like it,"
+
+
+def _double(example: Batch) -> Batch:
+    kwargs = {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in example.kwargs.items()
+    }
+    args = tuple(x.double() if x.is_floating_point() else x for x in example.args)
+    return replace(example, args=args, kwargs=kwargs)
 
 
 def _outputs(network: nn.Module, example: Batch) -> list[Tensor]:
     with undisturbed(network), torch.no_grad():
-        return [tensor.float() for tensor in tensors_of(call(network, example))]
+        return [t if t.is_complex() else t.double() for t in tensors_of(call(network, example))]

@@ -3,254 +3,322 @@
 from collections.abc import Callable
 from math import prod
 
-from flexrel.structure.couple import Axis, Coupler
+from flexrel.structure import moves
+from flexrel.structure.couple import Axis, Coupler, Coupling
+from flexrel.structure.moves import give_up
 from flexrel.structure.trace import Operation, Ref, Trace
 
 Rule = Callable[[Coupler, Operation], None]
 
 
-def couple(traced: Trace) -> Coupler:
-    """Return the coupler of a traced network, with every operation's rule applied."""
+def couple(traced: Trace) -> Coupling:
+    """Return what the rules of all operations of a traced network say."""
     coupler = Coupler(traced)
     for operation in traced.operations:
-        RULES.get(operation.name.rstrip("_"), _no_rule)(coupler, operation)
-    for ref in traced.outputs:
-        coupler.protect(ref, "it is the network's output")
-    return coupler
+        rule = RULES.get(operation.name.rstrip("_"))
+        if rule is None:
+            rule = _pointwise if operation.pointwise else give_up
+        rule(coupler, operation)
+        coupler.made_of_weights(operation)
+    coupler.bar_all(traced.outputs, "it is the network's output")
+    return coupler.said
 
 
-def _no_rule(c: Coupler, op: Operation) -> None:
-    _fresh(c, op, f"it goes through {op.name}, which can't be followed yet")
+def _pointwise(c: Coupler, op: Operation) -> None:
+    """Join the operands' axes, broadcast from the right."""
+    for out in op.outputs:
+        axes: list[Axis] = [()] * len(out.shape)
+        for ref in op.inputs:
+            offset = len(out.shape) - len(ref.shape)
+            for at, axis in enumerate(c.axes(ref), start=offset):
+                if axis and ref.shape[at - offset] == out.shape[at]:
+                    axes[at] = c.join(axes[at], axis) if axes[at] else axis
+        pairs = zip(axes, out.shape, strict=True)
+        c.set(out, [axis or c.fresh(size) for axis, size in pairs])
 
 
-def _fresh(c: Coupler, op: Operation, reason: str) -> None:
-    """Give up: protect all that goes in, and follow what comes out from there on."""
-    for ref in op.inputs:
-        c.protect(ref, reason)
-    for ref in op.outputs:
-        c.set_axes(ref, [c.fresh(size) for size in ref.shape])
-        c.protect(ref, reason)
+def _like(c: Coupler, op: Operation) -> None:
+    """Make a tensor of the shape of another."""
+    for out in op.outputs:
+        c.set(out, list(c.axes(op.inputs[0])))
 
 
-def _same(c: Coupler, op: Operation) -> None:
-    if len(op.inputs) > 1:  # a bound or an exponent that is a tensor
-        _elementwise(c, op)
-        return
-    for ref in op.outputs:
-        c.set_axes(ref, list(c.axes(op.inputs[0])))
+def _made(c: Coupler, op: Operation) -> None:
+    """Make a tensor of a shape that the code holds."""
+    for out in op.outputs:
+        reason = "it comes from a tensor made on the way"
+        c.set(out, [c.fresh(size, reason) for size in out.shape])
 
 
 def _convolution(c: Coupler, op: Operation) -> None:
-    x, weight, bias = op.args[:3]
-    transposed, groups = op.args[6], op.args[8]
+    x, weight, bias = op.args["input"], op.args["weight"], op.args["bias"]
+    groups, transposed = op.args["groups"], op.args["transposed"]
     (out,) = op.outputs
-    if transposed or len(x.shape) != len(weight.shape):
-        _no_rule(c, op)
+    if len(x.shape) != len(weight.shape):  # no sample axis
+        give_up(c, op)
         return
-    c.count(weight, prod(out.shape) * prod(weight.shape[1:]))
-    samples, channel, *spatial = c.axes(x)
-    made = [c.fresh(size) for size in out.shape[1:]]
-    for axis in (*spatial, *made[1:]):
-        c.protect_axis(axis, "a convolution slides over it")
-    c.set_axes(out, [samples, *made])
-    if groups == x.shape[1] == out.shape[1] > 1:  # depthwise: a channel is read and made at once
-        c.axes(out)[1] = channel
-        c.own(weight, 0, channel, "follower")
+    positions = prod(x.shape) // x.shape[1] if transposed else prod(out.shape) // out.shape[1]
+    c.count(weight, positions * prod(weight.shape))
+    reads, makes, *kernel = c.axes(weight) if transposed else _swapped(c.axes(weight))
+    samples, channels, *spatial = c.axes(x)
+    if groups == 1:
+        made = makes
+        c.join(channels, reads)
     else:
-        c.own(weight, 0, c.axes(out)[1], "producer")
-        if groups == 1:
-            c.own(weight, 1, channel, "consumer")
-        else:
-            c.protect_axis(channel, f"it is read by a convolution in {groups} groups")
-            c.protect_axis(c.axes(out)[1], f"it is made by a convolution in {groups} groups")
+        made = _grouped(c, op, channels, reads, makes)
+    depthwise = groups == x.shape[1] == out.shape[1] > 1
+    c.role(made if transposed is False else makes, "follower" if depthwise else "producer")
+    c.role(reads, "follower" if depthwise else "consumer")
+    for axis in kernel:
+        c.bar(axis, "it is a kernel's")
+    reason = "a convolution slides over it"
+    for axis in spatial:
+        c.bar(axis, reason)
     if bias is not None:
-        c.own(bias, 0, c.axes(out)[1], "follower")
+        made = c.join(made, c.axes(bias)[0])
+    c.set(out, [samples, made, *(c.fresh(size, reason) for size in out.shape[2:])])
 
 
-def _transpose(c: Coupler, op: Operation) -> None:
-    c.transpose(op.outputs[0], op.inputs[0])
+def _swapped(axes: list[Axis]) -> list[Axis]:
+    return [axes[1], axes[0], *axes[2:]]
 
 
-def _addmm(c: Coupler, op: Operation) -> None:
-    bias, x, matrix = op.args[:3]
-    _matrix_product(c, op, x, matrix, bias)
+def _grouped(c: Coupler, op: Operation, channels: Axis, reads: Axis, makes: Axis) -> Axis:
+    """Join group to group, and within groups what is read; return the channels made.
+
+    Of a transposed convolution `reads` are all channels and `makes` those of one group.
+    """
+    groups, (out,) = op.args["groups"], op.outputs
+    given = c.halves(channels, groups)
+    whole = makes
+    if op.args["transposed"]:
+        c.join(channels, reads)
+        (whole,) = (c.fresh(out.shape[1]),)
+    made = c.halves(whole, groups)
+    if given is None or made is None:
+        reason = f"its groups, {groups}, don't fit how it is put together"
+        for axis in (channels, reads, makes, whole):
+            c.bar(axis, reason)
+        return whole
+    c.join(given[0], made[0])
+    c.sized_axes(op.module, [made[0]])
+    if op.args["transposed"]:
+        c.join(made[1], makes)
+    else:
+        c.join(given[1], reads)
+    return whole
+
+
+def _product(c: Coupler, op: Operation, a: Ref, b: Ref, bias: Ref | None = None) -> None:
+    """Multiply matrices, or batches of them: the inner axes meet and are summed over."""
+    (out,) = op.outputs
+    *batch, rows, inner = c.axes(a)
+    *other, met, columns = c.axes(b)
+    size = prod(out.shape) * a.shape[-1]
+    for ref, reads, makes in ((b, met, columns), (a, inner, rows)):
+        if c.is_weight(ref):
+            c.count(ref, size)
+            c.role(reads, "consumer")
+            c.role(makes, "producer")
+    if not (c.is_weight(a) or c.is_weight(b)):
+        c.works(size, *batch, rows, inner, columns)
+    c.join(inner, met)
+    for one, two in zip(batch, other, strict=True):
+        c.head(c.join(one, two))
+    c.set(out, [*batch, rows, columns])
+    if bias is not None:
+        offset = len(out.shape) - len(bias.shape)
+        for at, axis in enumerate(c.axes(bias), start=offset):
+            if axis:
+                c.join(axis, c.axes(out)[at])
 
 
 def _mm(c: Coupler, op: Operation) -> None:
-    x, matrix = op.args[:2]
-    _matrix_product(c, op, x, matrix, None)
+    _product(c, op, op.args["self"], op.args["mat2"])
 
 
-def _matrix_product(c: Coupler, op: Operation, x: Ref, matrix: Ref, bias: Ref | None) -> None:
-    weight = c.transposed(matrix)
-    if weight is None or c.parameter(weight) is None:
-        _no_rule(c, op)
-        return
-    (out,) = op.outputs
-    rows, features = c.axes(x)
-    c.count(weight, x.shape[0] * prod(weight.shape))
-    c.set_axes(out, [rows, c.fresh(out.shape[1])])
-    c.own(weight, 1, features, "consumer")
-    c.own(weight, 0, c.axes(out)[1], "producer")
-    if bias is not None:  # its last axis: addmm takes matrices too
-        c.own(bias, len(bias.shape) - 1, c.axes(out)[1], "follower")
+def _addmm(c: Coupler, op: Operation) -> None:
+    _product(c, op, op.args["mat1"], op.args["mat2"], op.args["self"])
+
+
+def _baddbmm(c: Coupler, op: Operation) -> None:
+    _product(c, op, op.args["batch1"], op.args["batch2"], op.args["self"])
+
+
+def _vector_product(c: Coupler, op: Operation) -> None:
+    """Multiply a matrix, or a vector, and a vector."""
+    a, b = op.inputs[:2]
+    *rows, inner = c.axes(a)
+    c.join(inner, c.axes(b)[0])
+    c.set(op.outputs[0], rows)
+
+
+def _attention(c: Coupler, op: Operation) -> None:
+    """Follow heads; the scale is made of the head's width, so that stays."""
+    query, key, value = (op.args[name] for name in ("query", "key", "value"))
+    out = op.outputs[0]
+    samples, heads, length, width = c.axes(query)
+    for ref in (key, value):
+        c.join(samples, c.axes(ref)[0])
+    for axis in (width, c.axes(key)[3]):
+        c.bar(axis, "attention's scale is made of its length")
+    for axis in (c.axes(key)[2], c.axes(value)[2]):
+        c.bar(axis, "attention sums over it")
+    shared = c.join(c.axes(key)[1], c.axes(value)[1])
+    if key.shape[1] == query.shape[1]:
+        heads = c.join(heads, shared)
+    else:
+        parts = c.halves(heads, key.shape[1])
+        if parts is None:
+            give_up(c, op)
+            return
+        c.join(parts[0], shared)
+        heads = (*parts[0], *parts[1])
+    c.head(heads)
+    keys = key.shape[2]
+    c.works(prod(query.shape) * keys, samples, heads, length)
+    c.works(prod(out.shape) * keys, samples, heads, length, c.axes(value)[3])
+    for mask in op.inputs[3:]:
+        for axis, made in zip(reversed(c.axes(mask)), (None, None, heads, samples), strict=False):
+            if made is not None and axis and prod(map(len, axis)) == prod(map(len, made)):
+                c.join(axis, made)
+    c.set(out, [samples, heads, length, c.axes(value)[3]])
+    for ref in op.outputs[1:]:
+        c.set(ref, [samples, heads, *(c.fresh(n, "attention sums over it") for n in ref.shape[2:])])
+
+
+def _recurrent(c: Coupler, op: Operation) -> None:
+    """Count what a recurrent layer does at each step, and leave it alone."""
+    steps = prod(op.inputs[0].shape[:-1])
+    for ref in op.inputs[1:]:
+        if c.is_weight(ref) and len(ref.shape) > 1:
+            c.count(ref, steps * prod(ref.shape))
+    give_up(c, op)
 
 
 def _batch_norm(c: Coupler, op: Operation) -> None:
-    x, *vectors = op.args[:5]  # weight, bias, running mean, running variance
-    c.set_axes(op.outputs[0], list(c.axes(x)))
-    for vector in vectors:
-        if isinstance(vector, Ref):
-            c.own(vector, 0, c.axes(x)[1], "follower")
+    x = op.args["input"]
+    axes = list(c.axes(x))
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if op.args.get(name) is not None:
+            axes[1] = c.join(axes[1], c.axes(op.args[name])[0])
+    c.set(op.outputs[0], axes)
 
 
-def _elementwise(c: Coupler, op: Operation) -> None:
-    """Join the operands' axes, broadcast from the right; a parameter follows the activation."""
-    (out,) = op.outputs
-    joined: list[Axis | None] = [None] * len(out.shape)
-    activations = [ref for ref in op.inputs if c.parameter(ref) is None]
-    parameters = [ref for ref in op.inputs if c.parameter(ref) is not None]
-    for ref in activations:
-        for at, axis in _broadcast(c, ref, out):
-            first = joined[at]
-            if first is None:
-                joined[at] = axis
-            else:
-                verb = f"{op.name} joins it to another layer's output"
-                c.share(first, axis, verb, f"{verb} (residual paths are not cut yet)")
-    filled = [a or c.fresh(size) for a, size in zip(joined, out.shape, strict=True)]
-    for ref in parameters:
-        offset = len(out.shape) - len(ref.shape)
-        for at, _ in _broadcast(c, ref, out):
-            c.own(ref, at - offset, filled[at], "follower")
-    c.set_axes(out, filled)
+def _layer_norm(c: Coupler, op: Operation) -> None:
+    x = op.args["input"]
+    shape = op.args["normalized_shape"]
+    reason = f"{op.name} normalises over it"
+    for axis in c.axes(x)[len(x.shape) - len(shape) :]:
+        c.bar(axis, reason)
+    for name in ("weight", "bias"):
+        if op.args.get(name) is not None:
+            c.bar_all([op.args[name]], reason)
+    c.set(op.outputs[0], list(c.axes(x)))
 
 
-def _broadcast(c: Coupler, ref: Ref, out: Ref) -> list[tuple[int, Axis]]:
-    offset = len(out.shape) - len(ref.shape)
-    pairs = enumerate(c.axes(ref), start=offset)
-    return [(at, axis) for at, axis in pairs if ref.shape[at - offset] == out.shape[at] > 1]
+def _group_norm(c: Coupler, op: Operation) -> None:
+    """Normalise groups of channels, each by itself: whole groups can go."""
+    x, groups = op.args["input"], op.args["group"]
+    axes = list(c.axes(x))
+    parts = c.halves(axes[1], groups)
+    reason = f"{op.name} normalises over it"
+    for axis in axes[1:] if parts is None else (parts[1], *axes[2:]):
+        c.bar(axis, reason)
+    for name in ("weight", "bias"):
+        if op.args.get(name) is not None:
+            c.join(axes[1], c.axes(op.args[name])[0])
+    c.set(op.outputs[0], axes)
+    if parts is not None:
+        c.sized_axes(op.module, [parts[0]])
 
 
-def _pool(c: Coupler, op: Operation) -> None:
-    """Keep samples and channels; the last axes are spatial and change."""
-    x = op.inputs[0]
-    spatial = next(count for count in (1, 2, 3) if f"{count}d" in op.name)
-    kept = len(x.shape) - spatial
-    for ref in op.outputs:
-        made = [c.fresh(size) for size in ref.shape[kept:]]
-        for axis in (*c.axes(x)[kept:], *made):
-            c.protect_axis(axis, f"{op.name} slides over it")
-        c.set_axes(ref, [*c.axes(x)[:kept], *made])
+def _reduction(c: Coupler, op: Operation) -> None:
+    """Take the larger of two tensors, or make one value of many."""
+    (_pointwise if "other" in op.args else moves.reduce)(c, op)
 
 
-def _reduce(c: Coupler, op: Operation) -> None:
-    x = op.inputs[0]
-    dims = op.args[1] if len(op.args) > 1 else op.kwargs.get("dim")
-    keep = bool(op.args[2]) if len(op.args) > 2 else bool(op.kwargs.get("keepdim", False))  # noqa: PLR2004
-    rank = len(x.shape)
-    dims = [dims] if isinstance(dims, int) else dims or range(rank)
-    gone = {dim % rank for dim in dims}
-    axes: list[Axis] = []
-    for at, axis in enumerate(c.axes(x)):
-        if at in gone:
-            c.protect_axis(axis, f"{op.name} sums over it")
-            axes += [c.fresh(1)] if keep else []
-        else:
-            axes.append(axis)
-    for ref in op.outputs:
-        c.set_axes(ref, list(axes))
+def _weight_norm(c: Coupler, op: Operation) -> None:
+    """Scale a weight's slices along one axis, each by the norm of the rest."""
+    v, g, dim = op.args["v"], op.args["g"], op.args.get("dim", 0)
+    for at, axis in enumerate(c.axes(v)):
+        if at != dim:
+            c.bar(axis, f"{op.name} normalises over it")
+    axes = list(c.axes(v))
+    axes[dim] = c.join(axes[dim], c.axes(g)[dim])
+    c.set(op.outputs[0], axes)
 
 
-def _resized(c: Coupler, op: Operation) -> None:
-    """Pass through the axes that keep their length (slices, padding); give up on the others.
-
-    An axis padded on one side and cropped on the other keeps its length, but is shifted.
-    """
-    x, (out,) = op.inputs[0], op.outputs
-    axes: list[Axis] = []
-    pads = op.args[1] if op.name == "aten.constant_pad_nd" else ()  # last axis first
-    padded = {len(x.shape) - 1 - at // 2 for at, pad in enumerate(pads) if pad}
-    for at, (axis, old, new) in enumerate(zip(c.axes(x), x.shape, out.shape, strict=True)):
-        same = old == new and at not in padded
-        axes.append(axis if same else c.fresh(new))
-        if not same:
-            reason = f"{op.name} changes how many there are"
-            c.protect_axis(axis, reason)
-            c.protect_axis(axes[-1], reason)
-    c.set_axes(out, axes)
-
-
-def _view(c: Coupler, op: Operation) -> None:
-    """Follow axes that stay, and a first axis of a run that is flattened (a channel's stripe)."""
-    x, (out,) = op.inputs[0], op.outputs
-    if prod(x.shape) != prod(out.shape) or 0 in x.shape:  # read as another dtype, or empty
-        _no_rule(c, op)
-        return
-    axes = [c.fresh(size) for size in out.shape]
-    for olds, news in _runs(x.shape, out.shape):
-        old_axes = [c.axes(x)[at] for at in olds]
-        if len(news) == 1:
-            inner = prod(x.shape[at] for at in olds[1:])
-            axes[news[0]] = Axis(old_axes[0].space, old_axes[0].inner * inner)
-            followed = old_axes[:1]
-        else:
-            followed = []
-        for axis in old_axes:
-            if axis not in followed:
-                c.protect_axis(axis, f"{op.name} reshapes it with other axes")
-        if not followed:
-            for at in news:
-                c.protect_axis(axes[at], f"{op.name} makes it from other axes")
-    c.set_axes(out, axes)
-
-
-def _runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Split two shapes of equal size into the shortest runs of axes of equal size.
-
-    Axes of length 1 belong to no run.
-    """
-    runs: list[tuple[list[int], list[int]]] = []
-    sides = [[at for at, size in enumerate(shape) if size > 1] for shape in (old, new)]
-    while sides[0] and sides[1]:
-        olds, news = [sides[0].pop(0)], [sides[1].pop(0)]
-        while (a := prod(old[at] for at in olds)) != (b := prod(new[at] for at in news)):
-            olds, news = (
-                (olds, [*news, sides[1].pop(0)]) if a > b else ([*olds, sides[0].pop(0)], news)
-            )
-        runs.append((olds, news))
-    return runs
-
-
-_ACTIVATIONS = (
-    "relu hardtanh sigmoid tanh silu gelu hardswish hardsigmoid leaky_relu elu mish softplus "
-    "threshold clamp clamp_min clamp_max neg abs exp sqrt rsqrt square pow "
-    "clone detach alias contiguous lift_fresh _to_copy"
+_POINTWISE = (
+    "detach alias contiguous lift_fresh _to_copy to dropout masked_fill copysign hardswish "
+    "_prelu_kernel prelu log_sigmoid_forward where _conj logical_or zeros_like ones_like"
 )
-_ELEMENTWISE = "add sub mul div maximum minimum"
+_LIKE = "empty_like rand_like randn_like full_like new_zeros_like bernoulli fill zero normal"
+_MADE = (
+    "zeros ones full empty arange rand randn new_zeros new_ones new_full new_empty scalar_tensor "
+    "eye linspace tril_indices triu_indices"
+)
+_VIEWS = "view _unsafe_view reshape _reshape_alias squeeze unsqueeze flatten unflatten"
+_PERMUTES = "permute transpose t swapaxes movedim numpy_T"
+_SPLITS = "split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes"
+_ALONG = "_softmax _log_softmax cumsum cumprod flip sort topk roll logcumsumexp softmax log_softmax"
+_REDUCTIONS = (
+    "mean sum amax amin max min var std var_mean std_mean prod argmax argmin all any norm "
+    "logsumexp linalg_vector_norm median count_nonzero"
+)
 _POOLINGS = (
     "max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
-    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d"
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d "
+    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
+    "replication_pad3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d upsample_linear1d upsample_bilinear2d "
+    "upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
 )
 _BATCH_NORMS = (
     "native_batch_norm cudnn_batch_norm miopen_batch_norm "
     "_native_batch_norm_legit _native_batch_norm_legit_no_training"
 )
+_ATTENTIONS = (
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
+)
 
 
 def _table() -> dict[str, Rule]:
     groups: list[tuple[str, Rule]] = [
-        (_ACTIVATIONS, _same),
-        (_ELEMENTWISE, _elementwise),
-        (_POOLINGS, _pool),
+        (_POINTWISE, _pointwise),
+        (_LIKE, _like),
+        (_MADE, _made),
         (_BATCH_NORMS, _batch_norm),
+        (_ATTENTIONS, _attention),
         ("convolution", _convolution),
-        ("t", _transpose),
         ("addmm", _addmm),
-        ("mm", _mm),
-        ("mean sum amax", _reduce),
-        ("slice constant_pad_nd", _resized),
-        ("view _unsafe_view reshape _reshape_alias squeeze unsqueeze", _view),
+        ("mm bmm", _mm),
+        ("baddbmm", _baddbmm),
+        ("mv dot", _vector_product),
+        ("mkldnn_rnn_layer lstm gru rnn_tanh rnn_relu", _recurrent),
+        ("embedding", moves.look_up),
+        ("native_layer_norm _fused_rms_norm", _layer_norm),
+        ("native_group_norm", _group_norm),
+        ("_weight_norm_interface", _weight_norm),
+        (_VIEWS, moves.view),
+        (_PERMUTES, moves.permute),
+        ("expand", moves.expand),
+        ("repeat", moves.repeat),
+        ("cat", moves.concatenate),
+        ("stack", moves.stack),
+        ("select unbind", moves.take),
+        (_SPLITS, moves.split),
+        ("slice", moves.slice_),
+        ("constant_pad_nd", moves.pad),
+        ("index", moves.index),
+        (_ALONG, moves.along),
+        (_REDUCTIONS, _reduction),
+        (_POOLINGS, moves.spatial),
+        ("native_channel_shuffle", moves.shuffle),
+        ("pixel_shuffle pixel_unshuffle", moves.pixels),
+        ("im2col", moves.unfold),
+        ("unfold", moves.windows),
     ]
     return {f"aten.{name}": rule for names, rule in groups for name in names.split()}
 

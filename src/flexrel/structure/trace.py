@@ -5,8 +5,10 @@ parsed, so control flow, functional calls, in-place operations and reused module
 special care, and every spelling of an operation arrives as the same ATen operation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,14 +33,15 @@ class Operation:
     """One ATen call, with each tensor replaced by its Ref."""
 
     name: str  # with its namespace, as "aten.convolution"
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: Mapping[str, Any]  # those given, by their names in the operation's schema
     outputs: tuple[Ref, ...]
+    pointwise: bool  # whether torch says that it works entry by entry
+    module: str  # the innermost that runs it
 
     @property
     def inputs(self) -> tuple[Ref, ...]:
         """All tensors that go in, in lists too."""
-        return tuple(_refs((self.args, tuple(self.kwargs.values()))))
+        return tuple(_refs(tuple(self.args.values())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Trace:
 
     operations: tuple[Operation, ...]
     parameters: Mapping[int, str]  # key of a Ref -> name; parameters and buffers, tied ones once
+    owned: tuple[Ref, ...]  # those parameters and buffers
+    trained: frozenset[str]  # the names of the parameters among them
     inputs: tuple[Ref, ...]
     outputs: tuple[Ref, ...]
     samples: int
@@ -58,11 +63,12 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
     Raises:
         ModelError: the model does not run on the batch, or returns no tensor.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(model)
     named = [*model.named_parameters(), *model.named_buffers()]
     parameters = {recorder.ref(tensor).key: name for name, tensor in reversed(named)}
+    owned = tuple({ref.key: ref for _, tensor in named if (ref := recorder.ref(tensor))}.values())
     inputs = tuple(recorder.ref(tensor) for tensor in batch.tensors)
-    with undisturbed(model), torch.no_grad(), recorder:
+    with undisturbed(model), torch.no_grad(), _slow_path(), recorder.watching(), recorder:
         result = call(model, batch)
     outputs = tuple(recorder.ref(tensor) for tensor in tensors_of(result))
     if not outputs:
@@ -70,16 +76,55 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
             f"the model returns a {type(result).__name__} in which no tensor is found; "
             "return a tensor, or a tuple, list or dict of tensors"
         )
-    return Trace(tuple(recorder.operations), parameters, inputs, outputs, batch.samples)
+    return Trace(
+        tuple(recorder.operations),
+        parameters,
+        owned,
+        frozenset(name for name, _ in model.named_parameters()),
+        inputs,
+        outputs,
+        batch.samples,
+    )
+
+
+@contextmanager
+def _slow_path() -> Iterator[None]:
+    """Keep torch's transformer layers from running as one operation, which has no rule."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down every operation that runs while it is active."""
+    """Writes down every operation that runs while it is active, and in which module."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
+        self._model = model
+        self._running = [""]  # names of modules, outermost first
         self._alive: dict[int, Tensor] = {}  # so that no id is used twice
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Know which module runs, in the block."""
+        with ExitStack() as hooks:
+            for name, module in self._model.named_modules():
+                for handle in (
+                    module.register_forward_pre_hook(partial(self._enter, name)),
+                    module.register_forward_hook(self._leave, always_call=True),
+                ):
+                    hooks.callback(handle.remove)
+            yield
+
+    def _enter(self, name: str, *_: Any) -> None:  # noqa: ANN401 - as a hook
+        self._running.append(name)
+
+    def _leave(self, *_: Any) -> None:  # noqa: ANN401
+        self._running.pop()
 
     def ref(self, tensor: Tensor) -> Ref:
         self._alive.setdefault(id(tensor), tensor)
@@ -94,12 +139,15 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:  # noqa: ANN401 - as the operation
         result = func(*args, **(kwargs or {}))
         outputs = tuple(self.ref(tensor) for tensor in tensors_of(result))
+        names = (argument.name for argument in func._schema.arguments)  # noqa: SLF001
+        given = dict(zip(names, args, strict=False)) | dict(kwargs or {})
         self.operations.append(
             Operation(
                 f"{func.namespace}.{func.overloadpacket.__name__}",
-                tuple(map(self._strip, args)),
-                {key: self._strip(value) for key, value in (kwargs or {}).items()},
+                {name: self._strip(value) for name, value in given.items()},
                 outputs,
+                torch.Tag.pointwise in func.tags,
+                self._running[-1],
             )
         )
         return result

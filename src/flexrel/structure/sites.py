@@ -1,0 +1,171 @@
+"""From units to sites: units that take the same parts of the same tensors with them."""
+
+from collections.abc import Iterator, Mapping
+from math import prod
+
+import numpy as np
+import torch
+from torch import nn
+
+from flexrel.records import Attribute, Role, Site, Slice, Work, layer_of
+from flexrel.structure.couple import Atoms, Axis, Coupling
+from flexrel.structure.resolve import Units
+
+Slot = tuple[str, int]  # a parameter or buffer, and one of its axes
+
+_OF_TORCH = ("groups", "num_groups")  # numbers that modules of torch size axes by
+
+
+def sites_of(coupling: Coupling, units: Units) -> list[Site]:
+    """Return the sites of a network, in the order of their parameters."""
+    slots: list[Slot] = []
+    owned: list[Atoms] = []
+    for name, axes in coupling.parameters.items():
+        for at, axis in enumerate(axes):
+            slots += [(name, at)] * len(axis)
+            owned += axis
+    sites = []
+    names: dict[str, int] = {}
+    for members, index in _alike(owned, units):
+        slices = tuple(
+            Slice(*slots[at], torch.from_numpy(where), coupling.roles.get(slots[at], "follower"))
+            for at, where in index
+        )
+        if _obstacle({part.role for part in slices}, len(members)):
+            continue
+        name = layer_of(next(part.tensor for part in slices if part.role == "producer"))
+        names[name] = names.get(name, 0) + 1
+        if names[name] > 1:
+            name = f"{name}#{names[name]}"
+        kind = "head" if units.heads[members].any() else "channel"
+        sites.append(Site(name, (len(members),), slices, kind))
+    return sites
+
+
+def _alike(owned: list[Atoms], units: Units) -> Iterator[tuple[Atoms, list[tuple[int, Atoms]]]]:
+    """Yield units that are in the same slots, as often, and where: `[units, times]` a slot."""
+    if not owned:
+        return
+    slot = np.repeat(np.arange(len(owned)), [len(atoms) for atoms in owned])
+    place = np.concatenate([np.arange(len(atoms)) for atoms in owned])
+    atoms = np.concatenate(owned)
+    free = units.free(atoms)
+    slot, place, unit = slot[free], place[free], units.of[atoms[free]]
+    order = np.lexsort((place, slot, unit))
+    slot, place, unit = slot[order], place[order], unit[order]
+    starts = np.flatnonzero(np.diff(unit, prepend=-1))
+    ends = np.append(starts[1:], len(unit))
+    groups: dict[bytes, list[int]] = {}
+    for at, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        groups.setdefault(slot[start:end].tobytes(), []).append(at)
+    for members in groups.values():
+        first, length = starts[members], ends[members[0]] - starts[members[0]]
+        rows = first[:, None] + np.arange(length)
+        columns = slot[rows[0]]
+        yield unit[first], [(int(s), place[rows[:, columns == s]]) for s in np.unique(columns)]
+
+
+def _obstacle(roles: set[Role], units: int) -> str:
+    if "producer" not in roles:
+        return "no layer makes its channels"
+    if "consumer" not in roles:
+        return "no layer reads it"
+    return "" if units > 1 else "it has one channel"
+
+
+def reason_for(coupling: Coupling, units: Units, weight: str, axis: int) -> str:
+    """Return why no unit of an axis of a parameter, of which no site has a part, can be cut."""
+    atoms = np.concatenate([np.zeros(0, np.int64), *coupling.parameters[weight][axis]])
+    if not len(atoms):
+        return "it has one channel"
+    free = units.free(atoms)
+    if not free.any():
+        return units.reason(atoms)
+    unit = units.of[atoms[free]][0]
+    roles = {
+        coupling.roles.get((name, at), "follower")
+        for name, axes in coupling.parameters.items()
+        for at, axis in enumerate(axes)
+        for factor in axis
+        if (units.of[factor] == unit).any()
+    }
+    return _obstacle(roles, 1)
+
+
+def attributes_of(
+    model: nn.Module, coupling: Coupling, units: Units, sites: list[Site]
+) -> list[Attribute]:
+    """Return numbers in modules that look like the lengths of axes that are cut.
+
+    A number is taken for such a length if the module's own code sizes an axis of that length,
+    and no two axes of that length are cut differently. Whether it is one shows in a trial.
+    """
+    owner = _owners(coupling, units, sites)
+    found = []
+    for path, axes in coupling.sizes.items():
+        forms: dict[int, set[tuple[tuple[str, int], ...]]] = {}
+        for axis in axes:
+            if form := _shrinks(axis, units, owner):
+                forms.setdefault(prod(map(len, axis)), set()).add(form)
+        for name, place, number in _numbers(model.get_submodule(path)):
+            if len(forms.get(number, ())) == 1:
+                (form,) = forms[number]
+                found.append(Attribute(path, name, place, form))
+    return found
+
+
+def work_of(coupling: Coupling, units: Units, sites: list[Site]) -> list[Work]:
+    """Return the products in which no weight takes part, and how they shrink."""
+    owner = _owners(coupling, units, sites)
+    return [
+        Work(
+            macs,
+            tuple(
+                (prod(map(len, axis)), form)
+                for axis in axes
+                if (form := _shrinks(axis, units, owner))
+            ),
+        )
+        for macs, axes in coupling.work
+    ]
+
+
+def _owners(coupling: Coupling, units: Units, sites: list[Site]) -> Mapping[int, str]:
+    """Return the site of each unit."""
+    owner: dict[int, str] = {}
+    for site in sites:
+        part = site.slices[0]
+        (atoms,) = coupling.parameters[part.tensor][part.axis]
+        members = units.of[atoms[part.index[:, 0].numpy()]]
+        owner |= dict.fromkeys(members.tolist(), site.name)
+    return owner
+
+
+def _shrinks(axis: Axis, units: Units, owner: Mapping[int, str]) -> tuple[tuple[str, int], ...]:
+    """Return by how much an axis shrinks with each unit of a site that goes; () if not evenly."""
+    times = prod(map(len, axis))
+    form: dict[str, int] = {}
+    for factor in axis:
+        found, counts = np.unique(units.of[factor], return_counts=True)
+        for unit, count in zip(found.tolist(), counts.tolist(), strict=True):
+            if unit in owner:
+                amount = count * times // len(factor)
+                if form.setdefault(owner[unit], amount) != amount:
+                    return ()
+    return tuple(sorted(form.items()))
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    of_torch = type(module).__module__.startswith("torch.") or isinstance(
+        module,
+        nn.Linear | nn.modules.conv._ConvNd,  # noqa: SLF001 - their subclasses too
+    )
+    for name, value in vars(module).items():
+        if of_torch and name not in _OF_TORCH:
+            continue
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield name, None, value
+        elif isinstance(value, tuple | list):
+            for place, entry in enumerate(value):
+                if isinstance(entry, int) and not isinstance(entry, bool):
+                    yield name, place, entry
