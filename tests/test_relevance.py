@@ -13,7 +13,6 @@ from torch.nn import functional
 from flexrel import calibrate
 from flexrel.relevance import Folder
 from flexrel.relevance.patches import Window, reads, sum_patches
-from flexrel.statistics import PARTS
 from reference import toeplitz
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's, even kernels
@@ -72,6 +71,9 @@ def convolutions(draw, axes):
     return fill(layer, draw(st.integers(0, 999))), tuple(size)
 
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
 def relevance_of_activations(network, x):
     """Each layer's `activation * gradient`, before and after it, by plain autograd."""
     activations = [x.clone().requires_grad_()]
@@ -89,7 +91,12 @@ def agrees_with_the_matrix(network, x):
     relevance = relevance_of_activations(network, x)
     for name, site in statistics.items():
         layer = network.get_submodule(name)
-        for part in PARTS:
+        inputs = relevance[int(name)][0]
+        channels_first = inputs if isinstance(layer, Convolution) else inputs.movedim(-1, 1)
+        by_sample = channels_first.reshape(*channels_first.shape[:2], -1).sum(2)
+        samples = by_sample.abs().sum(0)
+        torch.testing.assert_close(site.input_samples, samples, rtol=1e-9, atol=1e-9)
+        for part in ("sum", "positive", "absolute"):
             slow = toeplitz.layer_relevance(layer, *relevance[int(name)], part)
             torch.testing.assert_close(
                 site.parameter_relevance(part), slow, rtol=1e-9, atol=1e-9 * float(slow.abs().max())
@@ -301,9 +308,24 @@ def test_folding_sums_all_but_the_kept_axes():
     activation = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
     gradient = torch.tensor([[2.0, 1.0], [-1.0, 0.5]])  # products [2, -2], [-3, 2]
 
-    sums = Folder().fold(activation, gradient, keep=(1,))
+    folded = Folder().fold(activation, gradient, keep=(1,))
 
-    assert sums.tolist() == [[-1, 0], [5, 4]]  # plain, absolute
+    assert folded.sums.tolist() == [[-1, 0], [5, 4]]  # plain, absolute
+    assert folded.samples.tolist() == [5, 4]  # one position: what they are in absolute
+
+
+def test_folding_adds_a_samples_positions_before_their_absolute_value_is_taken():
+    activation = torch.tensor([[[1.0, -3.0], [2.0, 2.0]], [[1.0, 1.0], [0.0, -5.0]]])
+    ones = torch.ones(2, 2, 2)  # two samples of two channels of two positions
+
+    by_channel = Folder().fold(activation, ones, keep=(1,))
+    by_position = Folder().fold(activation, ones, keep=(1, 2))
+    channels_last = Folder().fold(activation.mT, ones, keep=(2,))
+
+    for folded in (by_channel, by_position, channels_last):
+        assert folded.samples.tolist() == [2 + 2, 4 + 5]
+    assert by_channel.sums.tolist() == [[0, -1], [6, 9]]
+    assert by_position.sums[0].tolist() == [[2, -2], [2, -3]]
 
 
 def test_folding_reuses_its_buffer_and_mixes_nothing_up():
@@ -312,14 +334,14 @@ def test_folding_reuses_its_buffer_and_mixes_nothing_up():
     smaller = folder.fold(torch.full((2, 1), 5.0), torch.ones(2, 1), keep=(1,))
     larger = folder.fold(torch.full((9, 2), -1.0), torch.ones(9, 2), keep=(1,))
 
-    assert first.tolist() == [[6] * 4] * 2
-    assert smaller.tolist() == [[10], [10]]
-    assert larger.tolist() == [[-9, -9], [9, 9]]
+    assert first.sums.tolist() == [[6] * 4] * 2
+    assert smaller.sums.tolist() == [[10], [10]]
+    assert larger.sums.tolist() == [[-9, -9], [9, 9]]
 
 
 def test_folding_halves_does_not_overflow_or_round_the_products():
     large = torch.full((2, 1), 300.0, dtype=torch.float16)  # 90,000 is no float16
     odd = torch.full((1, 1), 1 + 2**-7, dtype=torch.bfloat16)  # its square is no bfloat16
 
-    assert Folder().fold(large, large, keep=(1,)).tolist() == [[180_000], [180_000]]
-    assert Folder().fold(odd, odd, keep=(1,))[0].item() == (1 + 2**-7) ** 2
+    assert Folder().fold(large, large, keep=(1,)).sums.tolist() == [[180_000], [180_000]]
+    assert Folder().fold(odd, odd, keep=(1,)).sums[0].item() == (1 + 2**-7) ** 2

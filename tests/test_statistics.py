@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flexrel import FlexrelError, PackError, Statistics, UsageError, calibrate
-from flexrel.statistics import PARTS, SiteStatistics
+from flexrel.statistics import SiteStatistics
 
-FIELDS = ("input", "output", "input_absolute", "output_absolute")
+FIELDS = (
+    *("input", "output", "input_absolute", "output_absolute"),
+    *("input_samples", "output_samples"),
+)
 
 
 def network(seed=0):
@@ -43,7 +46,7 @@ def assert_same(one, two, tolerance=0.0):
     for name in one:
         assert one[name].groups == two[name].groups
         for field in FIELDS:
-            a, b = getattr(one[name], field), getattr(two[name], field)
+            a, b = (statistics[name].sums()[field] for statistics in (one, two))
             assert a.dtype == b.dtype == torch.float64
             assert a.shape == b.shape
             assert (a - b).abs().max() <= tolerance * b.abs().max()
@@ -129,9 +132,14 @@ def test_statistics_are_a_mapping_of_layer_names_in_order():
 def test_the_parts_fit_each_other():
     # absolute = positive + negative parts, sum = positive - negative
     for site in made([images(5)]).values():
-        for plain, positive, absolute in zip(*map(site.vectors, PARTS), strict=True):
+        parts = ("sum", "positive", "absolute", "sample")
+        for plain, positive, absolute, sample in zip(*map(site.vectors, parts), strict=True):
             assert (positive >= 0).all()
             torch.testing.assert_close(positive - (absolute - positive), plain)
+            by_channel = sample.reshape(len(sample), -1)
+            assert torch.equal(by_channel, by_channel[:, :1].expand_as(by_channel))
+        assert (site.output_samples >= site.output.abs() - 1e-12).all()
+        assert (site.output_samples <= site.output_absolute + 1e-12).all()
 
 
 # --- what does not add --------------------------------------------------------------------------
@@ -298,9 +306,9 @@ def test_other_files_are_refused(saved):
 def test_another_version_is_refused_with_both_named(saved):
     _, path = saved
 
-    message = refusal(path, edited(path.read_bytes(), lambda about: about | {"version": 1}))
+    message = refusal(path, edited(path.read_bytes(), lambda about: about | {"version": 2}))
 
-    assert "flexrel-statistics version 1, expected flexrel-statistics version 2" in message
+    assert "flexrel-statistics version 2, expected flexrel-statistics version 3" in message
 
 
 def edited(data, change):

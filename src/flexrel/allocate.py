@@ -5,7 +5,8 @@ is that order cut after `k` units, so plans are nested, a cost can only fall as 
 meeting any budget is a bisection over one number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -81,3 +82,14 @@ class Removal:
                 ties -= len(equal)
             masks[site.name] = torch.from_numpy(keep).view(site.shape)
         return Plan(self.structure, masks)
+
+    def best_removed(self, count: int) -> Iterator[tuple[str, int]]:
+        """Yield the units that `plan(count)` removes, by site and number, the best first."""
+        plan = self.plan(count)
+        gone: list[tuple[float, str, int]] = []
+        for site in self.structure.sites:
+            values = self._values[site.name]
+            removed = np.flatnonzero(~plan.masks[site.name].flatten().numpy())
+            gone += [(float(values[at]), site.name, int(at)) for at in removed]
+        gone.sort(key=itemgetter(0), reverse=True)
+        yield from ((name, at) for _, name, at in gone)

@@ -144,7 +144,7 @@ def _calibrate_batch(
         _pass(model, batch, output, follow)
     found = {name: sums for name, sums in follow.sums.items() if sums.reached}
     for name, sums in found.items():
-        if not all(bool(vector.isfinite().all()) for vector in sums.vectors()):
+        if not all(bool(side.sums.isfinite().all()) for side in sums.vectors()):
             suspect = Suspect()
             _pass(model, batch, output, Follow(model, rule, folder, copy=True, suspect=suspect))
             first = f"; it first is in {suspect.found}" if suspect.found else ""
@@ -174,13 +174,12 @@ def _unmeasured(model: nn.Module, sites: Iterable[str]) -> tuple[str, ...]:
 def _site(sums: LayerSums) -> SiteStatistics:
     inputs, outputs = sums.vectors()
     return SiteStatistics(
-        inputs[0],
-        outputs[0],
-        inputs[1],
-        outputs[1],
-        sums.groups,
+        *(inputs.sums[0], outputs.sums[0], inputs.sums[1], outputs.sums[1]),
+        groups=sums.groups,
         transposed=sums.transposed,
         tied=sums.owner.tied,
+        input_samples=inputs.samples,
+        output_samples=outputs.samples,
     )
 
 

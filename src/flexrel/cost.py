@@ -34,6 +34,30 @@ def _remaining(work: Work, gone: Mapping[str, int]) -> int:
     return int(macs)
 
 
+def unit_macs(structure: Structure) -> dict[str, float]:
+    """Return the multiply-adds of one sample that go with one unit of each site, all else dense."""
+    uses: dict[str, int] = {}
+    for weight, times in structure.uses:
+        uses[weight] = uses.get(weight, 0) + times
+    found = {}
+    for site in structure.sites:
+        found[site.name] = sum(
+            uses.get(part.tensor, 0)
+            * prod(structure.shapes[part.tensor])
+            * part.index.shape[1]
+            / structure.shapes[part.tensor][part.axis]
+            for part in site.slices
+            if part.tensor in structure.shapes
+        ) + sum(
+            work.macs * each / length
+            for work in structure.work
+            for length, units in work.axes
+            for name, each in units
+            if name == site.name
+        )
+    return found
+
+
 def sparsity(structure: Structure, plan: Plan) -> float:
     """Return the share of prunable units removed: weights for elements, channels for channels."""
     return plan.removed / structure.units

@@ -15,13 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flexrel.cost import unit_macs
 from flexrel.errors import ModelError, UsageError
 from flexrel.records import Protected, Scores, Site, Structure, layer_of, weight_of
-from flexrel.scales import SCALES, Scale, alone, scaled
+from flexrel.scales import SCALES, Maker, Scale, alone, scaled
 from flexrel.statistics import PARTS, Part, SiteStatistics, Statistics
 
 Blend = Literal["sum", "product"]
 BLENDS: tuple[Blend, ...] = ("sum", "product")
+_NETWORK: tuple[Scale, Scale] = ("network", "network")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +33,7 @@ class Evidence:
     site: Site
     tensors: Mapping[str, Tensor]  # of the dense network, by name
     statistics: Statistics | None
+    macs: float = 0.0  # of one sample, that go with one unit
 
     def magnitude(self) -> Float[Tensor, "*units"]:
         """Return how large each unit's weights are, in weight units. Higher means keep.
@@ -52,21 +55,20 @@ class Evidence:
         """Return how much each unit mattered to the outputs. Higher means keep.
 
         An element: `rel(w) = r_in + r_out` (arXiv 2405.13088). A channel: the relevance of its
-        values as its readers take them in, averaged over kernel positions and summed over
-        readers (ours; Yeom et al. 2021 score a channel by the relevance that arrives at it).
+        values where a reader takes them in, averaged over kernel positions; of several readers,
+        the largest (ours; Yeom et al. 2021 score a channel by the relevance that arrives at it).
 
         Raises:
             UsageError: the statistics lack a layer that the site needs.
         """
         if not self.site.slices:
             return self._sums(self.site.name).parameter_relevance(part, torch.float32)
-        total = torch.zeros(self.site.units, dtype=torch.float64)
-        for reader in self.site.slices:
-            if reader.role != "consumer":
-                continue
-            arrived = self._sums(layer_of(reader.tensor)).along(reader.axis, part)
-            total += arrived[reader.index].sum(dim=1)
-        return total.float()
+        arrived = [
+            self._sums(layer_of(reader.tensor)).along(reader.axis, part)[reader.index].sum(dim=1)
+            for reader in self.site.slices
+            if reader.role == "consumer"
+        ]
+        return torch.stack(arrived).amax(dim=0).float()
 
     def _tensor(self, name: str) -> Tensor:
         return self.tensors[name].detach().float().cpu()
@@ -112,7 +114,8 @@ class Magnitude:
 
     def scores(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
         """Yield each site's magnitudes on the scale."""
-        return alone([site.magnitude for site in evidence], _scale_for(self.scale, evidence))
+        scale = self.scale or ("mean" if _in_units(evidence) else "network")
+        return alone([site.magnitude for site in evidence], scale, _costs(evidence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,23 +123,25 @@ class Relevance:
     """Keep what mattered in use: relevance alone.
 
     Attributes:
-        part: of relevance: "sum" (the paper's literal reading), "positive" or "absolute".
+        part: of relevance: "sum" (the paper's literal reading), "positive", "absolute", or
+            "sample", see `FlexRel`.
         scale: that makes layers comparable, see `FlexRel`.
     """
 
-    part: Part = "positive"
+    part: Part | None = None
     scale: Scale | None = None
     name: str = "relevance"
     needs_relevance: bool = True
 
     def __post_init__(self) -> None:
-        _check("part", self.part, PARTS)
+        _check_part(self.part)
         _check_scale(self.scale)
 
     def scores(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
         """Yield each site's relevance on the scale."""
-        makers = [partial(site.relevance, self.part) for site in evidence]
-        return alone(makers, _scale_for(self.scale, evidence))
+        makers = _relevances(self.part, evidence)
+        scale = self.scale or ("cost" if _in_units(evidence) else "network")
+        return alone(makers, scale, _costs(evidence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +153,18 @@ class FlexRel:
             same part and scale. The product with delta 1 orders as relevance on scale "mean".
         blend: "sum", the paper's, of M and R on a common scale; or "product" (ours),
             `M^(1 - delta) * (R / mean of the layer's R)^delta`.
-        part: of relevance: "sum", "positive" or "absolute".
+        part: of relevance: "sum", "positive" or "absolute" of every term, or "sample": the
+            absolute value of what a channel adds up to in each sample. None takes what measures
+            best: "positive" for elements, "sample" for channels and heads.
         scale: what M and R are brought to before they are blended: min-max over the "network",
-            min-max over the "layer", multiples of the layer's "mean" absolute value, or the
-            "rank" among the layer's distinct values. None takes what `benchmarks/signals.py`
-            found best: "network" for elements, "mean" for channels, as a norm behind a layer
-            makes the size of its weights arbitrary. A single signal, and M in the product, is
-            not brought to [0, 1] by "network" but taken as it is: its order is the same.
+            min-max over the "layer", multiples of the layer's "mean" absolute value, the "rank"
+            among the layer's distinct values, or over the square root of the multiply-adds that
+            go with a unit ("cost", ours). None takes what `benchmarks/signals.py` and
+            `benchmarks/channels.py` found best: "network" for elements; for channels and heads
+            "mean" for M, as a norm behind a layer makes the size of its weights arbitrary, and
+            "cost" for R, which is comparable over layers as it is. A single signal, and M in
+            the product, is not brought to [0, 1] by "network" but taken as it is: its order is
+            the same.
 
     Source:
         arXiv 2405.13088, score of a parameter; the paper leaves the normalisation open.
@@ -162,7 +172,7 @@ class FlexRel:
 
     delta: float = 0.5
     blend: Blend = "sum"
-    part: Part = "positive"
+    part: Part | None = None
     scale: Scale | None = None
     needs_relevance: bool = True
 
@@ -170,11 +180,12 @@ class FlexRel:
         if not 0 <= self.delta <= 1:
             raise UsageError(f"delta is {self.delta!r}; it is the share of relevance, in [0, 1]")
         _check("blend", self.blend, BLENDS)
-        _check("part", self.part, PARTS)
+        _check_part(self.part)
         _check_scale(self.scale)
         if self.blend == "product" and self.part == "sum":
             raise UsageError(
-                "blend='product' needs relevance without a sign: part='positive' or 'absolute'"
+                "blend='product' needs relevance without a sign: part='positive', 'absolute' "
+                "or 'sample'"
             )
 
     @property
@@ -187,20 +198,27 @@ class FlexRel:
         if self.delta == 0:  # the same order, and nothing near is rounded to a tie
             return Magnitude(self.scale).scores(evidence)
         if self.delta == 1:
-            scale = "mean" if self.blend == "product" else self.scale
-            return Relevance(self.part, scale).scores(evidence)
+            return self._relevance(evidence).scores(evidence)
         return self._product(evidence) if self.blend == "product" else self._sum(evidence)
 
+    def _relevance(self, evidence: Sequence[Evidence]) -> Relevance:
+        """Return the criterion whose scores are the product's relevance, or the sum's alone."""
+        if self.blend == "sum" or _in_units(evidence):
+            return Relevance(self.part, self.scale)
+        return Relevance(self.part, "mean")
+
     def _sum(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
-        scale = _scale_for(self.scale, evidence)
-        relevances = scaled([partial(site.relevance, self.part) for site in evidence], scale)
-        magnitudes = scaled([site.magnitude for site in evidence], scale)
+        default: tuple[Scale, Scale] = ("mean", "cost") if _in_units(evidence) else _NETWORK
+        of_magnitude, of_relevance = (self.scale or scale for scale in default)
+        costs = _costs(evidence)
+        relevances = scaled(_relevances(self.part, evidence), of_relevance, costs)
+        magnitudes = scaled([site.magnitude for site in evidence], of_magnitude, costs)
         for m, r in zip(magnitudes, relevances, strict=True):
             yield m.mul_(1 - self.delta).add_(r, alpha=self.delta)
 
     def _product(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
         magnitudes = Magnitude(self.scale).scores(evidence)
-        relevances = Relevance(self.part, "mean").scores(evidence)
+        relevances = self._relevance(evidence).scores(evidence)
         for m, r in zip(magnitudes, relevances, strict=True):
             yield m.pow_(1 - self.delta).mul_(r.pow_(self.delta))
 
@@ -247,7 +265,8 @@ def scores_of(
     """
     if criterion.needs_relevance and statistics is None:
         raise UsageError(f"criterion {criterion.name!r} needs statistics; pass calibration data")
-    evidence = [Evidence(site, tensors, statistics) for site in structure.sites]
+    macs = unit_macs(structure)
+    evidence = [Evidence(s, tensors, statistics, macs[s.name]) for s in structure.sites]
     scores: dict[str, Tensor] = {}
     for site, made in zip_longest(structure.sites, criterion.scores(evidence)):
         if site is None or not isinstance(made, Tensor):
@@ -267,15 +286,28 @@ def scores_of(
     return scores
 
 
-def _scale_for(scale: Scale | None, evidence: Sequence[Evidence]) -> Scale:
-    if scale is not None:
-        return scale
-    return "mean" if any(site.site.slices for site in evidence) else "network"
+def _in_units(evidence: Sequence[Evidence]) -> bool:
+    """Return whether units are channels or heads, and not entries of weights."""
+    return any(site.site.slices for site in evidence)
+
+
+def _costs(evidence: Sequence[Evidence]) -> list[float]:
+    return [site.macs for site in evidence]
+
+
+def _relevances(part: Part | None, evidence: Sequence[Evidence]) -> list[Maker]:
+    part = part or ("sample" if _in_units(evidence) else "positive")
+    return [partial(site.relevance, part) for site in evidence]
 
 
 def _check(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise UsageError(f"{what} {value!r} is not known; there are: {', '.join(known)}")
+
+
+def _check_part(part: Part | None) -> None:
+    if part is not None:
+        _check("part", part, PARTS)
 
 
 def _check_scale(scale: Scale | None) -> None:

@@ -1,8 +1,9 @@
 """The spine: one stage a line, from a network and what the target can afford to the result."""
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from operator import itemgetter
 from typing import Literal
@@ -107,7 +108,7 @@ def prune(
     dense = trials.dense()
     request = _Request(target, tuple(budgets), dense)
     chosen, plan = _solve(trials, request, options)
-    if granularity == "channel":  # elements are zeroed, there is nothing to compare with
+    if granularity in ("channel", "head"):  # elements are zeroed, there is nothing to compare with
         verify(model, apply(model, plan), plan, example)
     network, achieved = trials.measure(chosen, plan)
     rivals: tuple[Measurement, ...] = ()
@@ -218,12 +219,15 @@ def _solve(
     simplest = trials.removal(magnitude)
     if request.target is None:
         count = trials.units_for(magnitude, request.budgets, request.dense)
-        chosen = trials.choose(options, simplest.plan(count))
+        plan_of: Callable[[Criterion], Plan | None] = partial(_plan, trials, request)
+        if any(budget.resource == "bytes" for budget in request.budgets):  # packing takes long
+            plan_of = partial(trials.as_costly, simplest.plan(count))
+        chosen = trials.choose(options, plan_of)
         return chosen, _plan(trials, request, chosen)
     found: list[tuple[int, Criterion, Plan]] = []
     like = simplest.plan(simplest.removable // 2)
     for _ in range(_ROUNDS):  # where the plan lands decides what is best there
-        chosen = trials.choose(options, like)
+        chosen = trials.choose(options, partial(trials.as_costly, like))
         if any(chosen is tried for _, tried, _ in found):
             break
         try:
@@ -243,7 +247,7 @@ def _plan(trials: Trials, request: _Request, criterion: Criterion) -> Plan:
     removal = trials.removal(criterion)
     floor = request.floor
     if floor is None:
-        return removal.plan(least)
+        return trials.filled(criterion, least, request.budgets, request.dense)
     accuracies: dict[int, float] = {}
 
     def good(count: int) -> bool:

@@ -17,10 +17,13 @@ from flexrel.errors import PackError, UsageError
 from flexrel.relevance import Balance, merged
 from flexrel_edge.files import replace_file
 
-Part = Literal["sum", "positive", "absolute"]
-PARTS: tuple[Part, ...] = ("sum", "positive", "absolute")
-_FORMAT, _VERSION = "flexrel-statistics", 2
-_FIELDS = ("input", "output", "input_absolute", "output_absolute")
+Part = Literal["sum", "positive", "absolute", "sample"]
+PARTS: tuple[Part, ...] = ("sum", "positive", "absolute", "sample")
+_FORMAT, _VERSION = "flexrel-statistics", 3
+_FIELDS = (
+    *("input", "output", "input_absolute", "output_absolute"),
+    *("input_samples", "output_samples"),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +41,10 @@ class SiteStatistics:
         transposed: whether the weight is `[in, out / groups, *kernel]`, as of an embedding, of a
             transposed convolution, and of Hugging Face's Conv1D.
         tied: other names of the same weight. It counts once, here, with what all its uses got.
+        input_samples: `[channels]`, the sum over samples of the absolute value of what all
+            positions of a channel add up to in one sample; None stands for `input_absolute`, the
+            mean over kernel positions, which it is where a channel is one number.
+        output_samples: likewise of the output.
 
     Raises:
         UsageError: the shapes don't fit each other, or a value is NaN or infinite.
@@ -50,6 +57,8 @@ class SiteStatistics:
     groups: int = 1
     transposed: bool = False
     tied: tuple[str, ...] = ()
+    input_samples: Float[Tensor, "channels"] | None = None
+    output_samples: Float[Tensor, "out"] | None = None
 
     def __post_init__(self) -> None:
         inputs, outputs = (tuple(vector.shape) for vector in self.vectors("sum"))
@@ -57,16 +66,32 @@ class SiteStatistics:
         divided = self.groups >= 1 and all(
             shape and shape[0] % self.groups == 0 for shape in (inputs, outputs)
         )
-        if absolutes != (inputs, outputs) or len(outputs) != 1 or not divided:
+        given = self.sums()
+        samples = tuple(tuple(given[f"{side}_samples"].shape) for side in ("input", "output"))
+        fitting = absolutes == (inputs, outputs) and samples == (inputs[:1], outputs)
+        if not fitting or len(outputs) != 1 or not divided:
             raise UsageError(
                 f"relevance of shapes {inputs} and {outputs}, absolute {absolutes[0]} and "
                 f"{absolutes[1]}, is not that of one layer of {self.groups} groups"
             )
-        if not all(bool(getattr(self, name).isfinite().all()) for name in _FIELDS):
+        if not all(bool(tensor.isfinite().all()) for tensor in given.values()):
             raise UsageError("relevance has a NaN or an infinity")
+
+    def sums(self) -> dict[str, Tensor]:
+        """Return all that adds up, by the attribute's name."""
+        found = {name: getattr(self, name) for name in _FIELDS}
+        for side in ("input", "output"):
+            absolute = found[f"{side}_absolute"]
+            if found[f"{side}_samples"] is None:
+                by_channel = absolute.flatten(1).mean(1) if absolute.ndim > 1 else absolute
+                found[f"{side}_samples"] = by_channel
+        return found
 
     def vectors(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return `input` and `output` as plain sums, sums of positive parts, or of absolutes.
+
+        "sample" is the absolute value of what a channel adds up to in each sample (`*_samples`),
+        the same for all positions of a kernel.
 
         Raises:
             UsageError: there is no such part.
@@ -78,6 +103,11 @@ class SiteStatistics:
         if part == "positive":
             inputs = (self.input + self.input_absolute) / 2
             return inputs, (self.output + self.output_absolute) / 2
+        if part == "sample":
+            kernel = [1] * (self.input.ndim - 1)
+            found = self.sums()
+            channels = found["input_samples"].view(-1, *kernel)
+            return channels.expand_as(self.input), found["output_samples"]
         raise UsageError(f"part {part!r} of relevance is not one of {', '.join(PARTS)}")
 
     def along(self, axis: int, part: Part) -> Float[Tensor, "entries"]:
@@ -87,12 +117,13 @@ class SiteStatistics:
         """
         inputs, outputs = self.vectors(part)
         if axis == (0 if self.transposed else 1):
-            per_channel = inputs.flatten(1).mean(dim=1) if inputs.ndim > 1 else inputs
+            per_channel: Tensor = inputs.flatten(1).mean(dim=1) if inputs.ndim > 1 else inputs
             return per_channel if self.transposed else self._over_groups(per_channel)
         return self._over_groups(outputs) if self.transposed else outputs
 
     def _over_groups(self, values: Tensor) -> Tensor:
-        return values.unflatten(0, (self.groups, -1)).sum(dim=0)
+        total: Tensor = values.unflatten(0, (self.groups, -1)).sum(dim=0)
+        return total
 
     def parameter_relevance(
         self, part: Part = "sum", dtype: torch.dtype = torch.float64
@@ -127,12 +158,13 @@ class SiteStatistics:
             raise UsageError(
                 f"statistics of layers of different shapes, {shapes[0]} and {shapes[1]}, don't add"
             )
-        sums = {name: getattr(self, name) + getattr(other, name) for name in _FIELDS}
+        others = other.sums()
+        sums: dict[str, Any] = {name: tensor + others[name] for name, tensor in self.sums().items()}
         return replace(self, **sums, tied=tuple(dict.fromkeys((*self.tied, *other.tied))))
 
     def scaled(self, factor: float) -> "SiteStatistics":
         """Return every sum times `factor`."""
-        sums = {name: getattr(self, name) * factor for name in _FIELDS}
+        sums: dict[str, Any] = {name: tensor * factor for name, tensor in self.sums().items()}
         return replace(self, **sums)
 
 
@@ -209,9 +241,9 @@ class Statistics(Mapping[str, SiteStatistics]):
     def save(self, path: str | Path) -> None:
         """Write the statistics to a safetensors file, whole or not at all."""
         tensors = {
-            f"{name}|{field}": getattr(site, field).clone(memory_format=torch.contiguous_format)
+            f"{name}|{field}": tensor.clone(memory_format=torch.contiguous_format)
             for name, site in self.sites.items()
-            for field in _FIELDS
+            for field, tensor in site.sums().items()
         }
         about = {
             "format": _FORMAT,

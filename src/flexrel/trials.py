@@ -1,6 +1,6 @@
 """Plans of one network made and measured: what the spine asks again and again while it searches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -21,7 +21,12 @@ from flexrel.statistics import Statistics
 from flexrel.structure import named_tensors
 
 _BYTES_TOLERANCE = 0.002  # a byte budget is met from below, to within this share of it
+_FILLS = 100  # units tried that may stay within the budgets after all
+_ROOM = 0.01  # of a budget left over: not worth filling
 _BYTES_STEPS = 1000  # of the units, where bytes rose as units went
+
+
+Limit = tuple[Callable[[Structure, Plan], int], float]  # what counts a cost, and the most allowed
 
 
 @dataclass(slots=True)
@@ -108,6 +113,48 @@ class Trials:
             count = min(count + 1 + self.structure.units // _BYTES_STEPS, removal.removable)
         return count
 
+    def filled(
+        self, criterion: Criterion, count: int, budgets: Sequence[Budget], dense: Measurement
+    ) -> Plan:
+        """Return the plan that removes `count` units, less those that fit the budgets after all.
+
+        With a budget on anything but multiply-adds and parameters, and for elements, it is the
+        plan that removes `count`.
+        """
+        limits: list[Limit] = []
+        for budget in budgets:
+            if budget.resource not in ("MACs", "parameters"):
+                return self.removal(criterion).plan(count)
+            of, whole = cost.macs, dense.macs
+            if budget.resource == "parameters":
+                of, whole = cost.parameters, dense.parameters
+            limits.append((of, budget.limit(whole)))
+        return self._filled(self.removal(criterion), count, limits)
+
+    def _filled(self, removal: Removal, count: int, limits: Sequence[Limit]) -> Plan:
+        """Return the plan, less units that fit within the limits after all.
+
+        Units differ in cost, so that the last one to go may leave much room: heads and groups of
+        channels do. Of those removed the best come back first.
+        """
+        plan = removal.plan(count)
+        if self.structure.granularity == "element":
+            return plan
+
+        def room(plan: Plan) -> float:
+            shares = (1 - of(self.structure, plan) / max(limit, 1) for of, limit in limits)
+            return min(shares, default=0.0)
+
+        for tried, (site, unit) in enumerate(removal.best_removed(count)):
+            if tried == _FILLS or room(plan) < _ROOM:
+                break
+            mask = plan.masks[site].clone()
+            mask[unit] = True
+            fuller = Plan(self.structure, {**plan.masks, site: mask})
+            if room(fuller) >= 0:
+                plan = fuller
+        return plan
+
     def within(self, plan: Plan, budgets: Sequence[Budget], dense: Measurement) -> bool:
         """Return whether the plan's packed file keeps to every budget on bytes.
 
@@ -152,25 +199,33 @@ class Trials:
             return self.bytes(plan)
         return (cost.macs if resource == "MACs" else cost.parameters)(self.structure, plan)
 
-    def choose(self, candidates: Sequence[Criterion], like: Plan) -> Criterion:
-        """Return the candidate whose network diverges least on calibration data at equal cost.
+    def choose(
+        self, candidates: Sequence[Criterion], plan_of: Callable[[Criterion], Plan | None]
+    ) -> Criterion:
+        """Return the candidate whose plan's network diverges least on calibration data.
 
         Args:
             candidates: to choose from; a tie goes to the earlier.
-            like: its multiply-adds (channels) or parameters (elements) are the cost that every
-                candidate must not exceed.
+            plan_of: makes a candidate's plan, all of one cost; None where there is none.
         """
-        kind = self.structure.granularity
-        resource = "MACs" if kind == "channel" else "parameters"
-        limit = (cost.macs if kind == "channel" else cost.parameters)(self.structure, like)
 
         def divergence(index: int) -> float:
-            removal = self.removal(candidates[index])
-            of = partial(self._cost, removal, resource)
-            count = least_removal(of, limit, removal.removable)
+            plan = plan_of(candidates[index])
             self.progress("choosing a criterion", index + 1, len(candidates))
-            if count is None:
-                return float("inf")
-            return self.divergence(self.network(removal.plan(count)))
+            return float("inf") if plan is None else self.divergence(self.network(plan))
 
         return candidates[min(range(len(candidates)), key=divergence)]
+
+    def as_costly(self, like: Plan, criterion: Criterion) -> Plan | None:
+        """Return the criterion's plan that costs no more than another, if there is one.
+
+        The cost is in parameters for elements, else in multiply-adds.
+        """
+        kind = self.structure.granularity
+        resource = "parameters" if kind == "element" else "MACs"
+        limit = (cost.parameters if kind == "element" else cost.macs)(self.structure, like)
+        removal = self.removal(criterion)
+        count = least_removal(partial(self._cost, removal, resource), limit, removal.removable)
+        if count is None:
+            return None
+        return self._filled(removal, count, [(cost.macs, limit)])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flexrel.relevance.affine import Affine
-from flexrel.relevance.fold import Folder
+from flexrel.relevance.fold import Folded, Folder
 from flexrel.relevance.patches import Stamp, Window, sum_patches
 from flexrel.relevance.weights import Owner
 
@@ -25,20 +25,18 @@ class LayerSums:
     ) -> None:
         self.owner, self.transposed, self.groups = owner, transposed, groups
         self._units = units  # of the input
-        self._sides: list[Tensor | None] = [None, None]
+        self._sides: list[Folded | None] = [None, None]
 
-    def add(self, side: int, found: Tensor, *, transposed: bool) -> None:
-        """Add sums and sums of absolute values, `[2, *units]`, to the input (0) or output (1).
-
-        They add up in float64, on the CPU.
+    def add(self, side: int, found: Folded, *, transposed: bool) -> None:
+        """Add sums over units to those of the input (0) or output (1), in float64, on the CPU.
 
         A tied weight is read by another layer the other way round: what that layer's rows are
         fed with belongs to the columns here.
         """
         side = side if transposed == self.transposed else 1 - side
-        found = found.double().cpu()
+        found = Folded(*(part.double().cpu() for part in found))
         before = self._sides[side]
-        self._sides[side] = found if before is None else before + found
+        self._sides[side] = found if before is None else Folded(*map(torch.add, before, found))
 
     def add_input(
         self,
@@ -51,11 +49,13 @@ class LayerSums:
     ) -> None:
         """Add the relevance of an input; `axes` are how a convolution reads it."""
         if axes and all(_reads_all_once(axis) for axis in axes):
-            found = folder.fold(value, gradient, (1,)).view(2, -1, *[1] * len(axes))
+            found = folder.fold(value, gradient, (1,))
+            found = found._replace(sums=found.sums.view(2, -1, *[1] * len(axes)))
         else:
             found = folder.fold(value, gradient, keep)
             if axes:  # at once: the next call may read an input of another size
-                found = torch.stack([sum_patches(part, axes) for part in found])
+                summed = torch.stack([sum_patches(part, axes) for part in found.sums])
+                found = found._replace(sums=summed)
         self.add(0, found, transposed=transposed)
 
     def add_output(
@@ -74,18 +74,19 @@ class LayerSums:
         relevance = (value.double() * gradient).sum(-1).reshape(-1).cpu()  # of each lookup
         found = torch.zeros(2, *self._units, dtype=torch.float64)
         found.index_add_(1, indices.reshape(-1).cpu(), torch.stack((relevance, relevance.abs())))
-        self.add(0, found, transposed=True)
+        self.add(0, Folded(found, found[1]), transposed=True)
 
     @property
     def reached(self) -> bool:
         """Whether any relevance came to the layer's output."""
         return self._sides[1] is not None
 
-    def vectors(self) -> tuple[Tensor, Tensor]:
-        """Return the two `[2, *units]`; zeros for an input that is a constant."""
+    def vectors(self) -> tuple[Folded, Folded]:
+        """Return the sums of inputs and outputs; zeros for an input that is a constant."""
         inputs, outputs = self._sides
         if inputs is None:
-            inputs = torch.zeros(2, *self._units, dtype=torch.float64)
+            zeros = torch.zeros(2, *self._units, dtype=torch.float64)
+            inputs = Folded(zeros, torch.zeros(self._units[0], dtype=torch.float64))
         if outputs is None:
             raise RuntimeError(f"no relevance came to {self.owner.name!r}")
         return inputs, outputs

@@ -67,9 +67,9 @@ def disagreement(model: nn.Module, pruned: nn.Module, plan: Plan, example: Batch
     resize_(expected, masked(named_tensors(model), plan, {"consumer"}))
     found = _difference(model, expected, pruned, example)
     if isinstance(found, float) and _AGREE < found <= _NEAR:
-        networks = (duplicate(network).double() for network in (model, expected, pruned))
+        exact, wanted, cut = (duplicate(each).double() for each in (model, expected, pruned))
         try:
-            found = _difference(*networks, _double(example))
+            found = _difference(exact, wanted, cut, _double(example))
         except ModelError:
             return f"the cut network's outputs differ from the masked one's by {found:.3g}"
     if isinstance(found, str):

@@ -33,11 +33,12 @@ class Units:
 
     def free(self, atoms: Atoms) -> Flags:
         """Return which of the atoms can be cut."""
-        return self._reason[atoms] == _FREE
+        free: Flags = self._reason[atoms] == _FREE
+        return free
 
     def reason(self, atoms: Atoms) -> str:
         """Return why the first of the atoms that can't be cut must stay."""
-        return self._reasons[self._reason[atoms].min()]
+        return self._reasons[int(self._reason[atoms].min())]
 
 
 def resolve(coupling: Coupling) -> Units:
@@ -59,7 +60,7 @@ class _Units:
     """Connected components of atoms, and which of them are barred."""
 
     def __init__(self, coupling: Coupling) -> None:
-        self._root = np.arange(coupling.atoms)
+        self._root: Atoms = np.arange(coupling.atoms)
         self._reasons = list(dict.fromkeys(reason for _, reason in coupling.barred))
         number = {reason: at for at, reason in enumerate(self._reasons)}
         self._reason = np.full(coupling.atoms, _FREE)  # of each root
@@ -119,7 +120,8 @@ class _Units:
         )
 
     def _free(self, atoms: Atoms) -> Flags:
-        return self._reason[self._root[atoms]] == _FREE
+        free: Flags = self._reason[self._root[atoms]] == _FREE
+        return free
 
     def _bar(self, atoms: Atoms, reason: int) -> None:
         roots = self._root[atoms]

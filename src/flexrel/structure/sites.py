@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flexrel.records import Attribute, Role, Site, Slice, Work, layer_of
+from flexrel.records import Attribute, Kind, Role, Site, Slice, Work, layer_of
 from flexrel.structure.couple import Atoms, Axis, Coupling
 from flexrel.structure.resolve import Units
 
@@ -37,14 +37,14 @@ def sites_of(coupling: Coupling, units: Units) -> list[Site]:
         names[name] = names.get(name, 0) + 1
         if names[name] > 1:
             name = f"{name}#{names[name]}"
-        kind = "head" if units.heads[members].any() else "channel"
+        kind: Kind = "head" if units.heads[members].any() else "channel"
         sites.append(Site(name, (len(members),), slices, kind))
     return sites
 
 
 def _alike(owned: list[Atoms], units: Units) -> Iterator[tuple[Atoms, list[tuple[int, Atoms]]]]:
     """Yield units that are in the same slots, as often, and where: `[units, times]` a slot."""
-    if not owned:
+    if not any(units.free(atoms).any() for atoms in owned):
         return
     slot = np.repeat(np.arange(len(owned)), [len(atoms) for atoms in owned])
     place = np.concatenate([np.arange(len(atoms)) for atoms in owned])

@@ -1,0 +1,535 @@
+"""Accuracy of networks with fewer channels: FlexRel against Torch-Pruning, nothing trained.
+
+    python benchmarks/channels.py                          measure all (an hour on a core)
+    python benchmarks/channels.py --networks resnet20 --draws 0
+    python benchmarks/channels.py --explore                reductions of relevance, on `train` alone
+    python benchmarks/channels.py --show                   tables from the JSON alone
+
+Needs torch-pruning. All networks have at most the target's multiply-adds, counted by one ruler, and
+nothing is trained or repaired. Relevance is calibrated on 512 `train` images without labels; Taylor
+gets the same images with labels. Every method may choose its form or settings by accuracy on 1,000
+other `train` images; accuracy is reported on all of `test_a`, on which nothing is chosen.
+"""
+
+import argparse
+import base64
+import copy
+import itertools
+import math
+import statistics
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from torch import nn
+from torch.nn import functional
+
+import common
+from flexrel import cost
+from flexrel.allocate import ALLOCATIONS, Removal
+from flexrel.apply import apply
+from flexrel.batches import read_batches
+from flexrel.calibrate import calibrate
+from flexrel.criteria import FlexRel, Magnitude, Relevance, scores_of
+from flexrel.records import Plan
+from flexrel.search import least_removal
+from flexrel.structure import analyse
+
+TARGETS = {"resnet20": 59.3 / 81.2, "resnet56": 1 / 2.12}  # multiply-adds over dense
+OTHER_LEVELS = {"resnet20": 0.5, "resnet56": 0.7}  # that --explore looks at beside the targets
+OURS = "FlexRel"
+CALIBRATE, CHOOSE, BATCH = 512, 1000, 250  # images
+FINALISTS = 3  # of a role: best on the first batch of CHOOSE, and looked at on all of it
+DRAWS = (0, 1, 2)  # of calibration images
+DELTAS = {"sum": (0.1, 0.3, 0.5, 0.7, 0.9), "product": (1 / 3, 1 / 2, 2 / 3)}
+PARTS = {"sum": ("positive", "absolute", "sum"), "product": ("positive", "absolute")}
+
+
+# --- images, and the ruler ------------------------------------------------------------------
+
+
+class Bench:
+    """One network, with the images that all methods share."""
+
+    def __init__(self, packs, name, device):
+        self.name, self.device = name, device
+        self.model = packs.network(name).to(device)
+        self._normalise = lambda x: packs.normalise(name, x).to(device)
+        self._images, self._labels = packs.cifar10("train")
+        order = np.random.default_rng(0).permutation(len(self._labels))
+        self._chosen, self._rest = order[:CHOOSE], order[CHOOSE:]
+        self.choose = self._batches(self._images[self._chosen], self._labels[self._chosen])
+        self.test = self._batches(*packs.cifar10("test_a"))
+        self._positions = _positions(self.model, self.choose[0][0][:1])
+        self.limit = TARGETS[name] * self.multiply_adds(self.model)
+
+    def draw(self, seed):
+        """Return the calibration batches of a draw, with labels."""
+        picked = np.random.default_rng(seed).permutation(self._rest)[:CALIBRATE]
+        return self._batches(self._images[picked], self._labels[picked], 64)
+
+    def _batches(self, images, labels, size=BATCH):
+        inputs = self._normalise(images).contiguous(memory_format=torch.channels_last)
+        labels = torch.from_numpy(labels).to(self.device)
+        return list(zip(inputs.split(size), labels.split(size), strict=True))
+
+    def multiply_adds(self, network):
+        """Count what the dense network's layers do in the pruned one, for one sample."""
+        modules = dict(network.named_modules())
+        return sum(modules[n].weight.numel() * times for n, times in self._positions.items())
+
+
+def _positions(model, example):
+    """Return how many output positions each layer has: multiply-adds of each of its weights."""
+    found, handles = {}, []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+
+            def note(_, __, out, name=name):
+                found[name] = out[0, 0].numel() if out.ndim == 4 else 1
+
+            handles.append(module.register_forward_hook(note))
+    with torch.no_grad():
+        model(example)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def hits(network, batches):
+    """Return for each image whether the network is right."""
+    network = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
+    with torch.inference_mode():
+        right = [network(inputs).argmax(1) == labels for inputs, labels in batches]
+    return torch.cat(right).cpu().numpy()
+
+
+# --- FlexRel --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to use FlexRel."""
+
+    role: str  # in the table
+    criterion: object
+    allocation: str
+    sites: str  # "inner" or "all"
+
+    @property
+    def name(self):
+        part = getattr(self.criterion, "part", "")
+        words = (self.criterion.name, part, self.allocation, f"{self.sites} channels")
+        return ", ".join(word for word in words if word)
+
+
+def forms(sites):
+    """Yield every form of FlexRel that is tried."""
+    criteria = [("FlexRel magnitude", Magnitude())]
+    criteria += [("FlexRel relevance", Relevance(part)) for part in PARTS["sum"]]
+    for blend, deltas in DELTAS.items():
+        pairs = itertools.product(deltas, PARTS[blend])
+        criteria += [("FlexRel blend", FlexRel(delta, blend, part)) for delta, part in pairs]
+    for (role, criterion), allocation, chosen in itertools.product(criteria, ALLOCATIONS, sites):
+        yield Form(role, criterion, allocation, chosen)
+
+
+def structures_of(bench):
+    """Return the sites that forms choose among: all, and those inside a block alone.
+
+    A space that joins a residual sum has more than one layer that makes it.
+    """
+    (example,) = read_batches([bench.choose[0][0][:2]], bench.model)
+    whole = analyse(bench.model, example, "channel")
+    made = {s.name: sum(part.role == "producer" for part in s.slices) for s in whole.sites}
+    inner = tuple(site for site in whole.sites if made[site.name] == 1)
+    if len(inner) == len(whole.sites):
+        return {"inner": whole}
+    return {"inner": replace(whole, sites=inner), "all": whole}
+
+
+def cut(bench, structure, scores, level):
+    """Return the network without the channels that go first, at the level; None: can't be met."""
+    removal = Removal(structure, scores)
+    limit = level * cost.macs(structure)
+    count = least_removal(lambda k: cost.macs(structure, removal.plan(k)), limit, removal.removable)
+    return None if count is None else apply(bench.model, removal.plan(count))
+
+
+def flexrel_candidates(bench, structures, batches):
+    """Yield role, name, whether the draw matters, and what makes the network, for every form."""
+    tensors = {**dict(bench.model.named_parameters()), **dict(bench.model.named_buffers())}
+    stats = calibrate(bench.model, [inputs for inputs, _ in batches])  # no labels
+    for form in forms(structures):
+
+        def make(form=form):
+            structure = structures[form.sites]
+            scores = scores_of(form.criterion, structure, tensors, stats)
+            scores = ALLOCATIONS[form.allocation](scores)
+            return cut(bench, structure, scores, TARGETS[bench.name])
+
+        yield form.role, form.name, form.criterion.needs_relevance, make
+
+
+# --- Torch-Pruning --------------------------------------------------------------------------
+
+IMPORTANCES = {
+    "L1": lambda how: tp.importance.MagnitudeImportance(p=1, group_reduction=how),
+    "L2": lambda how: tp.importance.MagnitudeImportance(p=2, group_reduction=how),
+    "Taylor": lambda how: tp.importance.TaylorImportance(group_reduction=how),
+    "LAMP": lambda how: tp.importance.LAMPImportance(group_reduction=how),
+    "BN scale": lambda how: tp.importance.BNScaleImportance(group_reduction=how),
+}
+RATIOS = 600  # steps in which the pruning ratio is searched
+COARSE = range(RATIOS // 10, RATIOS, RATIOS // 10)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What Torch-Pruning is called with.
+
+    Channels: "inner", the first layer of every block; "all", residual paths too, with padded
+    shortcuts as in `traceable`; "all, padded", the network as it is.
+    """
+
+    importance: str
+    reduction: str  # over the layers of a group: "mean", its default, or "first"
+    everywhere: bool  # global_pruning
+    channels: str
+    steps: int  # equal steps of multiply-adds; importance is taken anew before each
+
+    @property
+    def name(self):
+        order = "global" if self.everywhere else "per-layer"
+        steps = f"{self.steps} step{'s' if self.steps > 1 else ''}"
+        return f"{self.reduction} of group, {order}, {self.channels} channels, {steps}"
+
+
+def settings():
+    """Yield all settings: the most likely ones in full, the others as one step."""
+    for importance, everywhere in itertools.product(IMPORTANCES, (True, False)):
+        for channels, steps in itertools.product(("inner", "all"), (1, 3)):
+            yield Settings(importance, "mean", everywhere, channels, steps)
+        yield Settings(importance, "mean", everywhere, "all, padded", 1)
+        if importance != "BN scale":  # which looks at norms alone, never first of their groups
+            yield Settings(importance, "first", everywhere, "inner", 1)
+            yield Settings(importance, "first", everywhere, "all", 1)
+
+
+def traceable(model):
+    """Return a copy of the model with every padded shortcut as the convolution that it amounts to.
+
+    It computes the same and the ruler does not count it; Torch-Pruning can then cut residual paths.
+    """
+    model = copy.deepcopy(model)
+    for block in model.modules():
+        shortcut = getattr(block, "shortcut", None)
+        if hasattr(shortcut, "lo"):
+            block.shortcut = _as_convolution(shortcut, block.conv1)
+    return model
+
+
+def _as_convolution(shortcut, beside):
+    made, read = beside.out_channels, beside.in_channels
+    convolution = nn.Conv2d(read, made, 1, shortcut.stride, bias=False).to(beside.weight.device)
+    rows = torch.arange(read)
+    with torch.no_grad():
+        convolution.weight.zero_()[rows + shortcut.lo, rows] = 1
+    return convolution
+
+
+def torch_pruned(bench, way, batches, level):
+    """Return the network that Torch-Pruning makes of at most `level` of the multiply-adds.
+
+    Its pruning ratio is searched. None: no ratio meets the level.
+    """
+    network = traceable(bench.model) if way.channels == "all" else bench.model
+    dense = bench.multiply_adds(network)
+    for step in range(1, way.steps + 1):
+        gradients = _gradients(network, batches) if way.importance == "Taylor" else {}
+        tried = {}
+
+        def multiply_adds(ratio, network=network, gradients=gradients, tried=tried):
+            tried[ratio] = _pruned_at(ratio / RATIOS, network, gradients, way)
+            return bench.multiply_adds(tried[ratio])
+
+        limit = dense * (1 - (1 - level) * step / way.steps)
+        met = (k for k in COARSE if multiply_adds(k) <= limit)  # near 1 it removes nothing
+        ratio = least_removal(multiply_adds, limit, next(met, 0))
+        if ratio is None:
+            return None
+        network = tried[ratio]
+    return network
+
+
+def _gradients(network, batches):
+    """Return the gradients of the loss on the labelled calibration images, by parameter."""
+    network = copy.deepcopy(network).eval()
+    for inputs, labels in batches:
+        functional.cross_entropy(network(inputs), labels, reduction="sum").backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+def _pruned_at(ratio, network, gradients, way):
+    network = copy.deepcopy(network)
+    for name, gradient in gradients.items():
+        network.get_parameter(name).grad = gradient.clone()
+    inner = [m for n, m in network.named_modules() if n == "conv1" or n.endswith("conv2")]
+    pruner = tp.pruner.BasePruner(
+        network,
+        torch.zeros(1, 3, 32, 32, device=network.linear.weight.device),
+        IMPORTANCES[way.importance](way.reduction),
+        pruning_ratio=ratio,
+        global_pruning=way.everywhere,
+        ignored_layers=[network.linear, *(inner if way.channels == "inner" else [])],
+    )
+    pruner.step()
+    return network
+
+
+def torch_pruning_candidates(bench, batches):
+    """Yield role, name, whether the draw matters, and what makes the network, for all settings."""
+    for way in settings():
+
+        def make(way=way):
+            return torch_pruned(bench, way, batches, TARGETS[bench.name])
+
+        yield f"Torch-Pruning {way.importance}", way.name, way.importance == "Taylor", make
+
+
+# --- measuring ------------------------------------------------------------------------------
+
+
+def measure(args):
+    torch.backends.cudnn.allow_tf32 = False
+    packs = common.data_packs()
+    for name in args.networks:
+        bench = Bench(packs, name, args.device)
+        structures = structures_of(bench)
+        known = {}  # what does not depend on the draw
+        for draw in args.draws:
+            began = time.monotonic()
+            block = measure_draw(bench, structures, draw, known)
+            file = f"channels-{name}"
+            old = common.load(file)["blocks"] if _is_measured(file) else []
+            rest = [other for other in old if other["draw"] != draw]
+            common.save(file, {"torch": torch.__version__, "blocks": [*rest, block]})
+            print(f"{name}, draw {draw}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def measure_draw(bench, structures, draw, known):
+    """Try every form and setting on the choosing images; report each role's best on `test_a`."""
+    batches = bench.draw(draw)
+    candidates = itertools.chain(
+        flexrel_candidates(bench, structures, batches), torch_pruning_candidates(bench, batches)
+    )
+    tried = {}  # role -> rows
+    for role, form, differs, make in candidates:
+        if differs or (role, form) not in known:
+            known[role, form] = _tried(bench, role, form, make)
+        tried.setdefault(role, []).append(known[role, form])
+    best = {role: _best(bench, rows) for role, rows in tried.items()}
+    best = {role: row for role, row in best.items() if row is not None}
+    ours = [row for role, row in best.items() if role.startswith(OURS)]
+    best[OURS] = max(ours, key=lambda row: row["chosen at"])
+    dense = hits(bench.model, bench.test)
+    return {
+        "draw": draw,
+        "dense": {"macs": bench.multiply_adds(bench.model), **_result(dense)},
+        "limit": bench.limit,
+        "tried": [_written(row) for rows in tried.values() for row in rows],
+        "test_a": [
+            _written(row) | {"role": role} | _result(hits(row["network"], bench.test))
+            for role, row in best.items()
+        ],
+    }
+
+
+def _tried(bench, role, form, make):
+    """Return what became of a form, with its network; why there is none, if so."""
+    row = {"role": role, "form": form}
+    try:
+        network = make()
+        if network is None:
+            return row | {"failure": "the target can't be met"}
+        first = float(hits(network, bench.choose[:1]).mean())
+    except (RuntimeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        return row | {"failure": f"{type(error).__name__}: {str(error)[:120]}"}
+    return row | {"first look": first, "macs": bench.multiply_adds(network), "network": network}
+
+
+def _best(bench, rows):
+    """Return the row that is best on all choosing images, of those best at first look."""
+    ranked = sorted((r for r in rows if "network" in r), key=lambda row: -row["first look"])
+    for row in ranked[:FINALISTS]:
+        if "chosen at" not in row:
+            row["chosen at"] = float(hits(row["network"], bench.choose).mean())
+    return max(ranked[:FINALISTS], key=lambda row: row["chosen at"], default=None)
+
+
+def _written(row):
+    return {key: value for key, value in row.items() if key != "network"}
+
+
+def _result(right):
+    packed = base64.b64encode(np.packbits(right).tobytes()).decode()
+    return {"samples": len(right), "accuracy": float(right.mean()), "hits": packed}
+
+
+# --- reductions, explored -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A blend of a channel: `M^(1 - d) * (R / (mean^even * cost^thrift))^d`, mean of its layer's R.
+
+    M is in multiples of its layer's mean; cost is the multiply-adds that go with one channel.
+    """
+
+    part: str
+    even: float
+    thrift: float
+    delta: float
+    saved: dict  # site name -> multiply-adds
+    needs_relevance: bool = True
+
+    @property
+    def name(self):
+        return f"{self.part} / (mean^{self.even:g} cost^{self.thrift:g}), delta {self.delta:.2g}"
+
+    def scores(self, evidence):
+        for site in evidence:
+            size, relevance = site.magnitude(), site.relevance(self.part).abs()
+            scale = relevance.mean() ** self.even * self.saved[site.site.name] ** self.thrift
+            yield (size / size.mean()) ** (1 - self.delta) * (relevance / scale) ** self.delta
+
+
+def reductions(structure):
+    """Yield every reduction that is tried."""
+    saved = {}
+    for site in structure.sites:
+        masks = {s.name: torch.ones(s.shape, dtype=torch.bool) for s in structure.sites}
+        masks[site.name][0] = False
+        saved[site.name] = cost.macs(structure) - cost.macs(structure, Plan(structure, masks))
+    powers = (0, 0.5, 1)
+    ways = itertools.product(("positive", "absolute", "sum"), powers, powers, (1, 0.5))
+    yield from (Reduced(*way, saved) for way in ways)
+
+
+def explore(args):
+    """Measure every reduction on the choosing images, at the target and at one other level."""
+    packs = common.data_packs()
+    for name in args.networks:
+        bench = Bench(packs, name, args.device)
+        structure = structures_of(bench)["inner"]
+        tensors = {**dict(bench.model.named_parameters()), **dict(bench.model.named_buffers())}
+        stats = calibrate(bench.model, [inputs for inputs, _ in bench.draw(DRAWS[0])])
+        rows = []
+        for criterion in reductions(structure):
+            scores = scores_of(criterion, structure, tensors, stats)
+            for level in (TARGETS[name], OTHER_LEVELS[name]):
+                network = cut(bench, structure, scores, level)
+                if network is not None:
+                    right = hits(network, bench.choose)
+                    row = {"form": criterion.name, "level": level, "accuracy": float(right.mean())}
+                    rows.append(row)
+            common.save(f"channels-explore-{name}", {"rows": rows})
+
+
+# --- tables ---------------------------------------------------------------------------------
+
+
+def show():
+    parts = []
+    for name in TARGETS:
+        if _is_measured(f"channels-{name}"):
+            parts += _summary(name, common.load(f"channels-{name}")["blocks"])
+    if all(_is_measured(f"channels-explore-{name}") for name in TARGETS):
+        parts += _explored({n: common.load(f"channels-explore-{n}")["rows"] for n in TARGETS})
+    common.replace_section("channels", "\n\n".join(parts))
+
+
+def _explored(rows):
+    """Return the table of the ten best reductions, by the mean of all columns, and of the worst."""
+    columns = [(name, row["level"]) for name in rows for row in rows[name][:2]]
+    found = {}
+    for name, own in rows.items():
+        for row in own:
+            found.setdefault(row["form"], {})[name, row["level"]] = row["accuracy"]
+    full = {form: at for form, at in found.items() if len(at) == len(columns)}
+    best = sorted(full, key=lambda form: -statistics.fmean(full[form].values()))
+    lines = []
+    for form in [*best[:10], best[-1]]:
+        values = [full[form][column] for column in columns]
+        lines.append([form, *(f"{100 * v:.1f}" for v in (*values, statistics.fmean(values)))])
+    header = ["reduction", *(f"{name} at {level:.2f}" for name, level in columns), "mean"]
+    return [f"Reductions, on {CHOOSE:,} `train` images", common.table(header, lines)]
+
+
+def _summary(name, blocks):
+    """Return the table of one network, and the margin under it."""
+    dense = blocks[0]["dense"]
+    roles = [row["role"] for row in blocks[0]["test_a"]]
+    right = {role: np.stack([_hits_of(block, role) for block in blocks]) for role in roles}
+    rows = []
+    for role in sorted(roles, key=lambda role: -right[role].mean()):
+        found = [_row(block, role) for block in blocks]
+        mean, error = _estimate(right[role])
+        each = ", ".join(f"{100 * row['accuracy']:.1f}" for row in found)
+        macs = statistics.fmean(row["macs"] for row in found) / dense["macs"]
+        form = statistics.mode(row["form"] for row in found)
+        rows.append([role, f"{100 * mean:.1f} ± {100 * error:.1f}", each, f"{macs:.3f}", form])
+    title = (
+        f"**{name}** at {blocks[0]['limit'] / dense['macs']:.3f} of its multiply-adds: "
+        f"{2 * blocks[0]['limit'] / 1e6:.1f} of {2 * dense['macs'] / 1e6:.1f} MFLOPs; dense "
+        f"{100 * dense['accuracy']:.2f}, n = {dense['samples']:,}, {len(blocks)} draws"
+    )
+    header = ["method", "top-1, %", "each draw", "MACs over dense", "chosen most often"]
+    other = max((r for r in roles if not r.startswith(OURS)), key=lambda role: right[role].mean())
+    margin, error = _estimate(right[OURS].astype(float) - right[other])
+    said = (
+        f"{OURS} over {other}, the best on `test_a` itself: "
+        f"{100 * margin:+.1f} ± {100 * error:.1f} points, paired over images and draws"
+    )
+    return [title, common.table(header, rows), said]
+
+
+def _estimate(values):
+    """Return the mean of `[draws, images]` and its standard error, of images and draws together."""
+    draws, images = values.shape
+    within = values.mean(0).var(ddof=1) / images
+    between = values.mean(1).var(ddof=1) / draws if draws > 1 else 0.0
+    return float(values.mean()), math.sqrt(within + between)
+
+
+def _row(block, role):
+    return next(row for row in block["test_a"] if row["role"] == role)
+
+
+def _hits_of(block, role):
+    row = _row(block, role)
+    packed = np.frombuffer(base64.b64decode(row["hits"]), np.uint8)
+    return np.unpackbits(packed, count=row["samples"]).astype(bool)
+
+
+def _is_measured(file):
+    return (common.RESULTS / f"{file}.json").is_file()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=tuple(TARGETS), choices=TARGETS)
+    parser.add_argument("--draws", nargs="+", type=int, default=DRAWS, choices=DRAWS)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--explore", action="store_true", help="reductions of relevance instead")
+    parser.add_argument("--show", action="store_true", help="the tables alone, from the JSON")
+    args = parser.parse_args()
+    if not args.show:
+        (explore if args.explore else measure)(args)
+    show()
+
+
+if __name__ == "__main__":
+    main()
