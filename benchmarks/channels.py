@@ -44,7 +44,7 @@ CALIBRATE, CHOOSE, BATCH = 512, 1000, 250  # images
 FINALISTS = 3  # of a role: best on the first batch of CHOOSE, and looked at on all of it
 DRAWS = (0, 1, 2)  # of calibration images
 DELTAS = {"sum": (0.1, 0.3, 0.5, 0.7, 0.9), "product": (1 / 3, 1 / 2, 2 / 3)}
-PARTS = {"sum": ("positive", "absolute", "sum"), "product": ("positive", "absolute")}
+PARTS = {"sum": ("sample", "positive"), "product": ("sample", "positive")}
 
 
 # --- images, and the ruler ------------------------------------------------------------------

@@ -71,8 +71,10 @@ def tensors_of(value: Any) -> list[Tensor]:  # noqa: ANN401 - what a model or op
 
 
 def scores_in(result: Any) -> Any:  # noqa: ANN401 - whatever the model returns
-    """Return the "logits" of a mapping, as Hugging Face's models return; else the result."""
-    return result["logits"] if isinstance(result, Mapping) and "logits" in result else result
+    """Return the "logits" or "last_hidden_state" of a mapping; else the result itself."""
+    if isinstance(result, Mapping):
+        return next((result[k] for k in ("logits", "last_hidden_state") if k in result), result)
+    return result
 
 
 def is_class_scores(output: object) -> bool:
