@@ -48,7 +48,13 @@ def duplicate(model: nn.Module, *, share: bool = False) -> nn.Module:
         raise ModelError(f"the model can't be copied: {reason(error)}") from error
 
 
-def disagreement(model: nn.Module, pruned: nn.Module, plan: Plan, example: Batch) -> str | None:
+def disagreement(
+    model: nn.Module,
+    pruned: nn.Module,
+    plan: Plan,
+    example: Batch,
+    dense: Sequence[Tensor] | None = None,
+) -> str | None:
     """Return how the pruned network's outputs differ from the masked model's; None: they agree.
 
     In the masked model what reads the plan's units is zeroed. Where rounding may be what
@@ -59,17 +65,20 @@ def disagreement(model: nn.Module, pruned: nn.Module, plan: Plan, example: Batch
         pruned: the plan carried out on a copy of it.
         plan: says which units go.
         example: one or two samples.
+        dense: the model's outputs, if they are known.
 
     Raises:
         ModelError: a network does not run on the example.
     """
+    have = _outputs(pruned, example)  # first: it may not run
     expected = duplicate(model, share=True)
     resize_(expected, masked(named_tensors(model), plan, {"consumer"}))
-    found = _difference(model, expected, pruned, example)
+    dense = _outputs(model, example) if dense is None else dense
+    found = _difference(dense, _outputs(expected, example), have)
     if isinstance(found, float) and _AGREE < found <= _NEAR:
-        exact, wanted, cut = (duplicate(each).double() for each in (model, expected, pruned))
+        doubles = (duplicate(network).double() for network in (model, expected, pruned))
         try:
-            found = _difference(exact, wanted, cut, _double(example))
+            found = _difference(*(_outputs(network, _double(example)) for network in doubles))
         except ModelError:
             return f"the cut network's outputs differ from the masked one's by {found:.3g}"
     if isinstance(found, str):
@@ -80,10 +89,9 @@ def disagreement(model: nn.Module, pruned: nn.Module, plan: Plan, example: Batch
 
 
 def _difference(
-    model: nn.Module, expected: nn.Module, pruned: nn.Module, example: Batch
+    dense: Sequence[Tensor], want: Sequence[Tensor], have: Sequence[Tensor]
 ) -> float | str:
     """Return the largest difference as a share of the largest output, or why there is none."""
-    have, want, dense = (_outputs(network, example) for network in (pruned, expected, model))
     if len(want) != len(have):
         return f"the cut network returns {len(have)} tensors, the masked one {len(want)}"
     worst = 0.0
@@ -121,6 +129,7 @@ def probe(
 class _Trial:
     def __init__(self, model: nn.Module, example: Batch, structure: Structure) -> None:
         self._model, self._example, self._structure = model, example, structure
+        self._dense = _outputs(model, example)
         self._good: dict[str, Allowed] = {}
         self._left = _TRIES
         self.failed: dict[str, str] = {}
@@ -157,7 +166,7 @@ class _Trial:
             if found is None:
                 self._good = trial
                 return None
-            failure = f"a cut of {_names(sites)} was tried and failed: {found}"
+            failure = failure or f"a cut of {_names(sites)} was tried and failed: {found}"
         return failure or None
 
     def attributes(self, good: dict[str, Allowed]) -> tuple[Attribute, ...]:
@@ -177,7 +186,7 @@ class _Trial:
         try:
             pruned = duplicate(self._model, share=True)
             shrink_(pruned, plan)
-            return disagreement(self._model, pruned, plan, self._example)
+            return disagreement(self._model, pruned, plan, self._example, self._dense)
         except ModelError as error:
             return str(error)
 

@@ -199,6 +199,9 @@ def _recurrent(c: Coupler, op: Operation) -> None:
 def _batch_norm(c: Coupler, op: Operation) -> None:
     x = op.args["input"]
     axes = list(c.axes(x))
+    if op.args.get("training"):  # of a weight that is standardised, too
+        for axis in (axes[0], *axes[2:]):
+            c.bar(axis, f"{op.name} normalises over it")
     for name in ("weight", "bias", "running_mean", "running_var"):
         if op.args.get(name) is not None:
             axes[1] = c.join(axes[1], c.axes(op.args[name])[0])
