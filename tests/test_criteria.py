@@ -15,7 +15,7 @@ from flexrel.scales import SCALES
 from flexrel.statistics import PARTS, SiteStatistics, Statistics
 from reference import scores as slow
 
-UNSIGNED = ("positive", "absolute")
+UNSIGNED = ("positive", "absolute", "sample")
 # Few distinct values on purpose: ties are where ranks break, zeros where quotients do.
 FEW = st.sampled_from([0.0, 0.25, 0.5, 2.0])
 # Any float32, however close to the next: an order must survive arithmetic.
@@ -297,8 +297,13 @@ def test_weights_of_any_float_are_scored_in_float32():
 # --- channels -----------------------------------------------------------------------------------
 
 
-def channels(units, *slices):
-    return Site("a", (units,), tuple(Slice(*part) for part in slices))
+def stripes(tensor, axis, inner, role, units):
+    """The part of a tensor in which each unit has `inner` entries in a row."""
+    return Slice(tensor, axis, torch.arange(units * inner).view(units, inner), role)
+
+
+def channels(units, *slices, name="a"):
+    return Site(name, (units,), tuple(stripes(*part, units) for part in slices))
 
 
 def channel_evidence(site, tensors=None, sums=None):
@@ -355,7 +360,7 @@ def test_a_channel_read_by_a_linear_layer_has_the_sum_over_its_stripe():
     assert evidence.relevance("absolute").tolist() == [7, 56]
 
 
-def test_a_channel_with_two_readers_has_the_sum_of_both():
+def test_a_channel_with_two_readers_has_the_larger_relevance():
     sums = {
         "b": torch.tensor([[2.0, 4.0], [1.0, 1.0]]).double(),  # means 3, 1
         "c": torch.tensor([1.0, 1, 1, 5, 5, 5]).double(),  # stripes 3, 15
@@ -363,7 +368,20 @@ def test_a_channel_with_two_readers_has_the_sum_of_both():
 
     evidence = channel_evidence(channels(2, PRODUCER, BIAS, CONV, LINEAR), sums=sums)
 
-    assert evidence.relevance("sum").tolist() == [6, 16]
+    assert evidence.relevance("sum").tolist() == [3, 15]
+
+
+def test_a_channels_entries_may_lie_anywhere():
+    weight = torch.tensor([[3.0], [1.0], [4.0], [1.0]])
+    where = torch.tensor([[0, 2], [3, 1]])
+    site = Site("a", (2,), (Slice("a.weight", 0, where, "producer"),))
+    read = Site("a", (2,), (Slice("c.weight", 1, where, "consumer"),))
+
+    magnitude = channel_evidence(site, {"a.weight": weight}).magnitude()
+    relevance = channel_evidence(read, sums={"c": torch.tensor([1.0, 2, 4, 8]).double()})
+
+    torch.testing.assert_close(magnitude, torch.tensor([12.5, 1.0]).sqrt())
+    assert relevance.relevance("sum").tolist() == [5, 10]
 
 
 def test_a_channels_relevance_is_that_of_its_activations_where_each_is_read_once():
@@ -381,8 +399,8 @@ def test_a_channels_relevance_is_that_of_its_activations_where_each_is_read_once
     ]
     statistics = calibrate(model, [x], output="predicted")
     sites = [
-        Site("0", (3,), (Slice("2.weight", 1, 1, "consumer"),)),
-        Site("2", (4,), (Slice("5.weight", 1, 9, "consumer"),)),
+        channels(3, ("2.weight", 1, 1, "consumer"), name="0"),
+        channels(4, ("5.weight", 1, 9, "consumer"), name="2"),
     ]
 
     for site, expected in zip(sites, by_hand, strict=True):
@@ -390,41 +408,46 @@ def test_a_channels_relevance_is_that_of_its_activations_where_each_is_read_once
         torch.testing.assert_close(found, expected.detach().float())
 
 
-def test_channels_are_compared_as_multiples_of_their_layers_mean():
+def test_channels_are_compared_by_their_layers_mean_magnitude_and_the_root_of_what_they_cost():
     tensors = {
         "a.weight": torch.tensor([[100.0], [300.0]]),  # a norm behind it undoes its size
         "d.weight": torch.tensor([[0.2], [0.1]]),
     }
     sites = (
         channels(2, PRODUCER, LINEAR),
-        Site("d", (2,), (Slice("d.weight", 0, 1, "producer"), Slice("e.weight", 1, 1, "consumer"))),
+        channels(2, ("d.weight", 0, 1, "producer"), ("e.weight", 1, 1, "consumer"), name="d"),
     )
-    sums = {
+    shapes = {"a.weight": (2, 1), "c.weight": (1, 6), "d.weight": (2, 1), "e.weight": (1, 2)}
+    uses = (("a.weight", 1), ("c.weight", 5), ("d.weight", 2), ("e.weight", 2))
+    sums = {  # of a: 2, 2, and each costs 1 + 3 * 5; of d: 30, 10, and each costs 2 + 2
         "c": torch.tensor([0.0, 0, 2, 1, 1, 0]).double(),
         "e": torch.tensor([30.0, 10]).double(),
     }
     statistics = channel_evidence(sites[0], sums=sums).statistics
-    case = Case(Structure("channel", sites, (), {}, ()), tensors, statistics)
+    case = Case(Structure("channel", sites, (), shapes, uses), tensors, statistics)
 
     def found(criterion):
-        return [values.tolist() for values in case.scores(criterion).values()]
+        return torch.tensor([values.tolist() for values in case.scores(criterion).values()])
 
-    magnitude, relevance = [[0.5, 1.5], [4 / 3, 2 / 3]], [[1.0, 1.0], [1.5, 0.5]]
-    blend = [[0.75, 1.25], [(4 / 3 + 1.5) / 2, (2 / 3 + 0.5) / 2]]
-    for criterion, expected in (
-        (Magnitude(), magnitude),
-        (Relevance(), relevance),
-        (FlexRel(0.5), blend),
-    ):
-        torch.testing.assert_close(torch.tensor(found(criterion)), torch.tensor(expected))
+    magnitude = torch.tensor([[0.5, 1.5], [4 / 3, 2 / 3]])
+    relevance = torch.tensor([[2 / 4, 2 / 4], [30 / 2, 10 / 2]])
+    relevance /= relevance.mean()
+    torch.testing.assert_close(found(Magnitude()), magnitude)
+    torch.testing.assert_close(found(Relevance()), relevance)
+    torch.testing.assert_close(found(FlexRel(0.5)), (magnitude + relevance) / 2)
     product = found(FlexRel(0.5, blend="product"))
-    pairs = torch.tensor(magnitude) * torch.tensor(relevance)
-    torch.testing.assert_close(torch.tensor(product), pairs.sqrt())
+    torch.testing.assert_close(product, (magnitude * relevance).sqrt())
 
 
 def test_channels_are_scored_by_every_criterion():
     case = Case(
-        Structure("channel", (channels(2, PRODUCER, LINEAR),), (), {}, ()),
+        Structure(
+            "channel",
+            (channels(2, PRODUCER, LINEAR),),
+            (),
+            {"a.weight": (2, 1), "c.weight": (1, 6)},
+            (("a.weight", 1), ("c.weight", 1)),
+        ),
         {"a.weight": torch.tensor([[1.0], [2.0]])},
         channel_evidence(channels(2, PRODUCER), sums={"c": torch.arange(6).double()}).statistics,
     )

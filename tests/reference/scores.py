@@ -18,7 +18,8 @@ def parts_of(site, side, part):
     plain = getattr(site, side).tolist()
     absolute = getattr(site, f"{side}_absolute").tolist()
     halves = [(p + a) / 2 for p, a in zip(plain, absolute, strict=True)]
-    return {"sum": plain, "positive": halves, "absolute": absolute}[part]
+    # Of one position a sample, as these are, the absolute value of their sum is that of each.
+    return {"sum": plain, "positive": halves, "absolute": absolute, "sample": absolute}[part]
 
 
 def sum_blend(layers, delta, scale):
@@ -43,6 +44,9 @@ def on_scale(value, layer, everything, scale):
         return sum(other < value for other in distinct) / max(len(distinct) - 1, 1)
     if scale == "mean":  # multiples of the layer's mean absolute value
         mean = sum(abs(other) for other in layer) / len(layer)
+        return value / mean if mean > 0 else value
+    if scale == "cost":  # of weights, which cost the same each: multiples of the network's mean
+        mean = sum(abs(other) for other in everything) / len(everything)
         return value / mean if mean > 0 else value
     among = everything if scale == "network" else layer
     low, high = min(among), max(among)
