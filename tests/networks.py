@@ -289,8 +289,8 @@ def masked(model, plan):
     with torch.no_grad():
         for site in plan.structure.sites:
             for part, unit in itertools.product(site.slices, range(site.units)):
-                if part.role == "consumer" and not plan.masks[site.name][unit]:
-                    for at in range(unit * part.inner, (unit + 1) * part.inner):
+                if part.reads and not plan.masks[site.name][unit]:
+                    for at in part.index[unit].tolist():
                         tensors[part.tensor].select(part.axis, at).zero_()
     return twin
 
@@ -456,7 +456,7 @@ WILD = {
         nn.Sequential(conv(c, 4), nn.ReLU()),
         lambda f, x: (
             functional.conv2d(x, f[0](x).mean((2, 3))[:1, : x.shape[1], None, None])
-            if x.shape[1] <= 4
+            if c <= 4
             else f(x)
         ),
     ),

@@ -46,7 +46,7 @@ class Evidence:
             return self._tensor(weight_of(self.site.name)).abs()
         total = torch.zeros(self.site.units)
         for part in self.site.slices:
-            if part.role == "producer":
+            if part.makes:
                 rows = self._tensor(part.tensor).movedim(part.axis, 0).flatten(1)
                 total += rows.square().mean(dim=1)[part.index].mean(dim=1)
         return total.sqrt()
@@ -66,7 +66,7 @@ class Evidence:
         arrived = [
             self._sums(layer_of(reader.tensor)).along(reader.axis, part)[reader.index].sum(dim=1)
             for reader in self.site.slices
-            if reader.role == "consumer"
+            if reader.reads
         ]
         return torch.stack(arrived).amax(dim=0).float()
 
@@ -231,7 +231,7 @@ def without_unmeasured(structure: Structure, statistics: Statistics) -> Structur
     """
     sites, protected = [], []
     for site in structure.sites:
-        readers = {layer_of(s.tensor) for s in site.slices if s.role == "consumer"}
+        readers = {layer_of(s.tensor) for s in site.slices if s.reads}
         missing = sorted((readers or {site.name}) - statistics.keys())
         if missing:
             reason = f"the relevance of {missing[0]} was not measured: none came to it"

@@ -12,7 +12,7 @@ from flexrel.errors import UsageError
 
 Granularity = Literal["element", "channel", "head"]
 GRANULARITIES: tuple[Granularity, ...] = ("element", "channel", "head")
-Role = Literal["producer", "consumer", "follower"]
+Role = Literal["producer", "consumer", "follower", "both"]
 Kind = Literal["channel", "head"]
 
 Scores = Mapping[str, Tensor]  # site name -> one score per unit, of the site's shape; higher = keep
@@ -45,6 +45,16 @@ class Slice:
     axis: int
     index: Int64[Tensor, "units inner"]
     role: Role  # producer: makes the unit; consumer: reads it; follower: bias, norm
+
+    @property
+    def makes(self) -> bool:
+        """Whether the tensor makes the unit; a tied embedding makes and reads it."""
+        return self.role in ("producer", "both")
+
+    @property
+    def reads(self) -> bool:
+        """Whether the tensor reads the unit."""
+        return self.role in ("consumer", "both")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -113,7 +113,7 @@ def _barred(
     protected = []
     for name, weight in weights.items():
         if weight in touched and weight is not None and name not in cut:
-            axis = 1 if coupling.roles.get((weight, 1)) == "producer" else 0
+            axis = 1 if coupling.roles.get((weight, 1)) in ("producer", "both") else 0
             if why := reason_for(coupling, units, weight, axis):
                 protected.append(Protected(name, why))
     return protected
@@ -132,11 +132,11 @@ def _of_kind(
 
 def _makers(slices: Iterable[Slice], weights: Weights) -> Iterator[str]:
     """Yield the layers that make or pass on the units, those that make them first."""
-    for role in ("producer", "follower"):
-        for part in slices:
-            if part.role == role and (part.axis == 0 or role == "producer"):
-                layers = [name for name, weight in weights.items() if weight == part.tensor]
-                yield from layers or ([part.tensor] if role == "producer" else [])
+    makers = [part.tensor for part in slices if part.makes]
+    followers = [part.tensor for part in slices if part.role == "follower" and part.axis == 0]
+    for tensor in (*makers, *followers):
+        layers = [name for name, weight in weights.items() if weight == tensor]
+        yield from layers or ([tensor] if tensor in makers else [])
 
 
 def _element_sites(

@@ -186,7 +186,9 @@ class Coupler:
             if at >= 0:
                 name, index = self._slots[at]
                 if any(factor[0] <= own[-1] for own in self.said.parameters[name][index]):
-                    self.said.roles.setdefault((name, index), role)
+                    before = self.said.roles.setdefault((name, index), role)
+                    if {before, role} >= {"producer", "consumer"}:
+                        self.said.roles[name, index] = "both"
 
     def head(self, axis: Axis) -> None:
         """Say that the axis is one of attention heads."""

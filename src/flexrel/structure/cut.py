@@ -1,19 +1,18 @@
 """Removing units for real: smaller tensors in the same modules, with their attributes true."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from flexrel.errors import UsageError
-from flexrel.records import Plan, Role, weight_of
+from flexrel.records import Plan, weight_of
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 Layer = nn.Linear | _Plain | _Transposed
-_ROLES: tuple[Role, ...] = ("producer", "consumer", "follower")
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -62,15 +61,15 @@ def _reduce_(module: nn.Module, name: str, place: int | None, less: int) -> None
 
 
 def masked(
-    tensors: Mapping[str, Tensor], plan: Plan, roles: Collection[Role] = _ROLES
+    tensors: Mapping[str, Tensor], plan: Plan, *, readers: bool = False
 ) -> dict[str, Tensor]:
     """Return new tensors, by name, in place of those that have a part of the plan's units: zeroed.
 
     Args:
         tensors: parameters and buffers by name.
         plan: its units that go are zeroed.
-        roles: of the tensors to zero. What reads a unit is enough for a network that computes
-            what it does without it.
+        readers: zero only what reads a unit, which is enough for a network that computes what
+            it does without it.
     """
     zeroed: dict[str, Tensor] = {}
     for site in plan.structure.sites:
@@ -82,7 +81,7 @@ def masked(
             # times 0 would leave -0.0
             zeroed[weight_of(site.name)] = weight.masked_fill(gone.to(weight.device), 0)
         for part in site.slices:
-            if part.role in roles:
+            if part.reads or not readers:
                 tensor = zeroed.get(part.tensor, tensors[part.tensor].detach())
                 entries = part.index[gone].flatten().to(tensor.device)
                 zeroed[part.tensor] = tensor.index_fill(part.axis, entries, 0)

@@ -263,6 +263,20 @@ def shuffle(c: Coupler, op: Operation) -> None:
     c.set(out, axes)
 
 
+def gate(c: Coupler, op: Operation) -> None:
+    """Multiply one half of an axis by the other: an entry goes with its partner."""
+    x, (out,) = op.inputs[0], op.outputs
+    dim = op.args.get("dim", -1) % len(x.shape)
+    parts = c.halves(c.axes(x)[dim], 2)
+    if parts is None:
+        give_up(c, op)
+        return
+    c.bar(parts[0], f"{op.name} has two halves")
+    axes = list(c.axes(x))
+    axes[dim] = parts[1]
+    c.set(out, axes)
+
+
 def pixels(c: Coupler, op: Operation) -> None:
     """Turn channels into pixels, or pixels into channels: a channel keeps its square."""
     x, (out,) = op.inputs[0], op.outputs

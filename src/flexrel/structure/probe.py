@@ -72,7 +72,7 @@ def disagreement(
     """
     have = _outputs(pruned, example)  # first: it may not run
     expected = duplicate(model, share=True)
-    resize_(expected, masked(named_tensors(model), plan, {"consumer"}))
+    resize_(expected, masked(named_tensors(model), plan, readers=True))
     dense = _outputs(model, example) if dense is None else dense
     found = _difference(dense, _outputs(expected, example), have)
     if isinstance(found, float) and _AGREE < found <= _NEAR:

@@ -205,6 +205,7 @@ def _batch_norm(c: Coupler, op: Operation) -> None:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if op.args.get(name) is not None:
             axes[1] = c.join(axes[1], c.axes(op.args[name])[0])
+    c.sized_axes(op.module, [axes[1]])
     c.set(op.outputs[0], axes)
 
 
@@ -264,7 +265,10 @@ _MADE = (
 _VIEWS = "view _unsafe_view reshape _reshape_alias squeeze unsqueeze flatten unflatten"
 _PERMUTES = "permute transpose t swapaxes movedim numpy_T"
 _SPLITS = "split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes"
-_ALONG = "_softmax _log_softmax cumsum cumprod flip sort topk roll logcumsumexp softmax log_softmax"
+_ALONG = (
+    "_softmax _safe_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp flip sort "
+    "topk roll"
+)
 _REDUCTIONS = (
     "mean sum amax amin max min var std var_mean std_mean prod argmax argmin all any norm "
     "logsumexp linalg_vector_norm median count_nonzero"
@@ -318,7 +322,8 @@ def _table() -> dict[str, Rule]:
         (_ALONG, moves.along),
         (_REDUCTIONS, _reduction),
         (_POOLINGS, moves.spatial),
-        ("native_channel_shuffle", moves.shuffle),
+        ("channel_shuffle native_channel_shuffle", moves.shuffle),
+        ("glu", moves.gate),
         ("pixel_shuffle pixel_unshuffle", moves.pixels),
         ("im2col", moves.unfold),
         ("unfold", moves.windows),

@@ -1,6 +1,6 @@
 """From units to sites: units that take the same parts of the same tensors with them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 
 import numpy as np
@@ -13,7 +13,7 @@ from flexrel.structure.resolve import Units
 
 Slot = tuple[str, int]  # a parameter or buffer, and one of its axes
 
-_OF_TORCH = ("groups", "num_groups")  # numbers that modules of torch size axes by
+_OF_TORCH = ("groups", "num_groups", "num_features")  # numbers that modules of torch size axes by
 
 
 def sites_of(coupling: Coupling, units: Units) -> list[Site]:
@@ -28,12 +28,12 @@ def sites_of(coupling: Coupling, units: Units) -> list[Site]:
     names: dict[str, int] = {}
     for members, index in _alike(owned, units):
         slices = tuple(
-            Slice(*slots[at], torch.from_numpy(where), coupling.roles.get(slots[at], "follower"))
+            Slice(*slots[at], torch.from_numpy(where), _role(coupling, slots[at]))
             for at, where in index
         )
-        if _obstacle({part.role for part in slices}, len(members)):
+        if _obstacle(slices, len(members)):
             continue
-        name = layer_of(next(part.tensor for part in slices if part.role == "producer"))
+        name = layer_of(next(part.tensor for part in slices if part.makes))
         names[name] = names.get(name, 0) + 1
         if names[name] > 1:
             name = f"{name}#{names[name]}"
@@ -65,10 +65,11 @@ def _alike(owned: list[Atoms], units: Units) -> Iterator[tuple[Atoms, list[tuple
         yield unit[first], [(int(s), place[rows[:, columns == s]]) for s in np.unique(columns)]
 
 
-def _obstacle(roles: set[Role], units: int) -> str:
-    if "producer" not in roles:
+def _obstacle(slices: Iterable[Slice], units: int) -> str:
+    slices = list(slices)
+    if not any(part.makes for part in slices):
         return "no layer makes its channels"
-    if "consumer" not in roles:
+    if not any(part.reads for part in slices):
         return "no layer reads it"
     return "" if units > 1 else "it has one channel"
 
@@ -82,14 +83,18 @@ def reason_for(coupling: Coupling, units: Units, weight: str, axis: int) -> str:
     if not free.any():
         return units.reason(atoms)
     unit = units.of[atoms[free]][0]
-    roles = {
-        coupling.roles.get((name, at), "follower")
+    slices = [
+        Slice(name, at, torch.zeros(1, 1, dtype=torch.long), _role(coupling, (name, at)))
         for name, axes in coupling.parameters.items()
         for at, axis in enumerate(axes)
         for factor in axis
         if (units.of[factor] == unit).any()
-    }
-    return _obstacle(roles, 1)
+    ]
+    return _obstacle(slices, 1)
+
+
+def _role(coupling: Coupling, slot: Slot) -> Role:
+    return coupling.roles.get(slot, "follower")
 
 
 def attributes_of(
