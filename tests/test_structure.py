@@ -73,7 +73,8 @@ def check_that_every_layer_is_accounted_for(model, structure):
     layers = {
         n: tensors.get(id(m.weight)) for n, m in model.named_modules() if isinstance(m, LAYERS)
     }
-    cut = {part.tensor for site in structure.sites for part in site.slices if part.axis == 0}
+    slices = [part for site in structure.sites for part in site.slices]
+    cut = {part.tensor for part in slices if part.axis == 0 or part.makes}
     alone = reasons(structure)
     for name, weight in layers.items():
         assert (name in alone) != (weight in cut), f"{name} must be cut or protected, not both"
