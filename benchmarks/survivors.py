@@ -30,6 +30,12 @@ TORCHVISION = {
     "googlenet": {"aux_logits": False},
     "inception_v3": {"side": 96, "aux_logits": False},
     "maxvit_t": {"side": 224},
+    "swin_b": {"side": 224},  # smaller images are padded to whole windows
+    "swin_s": {"side": 224},
+    "swin_t": {"side": 224},
+    "swin_v2_b": {"side": 256},
+    "swin_v2_s": {"side": 256},
+    "swin_v2_t": {"side": 256},
     "vit_b_16": {"image_size": 64},
     "vit_b_32": {"side": 96, "image_size": 96},
     "vit_h_14": {"side": 56, "image_size": 56},
