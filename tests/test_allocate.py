@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flexrel import UsageError
 from flexrel.allocate import ALLOCATIONS, Removal, global_order, per_layer_order
-from flexrel.records import Site, Structure
+from flexrel.records import Site, Slice, Structure
 
 # Few distinct values on purpose: ties are where selection code breaks.
 VALUES = [-math.inf, -1.0, 0.0, 0.5, 1.0, math.inf]
@@ -64,6 +64,32 @@ def test_every_plan_is_the_sorted_list_cut_after_k_units(scores):
     assert removal.removable == len(order)
     for count in range(len(order) + 1):
         assert removed(removal.plan(count)) == set(order[:count])
+
+
+@ordered
+@given(scores=all_scores(), multiple=st.integers(1, 4))
+def test_rounded_widths_keep_what_the_plan_keeps_and_the_best_of_the_rest(scores, multiple):
+    structure = structure_of(scores)
+    exact, rounded = Removal(structure, scores), Removal(structure, scores, multiple)
+
+    for count in range(exact.removable + 1):
+        plain, wide = exact.plan(count).masks, rounded.plan(count).masks
+        for name, values in scores.items():
+            kept, width = int(plain[name].sum()), values.numel()
+            assert int(wide[name].sum()) == min(math.ceil(kept / multiple) * multiple, width)
+            assert not (plain[name] & ~wide[name]).any()
+            gone, back = values[~wide[name]], values[wide[name] & ~plain[name]]
+            assert not gone.numel() or not back.numel() or gone.max() <= back.min()
+
+
+def test_a_width_of_several_channels_a_unit_counts_channels():
+    scores = {"a": torch.arange(8.0)}  # groups of two channels: four of them make eight
+    part = Slice("a.weight", 0, torch.arange(16).view(8, 2), "producer")
+    structure = Structure("channel", (Site("a", (8,), (part,)),), (), {}, ())
+
+    plan = Removal(structure, scores, multiple_of=8).plan(5)
+
+    assert plan.masks["a"].tolist() == [False] * 4 + [True] * 4
 
 
 @ordered

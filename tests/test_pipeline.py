@@ -254,6 +254,39 @@ def requested(model, budget, granularity):
         return None
 
 
+@pytest.mark.parametrize("budget", [MACs(0.6), Parameters(0.6), Sparsity(0.4)])
+def test_widths_are_rounded_up_on_request_and_the_budget_is_still_met(budget):
+    model = random_(nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 21), nn.Linear(21, 2)))
+
+    result = flexrel.prune(
+        model,
+        calibration=[torch.randn(4, 6)],
+        budgets=[budget],
+        criterion=Magnitude(),
+        multiple_of=8,
+    )
+
+    widths = [result.model[0].out_features, result.model[2].out_features]
+    assert widths[0] in (8, 16, 24)
+    assert widths[1] in (8, 16, 21)  # a width that was no multiple can only stay
+    achieved, dense = result.achieved, result.dense
+    assert achieved.macs <= 0.6 * dense.macs or not isinstance(budget, MACs)
+    assert achieved.parameters <= 0.6 * dense.parameters or not isinstance(budget, Parameters)
+    assert achieved.removed >= 0.4 or not isinstance(budget, Sparsity)
+
+
+@pytest.mark.parametrize(("granularity", "multiple_of"), [("element", 8), ("channel", 0)])
+def test_widths_that_can_not_be_rounded_are_a_usage_error(granularity, multiple_of):
+    with pytest.raises(UsageError, match=f"multiple_of={multiple_of} of granularity"):
+        flexrel.prune(
+            nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2)),
+            calibration=[torch.randn(4, 6)],
+            budgets=[MACs(0.6)],
+            granularity=granularity,
+            multiple_of=multiple_of,
+        )
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     model=networks(),

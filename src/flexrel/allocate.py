@@ -6,6 +6,7 @@ meeting any budget is a bisection over one number.
 """
 
 from collections.abc import Callable, Iterator
+from math import gcd
 from operator import itemgetter
 
 import numpy as np
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor
 
 from flexrel.errors import UsageError
-from flexrel.records import Plan, Scores, Structure
+from flexrel.records import Plan, Scores, Site, Structure
 
 _LARGEST = np.finfo(np.float32).max  # an infinite score counts as this
+
+Values = np.ndarray[tuple[int], np.dtype[np.float32]]
+Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 Allocation = Callable[[Scores], Scores]
 """Makes scores that are compared over the network out of a criterion's: higher = keep."""
@@ -45,13 +49,18 @@ class Removal:
 
     The unit worth most of each site never goes, so no layer is left empty. Equal scores go in
     a fixed order: the later in the network, and in its layer, the earlier it goes.
+
+    With `multiple_of` the widths that remain are rounded up to multiples of it, with the best of
+    the units that would have gone: fewer go than asked for. A width that was none stays whole
+    rather than be rounded to more than it was.
     """
 
-    def __init__(self, structure: Structure, scores: Scores) -> None:
+    def __init__(self, structure: Structure, scores: Scores, multiple_of: int = 1) -> None:
         """Take the scores of all units, comparable over the network."""
         self.structure = structure
+        self.multiple_of = multiple_of
         self.removable = structure.units - len(structure.sites)
-        self._values: dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]] = {}
+        self._values: dict[str, Values] = {}
         for site in structure.sites:
             values = np.clip(scores[site.name].flatten().numpy(), -_LARGEST, _LARGEST)
             values[values.argmax()] = np.inf
@@ -59,7 +68,7 @@ class Removal:
         self._all = np.concatenate(list(self._values.values()))
 
     def plan(self, count: int) -> Plan:
-        """Return the plan that removes exactly `count` units.
+        """Return the plan that removes exactly `count` units, or fewer where widths are rounded.
 
         Raises:
             UsageError: more are asked for than can go.
@@ -80,8 +89,20 @@ class Removal:
                 equal = np.flatnonzero(values == last)[-ties:]
                 keep[equal] = False
                 ties -= len(equal)
+            self._round(site, keep, values)
             masks[site.name] = torch.from_numpy(keep).view(site.shape)
         return Plan(self.structure, masks)
+
+    def _round(self, site: Site, keep: Flags, values: Values) -> None:
+        """Keep as many more units that the width of what remains is a multiple."""
+        width = next((part.index.shape[1] for part in site.slices if part.makes), 1)
+        step = self.multiple_of // gcd(self.multiple_of, width)
+        kept = int(keep.sum())
+        more = min(-(-kept // step) * step, len(keep)) - kept
+        if more:
+            gone = np.flatnonzero(~keep)
+            best = np.argsort(-values[gone], kind="stable")[:more]
+            keep[gone[best]] = True
 
     def best_removed(self, count: int) -> Iterator[tuple[str, int]]:
         """Yield the units that `plan(count)` removes, by site and number, the best first."""

@@ -56,6 +56,7 @@ def prune(
     granularity: Granularity = "channel",
     allocation: Literal["global", "per-layer"] = "global",
     keep: Sequence[str] = (),
+    multiple_of: int = 1,
     recover: Literal["none"] = "none",
     values: Values = "float32",
     compare: bool = False,
@@ -80,6 +81,8 @@ def prune(
         allocation: "global" compares all units of the network; "per-layer" takes the same share
             of every layer.
         keep: names of layers to leave alone.
+        multiple_of: round the widths that remain up to multiples of this, such as 8: kernels of
+            some devices want it. For channels and heads.
         recover: "none": weights that stay are not changed.
         values: precision of the packed file, which is what a byte budget counts.
         compare: measure magnitude, relevance and the chosen criterion at several sizes, and
@@ -93,7 +96,7 @@ def prune(
         ModelError: the network can't be analysed, or its cut does not verify.
     """
     options = (criterion,) if isinstance(criterion, Criterion) else criterion or candidates()
-    _check(target, budgets, evaluate, allocation, recover, values)
+    _check(target, budgets, evaluate, allocation, recover, values, granularity, multiple_of)
     model = unwrapped(model)
     batches = collect(calibration)
     example = _example(model, batches)
@@ -104,7 +107,9 @@ def prune(
         structure = without_unmeasured(structure, statistics)
     divergence = Divergence(model, batches)
     order = ALLOCATIONS[allocation]
-    trials = Trials(model, structure, statistics, order, values, evaluate, divergence, progress)
+    trials = Trials(
+        model, structure, statistics, order, values, evaluate, divergence, progress, multiple_of
+    )
     dense = trials.dense()
     request = _Request(target, tuple(budgets), dense)
     chosen, plan = _solve(trials, request, options)
@@ -130,6 +135,7 @@ def prune(
             "scored_by": repr(chosen),
             "chosen_from": [option.name for option in options],
             "keep": list(keep),
+            "multiple_of": multiple_of,
             "rule": rule_of(rule).name,
             "output": statistics.output if statistics else None,
             "allocation": allocation,
@@ -180,6 +186,8 @@ def _check(
     allocation: str,
     recover: str,
     values: str,
+    granularity: str,
+    multiple_of: int,
 ) -> None:
     if not isinstance(budgets, Sequence):
         raise UsageError(f"budgets is a {type(budgets).__name__}; pass a list, [MACs(0.5)]")
@@ -197,6 +205,11 @@ def _check(
     if allocation not in ALLOCATIONS:
         raise UsageError(
             f"allocation {allocation!r} is not known; there are: {', '.join(ALLOCATIONS)}"
+        )
+    if multiple_of < 1 or (multiple_of > 1 and granularity == "element"):
+        raise UsageError(
+            f"multiple_of={multiple_of} of granularity {granularity!r}; the widths of channels and "
+            "heads can be rounded up to a multiple of 1 or more"
         )
     if recover != "none":
         raise UsageError(f"recover {recover!r} is not known; there is: none")

@@ -21,6 +21,7 @@ from flexrel.statistics import Statistics
 from flexrel.structure import named_tensors
 
 _BYTES_TOLERANCE = 0.002  # a byte budget is met from below, to within this share of it
+_ROUNDING = 1e-12  # 1 - 0.9 is a little above 0.1
 _FILLS = 100  # units tried that may stay within the budgets after all
 _ROOM = 0.01  # of a budget left over: not worth filling
 _BYTES_STEPS = 1000  # of the units, where bytes rose as units went
@@ -41,6 +42,7 @@ class Trials:
     evaluate: Evaluate | None
     divergence: Divergence
     progress: Progress
+    multiple_of: int = 1  # that widths are rounded up to
     _last: tuple[Criterion, Removal] | None = None  # orders are large; the last is often asked for
 
     def removal(self, criterion: Criterion) -> Removal:
@@ -48,7 +50,8 @@ class Trials:
         if self._last is None or self._last[0] is not criterion:
             tensors = named_tensors(self.model)
             scores = scores_of(criterion, self.structure, tensors, self.statistics)
-            self._last = (criterion, Removal(self.structure, self.allocation(scores)))
+            removal = Removal(self.structure, self.allocation(scores), self.multiple_of)
+            self._last = (criterion, removal)
         return self._last[1]
 
     def network(self, plan: Plan) -> nn.Module:
@@ -138,7 +141,7 @@ class Trials:
         channels do. Of those removed the best come back first.
         """
         plan = removal.plan(count)
-        if self.structure.granularity == "element":
+        if self.structure.granularity == "element" or self.multiple_of > 1:
             return plan
 
         def room(plan: Plan) -> float:
@@ -169,6 +172,8 @@ class Trials:
         kind = self.structure.granularity
         if budget.resource == "sparsity":
             wanted = budget.limit(1.0)
+            if self.multiple_of > 1:
+                return self._units_for_sparsity(removal, wanted)
             count = ceil(wanted * self.structure.units)
             if (count - 1) / self.structure.units >= wanted:  # 0.07 * 100 is above 7
                 count -= 1
@@ -189,6 +194,19 @@ class Trials:
                 advice += " Granularity 'element' makes smaller files."
             raise BudgetError(budget.resource, limit, of(removal.removable), advice)
         return least
+
+    def _units_for_sparsity(self, removal: Removal, wanted: float) -> int:
+        """Return the least number of units to ask for where fewer go, as widths are rounded."""
+
+        def kept(count: int) -> float:
+            return 1 - cost.sparsity(self.structure, removal.plan(count))
+
+        count = least_removal(kept, 1 - wanted + _ROUNDING, removal.removable)
+        if count is None:
+            most = 1 - kept(removal.removable)
+            advice = f"Every layer keeps a multiple of {self.multiple_of}."
+            raise BudgetError("sparsity", wanted, most, advice)
+        return count
 
     def _cost(self, removal: Removal, resource: str, count: int) -> int:
         if resource == "parameters" and self.structure.granularity == "element":

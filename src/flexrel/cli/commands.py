@@ -122,6 +122,7 @@ def prune(
     ] = "auto",
     allocation: Annotated[str, typer.Option(help=", ".join(ALLOCATIONS))] = "global",
     keep: Annotated[list[str] | None, typer.Option(help="a layer to leave alone")] = None,
+    multiple_of: Annotated[int, typer.Option(help="round widths up to multiples of this")] = 1,
     rule: Rule = "gradient-input",
     output: Output = "auto",
     recover: Annotated[str, typer.Option(help="none")] = "none",
@@ -158,6 +159,7 @@ def prune(
             granularity=granularity,  # type: ignore[arg-type]  # checked, as the next two
             allocation=allocation,  # type: ignore[arg-type]
             keep=keep or (),
+            multiple_of=multiple_of,
             recover=recover,  # type: ignore[arg-type]
             values=values,  # type: ignore[arg-type]
             compare=compare and evaluate is not None,

@@ -50,6 +50,7 @@ def resolve(coupling: Coupling) -> Units:
         if len(undecided) == len(waiting):
             for product in undecided:
                 units.choose(product)
+                units.join()
             undecided = []
         units.join()
         waiting = undecided
@@ -108,8 +109,8 @@ class _Units:
 
         def worth(at: int) -> tuple[bool, bool, bool, int]:
             roots = self._root[product.factors[at]]
-            free = bool((self._reason[roots] == _FREE).any())
-            return free, bool(self._chosen[roots].any()), bool(self._heads[roots].any()), len(roots)
+            left = self._left(product, at)
+            return left > 0, bool(self._chosen[roots].any()), bool(self._heads[roots].any()), left
 
         self._take(product, max(range(len(product.factors)), key=worth))
 
@@ -122,6 +123,19 @@ class _Units:
     def _free(self, atoms: Atoms) -> Flags:
         free: Flags = self._reason[self._root[atoms]] == _FREE
         return free
+
+    def _left(self, product: Product, at: int) -> int:
+        """Return how many units could be cut if it were this factor that is cut."""
+        told = [1] * len(product.factors)
+        told[at] = -1
+        factor = product.factors[at].reshape(told)
+        shape = tuple(map(len, product.factors))
+        pair = np.broadcast_arrays(product.flat.reshape(shape), factor)
+        root = _connected(self._root, *(side.ravel() for side in pair))
+        barred = np.zeros(len(root), bool)
+        barred[root[self._reason[self._root] != _FREE]] = True
+        units = np.unique(root[product.factors[at]])
+        return int((~barred[units]).sum())
 
     def _bar(self, atoms: Atoms, reason: int) -> None:
         roots = self._root[atoms]
