@@ -3,6 +3,7 @@
     python benchmarks/survival.py                measure, then write the tables into README.md
     python benchmarks/survival.py --missing      only what results/survival.json doesn't have
 
+The call names one criterion: choosing among eleven by data says nothing of random weights.
 Needs the extra "oracles", torch-pruning and torch-kirigami. Each network and tool has a process of
 its own and a time limit, so that what crashes or hangs is a result. Results are saved after each.
 """
@@ -355,7 +356,8 @@ def stages():
 
 
 def flexrel_call(model, batch):
-    return flexrel.prune(model, calibration=[batch], budgets=[flexrel.MACs(BUDGET)])
+    budgets, criterion = [flexrel.MACs(BUDGET)], flexrel.FlexRel()
+    return flexrel.prune(model, calibration=[batch], budgets=budgets, criterion=criterion)
 
 
 def by_flexrel(model, batch, dense, report, limit):
