@@ -91,7 +91,7 @@ class Coupler:
 
     def fresh(self, size: int, reason: str = "") -> Axis:
         """Return a new axis, barred if there is a reason."""
-        if size == 1:
+        if size <= 1:
             return ()
         first, self.said.atoms = self.said.atoms, self.said.atoms + size
         axis = (np.arange(first, self.said.atoms),)
@@ -107,7 +107,12 @@ class Coupler:
         return atom
 
     def set(self, ref: Ref, axes: list[Axis]) -> None:
-        """Say what the axes of a result are."""
+        """Say what the axes of a result are; if they don't fit its shape, all are barred."""
+        if tuple(prod(map(len, axis)) for axis in axes) != tuple(max(n, 1) for n in ref.shape):
+            reason = f"a tensor of shape {list(ref.shape)} is not what its operation's rule expects"
+            for axis in axes:
+                self.bar(axis, reason)
+            axes = [self.fresh(size, reason) for size in ref.shape]
         self._axes[ref.key] = axes
 
     def made_of_weights(self, operation: Operation) -> None:

@@ -82,9 +82,11 @@ class _Units:
             self._root = _connected(
                 before, *(np.concatenate([x.ravel() for x in s]) for s in sides)
             )
-            np.minimum.at(self._reason, self._root, self._reason[before])
+            moved = np.flatnonzero(self._root != before)
+            old, new = before[moved], self._root[moved]
+            np.minimum.at(self._reason, new, self._reason[old])
             for flags in (self._heads, self._chosen):
-                np.logical_or.at(flags, self._root, flags[before])
+                flags[new[flags[old]]] = True
         self._pairs = []
 
     def decide(self, product: Product) -> bool:
@@ -126,16 +128,17 @@ class _Units:
 
     def _left(self, product: Product, at: int) -> int:
         """Return how many units could be cut if it were this factor that is cut."""
+        factor, flat = self._root[product.factors[at]], self._root[product.flat]
+        known, number = np.unique(np.concatenate([factor, flat]), return_inverse=True)
+        one, two = number[: len(factor)], number[len(factor) :]
         told = [1] * len(product.factors)
         told[at] = -1
-        factor = product.factors[at].reshape(told)
         shape = tuple(map(len, product.factors))
-        pair = np.broadcast_arrays(product.flat.reshape(shape), factor)
-        root = _connected(self._root, *(side.ravel() for side in pair))
-        barred = np.zeros(len(root), bool)
-        barred[root[self._reason[self._root] != _FREE]] = True
-        units = np.unique(root[product.factors[at]])
-        return int((~barred[units]).sum())
+        pair = np.broadcast_arrays(two.reshape(shape), one.reshape(told))
+        root = _connected(np.arange(len(known)), *(side.ravel() for side in pair))
+        barred = np.zeros(len(known), bool)
+        barred[root[self._reason[known] != _FREE]] = True
+        return int((~barred[np.unique(root[one])]).sum())
 
     def _bar(self, atoms: Atoms, reason: int) -> None:
         roots = self._root[atoms]

@@ -18,7 +18,10 @@ def couple(traced: Trace) -> Coupling:
         rule = RULES.get(operation.name.rstrip("_"))
         if rule is None:
             rule = _pointwise if operation.pointwise else give_up
-        rule(coupler, operation)
+        try:
+            rule(coupler, operation)
+        except (LookupError, ValueError, TypeError):
+            give_up(coupler, operation, f"{operation.name} is called in a way that has no rule yet")
         coupler.made_of_weights(operation)
     coupler.bar_all(traced.outputs, "it is the network's output")
     return coupler.said
