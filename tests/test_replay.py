@@ -1,4 +1,4 @@
-"""A cut network comes back from its file, whatever was cut in it."""
+"""A cut network comes back from its file, and from its plan, whatever was cut in it."""
 
 import copy
 import json
@@ -13,7 +13,6 @@ import flexrel
 import flexrel_edge
 from families import FAMILIES, family, numbers_are_true
 from flexrel import Magnitude, PackError, UsageError
-from flexrel.apply import apply
 from flexrel.pack import encode
 from flexrel.structure import analyse, changed
 from networks import batch, bits, images, random_plan, same_bits
@@ -23,7 +22,7 @@ INPUTS = images(4).float()
 
 def cut(name, seed=1, model=None):
     model = model or family(name)
-    return apply(model, random_plan(analyse(model, batch(INPUTS), "channel"), seed))
+    return flexrel.apply(model, random_plan(analyse(model, batch(INPUTS), "channel"), seed))
 
 
 def same_network(one, two):
@@ -67,13 +66,17 @@ def test_a_cut_network_loads_into_a_fresh_one(name, seed, tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_prune_saves_what_loads(name, tmp_path):
+def test_prune_saves_what_loads_and_what_its_plan_makes_again(name, tmp_path):
     result = flexrel.prune(
         family(name), calibration=[INPUTS], budgets=[flexrel.MACs(0.6)], criterion=Magnitude()
     )
     result.save(tmp_path)
 
     same_network(flexrel.load(tmp_path / "model.flexrel", family(name, seed=9)), result.model)
+    replayed = flexrel.apply(family(name), flexrel.Plan.load(tmp_path / "plan.json"))
+    same_network(replayed, result.model)
+    numbers_are_true(replayed)
+    assert sum(p.numel() for p in replayed.parameters()) == result.achieved.parameters
 
 
 def test_each_family_is_cut_in_its_own_way():
@@ -137,7 +140,7 @@ def test_numbers_in_tuples_and_lists_come_back_in_their_kind(sizes, tmp_path):
     inputs = torch.linspace(-1, 1, 12).view(4, 3)
     model = Heads().eval()
     structure = analyse(model, batch(inputs), "channel")
-    pruned = apply(model, random_plan(structure, 1))
+    pruned = flexrel.apply(model, random_plan(structure, 1))
     assert pruned.sizes != model.sizes
     flexrel.pack(pruned, tmp_path / "m")
 
