@@ -43,18 +43,18 @@ class Normed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention that reshapes by its own number of heads."""
+    """Self-attention that reshapes by its own numbers: of heads, and of features in all heads."""
 
     def __init__(self, width, heads):
         super().__init__()
-        self.num_heads, self.head_dim = heads, width // heads
+        self.num_heads, self.head_dim, self.all_heads = heads, width // heads, width
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x):
         n, t, _ = x.shape
         q, k, v = self.qkv(x).reshape(n, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(q, k, v)
-        return self.out(mixed.transpose(1, 2).reshape(n, t, self.num_heads * self.head_dim))
+        return self.out(mixed.transpose(1, 2).reshape(n, t, self.all_heads))
 
 
 class Transformer(nn.Module):
@@ -193,4 +193,4 @@ def numbers_are_true(model):
             assert module.weight.shape == module.running_mean.shape == (module.num_features,)
         elif isinstance(module, Attention):
             assert module.qkv.out_features == 3 * module.num_heads * module.head_dim
-            assert module.out.in_features == module.num_heads * module.head_dim
+            assert module.out.in_features == module.all_heads == module.num_heads * module.head_dim

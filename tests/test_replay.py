@@ -161,8 +161,9 @@ def test_the_edge_reads_files_with_numbers_as_any_other(tmp_path):
 
     assert all(np.array_equal(arrays[k], v.numpy()) for k, v in pruned.state_dict().items())
     metadata = flexrel_edge.inspect(tmp_path / "m").metadata
-    heads = {"attention": {"num_heads": pruned.attention.num_heads}}
-    assert json.loads(metadata["attributes"]) == heads
+    heads = pruned.attention.num_heads
+    numbers = {"attention": {"num_heads": heads, "all_heads": 5 * heads}}
+    assert json.loads(metadata["attributes"]) == numbers
 
 
 def test_a_file_without_such_numbers_says_nothing_of_them():
