@@ -134,6 +134,23 @@ class Transposed(nn.Module):
         return self.last(x).mean((2, 3))
 
 
+class Separable(nn.Module):
+    """Depthwise convolutions, and norms that have no parameters, some not even statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.norm1 = nn.BatchNorm2d(8, affine=False)
+        self.doubled = nn.Conv2d(8, 16, 3, groups=8)
+        self.norm2 = nn.InstanceNorm2d(16)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = functional.relu(self.norm1(self.depthwise(self.first(x))))
+        return self.last(functional.relu(self.norm2(self.doubled(x))).mean((2, 3)))
+
+
 class Scaled(nn.Module):
     """A table by channel that is a buffer which no state dict has."""
 
@@ -157,6 +174,7 @@ FAMILIES = {
         Transformer,
         Dense,
         Transposed,
+        Separable,
         Scaled,
     )
 }
@@ -190,7 +208,8 @@ def numbers_are_true(model):
             assert module.weight.shape == (module.num_channels,)
             assert module.num_channels % module.num_groups == 0
         elif isinstance(module, nn.BatchNorm2d):
-            assert module.weight.shape == module.running_mean.shape == (module.num_features,)
+            vectors = (module.weight, module.bias, module.running_mean)
+            assert all(v is None or v.shape == (module.num_features,) for v in vectors)
         elif isinstance(module, Attention):
             assert module.qkv.out_features == 3 * module.num_heads * module.head_dim
             assert module.out.in_features == module.all_heads == module.num_heads * module.head_dim

@@ -84,6 +84,8 @@ def test_each_family_is_cut_in_its_own_way():
     numbers = {"grouped": "groups", "normed": "num_groups", "transformer": "num_heads"}
     for name, number in {**numbers, "transposed": "groups"}.items():
         assert number in {place.name for place in changed(cut(name))[0]}
+    told = {str(place) for place in changed(cut("separable"))[0]}  # by no shape
+    assert told == {"doubled.groups", "norm2.num_features"}
     assert set(changed(cut("scaled"))[1]) == {"scale"}
     assert changed(cut("residuals")) == ({}, {})
 

@@ -7,6 +7,7 @@ from flexrel import cost
 from flexrel.records import Attribute, Plan, Role, Site
 
 _OF_LAYERS = ("weight", "bias", "running_mean", "running_var")  # tensors told by their module
+_GOES_WITHOUT_SAYING = ("num_features",)  # how wide a norm is that goes along
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,9 @@ def _part(plan: Plan, site: Site) -> Part:
             f"{_place(attribute)} -{each * (site.units - kept)}"
             for attribute in plan.structure.attributes
             for name, each in attribute.units
-            if name == site.name and kept < site.units
+            if name == site.name
+            and kept < site.units
+            and attribute.name not in _GOES_WITHOUT_SAYING
         ),
     )
 

@@ -87,6 +87,8 @@ def number_in(model: nn.Module, number: Number) -> int:
 def set_number_(model: nn.Module, number: Number, value: int) -> None:
     """Change a number that a module of the model holds, and note it there for `changed`."""
     module = model.get_submodule(number.module)
+    if not _told(module, number.name):
+        _note_(module, number.name, number.place)
     if number.place is None:
         setattr(module, number.name, value)
     else:
@@ -94,7 +96,6 @@ def set_number_(model: nn.Module, number: Number, value: int) -> None:
         entries = [*held[: number.place], value, *held[number.place + 1 :]]
         made = getattr(held, "_make", type(held))  # a named tuple takes its entries one by one
         setattr(module, number.name, made(entries))
-    _note_(module, number.name, number.place)
 
 
 def changed(model: nn.Module) -> tuple[dict[Number, int], dict[str, Tensor]]:
@@ -113,6 +114,18 @@ def changed(model: nn.Module) -> tuple[dict[Number, int], dict[str, Tensor]]:
                 number = Number(path, name, place)
                 numbers[number] = number_in(model, number)
     return numbers, buffers
+
+
+def _told(module: nn.Module, name: str) -> bool:
+    """Return whether `_tell_sizes_` will set the number."""
+    if isinstance(module, _Plain):
+        return name == "groups" and module.groups == module.in_channels == module.out_channels
+    return isinstance(module, _BatchNorm) and name == "num_features" and bool(_vectors(module))
+
+
+def _vectors(norm: _BatchNorm) -> list[Tensor]:
+    vectors = (norm.weight, norm.bias, norm.running_mean)
+    return [vector for vector in vectors if vector is not None]
 
 
 def _noted(module: nn.Module) -> Iterator[tuple[str, int | None]]:
@@ -213,8 +226,7 @@ def _tell_sizes_(module: nn.Module) -> None:
         module.in_channels = module.weight.shape[0]
         module.out_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, _BatchNorm):
-        vectors = (module.weight, module.bias, module.running_mean)
-        module.num_features = next(len(v) for v in vectors if v is not None)
+        module.num_features = len(_vectors(module)[0])
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         module.num_channels = len(module.weight)
     elif isinstance(module, nn.Embedding):
