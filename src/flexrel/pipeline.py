@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import nn
 
+from flexrel import plan as plans
 from flexrel.allocate import ALLOCATIONS
 from flexrel.apply import apply, verify
 from flexrel.batches import Batch, RawBatch, collect, first_samples, read_batches
@@ -123,7 +124,7 @@ def prune(
         curves = _curves(trials, chosen, dense)
     return Result(
         model=network,
-        plan=plan,
+        plan=plans.Plan(plan.structure, plan.masks),
         criterion=chosen,
         dense=dense,
         achieved=achieved,

@@ -120,6 +120,7 @@ class Structure:
     uses: tuple[tuple[str, int], ...]  # weight, multiply-adds per weight entry for one sample
     work: tuple[Work, ...] = ()
     attributes: tuple[Attribute, ...] = ()
+    fingerprint: str = ""  # of the network; "" if unknown
 
     @property
     def units(self) -> int:

@@ -8,6 +8,7 @@ from torch import nn
 
 from flexrel.batches import Batch
 from flexrel.errors import ModelError, UsageError
+from flexrel.fingerprint import fingerprint
 from flexrel.records import (
     GRANULARITIES,
     Attribute,
@@ -78,6 +79,7 @@ def analyse(
         tuple(coupling.uses),
         tuple(work),
         tuple(attributes),
+        fingerprint(model),
     )
     if granularity != "element":
         structure = _without_failing(model, example, structure, weights)
