@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flexrel import cost
-from flexrel.records import Attribute, Plan, Role, Site
+from flexrel.records import Attribute, Plan, Site, Slice
 
 _OF_LAYERS = ("weight", "bias", "running_mean", "running_var")  # tensors told by their module
 _GOES_WITHOUT_SAYING = ("num_features",)  # how wide a norm is that goes along
@@ -43,15 +43,19 @@ def parts(plan: Plan) -> list[Part]:
 
 def _part(plan: Plan, site: Site) -> Part:
     kept = int(plan.masks[site.name].sum())
-    makers = _layers(site, "producer")
+    makers = _layers(part for part in site.slices if part.makes)
     return Part(
         name=site.name,
         unit=_unit(site),
         units=site.units,
         kept=kept,
         makers=makers if site.slices else (named(site.name),),
-        followers=tuple(n for n in _layers(site, "follower") if n not in makers),
-        readers=_layers(site, "consumer"),
+        followers=tuple(
+            name
+            for name in _layers(part for part in site.slices if part.role == "follower")
+            if name not in makers
+        ),
+        readers=_layers(part for part in site.slices if part.reads),
         numbers=tuple(
             f"{_place(attribute)} -{each * (site.units - kept)}"
             for attribute in plan.structure.attributes
@@ -64,14 +68,14 @@ def _part(plan: Plan, site: Site) -> Part:
 
 
 def _unit(site: Site) -> str:
-    together = min((p.index.shape[1] for p in site.slices if p.role == "producer"), default=1)
+    together = min((p.index.shape[1] for p in site.slices if p.makes), default=1)
     if site.kind == "channel" and together > 1:
         return f"groups of {together} channels"
     return f"{site.kind}s" if site.slices else "weights"
 
 
-def _layers(site: Site, role: Role) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_owner(p.tensor) for p in site.slices if p.role == role))
+def _layers(slices: Iterable[Slice]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_owner(part.tensor) for part in slices))
 
 
 def _owner(tensor: str) -> str:
