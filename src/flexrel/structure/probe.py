@@ -23,8 +23,6 @@ from flexrel.structure.cut import masked, named_tensors, resize_, shrink_
 _AGREE = 1e-5  # largest difference of outputs, as a share of the largest, dense or masked
 _NEAR = 1e-2  # up to here it may be rounding, which double precision tells
 
-_TRIES = 16  # then layers of one kind are no more told apart
-
 _TELLING = re.compile("head|group|inner|hidden|split|width|chan|chs|dim")
 Allowed = Callable[[Attribute], bool]
 _VARIANTS: tuple[Allowed, ...] = (  # which numbers in modules are taken for lengths of axes
@@ -114,8 +112,8 @@ def probe(
     """Return the structure with the sites that can be removed, and why the others can't, by name.
 
     Args:
-        model: is copied and cut by half of the units at every site; where that fails, by
-            halves of the sites, down to those that fail alone. Each time, numbers in modules
+        model: is copied and cut by half of the units at every site; where that fails, kind by
+            kind, and of a kind that fails the first and the rest. Each time, numbers in modules
             that may be lengths of axes are changed with them: all, those whose names say so, none.
         example: one or two samples.
         structure: as the trace shows it, with all numbers that may be lengths.
@@ -131,25 +129,23 @@ class _Trial:
         self._model, self._example, self._structure = model, example, structure
         self._dense = _outputs(model, example)
         self._good: dict[str, Allowed] = {}
-        self._left = _TRIES
         self.failed: dict[str, str] = {}
 
     def accept(self, sites: Sequence[Site]) -> dict[str, Allowed]:
         """Return which of the sites can be cut, and which numbers change with each."""
-        waiting = [list(sites)]
-        while waiting:
-            group = waiting.pop(0)
-            failure = self._all_of(group)
-            if failure is None:
-                continue
-            kinds = _kinds(group)
-            if len(kinds) > 1:
-                waiting = [*kinds, *waiting]
-            elif len(group) > 1 and self._left:
-                waiting += [group[:1], group[1:]]
-            else:
-                self.failed |= dict.fromkeys((site.name for site in group), failure)
+        if self._all_of(sites) is not None:
+            kinds = _kinds(sites)
+            for kind in kinds:
+                if len(kinds) == 1 or self._all_of(kind) is not None:
+                    self._refuse(kind)
         return self._good
+
+    def _refuse(self, kind: Sequence[Site]) -> None:
+        """Say of sites that fail together why they do; the first and the rest may do alone."""
+        for part in (kind[:1], kind[1:]):
+            failure = self._all_of(part)
+            if failure is not None:
+                self.failed |= dict.fromkeys((site.name for site in part), failure)
 
     def _all_of(self, sites: Sequence[Site]) -> str | None:
         """Try to add all of the sites; return why they can't be."""
@@ -161,7 +157,6 @@ class _Trial:
             if attributes in tried:
                 continue
             tried.append(attributes)
-            self._left = max(self._left - 1, 0)
             found = self._failure(trial)
             if found is None:
                 self._good = trial
