@@ -113,7 +113,7 @@ def probe(
 
     Args:
         model: is copied and cut by half of the units at every site; where that fails, kind by
-            kind, and of a kind that fails the first and the rest. Each time, numbers in modules
+            kind, and within a kind by halves. Each time, numbers in modules
             that may be lengths of axes are changed with them: all, those whose names say so, none.
         example: one or two samples.
         structure: as the trace shows it, with all numbers that may be lengths.
@@ -137,15 +137,32 @@ class _Trial:
             kinds = _kinds(sites)
             for kind in kinds:
                 if len(kinds) == 1 or self._all_of(kind) is not None:
-                    self._refuse(kind)
+                    self._tell_apart(kind)
         return self._good
 
-    def _refuse(self, kind: Sequence[Site]) -> None:
-        """Say of sites that fail together why they do; the first and the rest may do alone."""
-        for part in (kind[:1], kind[1:]):
-            failure = self._all_of(part)
-            if failure is not None:
-                self.failed |= dict.fromkeys((site.name for site in part), failure)
+    def _tell_apart(self, kind: Sequence[Site]) -> None:
+        """Find out which sites of a kind fail; where two lots do, all of them are taken to."""
+        first = self._or_refuse(kind[:1])
+        rest = kind[1:]
+        if first and rest and self._all_of(rest) is not None:
+            self._halve(rest)
+        elif rest and not first:
+            self._or_refuse(rest)
+
+    def _halve(self, sites: Sequence[Site]) -> None:
+        """Find those that fail, of sites that fail together though others like them don't."""
+        middle = len(sites) // 2
+        for half in (sites[:middle], sites[middle:]) if middle else ():
+            if self._all_of(half) is not None:
+                self._halve(half)
+        if not middle:
+            self._or_refuse(sites)
+
+    def _or_refuse(self, sites: Sequence[Site]) -> bool:
+        failure = self._all_of(sites)
+        if failure is not None:
+            self.failed |= dict.fromkeys((site.name for site in sites), failure)
+        return failure is None
 
     def _all_of(self, sites: Sequence[Site]) -> str | None:
         """Try to add all of the sites; return why they can't be."""
