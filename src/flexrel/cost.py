@@ -13,7 +13,9 @@ from flexrel.records import Plan, Structure, Work
 
 def parameters(structure: Structure, plan: Plan | None = None) -> int:
     """Return how many parameters remain; zeroed elements do not count, tied ones count once."""
-    total = sum(prod(shape) for shape in _shapes(structure, plan).values())
+    shapes = _shapes(structure, plan)
+    total = sum(prod(shape) for shape in shapes.values())
+    total += sum(shapes[weight][0] for weight in _given_biases(structure, plan))
     return total - (plan.removed if plan and structure.granularity == "element" else 0)
 
 
@@ -61,6 +63,18 @@ def unit_macs(structure: Structure) -> dict[str, float]:
 def sparsity(structure: Structure, plan: Plan) -> float:
     """Return the share of prunable units removed: weights for elements, channels for channels."""
     return plan.removed / structure.units
+
+
+def _given_biases(structure: Structure, plan: Plan | None) -> set[str]:
+    """Return the weights of layers that get a bias, in place of constant units that go."""
+    return {
+        part.tensor
+        for site in structure.sites
+        for part in site.slices
+        if plan and part.values is not None
+        if part.tensor.removesuffix("weight") + "bias" not in structure.shapes
+        if bool(part.values[~plan.masks[site.name].flatten()].any())
+    }
 
 
 def _shapes(structure: Structure, plan: Plan | None) -> dict[str, list[int]]:

@@ -258,7 +258,8 @@ def scores_of(
         statistics: of the dense network; None where the criterion needs none.
 
     Returns:
-        Site name -> float32 scores of the site's shape, on the CPU. Higher means keep.
+        Site name -> float32 scores of the site's shape, on the CPU. Higher means keep. Units that
+        never change have the lowest there is.
 
     Raises:
         UsageError: the statistics are missing, or the criterion made a NaN or a wrong shape.
@@ -282,6 +283,8 @@ def scores_of(
                 f"criterion {criterion.name!r} scored {site.name!r} with {found}; "
                 f"it must give one number for each unit of {site.shape}"
             )
+        if site.constant is not None:  # nothing is lost with them, whatever the criterion
+            values = values.masked_fill(site.constant, -torch.inf)
         scores[site.name] = values
     return scores
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from flexrel.errors import UsageError
@@ -45,6 +45,7 @@ class Slice:
     axis: int
     index: Int64[Tensor, "units inner"]
     role: Role  # producer: makes the unit; consumer: reads it; follower: bias, norm
+    values: Float[Tensor, "units inner groups"] | None = None  # read of constant units, else 0
 
     @property
     def makes(self) -> bool:
@@ -69,6 +70,7 @@ class Site:
     shape: tuple[int, ...]  # of a mask over the units
     slices: tuple[Slice, ...] = ()
     kind: Kind = "channel"
+    constant: Bool[Tensor, "units"] | None = None  # which never change, whatever the input
 
     @property
     def units(self) -> int:

@@ -19,6 +19,7 @@ from flexrel.records import (
     Structure,
     Work,
 )
+from flexrel.structure.constant import with_constants
 from flexrel.structure.couple import Coupling
 from flexrel.structure.cut import Layer
 from flexrel.structure.probe import probe
@@ -83,6 +84,7 @@ def analyse(
     )
     if granularity != "element":
         structure = _without_failing(model, example, structure, weights)
+        structure = with_constants(model, example, structure)
     if not structure.sites:
         shown = [f"{p.name or 'the model itself'}: {p.reason}" for p in structure.protected[:3]]
         reasons = "; ".join(shown) or "it has no layers"

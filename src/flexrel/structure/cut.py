@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.errors import UsageError
-from flexrel.records import Plan, weight_of
+from flexrel.records import Plan, layer_of, weight_of
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -52,7 +52,47 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
         if less:
             number = Number(attribute.module, attribute.name, attribute.place)
             set_number_(model, number, number_in(model, number) - less)
+    shifts = absorbed(tensors, plan)
     resize_(model, cut)
+    for layer, shift in shifts.items():
+        rows = kept.get((weight_of(layer), 0))
+        add_to_bias_(model.get_submodule(layer), shift if rows is None else shift[rows])
+
+
+def absorbed(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Return what the biases of layers take over from constant units that the plan removes.
+
+    Args:
+        tensors: parameters and buffers by name, whole.
+        plan: says which units go.
+
+    Returns:
+        Layer -> `[out]`, float64, on the CPU; only those that took in something other than 0.
+    """
+    shifts: dict[str, Tensor] = {}
+    for site in plan.structure.sites:
+        gone = ~plan.masks[site.name].flatten()
+        for part in site.slices:
+            if part.values is not None and bool(part.values[gone].any()):
+                weight = tensors[part.tensor].detach().cpu().double()
+                weight = weight.reshape(*weight.shape[:2], -1).sum(2)  # over kernel positions
+                values = part.values[gone].flatten(0, 1)  # [entries, groups]
+                by_group = weight[:, part.index[gone].flatten()].unflatten(0, (values.shape[1], -1))
+                shift = torch.einsum("goe,eg->go", by_group, values).flatten()
+                layer = layer_of(part.tensor)
+                shifts[layer] = shifts.get(layer, 0) + shift
+    return shifts
+
+
+def add_to_bias_(layer: nn.Module, shift: Tensor) -> None:
+    """Add to the layer's bias, and give it one if it has none."""
+    weight = layer.get_parameter("weight")
+    if layer.bias is None:
+        layer.bias = nn.Parameter(shift.to(weight), requires_grad=weight.requires_grad)
+    else:
+        bias = layer.get_parameter("bias")
+        value = (bias.detach() + shift.to(bias.device)).to(bias.dtype)
+        layer.bias = nn.Parameter(value, requires_grad=bias.requires_grad)
 
 
 class Number(NamedTuple):

@@ -18,7 +18,14 @@ from flexrel.batches import Batch
 from flexrel.errors import ModelError
 from flexrel.records import Attribute, Plan, Site, Structure
 from flexrel.running import call, reason, tensors_of, undisturbed
-from flexrel.structure.cut import masked, named_tensors, resize_, shrink_
+from flexrel.structure.cut import (
+    absorbed,
+    add_to_bias_,
+    masked,
+    named_tensors,
+    resize_,
+    shrink_,
+)
 
 _AGREE = 1e-5  # largest difference of outputs, as a share of the largest, dense or masked
 _NEAR = 1e-2  # up to here it may be rounding, which double precision tells
@@ -55,8 +62,9 @@ def disagreement(
 ) -> str | None:
     """Return how the pruned network's outputs differ from the masked model's; None: they agree.
 
-    In the masked model what reads the plan's units is zeroed. Where rounding may be what
-    differs, both run again in double precision.
+    In the masked model what reads the plan's units is zeroed, and biases take over what was
+    read of constant ones; if all units that go are constant, it is the model itself. Where
+    rounding may be what differs, both run again in double precision.
 
     Args:
         model: that the plan's structure was read from; not changed.
@@ -69,8 +77,7 @@ def disagreement(
         ModelError: a network does not run on the example.
     """
     have = _outputs(pruned, example)  # first: it may not run
-    expected = duplicate(model, share=True)
-    resize_(expected, masked(named_tensors(model), plan, readers=True))
+    expected = model if _is_free(plan) else _masked(model, plan)
     dense = _outputs(model, example) if dense is None else dense
     found = _difference(dense, _outputs(expected, example), have)
     if isinstance(found, float) and _AGREE < found <= _NEAR:
@@ -84,6 +91,25 @@ def disagreement(
     if found <= _AGREE:
         return None
     return f"the cut network's outputs differ from the masked one's by a share of {found:.3g}"
+
+
+def _is_free(plan: Plan) -> bool:
+    """Return whether all units that go are constant."""
+    return all(
+        bool(mask.all()) or (site.constant is not None and bool((mask | site.constant).all()))
+        for site in plan.structure.sites
+        for mask in [plan.masks[site.name]]
+    )
+
+
+def _masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return the model with whatever reads the plan's units zeroed; the rest is shared."""
+    expected = duplicate(model, share=True)
+    tensors = named_tensors(model)
+    resize_(expected, masked(tensors, plan, readers=True))
+    for layer, shift in absorbed(tensors, plan).items():
+        add_to_bias_(expected.get_submodule(layer), shift)
+    return expected
 
 
 def _difference(

@@ -68,7 +68,7 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
     parameters = {recorder.ref(tensor).key: name for name, tensor in reversed(named)}
     owned = tuple({ref.key: ref for _, tensor in named if (ref := recorder.ref(tensor))}.values())
     inputs = tuple(recorder.ref(tensor) for tensor in batch.tensors)
-    with undisturbed(model), torch.no_grad(), _slow_path(), recorder.watching(), recorder:
+    with undisturbed(model), torch.no_grad(), slow_path(), recorder.watching(), recorder:
         result = call(model, batch)
     outputs = tuple(recorder.ref(tensor) for tensor in tensors_of(result))
     if not outputs:
@@ -88,7 +88,7 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
 
 
 @contextmanager
-def _slow_path() -> Iterator[None]:
+def slow_path() -> Iterator[None]:
     """Keep torch's transformer layers from running as one operation, which has no rule."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
