@@ -13,9 +13,9 @@ import flexrel
 import flexrel_edge
 from families import FAMILIES, family, numbers_are_true
 from flexrel import Magnitude, PackError, UsageError
-from flexrel.pack import encode
+from flexrel.pack import encode, fit
 from flexrel.structure import analyse, changed
-from networks import batch, bits, images, random_plan, same_bits
+from networks import batch, bits, images, random_, random_plan, same_bits
 
 INPUTS = images(4).float()
 
@@ -222,3 +222,31 @@ def test_damaged_numbers_are_a_pack_error(attributes, tmp_path):
     packed_with(tmp_path / "m", model, attributes)
 
     check_that_it_is_refused(tmp_path / "m", model, PackError, "attributes is damaged")
+
+
+def test_constants_in_biases_that_a_cut_made_are_replayed_and_loaded(tmp_path):
+    def fresh():
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 1), nn.Sigmoid(), nn.Conv2d(6, 4, 3, bias=False), nn.Conv2d(4, 2, 1)
+        )
+
+    model = random_(fresh())
+    with torch.no_grad():
+        model[0].weight[[1, 4]] = 0  # their sigmoids never change
+    x = torch.randn(2, 3, 6, 6)
+
+    result = flexrel.prune(
+        model, calibration=[x], budgets=[flexrel.Parameters(0.8)], criterion=flexrel.Magnitude()
+    )
+    result.save(tmp_path)
+    replayed = flexrel.apply(model, flexrel.Plan.load(tmp_path / "plan.json"))
+    loaded = flexrel.load(tmp_path / "model.flexrel", into=fresh())
+
+    assert not result.plan.masks["0"][[1, 4]].any()
+    assert result.model[2].bias is not None
+    for network in (replayed, loaded):
+        assert torch.equal(network[2].bias, result.model[2].bias)
+        assert torch.equal(network(x), result.model(x))
+    wrong = {**result.model.state_dict(), "2.bias": torch.zeros(3)}
+    with pytest.raises(UsageError, match=r"2\.bias is \[3\], the layer has 4 outputs"):
+        fit(fresh(), wrong, "it")

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,16 @@ from torch import Tensor, nn
 
 import flexrel_edge
 from flexrel.errors import PackError, UsageError
-from flexrel.structure import Number, changed, number_in, resize_, set_number_
+from flexrel.records import weight_of
+from flexrel.structure import (
+    Layer,
+    Number,
+    Transposed,
+    changed,
+    number_in,
+    resize_,
+    set_number_,
+)
 from flexrel_edge.files import read_packed, replace_file
 from flexrel_edge.records import Array
 
@@ -128,7 +138,8 @@ def fit(
         UsageError: names, shapes or numbers do not fit; the model is as it was.
     """
     state = _state(model, tensors)
-    _check_names(state, tensors, source)
+    biases = _new_biases(model, tensors, numbers, source)
+    _check_names(state, tensors.keys() - biases.keys(), source)
     tied: dict[int, str] = {}
     for name, slot in _state(model, tensors, keep_vars=True).items():
         other = tied.setdefault(id(slot), name)
@@ -138,6 +149,25 @@ def fit(
                 f"{source} does not fit the model: {other} and {name} differ in it, "
                 "but are one tensor in the model"
             )
+    smaller = _smaller(state, {n: t for n, t in tensors.items() if n not in biases}, source)
+    for number, value in numbers.items():
+        _check_number(model, number, value, source)
+    for number, value in numbers.items():
+        set_number_(model, number, value)
+    known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    resize_(model, {name: tensor for name, tensor in smaller.items() if name in known})
+    with torch.no_grad():
+        for name, slot in _state(model, tensors).items():
+            slot.copy_(tensors[name])
+    for name, layer in biases.items():
+        weight = layer.get_parameter("weight")
+        layer.bias = nn.Parameter(tensors[name].to(weight), requires_grad=weight.requires_grad)
+
+
+def _smaller(
+    state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """Return empty tensors in place of those that have to shrink."""
     smaller: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         have, want = tuple(state[name].shape), tuple(tensor.shape)
@@ -148,24 +178,38 @@ def fit(
             )
         if have != want:
             smaller[name] = torch.empty(want, dtype=state[name].dtype, device=state[name].device)
-    for number, value in numbers.items():
-        _check_number(model, number, value, source)
-    for number, value in numbers.items():
-        set_number_(model, number, value)
-    known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-    resize_(model, {name: tensor for name, tensor in smaller.items() if name in known})
-    with torch.no_grad():
-        for name, slot in _state(model, tensors).items():
-            slot.copy_(tensors[name])
+    return smaller
 
 
-def _check_names(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
-    for what, names in (
-        ("lacks", state.keys() - tensors.keys()),
-        ("has, and the model has not,", tensors.keys() - state.keys()),
+def _new_biases(
+    model: nn.Module, tensors: Mapping[str, Tensor], numbers: Numbers, source: str
+) -> dict[str, nn.Module]:
+    """Return the layers without a bias that have one in the file: constants that a cut left."""
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        name = f"{path}.bias".removeprefix(".")
+        if isinstance(module, Layer) and module.bias is None and name in tensors:
+            weight = tensors.get(weight_of(path), torch.empty(0, 0))
+            outputs = len(weight)
+            if isinstance(module, Transposed):
+                groups = numbers.get(Number(path, "groups", None), module.groups)
+                outputs = weight.shape[1] * groups
+            if tensors[name].shape != (outputs,):
+                raise UsageError(
+                    f"{source} does not fit the model: {name} is {list(tensors[name].shape)}, "
+                    f"the layer has {outputs} outputs"
+                )
+            found[name] = module
+    return found
+
+
+def _check_names(state: Mapping[str, Tensor], names: AbstractSet[str], source: str) -> None:
+    for what, strange in (
+        ("lacks", state.keys() - names),
+        ("has, and the model has not,", names - state.keys()),
     ):
-        if names:
-            shown = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")  # noqa: PLR2004
+        if strange:
+            shown = ", ".join(sorted(strange)[:3]) + (" ..." if len(strange) > 3 else "")  # noqa: PLR2004
             raise UsageError(f"{source} does not fit the model: it {what} {shown}")
 
 

@@ -80,11 +80,17 @@ def _site(site: Site, mask: Tensor) -> dict[str, Any]:
         "units": site.units,
         "kept": int(kept.sum()),
         "keep": runs(kept.nonzero().flatten().numpy()) if site.slices else _packed(kept.numpy()),
-        "slices": [_slice(part) for part in site.slices],
+        "constant": [] if site.constant is None else runs(_places(site.constant)),
+        "slices": [_slice(part, site.constant) for part in site.slices],
     }
 
 
-def _slice(part: Slice) -> dict[str, Any]:
+def _places(mask: Tensor) -> Whole:
+    places: Whole = mask.nonzero().flatten().cpu().numpy()
+    return places
+
+
+def _slice(part: Slice, constant: Tensor | None) -> dict[str, Any]:
     index = part.index.cpu().numpy()
     forms = {"units": runs(index.flatten()), "places": runs(index.T.flatten())}
     by = min(forms, key=lambda form: len(forms[form]))
@@ -95,6 +101,9 @@ def _slice(part: Slice) -> dict[str, Any]:
         "each": index.shape[1],
         "by": by,
         "index": forms[by],
+        "values": None
+        if part.values is None or constant is None
+        else part.values[constant].tolist(),
     }
 
 
@@ -205,8 +214,8 @@ class _Sites:
         self._left = _POSITIONS
 
     def site(self, value: object) -> tuple[Site, Tensor]:
-        name, kind, shape, units, kept, keep, slices = _fields(
-            value, "a site", "name", "kind", "shape", "units", "kept", "keep", "slices"
+        name, kind, shape, units, kept, keep, constant, slices = _fields(
+            value, "a site", "name", "kind", "shape", "units", "kept", "keep", "constant", "slices"
         )
         what = f"site {show(_text(name, 'the name of a site'))}"
         if kind not in get_args(Kind):
@@ -214,15 +223,19 @@ class _Sites:
         sizes = tuple(_count(size, f"the shape of {what}", 1) for size in _list(shape, what))
         if units != prod(sizes) or isinstance(units, bool) or prod(sizes) > _LARGEST:
             raise ValueError(f"{what} has {show(units)} units and the shape {show(list(sizes))}")
-        parts = tuple(self._slice(p, what, sizes) for p in _list(slices, f"the slices of {what}"))
+        fixed = self._kept(constant, units, what) if constant != [] else None
+        listed = _list(slices, f"the slices of {what}")
+        parts = tuple(self._slice(part, what, sizes, fixed) for part in listed)
         mask = self._kept(keep, units, what) if parts else _unpacked(keep, units, what)
         if kept != int(mask.sum()) or isinstance(kept, bool):
             raise ValueError(f"{what} says that it keeps {show(kept)}, but {int(mask.sum())} do")
-        return Site(name, sizes, parts, kind), mask.view(sizes)
+        return Site(name, sizes, parts, kind, fixed), mask.view(sizes)
 
-    def _slice(self, value: object, what: str, shape: tuple[int, ...]) -> Slice:
-        tensor, axis, role, each, by, index = _fields(
-            value, f"a slice of {what}", "tensor", "axis", "role", "each", "by", "index"
+    def _slice(
+        self, value: object, what: str, shape: tuple[int, ...], fixed: Tensor | None
+    ) -> Slice:
+        tensor, axis, role, each, by, index, values = _fields(
+            value, f"a slice of {what}", "tensor", "axis", "role", "each", "by", "index", "values"
         )
         where = f"slice {show(_text(tensor, f'the tensor of {what}'))} of {what}"
         if role not in get_args(Role) or by not in ("units", "places") or len(shape) != 1:
@@ -238,7 +251,8 @@ class _Sites:
             raise ValueError(f"{where} has a position twice")
         table = positions.reshape((shape[0], each) if by == "units" else (each, shape[0]))
         entries = table if by == "units" else np.ascontiguousarray(table.T)
-        return Slice(tensor, at, torch.from_numpy(entries), role)
+        read = None if values is None else _values(values, fixed, each, where)
+        return Slice(tensor, at, torch.from_numpy(entries), role, read)
 
     def _kept(self, value: object, units: int, what: str) -> Tensor:
         mask = torch.zeros(units, dtype=torch.bool)
@@ -252,6 +266,22 @@ class _Sites:
             raise ValueError(f"it has more than {_POSITIONS} positions")
         arrays = [np.arange(r.start, r.stop, r.step, dtype=np.int64) for r in found]
         return np.concatenate([np.zeros(0, np.int64), *arrays])
+
+
+def _values(value: object, fixed: Tensor | None, each: int, where: str) -> Tensor:
+    """Return `[units, each, groups]`: what is read of the units that never change, else 0."""
+    try:
+        found = np.array(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the values of {where} are no table of numbers") from error
+    count = 0 if fixed is None else int(fixed.sum())
+    if fixed is None or found.ndim != 3 or found.shape[:2] != (count, each) or not found.size:  # noqa: PLR2004
+        raise ValueError(f"{where} has values of shape {found.shape} for {count} x {each}")
+    if not np.isfinite(found).all():
+        raise ValueError(f"{where} has a value that is not finite")
+    table = torch.zeros(len(fixed), *found.shape[1:], dtype=torch.float64)
+    table[fixed] = torch.from_numpy(found)
+    return table
 
 
 def _run(value: object, below: int, what: str) -> range:

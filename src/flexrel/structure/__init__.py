@@ -2,7 +2,9 @@
 
 from flexrel.structure.analyse import analyse
 from flexrel.structure.cut import (
+    Layer,
     Number,
+    Transposed,
     changed,
     mask_,
     named_tensors,
@@ -14,7 +16,9 @@ from flexrel.structure.cut import (
 from flexrel.structure.probe import disagreement, duplicate
 
 __all__ = [
+    "Layer",
     "Number",
+    "Transposed",
     "analyse",
     "changed",
     "disagreement",

@@ -12,9 +12,9 @@ from flexrel.records import Plan, layer_of, weight_of
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
-Layer = nn.Linear | _Plain | _Transposed
+Layer = nn.Linear | _Plain | Transposed
 
 _NOTE = "_flexrel_cut"  # on a module: what of it a cut changed that its state does not tell
 
@@ -262,7 +262,7 @@ def _tell_sizes_(module: nn.Module) -> None:
             module.groups = len(module.weight)
         module.out_channels = module.weight.shape[0]
         module.in_channels = module.weight.shape[1] * module.groups
-    elif isinstance(module, _Transposed):
+    elif isinstance(module, Transposed):
         module.in_channels = module.weight.shape[0]
         module.out_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, _BatchNorm):
