@@ -7,7 +7,8 @@ from typing import Any
 from flexrel import records
 from flexrel.errors import PackError, UsageError
 from flexrel.plan.explain import Part, explain, named, parts, totals
-from flexrel.plan.written import as_json, dump, parse
+from flexrel.plan.read import parse
+from flexrel.plan.written import as_json, dump
 from flexrel_edge.files import replace_file
 
 __all__ = ["Part", "Plan", "named", "parts", "totals"]
