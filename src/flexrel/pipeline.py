@@ -78,7 +78,8 @@ def prune(
             relevance, and blends of several deltas.
         rule: of relevance, as in `calibrate`.
         output: what relevance starts from, as in `calibrate`.
-        granularity: "channel" removes channels for real; "element" sets weights to zero.
+        granularity: "channel" removes channels for real, "depth" whole residual blocks;
+            "element" sets weights to zero.
         allocation: "global" compares all units of the network; "per-layer" takes the same share
             of every layer.
         keep: names of layers to leave alone.
@@ -114,7 +115,11 @@ def prune(
     dense = trials.dense()
     request = _Request(target, tuple(budgets), dense)
     chosen, plan = _solve(trials, request, options)
-    if granularity in ("channel", "head"):  # elements are zeroed, there is nothing to compare with
+    if granularity in (
+        "channel",
+        "head",
+        "depth",
+    ):  # elements are zeroed, there is nothing to compare with
         verify(model, apply(model, plan), plan, example)
     network, achieved = trials.measure(chosen, plan)
     rivals: tuple[Measurement, ...] = ()
@@ -207,7 +212,7 @@ def _check(
         raise UsageError(
             f"allocation {allocation!r} is not known; there are: {', '.join(ALLOCATIONS)}"
         )
-    if multiple_of < 1 or (multiple_of > 1 and granularity == "element"):
+    if multiple_of < 1 or (multiple_of > 1 and granularity in ("element", "depth")):
         raise UsageError(
             f"multiple_of={multiple_of} of granularity {granularity!r}; the widths of channels and "
             "heads can be rounded up to a multiple of 1 or more"

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from flexrel.errors import UsageError
 
-Granularity = Literal["element", "channel", "head"]
-GRANULARITIES: tuple[Granularity, ...] = ("element", "channel", "head")
+Granularity = Literal["element", "channel", "head", "depth"]
+GRANULARITIES: tuple[Granularity, ...] = ("element", "channel", "head", "depth")
 Role = Literal["producer", "consumer", "follower", "both"]
-Kind = Literal["channel", "head"]
+Kind = Literal["channel", "head", "block"]
 
 Scores = Mapping[str, Tensor]  # site name -> one score per unit, of the site's shape; higher = keep
 Progress = Callable[[str, int, int | None], None]  # stage, steps done, steps in all if known
@@ -58,12 +58,24 @@ class Slice:
         return self.role in ("consumer", "both")
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A module whose output is its input and a branch, and what goes when it is passed over."""
+
+    module: str  # as in `model.named_modules()`
+    tensors: tuple[str, ...]  # its parameters, but those that something outside blocks has too
+    makers: tuple[str, ...]  # the layers that make what it adds
+    macs: int  # multiply-adds of one sample
+    place: tuple[int, int] | None  # of what it returns: which entry of a tuple of how many
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Site:
     """One thing that can be pruned, and its units.
 
     For `element` a unit is one entry of the layer's weight; `slices` is empty. Else a unit is a
-    channel, a neuron or an attention head, with all that goes when it goes.
+    channel, a neuron or an attention head, with all that goes when it goes; for `depth`, one of
+    the site's `blocks`, of which there is one site in a network.
     """
 
     name: str  # of the layer that makes the units, as in `model.named_modules()`
@@ -71,6 +83,7 @@ class Site:
     slices: tuple[Slice, ...] = ()
     kind: Kind = "channel"
     constant: Bool[Tensor, "units"] | None = None  # which never change, whatever the input
+    blocks: tuple[Block, ...] = ()  # one a unit
 
     @property
     def units(self) -> int:

@@ -22,6 +22,7 @@ from flexrel.records import (
 from flexrel.structure.constant import with_constants
 from flexrel.structure.couple import Coupling
 from flexrel.structure.cut import Layer
+from flexrel.structure.depth import blocks_of
 from flexrel.structure.probe import probe
 from flexrel.structure.resolve import Units, resolve
 from flexrel.structure.rules import couple
@@ -40,7 +41,7 @@ def analyse(
         model: is run on the example, in evaluation mode, and left as it was; for channels,
             copies of it are cut and run too.
         example: one or two samples are enough.
-        granularity: "element" or "channel".
+        granularity: one of `GRANULARITIES`.
         keep: names of layers to leave alone.
 
     Raises:
@@ -55,6 +56,8 @@ def analyse(
     _check_names(keep, tuple(weights))
     traced = trace(model, example)
     coupling = couple(traced)
+    if granularity == "depth":
+        return blocks_of(model, example, traced, coupling, keep)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     attributes: list[Attribute] = []
     work = [Work(macs, ()) for macs, _ in coupling.work]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.errors import UsageError
-from flexrel.records import Plan, layer_of, weight_of
+from flexrel.records import Block, Plan, layer_of, weight_of
+from flexrel.structure.skip import skip_
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -33,6 +34,8 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
     """
     tensors = named_tensors(model)
     kept: dict[tuple[str, int], Tensor] = {}
+    for block in blocks_gone(plan):
+        skip_(model, block.module, block.place)
     for site in plan.structure.sites:
         gone = ~plan.masks[site.name]
         for part in site.slices if gone.any() else ():
@@ -57,6 +60,16 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
     for layer, shift in shifts.items():
         rows = kept.get((weight_of(layer), 0))
         add_to_bias_(model.get_submodule(layer), shift if rows is None else shift[rows])
+
+
+def blocks_gone(plan: Plan) -> list[Block]:
+    """Return the blocks that the plan removes."""
+    return [
+        block
+        for site in plan.structure.sites
+        for unit, block in enumerate(site.blocks)
+        if not plan.masks[site.name][unit]
+    ]
 
 
 def absorbed(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -192,7 +205,7 @@ def masked(
         gone = ~plan.masks[site.name]
         if not gone.any():
             continue
-        if not site.slices:
+        if not (site.slices or site.blocks):
             weight = tensors[weight_of(site.name)].detach()
             # times 0 would leave -0.0
             zeroed[weight_of(site.name)] = weight.masked_fill(gone.to(weight.device), 0)

@@ -21,11 +21,13 @@ from flexrel.running import call, reason, tensors_of, undisturbed
 from flexrel.structure.cut import (
     absorbed,
     add_to_bias_,
+    blocks_gone,
     masked,
     named_tensors,
     resize_,
     shrink_,
 )
+from flexrel.structure.skip import pass_over_
 
 _AGREE = 1e-5  # largest difference of outputs, as a share of the largest, dense or masked
 _NEAR = 1e-2  # up to here it may be rounding, which double precision tells
@@ -103,12 +105,14 @@ def _is_free(plan: Plan) -> bool:
 
 
 def _masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return the model with whatever reads the plan's units zeroed; the rest is shared."""
+    """Return the model with whatever reads the plan's units zeroed, and blocks passed over."""
     expected = duplicate(model, share=True)
     tensors = named_tensors(model)
     resize_(expected, masked(tensors, plan, readers=True))
     for layer, shift in absorbed(tensors, plan).items():
         add_to_bias_(expected.get_submodule(layer), shift)
+    for block in blocks_gone(plan):
+        pass_over_(expected.get_submodule(block.module))
     return expected
 
 
