@@ -227,7 +227,12 @@ def test_damaged_files_exit_5_and_leave_nothing(net, tmp_path, capsys):
         (["--budget", "macs=60%", "--output", "x"], "inputs", 2, "predicted"),
         (["--budget", "macs=60%", "--rule", "x"], "inputs", 2, "gradient-input"),
         (["--budget", "macs=60%", "--keep", "layer9"], "inputs", 2, "layer9"),
-        (["--budget", "macs=60%", "--granularity", "filter"], "inputs", 2, "element, channel, head"),
+        (
+            ["--budget", "macs=60%", "--granularity", "filter"],
+            "inputs",
+            2,
+            "element, channel, head",
+        ),
         (["--budget", "macs=60%", "--criterion", "best"], "inputs", 2, "flexrel:DELTA"),
         (["--budget", "macs=60%", "--values", "int3"], "inputs", 2, "float32"),
         (["--budget", "macs=60%", "--recover", "magic"], "inputs", 2, "none"),

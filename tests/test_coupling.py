@@ -19,7 +19,6 @@ from graphs import (
     TOKENS,
     TOKENS_IN,
     WIDTH,
-    Attention,
     Dimensions,
     Images,
     Tokens,
@@ -46,7 +45,7 @@ from networks import (
 )
 
 seeds = st.integers(0, 10**6)
-examples = settings(max_examples=60, deadline=None, derandomize=True)
+examples = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def read(model, inputs, granularity="channel"):
@@ -134,6 +133,8 @@ SITES = {
     # 2 groups that read 4 and make 8 each: one of the 4 in both groups, one of the 8 in both.
     "wider groups": {"stem": 4, "": 8},
     "many groups": {"stem": 8, ".0": 8, ".4": 8},
+    # Of 2 times 4 channels, mixed, the second layer reads 2 groups of 2 times 2.
+    "groups shuffled": {"stem": 4, ".0": 2, ".2": 4},
     "ResNeXt": {"stem": 8, ".layer.0": 8},
     "depthwise": {"stem": 8},
     "depthwise, multiplied": {"stem": 8},
@@ -150,6 +151,7 @@ SITES = {
     "group norm of single channels": {"stem": 8},
     "channels last": {"stem": 8, ".layer.1": 16},
     "scaled layer": {"stem": 8},
+    "tiled": {"stem": 8},
     "spatial slices": {"stem": 8},
     "U-Net": {"stem": 8, ".layer.0": 6, ".layer.1": 10, ".layer.2": 5, ".layer.3": 8},
     "used twice": {"stem": 8},
@@ -167,7 +169,7 @@ def test_the_sites_of_a_block_are_those_counted_by_hand(name):
 
 
 def test_every_block_is_counted_or_has_a_test_of_its_own():
-    assert BLOCKS.keys() - SITES.keys() == {"weight norm", "groups shuffled"}
+    assert BLOCKS.keys() - SITES.keys() == {"weight norm"}
 
 
 @pytest.mark.parametrize("name", sorted(BLOCKS))
@@ -304,8 +306,9 @@ def test_columns_of_a_position_bias_table_go_with_their_heads():
     (heads,) = [site for site in structure.sites if site.kind == "head"]
     index = {(p.tensor, p.axis): p.index.tolist() for p in heads.slices}
     assert index["blocks.0.table", 1] == [[0], [1], [2], [3]]
-    inside = [head * 2 + at for head in (0,) for at in (0, 1)]  # two features each, three times
-    assert index["blocks.0.qkv.weight", 0][0] == [8 * third + at for third in range(3) for at in inside]
+    # A head has two features of each of queries, keys and values, 8 apart.
+    assert index["blocks.0.qkv.weight", 0][0] == [0, 1, 8, 9, 16, 17]
+    assert index["blocks.0.qkv.weight", 0][3] == [6, 7, 14, 15, 22, 23]
 
 
 def test_torchs_own_attention_is_cut_rightly_or_left_alone_with_a_reason():
@@ -348,14 +351,14 @@ def test_a_normed_weight_makes_channels_that_go_and_reads_channels_that_stay():
 
 
 STAY = {
-    "softmax over channels": lambda f, x: f[0](x).softmax(1),
-    "a sum over channels": lambda f, x: f[0](x) / f[0](x).sum(1, keepdim=True).exp(),
-    "its own width written down": lambda f, x: f[0](x).view(-1, 6, 8, 8),
-    "half of it by number": lambda f, x: torch.cat([f[0](x)[:, :2], f[0](x)[:, 3:]], 1)[:, :6],
-    "another order": lambda f, x: f[0](x)[:, [5, 3, 1, 0, 2, 4]],
-    "a sort": lambda f, x: f[0](x).sort(1).values,
-    "a kernel over channels": lambda f, x: nn.functional.avg_pool3d(
-        f[0](x)[:, None], (3, 1, 1), 1, (1, 0, 0)
+    "softmax over channels": lambda x: x.softmax(1),
+    "a sum over channels": lambda x: x / x.sum(1, keepdim=True).exp(),
+    "its own width written down": lambda x: x.view(-1, 6, 8, 8),
+    "half of it by number": lambda x: torch.cat([x[:, :2], x[:, 3:]], 1)[:, :6],
+    "another order": lambda x: x[:, [5, 3, 1, 0, 2, 4]],
+    "a sort": lambda x: x.sort(1).values,
+    "a kernel over channels": lambda x: nn.functional.avg_pool3d(
+        x[:, None], (3, 1, 1), 1, (1, 0, 0)
     )[:, 0],
 }
 
@@ -363,21 +366,26 @@ STAY = {
 @pytest.mark.parametrize("name", STAY)
 def test_what_mixes_or_numbers_channels_keeps_them(name):
     out = {"half of it by number": 5}.get(name, 6)
-    model = nn.Sequential(flow([conv(COLOURS, 6)], STAY[name]), conv(out, 4), conv(4, 2))
+    model = nn.Sequential(
+        conv(COLOURS, 6),
+        flow(  # what is beside it reads the channels in order, and could do with fewer
+            [conv(6, 4), conv(out, 4)], lambda f, x: f[0](x) + f[1](STAY[name](x))
+        ),
+        conv(4, 2),
+    )
 
     structure = read(model, images())
 
-    assert units(structure) == {"1": 4}
-    assert "0.layer.0" in {p.name for p in structure.protected}
+    assert units(structure) == {"1.layer.0": 4}
+    (reason,) = [p.reason for p in structure.protected if p.name == "0"]
+    assert ("tried and failed" in reason) == (name == "its own width written down"), reason
 
 
 def test_efficient_channel_attention_slides_over_channels_and_keeps_them():
     def forward(f, x):
         return x * f[0](x.mean((2, 3))[:, None]).sigmoid().transpose(1, 2)[..., None]
 
-    model = sequence(
-        conv(8, 6), flow([nn.Conv1d(1, 1, 3, padding=1)], forward), conv(6, 5), last=5
-    )
+    model = sequence(conv(8, 6), flow([nn.Conv1d(1, 1, 3, padding=1)], forward), conv(6, 5), last=5)
 
     structure = read(model, images())
 
@@ -392,6 +400,20 @@ def test_groups_that_other_groups_straddle_are_left_alone():
     structure = read(model, images())
 
     assert "3" in units(structure)
+    check_a_cut(random_(model), images(), images(3, seed=1), seed=2)
+
+
+def test_groups_of_two_layers_on_one_path_are_cut_alike():
+    """A norm in 2 groups leaves but whole groups; the layer in 2 groups goes with them."""
+
+    def forward(f, x):
+        one, two = f[0](x), f[1](x)
+        return (f[4](f[2](one) + two) + f[5](f[3](two))).mean((2, 3))
+
+    parts = [conv(COLOURS, 16), conv(COLOURS, 16), nn.GroupNorm(2, 16), conv(16, groups=2)]
+    model = flow([*parts, conv(16, 2), conv(16, 2)], forward)
+
+    assert units(read(model, images())) == {"layer.0": 2}
     check_a_cut(random_(model), images(), images(3, seed=1), seed=2)
 
 
@@ -411,10 +433,19 @@ def test_two_networks_at_once_can_share_a_block():
     check_a_cut(random_(model.double()), images(), images(3, seed=1), seed=2)
 
 
+@pytest.mark.xfail(strict=True, reason="what a layer runs over is counted as if it never shrank")
+def test_layers_that_run_over_channels_cost_less_when_channels_go():
+    check_a_cut(
+        random_(Tokens(["mixed over time"]).double()), sentences(), sentences(3, seed=1), seed=1
+    )
+
+
 # --- reloading ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["identity", "ResNeXt", "group norm", "transposed groups"])
+@pytest.mark.parametrize(
+    "name", ["identity", "U-Net", "ResNeXt", "group norm", "transposed groups", "groups"]
+)
 def test_a_cut_image_network_reloads_into_a_fresh_one(name, tmp_path):
     check_a_reload(Images([name]), images(), tmp_path)
 

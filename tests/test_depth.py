@@ -22,6 +22,7 @@ from flexrel import (
 )
 from flexrel.apply import apply, verify
 from flexrel.criteria import scores_of
+from flexrel.plan import Plan as ReadablePlan
 from flexrel.records import Plan
 from flexrel.structure import analyse, disagreement, named_tensors
 from networks import batch, bits, macs_by_hooks, random_, same_bits
@@ -404,3 +405,16 @@ def test_the_last_block_stays():
             criterion=Magnitude(),
             granularity="depth",
         )
+
+
+def test_a_plan_of_blocks_is_written_and_carried_out_again(tmp_path):
+    model = resnet()
+    result = prune(
+        model, calibration=[IMAGE], budgets=[MACs(0.7)], granularity="depth", criterion=Magnitude()
+    )
+    result.plan.save(tmp_path / "plan.json")
+
+    plan = ReadablePlan.load(tmp_path / "plan.json")
+
+    assert plan.structure.sites[0].blocks == result.plan.structure.sites[0].blocks
+    assert torch.equal(outputs(apply(model, plan), IMAGE), outputs(result.model, IMAGE))

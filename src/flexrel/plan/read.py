@@ -15,6 +15,7 @@ from flexrel.plan.written import FORMAT, VERSION, Whole
 from flexrel.records import (
     GRANULARITIES,
     Attribute,
+    Block,
     Kind,
     Protected,
     Role,
@@ -25,6 +26,7 @@ from flexrel.records import (
 )
 from flexrel_edge.records import is_text, show
 
+_OF_SITE = "name kind shape units kept keep constant slices blocks"
 _LARGEST = 2**40  # of any length or count
 _POSITIONS = 2**28  # in all runs of a plan
 _ZLIB_RATIO = 1032  # no zlib stream expands further
@@ -87,8 +89,8 @@ class _Sites:
         self._left = _POSITIONS
 
     def site(self, value: object) -> tuple[Site, Tensor]:
-        name, kind, shape, units, kept, keep, constant, slices = _fields(
-            value, "a site", "name", "kind", "shape", "units", "kept", "keep", "constant", "slices"
+        name, kind, shape, units, kept, keep, constant, slices, blocks = _fields(
+            value, "a site", *_OF_SITE.split()
         )
         what = f"site {show(_text(name, 'the name of a site'))}"
         if kind not in get_args(Kind):
@@ -102,7 +104,32 @@ class _Sites:
         mask = self._kept(keep, units, what) if parts else _unpacked(keep, units, what)
         if kept != int(mask.sum()) or isinstance(kept, bool):
             raise ValueError(f"{what} says that it keeps {show(kept)}, but {int(mask.sum())} do")
-        return Site(name, sizes, parts, kind, fixed), mask.view(sizes)
+        over = tuple(self._block(block, what) for block in _list(blocks, f"the blocks of {what}"))
+        if over and sizes != (len(over),):
+            raise ValueError(f"{what} has {len(over)} blocks and the shape {show(list(sizes))}")
+        return Site(name, sizes, parts, kind, fixed, over), mask.view(sizes)
+
+    def _block(self, value: object, what: str) -> Block:
+        module, tensors, makers, macs, place = _fields(
+            value, f"a block of {what}", "module", "tensors", "makers", "macs", "place"
+        )
+        where = f"block {show(_text(module, f'the module of a block of {what}'))}"
+        known = tuple(_text(name, f"a tensor of {where}") for name in _list(tensors, where))
+        if strange := [name for name in known if name not in self._shapes]:
+            raise ValueError(f"{where} has {show(strange[0])}, which is no parameter")
+        at = None
+        if place is not None:
+            sizes = [_count(n, f"the place of {where}") for n in _list(place, where)]
+            if len(sizes) != 2 or sizes[0] >= sizes[1]:  # noqa: PLR2004 - an entry of how many
+                raise ValueError(f"{where} returns {show(sizes)}, expected an entry and a length")
+            at = sizes[0], sizes[1]
+        return Block(
+            module,
+            known,
+            tuple(_text(name, f"a maker of {where}") for name in _list(makers, where)),
+            _count(macs, f"the multiply-adds of {where}"),
+            at,
+        )
 
     def _slice(
         self, value: object, what: str, shape: tuple[int, ...], fixed: Tensor | None

@@ -62,6 +62,16 @@ def _site(site: Site, mask: Tensor) -> dict[str, Any]:
         "keep": runs(kept.nonzero().flatten().numpy()) if site.slices else _packed(kept.numpy()),
         "constant": [] if site.constant is None else runs(_places(site.constant)),
         "slices": [_slice(part, site.constant) for part in site.slices],
+        "blocks": [
+            {
+                "module": block.module,
+                "tensors": list(block.tensors),
+                "makers": list(block.makers),
+                "macs": block.macs,
+                "place": None if block.place is None else list(block.place),
+            }
+            for block in site.blocks
+        ],
     }
 
 
