@@ -321,6 +321,13 @@ def test_a_saved_program_computes_what_the_result_does(tmp_path):
     assert "exported program" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_weights_of_a_program_are_not_put_into_a_class_whose_code_they_do_not_fit(tmp_path):
+    pruned(random_(FixedView(), seed=3)).save(tmp_path / "out")
+
+    with pytest.raises(flexrel.UsageError, match=r"model\.pt2"):
+        flexrel.load(tmp_path / "out" / "model.flexrel", into=FixedView())
+
+
 def test_a_module_has_no_program_beside_it(tmp_path):
     pruned(random_(FixedView(), seed=3), macs=0.9).save(tmp_path / "out")
 
