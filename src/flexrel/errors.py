@@ -4,12 +4,20 @@ FlexrelError            1   (defined in flexrel_edge, which does not need torch)
 ├── UsageError          2   the request, the data or the evaluation is wrong
 ├── BudgetError         3   the budget or target can't be met; says the closest that can
 ├── ModelError          4   the network can't be analysed; says where
+│   └── UnprunableError     it can, but nothing of it can be pruned
 └── PackError           5   a file is damaged or not trusted (defined in flexrel_edge)
 """
 
 from flexrel_edge import FlexrelError, PackError
 
-__all__ = ["BudgetError", "FlexrelError", "ModelError", "PackError", "UsageError"]
+__all__ = [
+    "BudgetError",
+    "FlexrelError",
+    "ModelError",
+    "PackError",
+    "UnprunableError",
+    "UsageError",
+]
 
 
 class UsageError(FlexrelError):
@@ -22,6 +30,10 @@ class ModelError(FlexrelError):
     """The network can't be analysed, or a cut of it did not verify."""
 
     exit_code = 4
+
+
+class UnprunableError(ModelError):
+    """The network runs and is understood, but nothing of it can be pruned."""
 
 
 class BudgetError(FlexrelError):

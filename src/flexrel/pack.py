@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import flexrel_edge
 from flexrel.errors import PackError, UsageError
@@ -65,6 +65,8 @@ def encode(model: nn.Module, values: Values = "float32") -> bytes:
     metadata = {"tied": json.dumps(tied)} if tied else {}
     if numbers:
         metadata["attributes"] = _written(numbers)
+    if isinstance(model, fx.GraphModule):
+        metadata["form"] = "exported"
     return flexrel_edge.encode(arrays, metadata=metadata)
 
 
@@ -105,6 +107,11 @@ def load(path: str | Path, into: nn.Module) -> nn.Module:
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file")
     packed = read_packed(path)
+    if packed.metadata.get("form") == "exported" and not isinstance(into, fx.GraphModule):
+        raise UsageError(
+            f"{path} is of an exported program, whose code was cut too, which no class can take; "
+            "use torch.export.load on the model.pt2 beside it"
+        )
     tensors = {name: _tensor(array) for name, array in packed.tensors.items()}
     try:
         tied = json.loads(packed.metadata.get("tied", "{}"))

@@ -17,19 +17,29 @@ from flexrel.batches import Batch, RawBatch, collect, first_samples, read_batche
 from flexrel.budgets import RESOURCES, AccuracyDrop, Budget
 from flexrel.calibrate import calibrate
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, without_unmeasured
-from flexrel.errors import BudgetError, UsageError
+from flexrel.errors import BudgetError, ModelError, UnprunableError, UsageError
 from flexrel.evaluate import Accuracy, Divergence, Evaluate
 from flexrel.pack import VALUES, Values
-from flexrel.records import Granularity, Measurement, Plan, Progress, silent
+from flexrel.records import (
+    FORMS,
+    Form,
+    Granularity,
+    Measurement,
+    Plan,
+    Progress,
+    Structure,
+    silent,
+)
 from flexrel.relevance import RuleLike, rule_of
 from flexrel.result import Result
 from flexrel.running import unwrapped
 from flexrel.search import most_removal
 from flexrel.starts import Start
-from flexrel.structure import analyse
+from flexrel.structure import Program, analyse, export, saved, trains
 from flexrel.trials import Trials
 
 _EXAMPLE_SAMPLES = 2
+_OTHER_SAMPLES = 3  # that a program is verified on too
 _ROUNDING = 1e-12  # 0.995 - 0.01 is a little above 0.985
 _SEARCH_STEPS = 128  # a target is searched to within 1/128 of the units
 _ROUNDS = 3  # of choosing a criterion where the last one led
@@ -60,6 +70,7 @@ def prune(
     multiple_of: int = 1,
     recover: Literal["none"] = "none",
     values: Values = "float32",
+    form: Form = "auto",
     compare: bool = False,
     seed: int = 0,
     progress: Progress = silent,
@@ -87,6 +98,10 @@ def prune(
             some devices want it. For channels and heads.
         recover: "none": weights that stay are not changed.
         values: precision of the packed file, which is what a byte budget counts.
+        form: "module" cuts the module itself, so that its class stays; "exported" cuts a
+            self-contained program that `torch.export` makes of it, where numbers in its code are
+            no obstacle, and which is in evaluation mode for good; "auto" takes the program only
+            where the module can't be cut, or not enough for the budgets, and the program can.
         compare: measure magnitude, relevance and the chosen criterion at several sizes, and
             magnitude and relevance for the same request, for the report.
         seed: of every random number (none is drawn yet); the same seed gives the same plan.
@@ -99,28 +114,39 @@ def prune(
     """
     options = (criterion,) if isinstance(criterion, Criterion) else criterion or candidates()
     _check(target, budgets, evaluate, allocation, recover, values, granularity, multiple_of)
+    if form not in FORMS:
+        raise UsageError(f"form {form!r} is not known; there are: {', '.join(FORMS)}")
+    if form == "exported" and granularity == "depth":
+        raise UsageError("a program has no blocks to remove; use form='module' for depth")
     model = unwrapped(model)
     batches = collect(calibration)
     example = _example(model, batches)
-    structure = analyse(model, example, granularity, keep)
+    forms = _Forms(model, example, batches, granularity, tuple(keep), form)
+    subject = forms.first()
     statistics = None
     if compare or any(option.needs_relevance for option in options):
         statistics = calibrate(model, batches, rule, output, progress)
-        structure = without_unmeasured(structure, statistics)
     divergence = Divergence(model, batches)
     order = ALLOCATIONS[allocation]
-    trials = Trials(
-        model, structure, statistics, order, values, evaluate, divergence, progress, multiple_of
-    )
-    dense = trials.dense()
-    request = _Request(target, tuple(budgets), dense)
-    chosen, plan = _solve(trials, request, options)
-    if granularity in (
-        "channel",
-        "head",
-        "depth",
-    ):  # elements are zeroed, there is nothing to compare with
-        verify(model, apply(model, plan), plan, example)
+
+    def solve(subject: _Subject) -> tuple[Trials, _Request, Criterion, Plan]:
+        whole, structure = subject.network, subject.structure
+        if statistics is not None:
+            structure = without_unmeasured(structure, statistics)
+        trials = Trials(
+            whole, structure, statistics, order, values, evaluate, divergence, progress, multiple_of
+        )
+        request = _Request(target, tuple(budgets), trials.dense())
+        return trials, request, *_solve(trials, request, options)
+
+    try:
+        trials, request, chosen, plan = solve(subject)
+    except BudgetError as error:
+        subject = forms.next(subject, error)
+        trials, request, chosen, plan = solve(subject)
+    dense = request.dense
+    if granularity != "element":  # elements are zeroed, there is nothing to compare with
+        subject.verify(plan)
     network, achieved = trials.measure(chosen, plan)
     rivals: tuple[Measurement, ...] = ()
     curves: tuple[Measurement, ...] = ()
@@ -129,6 +155,7 @@ def prune(
         curves = _curves(trials, chosen, dense)
     return Result(
         model=network,
+        program=saved(subject.program, network) if subject.program else None,
         plan=plans.Plan(plan.structure, plan.masks),
         criterion=chosen,
         dense=dense,
@@ -147,11 +174,90 @@ def prune(
             "allocation": allocation,
             "recover": recover,
             "values": values,
+            "samples_a_call": subject.samples,
             "calibration_samples": sum(batch.samples for batch in read_batches(batches, model)),
         },
         seed=seed,
         versions=_versions(),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is cut: the module itself, or a program exported of it."""
+
+    network: nn.Module
+    structure: Structure
+    examples: tuple[Batch, ...]  # the first is what the structure was read on
+    program: Program | None = None
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples the network takes in one call; None: any number."""
+        fixed = self.program is not None and not self.program.dynamic
+        return self.examples[0].samples if fixed else None
+
+    def verify(self, plan: Plan) -> None:
+        """Check the plan's cut before anyone gets it; a program also on other data, and back."""
+        pruned = apply(self.network, plan)
+        for example in self.examples:
+            verify(self.network, pruned, plan, example)
+        if self.program and (reason := trains(pruned, self.examples[0])):
+            raise ModelError(f"{reason}; nothing was returned")
+
+
+@dataclass(frozen=True, slots=True)
+class _Forms:
+    """What can be cut of one model, in the form asked for."""
+
+    model: nn.Module
+    example: Batch
+    batches: Sequence[RawBatch]
+    granularity: Granularity
+    keep: tuple[str, ...]
+    form: Form
+
+    @property
+    def _both(self) -> bool:
+        return self.form == "auto" and self.granularity in ("channel", "head")
+
+    def first(self) -> _Subject:
+        """Return the module if it can be cut and may be, else its program."""
+        if self.form == "exported":
+            return self._exported()
+        try:
+            structure = analyse(self.model, self.example, self.granularity, self.keep)
+        except UnprunableError as error:
+            if not self._both:
+                raise
+            try:
+                return self._exported()
+            except ModelError as refused:
+                raise UnprunableError(f"{error}; as a program: {refused}") from error
+        return _Subject(self.model, structure, (self.example,))
+
+    def next(self, subject: _Subject, error: BudgetError) -> _Subject:
+        """Return the program, of which more can be cut than of the module; else raise the error."""
+        if not self._both or subject.program:
+            raise error
+        try:
+            program = self._exported()
+        except ModelError as refused:
+            advice = f"{error.advice} An exported program is no way out: {refused}".lstrip()
+            raise BudgetError(error.resource, error.limit, error.closest, advice) from refused
+        if program.structure.units <= subject.structure.units:
+            raise error
+        return program
+
+    def _exported(self) -> _Subject:
+        first = next(read_batches(self.batches[:1], self.model))
+        last = next(read_batches(self.batches[-1:], self.model))
+        program = export(self.model, self.example, first)
+        structure = analyse(self.model, program.example, self.granularity, self.keep, program.graph)
+        other = first_samples(last, _OTHER_SAMPLES) if program.dynamic else last
+        fits = program.dynamic or other.samples == program.example.samples
+        examples = (program.example, other) if fits else (program.example,)
+        return _Subject(program.graph, structure, examples, program)
 
 
 @dataclass(frozen=True, slots=True)

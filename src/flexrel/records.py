@@ -12,6 +12,8 @@ from flexrel.errors import UsageError
 
 Granularity = Literal["element", "channel", "head", "depth"]
 GRANULARITIES: tuple[Granularity, ...] = ("element", "channel", "head", "depth")
+Form = Literal["auto", "module", "exported"]
+FORMS: tuple[Form, ...] = ("auto", "module", "exported")
 Role = Literal["producer", "consumer", "follower", "both"]
 Kind = Literal["channel", "head", "block"]
 
@@ -105,6 +107,17 @@ class Attribute:
     units: tuple[tuple[str, int], ...]  # site -> by how much each unit of it that goes
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Numeral:
+    """A number in the code of an exported program, and how it falls as units go."""
+
+    node: str  # of the graph
+    argument: str  # of the node's operation, by its name in the schema
+    place: int | None  # in a list; None: it is the number itself
+    value: int  # for the example
+    units: Mapping[str, Int64[Tensor, "units"]]  # site -> by how much with each unit
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """Multiply-adds of one sample in which no weight takes part, as in attention.
@@ -136,6 +149,7 @@ class Structure:
     work: tuple[Work, ...] = ()
     attributes: tuple[Attribute, ...] = ()
     fingerprint: str = ""  # of the network; "" if unknown
+    numbers: tuple[Numeral, ...] = ()  # of an exported program
 
     @property
     def units(self) -> int:

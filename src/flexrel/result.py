@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -36,6 +36,7 @@ class Result:
         options: what else `prune` was asked, and all criteria that it chose from.
         seed: of every random number.
         versions: of all that had a part in it.
+        program: content of `model.pt2`, if the network is an exported program.
     """
 
     model: nn.Module
@@ -50,6 +51,12 @@ class Result:
     options: Mapping[str, Any]
     seed: int
     versions: Mapping[str, str]
+    program: bytes | None = None
+
+    @property
+    def form(self) -> Literal["module", "exported"]:
+        """Whether `model` is of the class it came in, or a self-contained exported program."""
+        return "module" if self.program is None else "exported"
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
@@ -80,6 +87,7 @@ class Result:
             "criterion": self.criterion.name,
             "delta": self.delta,
             "granularity": self.plan.structure.granularity,
+            "form": self.form,
             "seed": self.seed,
             "options": dict(self.options),
             "rivals": [_measurement(m) for m in self.rivals],
@@ -108,6 +116,8 @@ class Result:
     def save(self, directory: str | Path) -> None:
         """Write `model.flexrel`, `plan.json`, `result.json` and `report.html`, all or none.
 
+        For an exported program also `model.pt2`, for `torch.export.load`.
+
         Args:
             directory: made if it is not there; files of these names in it are replaced.
         """
@@ -118,6 +128,8 @@ class Result:
             "result.json": _dump(self.as_json()),
             "report.html": self.report().encode(),
         }
+        if self.program is not None:
+            files["model.pt2"] = self.program
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
             for name, data in files.items():

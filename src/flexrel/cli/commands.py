@@ -19,7 +19,7 @@ from flexrel.allocate import ALLOCATIONS
 from flexrel.apply import apply
 from flexrel.calibrate import calibrate as calibrate_model
 from flexrel.cli.options import parse_budget, parse_criterion, parse_rule, parse_target
-from flexrel.cli.show import conservation, plan_tables, progress_bars, table
+from flexrel.cli.show import conservation, plan_tables, progress_bars, table, what_it_is
 from flexrel.cli.sources import read_data, read_model
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.evaluate import Accuracy
@@ -27,7 +27,7 @@ from flexrel.pack import VALUES
 from flexrel.pack import pack as pack_model
 from flexrel.pipeline import prune as prune_model
 from flexrel.plan import Plan
-from flexrel.records import GRANULARITIES
+from flexrel.records import FORMS, GRANULARITIES
 from flexrel.relevance import RULES
 from flexrel.report import percent, render
 from flexrel.starts import OUTPUTS
@@ -129,6 +129,9 @@ def prune(
     output: Output = "auto",
     recover: Annotated[str, typer.Option(help="none")] = "none",
     values: Annotated[str, typer.Option(help=f"in the file: {', '.join(VALUES)}")] = "float32",
+    form: Annotated[
+        str, typer.Option(help=f"what is cut: {', '.join(FORMS)}; the last where code fixes sizes")
+    ] = "auto",
     compare: Annotated[
         bool, typer.Option(help="measure magnitude and relevance too, for the report")
     ] = True,
@@ -164,6 +167,7 @@ def prune(
             multiple_of=multiple_of,
             recover=recover,  # type: ignore[arg-type]
             values=values,  # type: ignore[arg-type]
+            form=form,  # type: ignore[arg-type]
             compare=compare and evaluate is not None,
             seed=seed,
             progress=progress,
@@ -174,8 +178,10 @@ def prune(
         typer.echo(json.dumps(result.as_json()))
         return
     Console().print(table(result))
+    typer.echo(what_it_is(result))
     if out is not None:
-        typer.echo(f"Wrote {out}/: model.flexrel, plan.json, result.json, report.html")
+        program = ", model.pt2" if result.form == "exported" else ""
+        typer.echo(f"Wrote {out}/: model.flexrel, plan.json, result.json, report.html{program}")
 
 
 @app.command()

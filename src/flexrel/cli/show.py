@@ -76,6 +76,15 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         yield left
 
 
+def what_it_is(result: Result) -> str:
+    """Return in a line whether the network is the module, or a program exported of it."""
+    if result.form == "module":
+        return "The network is the module itself, with less in it."
+    samples = result.options["samples_a_call"]
+    batch = "any number of samples" if samples is None else f"{samples} samples, no more or less"
+    return f"The network is an exported program, for evaluation; a call takes {batch}."
+
+
 def conservation(balances: Sequence[Balance]) -> Table:
     """Return the operations that lose or make most relevance, one a row, the worst first."""
     broken = [balance for balance in balances if not balance.holds]

@@ -14,19 +14,24 @@ from flexrel.structure.cut import (
     shrink_,
 )
 from flexrel.structure.probe import disagreement, duplicate
+from flexrel.structure.program import Program, export, saved, trains
 
 __all__ = [
     "Layer",
     "Number",
+    "Program",
     "Transposed",
     "analyse",
     "changed",
     "disagreement",
     "duplicate",
+    "export",
     "mask_",
     "named_tensors",
     "number_in",
     "resize_",
+    "saved",
     "set_number_",
     "shrink_",
+    "trains",
 ]

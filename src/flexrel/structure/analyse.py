@@ -4,15 +4,16 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from torch import nn
+from torch import fx, nn
 
 from flexrel.batches import Batch
-from flexrel.errors import ModelError, UsageError
+from flexrel.errors import UnprunableError, UsageError
 from flexrel.fingerprint import fingerprint
 from flexrel.records import (
     GRANULARITIES,
     Attribute,
     Granularity,
+    Numeral,
     Protected,
     Site,
     Slice,
@@ -23,6 +24,7 @@ from flexrel.structure.constant import with_constants
 from flexrel.structure.couple import Coupling
 from flexrel.structure.cut import Layer
 from flexrel.structure.depth import blocks_of
+from flexrel.structure.numbers import numbers_of
 from flexrel.structure.probe import probe
 from flexrel.structure.resolve import Units, resolve
 from flexrel.structure.rules import couple
@@ -33,7 +35,11 @@ Weights = Mapping[str, str | None]  # layer -> its weight in `named_parameters()
 
 
 def analyse(
-    model: nn.Module, example: Batch, granularity: Granularity, keep: Sequence[str] = ()
+    model: nn.Module,
+    example: Batch,
+    granularity: Granularity,
+    keep: Sequence[str] = (),
+    program: fx.GraphModule | None = None,
 ) -> Structure:
     """Return what can be pruned of the model, what can't and why, and what its tensors cost.
 
@@ -43,10 +49,12 @@ def analyse(
         example: one or two samples are enough.
         granularity: one of `GRANULARITIES`.
         keep: names of layers to leave alone.
+        program: the model exported; what is read, tried and cut then is this.
 
     Raises:
         UsageError: an unknown granularity or layer name.
-        ModelError: nothing can be pruned, or the model does not run on the example.
+        UnprunableError: nothing can be pruned.
+        ModelError: the model does not run on the example.
     """
     if granularity not in GRANULARITIES:
         raise UsageError(
@@ -54,12 +62,14 @@ def analyse(
         )
     weights = _weights(model)
     _check_names(keep, tuple(weights))
+    model = program or model
     traced = trace(model, example)
     coupling = couple(traced)
     if granularity == "depth":
         return blocks_of(model, example, traced, coupling, keep)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     attributes: list[Attribute] = []
+    numbers: list[Numeral] = []
     work = [Work(macs, ()) for macs, _ in coupling.work]
     if granularity == "element":
         sites, protected = _element_sites({name for name, _ in coupling.uses}, weights, shapes)
@@ -67,6 +77,7 @@ def analyse(
         units = resolve(coupling)
         sites = sites_of(coupling, units)
         attributes = attributes_of(model, coupling, units, sites)
+        numbers = [*numbers_of(program, coupling, units, sites)] if program else []
         work = work_of(coupling, units, sites)
         protected = _barred(coupling, units, sites, weights, traced)
         sites, others = _of_kind(sites, weights, granularity)
@@ -84,6 +95,7 @@ def analyse(
         tuple(work),
         tuple(attributes),
         fingerprint(model),
+        tuple(numbers),
     )
     if granularity != "element":
         structure = _without_failing(model, example, structure, weights)
@@ -91,7 +103,7 @@ def analyse(
     if not structure.sites:
         shown = [f"{p.name or 'the model itself'}: {p.reason}" for p in structure.protected[:3]]
         reasons = "; ".join(shown) or "it has no layers"
-        raise ModelError(f"no layer of the network can be pruned by {granularity} ({reasons})")
+        raise UnprunableError(f"no layer of the network can be pruned by {granularity} ({reasons})")
     return structure
 
 

@@ -45,6 +45,7 @@ class Coupling:
     work: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)  # of no weight
     spent: list[tuple[int, int]] = field(default_factory=list)  # uses, work up to each operation
     sizes: dict[str, list[Axis]] = field(default_factory=dict)  # module -> axes its code sizes
+    nodes: dict[str, list[list[Axis]]] = field(default_factory=dict)  # of a graph -> what it makes
 
 
 class Coupler:
@@ -60,6 +61,7 @@ class Coupler:
         self._starts: list[int] = []  # first atom of each parameter's axis, and
         self._slots: list[tuple[str, int]] = []  # which axis that is
         self.said = Coupling({})
+        self.program = bool(traced.nodes)  # so that numbers in its code can be rewritten
         for ref in traced.owned:
             self._own(ref, traced.parameters[ref.key])
         for ref in traced.inputs:

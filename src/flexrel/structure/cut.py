@@ -5,10 +5,11 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from flexrel.errors import UsageError
 from flexrel.records import Block, Plan, layer_of, weight_of
+from flexrel.structure.numbers import renumber_
 from flexrel.structure.skip import skip_
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -60,6 +61,8 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
     for layer, shift in shifts.items():
         rows = kept.get((weight_of(layer), 0))
         add_to_bias_(model.get_submodule(layer), shift if rows is None else shift[rows])
+    if isinstance(model, fx.GraphModule):
+        renumber_(model, plan)
 
 
 def blocks_gone(plan: Plan) -> list[Block]:

@@ -120,7 +120,7 @@ def take(c: Coupler, op: Operation) -> None:
 
 
 def split(c: Coupler, op: Operation) -> None:
-    """Cut an axis into pieces; equal ones stay equal, as the code can't be told otherwise."""
+    """Cut an axis into pieces; equal ones stay equal if the code can't be told otherwise."""
     x = op.inputs[0]
     dim = op.args.get("dim", 0) % len(x.shape)
     ends = list(accumulate(ref.shape[dim] for ref in op.outputs))
@@ -153,7 +153,7 @@ def _pieces(
     flat = c.flat(axis) if axis and not whole else np.zeros(0, np.int64)
     width = widths.pop()
     even = not widths and width and not whole and size % width == 0
-    if even and all(start % width == 0 for start, _, _ in pieces):
+    if even and not c.program and all(start % width == 0 for start, _, _ in pieces):
         rows = flat.reshape(-1, width)
         c.said.joined += [(rows[0], row) for row in rows[1:]]
     for start, end, ref in pieces:

@@ -8,6 +8,7 @@ is made is checked again before it is returned.
 import copy
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -50,7 +51,9 @@ def duplicate(model: nn.Module, *, share: bool = False) -> nn.Module:
     """
     tensors = (*model.parameters(), *model.buffers()) if share else ()
     try:
-        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+        with warnings.catch_warnings():  # torch deprecates a part of its own exported programs
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+            return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     except (RuntimeError, TypeError) as error:
         raise ModelError(f"the model can't be copied: {reason(error)}") from error
 
@@ -78,14 +81,14 @@ def disagreement(
     Raises:
         ModelError: a network does not run on the example.
     """
-    have = _outputs(pruned, example)  # first: it may not run
+    have = outputs(pruned, example)  # first: it may not run
     expected = model if _is_free(plan) else _masked(model, plan)
-    dense = _outputs(model, example) if dense is None else dense
-    found = _difference(dense, _outputs(expected, example), have)
+    dense = outputs(model, example) if dense is None else dense
+    found = difference(dense, outputs(expected, example), have)
     if isinstance(found, float) and _AGREE < found <= _NEAR:
         doubles = (duplicate(network).double() for network in (model, expected, pruned))
         try:
-            found = _difference(*(_outputs(network, _double(example)) for network in doubles))
+            found = difference(*(outputs(network, _double(example)) for network in doubles))
         except ModelError:
             return f"the cut network's outputs differ from the masked one's by {found:.3g}"
     if isinstance(found, str):
@@ -116,10 +119,16 @@ def _masked(model: nn.Module, plan: Plan) -> nn.Module:
     return expected
 
 
-def _difference(
+def difference(
     dense: Sequence[Tensor], want: Sequence[Tensor], have: Sequence[Tensor]
 ) -> float | str:
-    """Return the largest difference as a share of the largest output, or why there is none."""
+    """Return the largest difference as a share of the largest output, or why there is none.
+
+    Args:
+        dense: outputs of the network as it came; with `want` they say what is large.
+        want: outputs as they should be.
+        have: outputs as they are.
+    """
     if len(want) != len(have):
         return f"the cut network returns {len(have)} tensors, the masked one {len(want)}"
     worst = 0.0
@@ -157,7 +166,7 @@ def probe(
 class _Trial:
     def __init__(self, model: nn.Module, example: Batch, structure: Structure) -> None:
         self._model, self._example, self._structure = model, example, structure
-        self._dense = _outputs(model, example)
+        self._dense = outputs(model, example)
         self._good: dict[str, Allowed] = {}
         self.failed: dict[str, str] = {}
 
@@ -254,6 +263,7 @@ def _double(example: Batch) -> Batch:
     return replace(example, args=args, kwargs=kwargs)
 
 
-def _outputs(network: nn.Module, example: Batch) -> list[Tensor]:
+def outputs(network: nn.Module, example: Batch) -> list[Tensor]:
+    """Return all tensors that the network returns, in double precision."""
     with undisturbed(network), torch.no_grad():
         return [t if t.is_complex() else t.double() for t in tensors_of(call(network, example))]

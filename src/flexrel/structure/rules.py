@@ -6,6 +6,7 @@ from math import prod
 from flexrel.structure import moves
 from flexrel.structure.couple import Axis, Coupler, Coupling
 from flexrel.structure.moves import give_up
+from flexrel.structure.numbers import MADE
 from flexrel.structure.trace import Operation, Ref, Trace
 
 Rule = Callable[[Coupler, Operation], None]
@@ -25,6 +26,8 @@ def couple(traced: Trace) -> Coupling:
         coupler.made_of_weights(operation)
         coupler.said.spent.append((len(coupler.said.uses), len(coupler.said.work)))
     coupler.bar_all(traced.outputs, "it is the network's output")
+    for name, refs in traced.nodes.items():
+        coupler.said.nodes[name] = [coupler.axes(ref) for ref in refs]
     return coupler.said
 
 
@@ -49,8 +52,9 @@ def _like(c: Coupler, op: Operation) -> None:
 
 def _made(c: Coupler, op: Operation) -> None:
     """Make a tensor of a shape that the code holds."""
+    rewritten = c.program and op.name.removeprefix("aten.") in MADE.split()
     for out in op.outputs:
-        reason = "it comes from a tensor made on the way"
+        reason = "" if rewritten else "it comes from a tensor made on the way"
         c.set(out, [c.fresh(size, reason) for size in out.shape])
 
 

@@ -7,12 +7,13 @@ special care, and every spelling of an operation arrives as the same ATen operat
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexrel.batches import Batch
@@ -68,6 +69,7 @@ class Trace:
     outputs: tuple[Ref, ...]
     samples: int
     calls: tuple[Call, ...] = ()  # of modules, in the order in which they returned
+    nodes: Mapping[str, tuple[Ref, ...]] = field(default_factory=dict)  # of a program's graph
 
 
 def trace(model: nn.Module, batch: Batch) -> Trace:
@@ -81,8 +83,12 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
     parameters = {recorder.ref(tensor).key: name for name, tensor in reversed(named)}
     owned = tuple({ref.key: ref for _, tensor in named if (ref := recorder.ref(tensor))}.values())
     inputs = tuple(recorder.ref(tensor) for tensor in batch.tensors)
+    run, nodes = model, {}
+    if isinstance(model, fx.GraphModule):
+        run = watched = _Watched(model, recorder)
+        nodes = watched.nodes
     with undisturbed(model), torch.no_grad(), slow_path(), recorder.watching(), recorder:
-        result = call(model, batch)
+        result = call(run, batch)
     outputs = tuple(recorder.ref(tensor) for tensor in tensors_of(result))
     if not outputs:
         raise ModelError(
@@ -98,6 +104,7 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
         outputs,
         batch.samples,
         tuple(recorder.calls),
+        nodes,
     )
 
 
@@ -178,6 +185,32 @@ class _Recorder(TorchDispatchMode):
         if isinstance(value, Tensor):
             return self.ref(value)
         return [self._strip(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+class _Watched(nn.Module):
+    """Runs a graph node by node, and knows the tensors that each makes."""
+
+    def __init__(self, program: fx.GraphModule, recorder: _Recorder) -> None:
+        super().__init__()
+        self.nodes: dict[str, tuple[Ref, ...]] = {}
+        self._steps = _Steps(program, recorder, self.nodes)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the program's
+        flat = pytree.tree_leaves((args, kwargs))
+        return self._steps.run(*flat, enable_io_processing=False)
+
+
+class _Steps(fx.Interpreter):
+    def __init__(
+        self, program: fx.GraphModule, recorder: _Recorder, nodes: dict[str, tuple[Ref, ...]]
+    ) -> None:
+        super().__init__(program)
+        self._recorder, self._nodes = recorder, nodes
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever it makes
+        value = super().run_node(n)
+        self._nodes[n.name] = tuple(self._recorder.ref(tensor) for tensor in tensors_of(value))
+        return value
 
 
 def _refs(value: Any) -> list[Ref]:  # noqa: ANN401 - arguments of an operation
