@@ -1,4 +1,4 @@
-"""From a plan to a network: zeros for elements, really smaller tensors for channels."""
+"""From a plan to a network: zeros for weights and blocks, smaller tensors for channels."""
 
 from torch import nn
 
@@ -13,13 +13,13 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
     Args:
         model: that the plan's structure was read from.
-        plan: elements become zeros; channels are removed for real.
+        plan: weights and blocks become zeros; channels and heads are removed for real.
 
     Raises:
         ModelError: the model can't be copied.
     """
     pruned = duplicate(model)
-    if plan.structure.granularity == "element":
+    if plan.structure.pattern.zeros:
         mask_(pruned, plan)
     else:
         shrink_(pruned, plan)

@@ -12,9 +12,16 @@ from flexrel.records import Plan, Structure, Work
 
 
 def parameters(structure: Structure, plan: Plan | None = None) -> int:
-    """Return how many parameters remain; zeroed elements do not count, tied ones count once."""
+    """Return how many parameters remain; zeroed entries do not count, tied ones count once."""
     total = sum(prod(shape) for shape in _shapes(structure, plan).values())
-    return total - (plan.removed if plan and structure.granularity == "element" else 0)
+    return total - (_zeroed(plan) if plan else 0)
+
+
+def _zeroed(plan: Plan) -> int:
+    gone = [
+        (site.layout, ~plan.masks[site.name]) for site in plan.structure.sites if not site.slices
+    ]
+    return sum(layout.entries(mask) if layout else int(mask.sum()) for layout, mask in gone)
 
 
 def macs(structure: Structure, plan: Plan | None = None) -> int:
@@ -59,7 +66,7 @@ def unit_macs(structure: Structure) -> dict[str, float]:
 
 
 def sparsity(structure: Structure, plan: Plan) -> float:
-    """Return the share of prunable units removed: weights for elements, channels for channels."""
+    """Return the share of prunable units removed: weights, blocks, channels or heads."""
     return plan.removed / structure.units
 
 

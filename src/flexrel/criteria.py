@@ -258,7 +258,8 @@ def scores_of(
         statistics: of the dense network; None where the criterion needs none.
 
     Returns:
-        Site name -> float32 scores of the site's shape, on the CPU. Higher means keep.
+        Site name -> float32 scores of the site's shape, on the CPU. Higher means keep. A block's is
+        the mean of its weights' (the reduction).
 
     Raises:
         UsageError: the statistics are missing, or the criterion made a NaN or a wrong shape.
@@ -266,9 +267,10 @@ def scores_of(
     if criterion.needs_relevance and statistics is None:
         raise UsageError(f"criterion {criterion.name!r} needs statistics; pass calibration data")
     macs = unit_macs(structure)
-    evidence = [Evidence(s, tensors, statistics, macs[s.name]) for s in structure.sites]
+    entries = [replace(s, shape=s.layout.shape) if s.layout else s for s in structure.sites]
+    evidence = [Evidence(s, tensors, statistics, macs[s.name]) for s in entries]
     scores: dict[str, Tensor] = {}
-    for site, made in zip_longest(structure.sites, criterion.scores(evidence)):
+    for site, made in zip_longest(entries, criterion.scores(evidence)):
         if site is None or not isinstance(made, Tensor):
             raise UsageError(
                 f"criterion {criterion.name!r} must yield one tensor for each of the "
@@ -282,7 +284,7 @@ def scores_of(
                 f"criterion {criterion.name!r} scored {site.name!r} with {found}; "
                 f"it must give one number for each unit of {site.shape}"
             )
-        scores[site.name] = values
+        scores[site.name] = site.layout.means(values) if site.layout else values
     return scores
 
 

@@ -9,9 +9,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from flexrel.errors import UsageError
+from flexrel.granularity import Layout, Pattern
 
-Granularity = Literal["element", "channel", "head"]
-GRANULARITIES: tuple[Granularity, ...] = ("element", "channel", "head")
 Role = Literal["producer", "consumer", "follower", "both"]
 Kind = Literal["channel", "head"]
 
@@ -61,14 +60,16 @@ class Slice:
 class Site:
     """One thing that can be pruned, and its units.
 
-    For `element` a unit is one entry of the layer's weight; `slices` is empty. Else a unit is a
-    channel, a neuron or an attention head, with all that goes when it goes.
+    For `element` and N:M a unit is one entry of the layer's weight, for `block` a block of it;
+    `slices` is empty. Else a unit is a channel, a neuron or an attention head, with all that goes
+    when it goes.
     """
 
     name: str  # of the layer that makes the units, as in `model.named_modules()`
     shape: tuple[int, ...]  # of a mask over the units
     slices: tuple[Slice, ...] = ()
     kind: Kind = "channel"
+    layout: Layout | None = None  # of the weight, for N:M and `block`
 
     @property
     def units(self) -> int:
@@ -113,13 +114,18 @@ class Protected:
 class Structure:
     """What of a network can be pruned at one granularity, and what its tensors cost."""
 
-    granularity: Granularity
+    granularity: str  # as `Pattern.of` reads it
     sites: tuple[Site, ...]
     protected: tuple[Protected, ...]
     shapes: Mapping[str, tuple[int, ...]]  # of every parameter, tied ones once
     uses: tuple[tuple[str, int], ...]  # weight, multiply-adds per weight entry for one sample
     work: tuple[Work, ...] = ()
     attributes: tuple[Attribute, ...] = ()
+
+    @property
+    def pattern(self) -> Pattern:
+        """What the units are."""
+        return Pattern.of(self.granularity)
 
     @property
     def units(self) -> int:

@@ -22,10 +22,10 @@ from flexrel.cli.show import conservation, progress_bars, table
 from flexrel.cli.sources import read_data, read_model
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.evaluate import Accuracy
+from flexrel.granularity import GRANULARITIES
 from flexrel.pack import VALUES
 from flexrel.pack import pack as pack_model
 from flexrel.pipeline import prune as prune_model
-from flexrel.records import GRANULARITIES
 from flexrel.relevance import RULES
 from flexrel.report import percent, render
 from flexrel.starts import OUTPUTS
@@ -156,8 +156,8 @@ def prune(
             criterion=scorer,
             rule=parse_rule(rule),
             output=output,
-            granularity=granularity,  # type: ignore[arg-type]  # checked, as the next two
-            allocation=allocation,  # type: ignore[arg-type]
+            granularity=granularity,
+            allocation=allocation,  # type: ignore[arg-type]  # checked, as the next two
             keep=keep or (),
             multiple_of=multiple_of,
             recover=recover,  # type: ignore[arg-type]

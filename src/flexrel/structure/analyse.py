@@ -3,23 +3,25 @@
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 from torch import nn
 
 from flexrel.batches import Batch
 from flexrel.errors import ModelError, UsageError
+from flexrel.granularity import Layout, Pattern
 from flexrel.records import (
-    GRANULARITIES,
     Attribute,
-    Granularity,
     Protected,
     Site,
     Slice,
     Structure,
     Work,
+    layer_of,
+    weight_of,
 )
 from flexrel.structure.couple import Coupling
-from flexrel.structure.cut import Layer
+from flexrel.structure.cut import Layer, Transposed
 from flexrel.structure.probe import probe
 from flexrel.structure.resolve import Units, resolve
 from flexrel.structure.rules import couple
@@ -30,7 +32,7 @@ Weights = Mapping[str, str | None]  # layer -> its weight in `named_parameters()
 
 
 def analyse(
-    model: nn.Module, example: Batch, granularity: Granularity, keep: Sequence[str] = ()
+    model: nn.Module, example: Batch, granularity: str, keep: Sequence[str] = ()
 ) -> Structure:
     """Return what can be pruned of the model, what can't and why, and what its tensors cost.
 
@@ -38,17 +40,14 @@ def analyse(
         model: is run on the example, in evaluation mode, and left as it was; for channels,
             copies of it are cut and run too.
         example: one or two samples are enough.
-        granularity: "element" or "channel".
+        granularity: "element", "channel", "head", N:M as in "2:4", or as in "block:4x4".
         keep: names of layers to leave alone.
 
     Raises:
         UsageError: an unknown granularity or layer name.
         ModelError: nothing can be pruned, or the model does not run on the example.
     """
-    if granularity not in GRANULARITIES:
-        raise UsageError(
-            f"granularity {granularity!r} is not known; there are: {', '.join(GRANULARITIES)}"
-        )
+    pattern = Pattern.of(granularity)
     weights = _weights(model)
     _check_names(keep, tuple(weights))
     traced = trace(model, example)
@@ -56,8 +55,11 @@ def analyse(
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     attributes: list[Attribute] = []
     work = [Work(macs, ()) for macs, _ in coupling.work]
-    if granularity == "element":
+    if pattern.zeros:
         sites, protected = _element_sites({name for name, _ in coupling.uses}, weights, shapes)
+        if pattern.unit != "element":
+            sites, others = _patterned(model, sites, weights, pattern)
+            protected += others
     else:
         units = resolve(coupling)
         sites = sites_of(coupling, units)
@@ -79,7 +81,7 @@ def analyse(
         tuple(work),
         tuple(attributes),
     )
-    if granularity != "element":
+    if not pattern.zeros:
         structure = _without_failing(model, example, structure, weights)
     if not structure.sites:
         shown = [f"{p.name or 'the model itself'}: {p.reason}" for p in structure.protected[:3]]
@@ -120,7 +122,7 @@ def _barred(
 
 
 def _of_kind(
-    sites: Sequence[Site], weights: Weights, granularity: Granularity
+    sites: Sequence[Site], weights: Weights, granularity: str
 ) -> tuple[list[Site], list[Protected]]:
     wanted = [site for site in sites if granularity in ("channel", site.kind)]
     cut = set(_layers(wanted, weights))
@@ -146,15 +148,51 @@ def _element_sites(
     for name, weight in weights.items():
         first.setdefault(weight, name)
     sites = [
-        Site(name, shapes[weight])
+        Site(layer_of(weight), shapes[weight])  # an embedding's name if it has the weight first
         for name, weight in weights.items()
-        if weight in used and first[weight] == name
+        if weight in used and first[weight] == name and _is_of_layer(weight)
     ]
     protected = [
         Protected(name, "it is not the weight of a Linear or Conv layer")
         for name, shape in shapes.items()
         if len(shape) > 1 and name not in first
     ]
+    protected += [
+        Protected(name, f"its weight is {weight!r}, a parameter that is no layer's own")
+        for name, weight in weights.items()
+        if weight in used and not _is_of_layer(weight)
+    ]
+    return sites, protected
+
+
+def _is_of_layer(weight: str) -> bool:
+    return weight_of(layer_of(weight)) == weight
+
+
+def _patterned(
+    model: nn.Module, elements: Sequence[Site], weights: Weights, pattern: Pattern
+) -> tuple[list[Site], list[Protected]]:
+    """Return the sites of the layers that have room for the pattern, and why the others don't."""
+    sites, protected = [], []
+    for site in elements:
+        names = _layers([site], weights)
+        layer = model.get_submodule(names[0])
+        layout = Layout(
+            site.shape,
+            getattr(layer, "groups", 1),
+            isinstance(layer, Transposed),
+            pattern.size if pattern.unit == "block" else None,
+        )
+        reason = ""
+        if pattern.unit == "group" and layout.inputs < pattern.size[1]:
+            reason = f"a group takes {pattern.size[1]} inputs, and an output of it has "
+            reason += str(layout.inputs)
+        elif prod(layout.grid) == 1:
+            reason = "its weight is one block"
+        if reason:
+            protected += [Protected(name, reason) for name in names]
+        else:
+            sites.append(Site(site.name, layout.grid, layout=layout))
     return sites, protected
 
 
@@ -162,7 +200,7 @@ def _layers(sites: Iterable[Site], weights: Weights) -> list[str]:
     """Return all layers that lose something when the sites do: tied and depthwise ones too."""
     names: list[str] = []
     for site in sites:
-        tied = [name for name, weight in weights.items() if weight == weights.get(site.name)]
+        tied = [name for name, weight in weights.items() if weight == weight_of(site.name)]
         names += list(_makers(site.slices, weights)) if site.slices else tied
     return names
 

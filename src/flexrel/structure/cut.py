@@ -10,9 +10,9 @@ from flexrel.records import Plan, weight_of
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
-Layer = nn.Linear | _Plain | _Transposed
+Layer = nn.Linear | _Plain | Transposed
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -78,6 +78,7 @@ def masked(
             continue
         if not site.slices:
             weight = tensors[weight_of(site.name)].detach()
+            gone = site.layout.spread(gone) if site.layout else gone
             # times 0 would leave -0.0
             zeroed[weight_of(site.name)] = weight.masked_fill(gone.to(weight.device), 0)
         for part in site.slices:
@@ -144,7 +145,7 @@ def _tell_sizes_(module: nn.Module) -> None:
             module.groups = len(module.weight)
         module.out_channels = module.weight.shape[0]
         module.in_channels = module.weight.shape[1] * module.groups
-    elif isinstance(module, _Transposed):
+    elif isinstance(module, Transposed):
         module.in_channels = module.weight.shape[0]
         module.out_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, _BatchNorm):
