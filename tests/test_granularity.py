@@ -1,6 +1,7 @@
 """N:M and blocks: what is one unit, which go, and what that costs; by hand and against loops."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from flexrel import (
     MACs,
     Magnitude,
     ModelError,
+    PackError,
     Parameters,
+    Plan,
     Relevance,
     Sparsity,
     UsageError,
@@ -51,12 +54,13 @@ def test_names_are_read():
     assert Pattern.of("1:16") == Pattern("group", (1, 16))
     assert Pattern.of("block:4x4") == Pattern("block", (4, 4))
     assert Pattern.of("block:1x16") == Pattern("block", (1, 16))
-    assert [Pattern.of(name).unit for name in ("element", "channel", "head")] == [
+    assert [Pattern.of(name).unit for name in ("element", "channel", "head", "depth")] == [
         "element",
         "channel",
         "head",
+        "depth",
     ]
-    zeros = [Pattern.of(name).zeros for name in ("element", "2:4", "block:4x4", "channel", "head")]
+    zeros = [Pattern.of(name).zeros for name in ("element", "2:4", "block:4x4", "channel", "depth")]
     assert zeros == [True, True, True, False, False]
 
 
@@ -71,7 +75,9 @@ REFUSED = [
 def test_other_names_are_refused_with_those_that_there_are(text):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
 
-    with pytest.raises(UsageError, match="element, channel, head, N:M with 0 < N < M, block:ROWS"):
+    with pytest.raises(
+        UsageError, match="element, channel, head, depth, N:M with 0 < N < M, block:ROWS"
+    ):
         Pattern.of(text)
     with pytest.raises(UsageError, match="is not known"):
         flexrel.prune(model, calibration=[torch.ones(2, 8)], granularity=text)
@@ -657,17 +663,57 @@ def test_a_pruned_network_is_packed_without_loss_and_reported(granularity, tmp_p
     result.save(tmp_path)
     pack(result.model, tmp_path / "again.flexrel")
     fresh = load(tmp_path / "model.flexrel", into=tower())
+    replayed = flexrel.apply(tower(), Plan.load(tmp_path / "plan.json"))
 
     written = json.loads((tmp_path / "result.json").read_text())
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert same_bits(bits(fresh)[:5], bits(result.model)[:5])
+    assert same_bits(bits(replayed)[:5], bits(result.model)[:5])
     assert written["granularity"] == plan["granularity"] == granularity
     assert {s["name"]: s["units"] for s in plan["sites"]} == {
         site.name: site.units for site in result.plan.structure.sites
     }
     units = "weights" if granularity == "2:4" else "blocks"
+    of = {"2:4": "weights", "block:4x4": "blocks of 4 x 4"}[granularity]
+    kept = {
+        site.name: int(result.plan.masks[site.name].sum()) for site in result.plan.structure.sites
+    }
+    assert f"7: keeps {kept['7']} of {result.plan.masks['7'].numel()} {of}" in result.plan.explain()
     assert f"<td>{units} zeroed</td>" in result.report()
     assert f"<th>{units}</th>" in result.report()
+
+
+@pytest.mark.parametrize(
+    ("granularity", "change", "says"),
+    [
+        ("block:2x3", {"layout": {"groups": 1, "transposed": False}}, "expected [3, 12]"),
+        ("block:2x3", {"layout": {"groups": 5, "transposed": False}}, "in 5 groups"),
+        ("block:2x3", {"layout": {"groups": 0, "transposed": False}}, "whole number from 1"),
+        ("block:2x3", {"layout": {"groups": 2, "transposed": 1}}, "a layout"),
+        ("block:2x3", {"layout": None}, "expected groups, transposed"),
+        ("block:2x3", {"name": "1"}, "has weight None"),
+        ("2:4", {"layout": {"groups": 4, "transposed": True}}, "in 4 groups"),
+        ("element", {"layout": {"groups": 1, "transposed": False}}, "no groups or blocks"),
+    ],
+)
+def test_a_plan_with_a_layout_that_does_not_fit_is_refused(granularity, change, says, tmp_path):
+    plan = random_plan(analyse(tower(), batch(PICTURES), granularity), 0)
+    content = Plan(plan.structure, plan.masks).as_json()
+    site = next(site for site in content["sites"] if site["name"] == "2")
+    site |= change
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+
+    with pytest.raises(PackError, match=re.escape(says)):
+        Plan.load(tmp_path / "plan.json")
+
+
+def test_a_plan_of_blocks_fits_only_a_network_with_these_layers():
+    plan = random_plan(analyse(tower(), batch(PICTURES), "block:4x4"), 0)
+    other = tower()
+    other[7] = nn.Linear(80, 4)
+
+    with pytest.raises(UsageError, match=r"7.weight is \[4, 80\], the plan's is \[3, 80\]"):
+        apply(other, plan)
 
 
 NET = """

@@ -5,6 +5,7 @@ result = flexrel.prune(model, calibration=batches, evaluate=accuracy_of,
 result.save("pruned")
 """
 
+from flexrel.apply import apply
 from flexrel.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
 from flexrel.calibrate import calibrate
 from flexrel.criteria import Criterion, Evidence, FlexRel, Magnitude, Relevance
@@ -12,7 +13,8 @@ from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, Usa
 from flexrel.evaluate import Accuracy
 from flexrel.pack import load, pack
 from flexrel.pipeline import prune
-from flexrel.records import Measurement, Plan
+from flexrel.plan import Plan
+from flexrel.records import Measurement
 from flexrel.relevance import (
     RULES,
     Affine,
@@ -65,6 +67,7 @@ __all__ = [
     "UsageError",
     "ZPlus",
     "__version__",
+    "apply",
     "calibrate",
     "load",
     "pack",

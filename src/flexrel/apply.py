@@ -1,29 +1,88 @@
 """From a plan to a network: zeros for weights and blocks, smaller tensors for channels."""
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from flexrel.batches import Batch
-from flexrel.errors import ModelError
-from flexrel.records import Plan
-from flexrel.structure import disagreement, duplicate, mask_, shrink_
+from flexrel.errors import ModelError, UsageError
+from flexrel.fingerprint import fingerprint
+from flexrel.records import Attribute, Plan, Site, Structure, weight_of
+from flexrel.running import unwrapped
+from flexrel.structure import (
+    Number,
+    disagreement,
+    duplicate,
+    mask_,
+    named_tensors,
+    number_in,
+    shrink_,
+)
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of the model with the plan carried out; the model itself is not changed.
 
     Args:
-        model: that the plan's structure was read from.
-        plan: weights and blocks become zeros; channels and heads are removed for real.
+        model: that the plan's structure was read from, or another of the same architecture.
+        plan: weights and blocks of them become zeros; channels, heads and residual blocks are
+            removed for real.
 
     Raises:
+        UsageError: the plan is of another network; says where they differ.
         ModelError: the model can't be copied.
     """
+    model = unwrapped(model)
+    _check_fit(model, plan.structure)
     pruned = duplicate(model)
     if plan.structure.pattern.zeros:
         mask_(pruned, plan)
     else:
         shrink_(pruned, plan)
     return pruned
+
+
+def _check_fit(model: nn.Module, structure: Structure) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+    parameters = {name: shapes[name] for name, _ in model.named_parameters()}
+    for name in sorted(parameters.keys() ^ structure.shapes.keys()):
+        lacks = "the model lacks" if name in structure.shapes else "the plan does not know"
+        raise _stranger(f"{lacks} {name}")
+    for name, shape in structure.shapes.items():
+        if parameters[name] != shape:
+            raise _stranger(f"{name} is {list(parameters[name])}, the plan's is {list(shape)}")
+    for site in structure.sites:
+        shape = site.layout.shape if site.layout else site.shape
+        if structure.pattern.zeros and shapes.get(weight_of(site.name)) != shape:
+            raise _stranger(f"the model has no layer {site.name!r} of shape {list(shape)}")
+        _check_slices(site, shapes)
+    for attribute in structure.attributes:
+        _check_number(model, structure, attribute)
+    if structure.fingerprint and fingerprint(model) != structure.fingerprint:
+        raise _stranger("its tensors have the same shapes, but its modules are others")
+
+
+def _check_slices(site: Site, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for part in site.slices:
+        shape, last = shapes.get(part.tensor), int(part.index.max())
+        if shape is None:
+            raise _stranger(f"the model lacks {part.tensor}")
+        if part.axis >= len(shape) or last >= shape[part.axis]:
+            place = f"position {last} along axis {part.axis}"
+            raise _stranger(f"{part.tensor} is {list(shape)}, without {place}")
+
+
+def _check_number(model: nn.Module, structure: Structure, attribute: Attribute) -> None:
+    number = Number(attribute.module, attribute.name, attribute.place)
+    units = {site.name: site.units for site in structure.sites}
+    least = sum(each * units.get(site, 0) for site, each in attribute.units)
+    have = number_in(model, number)
+    if have < least:
+        raise _stranger(f"{number} is {have}, but units for {least} can go")
+
+
+def _stranger(why: str) -> UsageError:
+    return UsageError(f"the plan is of another network: {why}")
 
 
 def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example: Batch) -> None:

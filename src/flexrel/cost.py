@@ -8,24 +8,32 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import prod
 
-from flexrel.records import Plan, Structure, Work
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flexrel.records import Block, Plan, Structure, Work
+
+Cost = float | Float[Tensor, "units"]
 
 
 def parameters(structure: Structure, plan: Plan | None = None) -> int:
     """Return how many parameters remain; zeroed entries do not count, tied ones count once."""
-    total = sum(prod(shape) for shape in _shapes(structure, plan).values())
-    return total - (_zeroed(plan) if plan else 0)
+    shapes = _shapes(structure, plan)
+    total = sum(prod(shape) for shape in shapes.values())
+    total += sum(shapes[weight][0] for weight in _given_biases(structure, plan))
+    return total - (_zeroed(plan) if plan and structure.pattern.zeros else 0)
 
 
 def _zeroed(plan: Plan) -> int:
-    gone = [
-        (site.layout, ~plan.masks[site.name]) for site in plan.structure.sites if not site.slices
-    ]
+    gone = [(site.layout, ~plan.masks[site.name]) for site in plan.structure.sites]
     return sum(layout.entries(mask) if layout else int(mask.sum()) for layout, mask in gone)
 
 
 def macs(structure: Structure, plan: Plan | None = None) -> int:
     """Return the multiply-adds of one sample."""
+    if plan and (blocks := _blocks(structure, plan)):
+        return macs(structure) - sum(block.macs for block in blocks)
     shapes = _shapes(structure, plan)
     masks = plan.masks if plan else {}
     gone = {site: int((~mask).sum()) for site, mask in masks.items()}
@@ -41,13 +49,19 @@ def _remaining(work: Work, gone: Mapping[str, int]) -> int:
     return int(macs)
 
 
-def unit_macs(structure: Structure) -> dict[str, float]:
-    """Return the multiply-adds of one sample that go with one unit of each site, all else dense."""
+def unit_macs(structure: Structure) -> dict[str, Cost]:
+    """Return the multiply-adds of one sample that go with one unit of each site, all else dense.
+
+    Of blocks, which differ, it is one number a unit.
+    """
     uses: dict[str, int] = {}
     for weight, times in structure.uses:
         uses[weight] = uses.get(weight, 0) + times
-    found = {}
+    found: dict[str, Cost] = {}
     for site in structure.sites:
+        if site.blocks:
+            found[site.name] = torch.tensor([float(block.macs) for block in site.blocks])
+            continue
         found[site.name] = sum(
             uses.get(part.tensor, 0)
             * prod(structure.shapes[part.tensor])
@@ -70,9 +84,36 @@ def sparsity(structure: Structure, plan: Plan) -> float:
     return plan.removed / structure.units
 
 
+def _blocks(structure: Structure, plan: Plan | None = None) -> list[Block]:
+    """Return all blocks, or those that the plan removes."""
+    return [
+        block
+        for site in structure.sites
+        for unit, block in enumerate(site.blocks)
+        if plan is None or not plan.masks[site.name][unit]
+    ]
+
+
+def _given_biases(structure: Structure, plan: Plan | None) -> set[str]:
+    """Return the weights of layers that get a bias, in place of constant units that go."""
+    return {
+        part.tensor
+        for site in structure.sites
+        for part in site.slices
+        if plan and part.values is not None
+        if part.tensor.removesuffix("weight") + "bias" not in structure.shapes
+        if bool(part.values[~plan.masks[site.name].flatten()].any())
+    }
+
+
 def _shapes(structure: Structure, plan: Plan | None) -> dict[str, list[int]]:
-    """Return every parameter's shape once the plan's channels are gone."""
+    """Return every parameter's shape once the plan's channels or blocks are gone."""
     shapes = {name: list(shape) for name, shape in structure.shapes.items()}
+    if plan:
+        passed = _blocks(structure, plan)
+        kept = set(_blocks(structure)) - set(passed)
+        for name in {t for b in passed for t in b.tensors} - {t for b in kept for t in b.tensors}:
+            del shapes[name]
     for site in structure.sites if plan else ():
         gone = site.units - int(plan.masks[site.name].sum()) if plan else 0
         for part in site.slices:

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexrel.cost import unit_macs
+from flexrel.cost import Cost, unit_macs
 from flexrel.errors import ModelError, UsageError
-from flexrel.records import Protected, Scores, Site, Structure, layer_of, weight_of
+from flexrel.records import Block, Protected, Scores, Site, Structure, layer_of, weight_of
 from flexrel.scales import SCALES, Maker, Scale, alone, scaled
 from flexrel.statistics import PARTS, Part, SiteStatistics, Statistics
 
@@ -33,15 +33,18 @@ class Evidence:
     site: Site
     tensors: Mapping[str, Tensor]  # of the dense network, by name
     statistics: Statistics | None
-    macs: float = 0.0  # of one sample, that go with one unit
+    macs: Cost = 0.0  # of one sample, that go with one unit, or with each
 
     def magnitude(self) -> Float[Tensor, "*units"]:
         """Return how large each unit's weights are, in weight units. Higher means keep.
 
         An element: its absolute value. A channel: the root mean square of the weights that make
         it (ours: the mean, not the sum, so that wide layers are no better than narrow ones);
-        where several layers make it, their mean squares add up.
+        where several layers make it, their mean squares add up. A block: the root mean square of
+        its weights.
         """
+        if self.site.blocks:
+            return torch.stack([self._size(block) for block in self.site.blocks])
         if not self.site.slices:
             return self._tensor(weight_of(self.site.name)).abs()
         total = torch.zeros(self.site.units)
@@ -57,10 +60,14 @@ class Evidence:
         An element: `rel(w) = r_in + r_out` (arXiv 2405.13088). A channel: the relevance of its
         values where a reader takes them in, averaged over kernel positions; of several readers,
         the largest (ours; Yeom et al. 2021 score a channel by the relevance that arrives at it).
+        A block: the relevance that the layers give out which make what it adds to its input.
 
         Raises:
             UsageError: the statistics lack a layer that the site needs.
         """
+        if self.site.blocks:
+            given = [[self._given(name, part) for name in b.makers] for b in self.site.blocks]
+            return torch.tensor([sum(relevances) for relevances in given])
         if not self.site.slices:
             return self._sums(self.site.name).parameter_relevance(part, torch.float32)
         arrived = [
@@ -69,6 +76,15 @@ class Evidence:
             if reader.reads
         ]
         return torch.stack(arrived).amax(dim=0).float()
+
+    def _size(self, block: Block) -> Tensor:
+        tensors = [self._tensor(name) for name in block.tensors]
+        weights = [tensor for tensor in tensors if tensor.ndim > 1] or tensors
+        squares = torch.stack([weight.square().sum() for weight in weights]).sum()
+        return (squares / sum(weight.numel() for weight in weights)).sqrt()
+
+    def _given(self, layer: str, part: Part) -> float:
+        return float(self._sums(layer).vectors(part)[1].sum())
 
     def _tensor(self, name: str) -> Tensor:
         return self.tensors[name].detach().float().cpu()
@@ -230,9 +246,14 @@ def without_unmeasured(structure: Structure, statistics: Statistics) -> Structur
         ModelError: no site is left.
     """
     sites, protected = [], []
-    for site in structure.sites:
+    for whole in structure.sites:
+        site, passed = _measured_blocks(whole, statistics)
+        protected += passed
+        if site is None:
+            continue
         readers = {layer_of(s.tensor) for s in site.slices if s.reads}
-        missing = sorted((readers or {site.name}) - statistics.keys())
+        wanted = set() if site.blocks else readers or {site.name}
+        missing = sorted(wanted - statistics.keys())
         if missing:
             reason = f"the relevance of {missing[0]} was not measured: none came to it"
             protected.append(Protected(site.name, reason))
@@ -241,6 +262,20 @@ def without_unmeasured(structure: Structure, statistics: Statistics) -> Structur
     if not sites:
         raise ModelError(f"no layer can be scored: {protected[0].name}: {protected[0].reason}")
     return replace(structure, sites=tuple(sites), protected=(*structure.protected, *protected))
+
+
+def _measured_blocks(site: Site, statistics: Statistics) -> tuple[Site | None, list[Protected]]:
+    """Return the site with the blocks whose relevance was measured, and the others."""
+    missing = {b.module: [n for n in b.makers if n not in statistics] for b in site.blocks}
+    blocks = tuple(block for block in site.blocks if not missing[block.module])
+    others = [
+        Protected(name, f"the relevance of {layers[0]} was not measured: none came to it")
+        for name, layers in missing.items()
+        if layers
+    ]
+    if not site.blocks or not others:
+        return site, []
+    return (replace(site, shape=(len(blocks),), blocks=blocks) if blocks else None), others
 
 
 def scores_of(
@@ -259,7 +294,7 @@ def scores_of(
 
     Returns:
         Site name -> float32 scores of the site's shape, on the CPU. Higher means keep. A block's is
-        the mean of its weights' (the reduction).
+        the mean of its weights' (the reduction); units that never change have the lowest there is.
 
     Raises:
         UsageError: the statistics are missing, or the criterion made a NaN or a wrong shape.
@@ -284,16 +319,18 @@ def scores_of(
                 f"criterion {criterion.name!r} scored {site.name!r} with {found}; "
                 f"it must give one number for each unit of {site.shape}"
             )
+        if site.constant is not None:  # nothing is lost with them, whatever the criterion
+            values = values.masked_fill(site.constant, -torch.inf)
         scores[site.name] = site.layout.means(values) if site.layout else values
     return scores
 
 
 def _in_units(evidence: Sequence[Evidence]) -> bool:
-    """Return whether units are channels or heads, and not entries of weights."""
-    return any(site.site.slices for site in evidence)
+    """Return whether units are channels, heads or blocks, and not entries of weights."""
+    return any(site.site.slices or site.site.blocks for site in evidence)
 
 
-def _costs(evidence: Sequence[Evidence]) -> list[float]:
+def _costs(evidence: Sequence[Evidence]) -> list[Cost]:
     return [site.macs for site in evidence]
 
 

@@ -17,12 +17,19 @@ from torch import Tensor
 
 from flexrel.errors import UsageError
 
-Unit = Literal["element", "channel", "head", "group", "block"]
-GRANULARITIES = ("element", "channel", "head", "N:M with 0 < N < M", "block:ROWSxCOLUMNS")
-_WHOLE: tuple[Unit, ...] = ("element", "channel", "head")
+Unit = Literal["element", "channel", "head", "depth", "group", "block"]
+GRANULARITIES = ("element", "channel", "head", "depth", "N:M with 0 < N < M", "block:ROWSxCOLUMNS")
+_WHOLE: tuple[Unit, ...] = ("element", "channel", "head", "depth")
 _N_M = re.compile(r"([1-9][0-9]{0,8}):([1-9][0-9]{0,8})")
 _BLOCK = re.compile(r"block:([1-9][0-9]{0,8})x([1-9][0-9]{0,8})")
-_NAMES = {"channel": "channels", "head": "heads", "block": "blocks"}  # of units, else weights
+_UNITS: dict[Unit, str] = {
+    "element": "weights",
+    "channel": "channels",
+    "head": "heads",
+    "depth": "residual blocks",
+    "group": "weights",
+    "block": "blocks",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,7 @@ class Pattern:
 
     @staticmethod
     def of(text: str) -> "Pattern":
-        """Return the pattern that "element", "channel", "head", "2:4" or "block:4x4" names.
+        """Return the pattern of a name such as "element", "channel", "2:4" or "block:4x4".
 
         Raises:
             UsageError: it can't be read; lists what can.
@@ -56,17 +63,20 @@ class Pattern:
     @property
     def zeros(self) -> bool:
         """Whether weights are zeroed and no tensor becomes smaller."""
-        return self.unit not in ("channel", "head")
+        return self.unit not in ("channel", "head", "depth")
 
     @property
     def units(self) -> str:
         """Name of its units, as in "12 channels"; those of N:M are weights."""
-        return _NAMES.get(self.unit, "weights")
+        return _UNITS[self.unit]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where outputs, kernel positions and inputs lie in a layer's weight, and its blocks.
+
+    Raises:
+        UsageError: the weight has no outputs and inputs, or they can't be split into groups.
 
     A block is a rectangle of the matrix of one group of the convolution. Those at its end are
     smaller if the block does not divide it.
@@ -76,6 +86,13 @@ class Layout:
     groups: int = 1  # of a convolution
     transposed: bool = False  # the weight is [inputs, outputs / groups, *kernel]
     block: tuple[int, int] | None = None  # rows and columns; None: a unit is one entry
+
+    def __post_init__(self) -> None:
+        enough = len(self.shape) >= 2 and min(self.shape) >= 1 and self.groups >= 1  # noqa: PLR2004
+        if not enough or self.shape[0] % self.groups or min(self.block or (1,)) < 1:
+            raise UsageError(
+                f"a weight of shape {self.shape} has no blocks {self.block} in {self.groups} groups"
+            )
 
     @property
     def outputs(self) -> int:
@@ -105,8 +122,9 @@ class Layout:
         """Shape of a mask over the units: rows and columns of blocks, or the weight's."""
         if self.block is None:
             return self.shape
-        rows, columns = self._places()
-        return int(rows[-1]) + 1, int(columns[-1]) + 1
+        height, width = self.block
+        rows, columns = self.outputs // self.groups, prod(self.shape) // self.outputs
+        return self.groups * -(-rows // height), -(-columns // width)
 
     def entries(self, mask: Bool[Tensor, "*grid"]) -> int:
         """Return how many entries of the weight the units of a mask have."""

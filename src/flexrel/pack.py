@@ -1,7 +1,9 @@
 """Networks to packed files and back; the format itself is flexrel_edge's."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,16 +12,32 @@ from torch import Tensor, nn
 
 import flexrel_edge
 from flexrel.errors import PackError, UsageError
-from flexrel.structure import resize_
+from flexrel.records import weight_of
+from flexrel.structure import (
+    Layer,
+    Number,
+    Transposed,
+    changed,
+    number_in,
+    resize_,
+    set_number_,
+)
 from flexrel_edge.files import read_packed, replace_file
 from flexrel_edge.records import Array
 
 Values = Literal["float32", "float16"]
 VALUES: tuple[Values, ...] = ("float32", "float16")
 
+Numbers = Mapping[Number, int]
+_NUMBER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?")
+_NO_NUMBERS: Numbers = {}
+
 
 def encode(model: nn.Module, values: Values = "float32") -> bytes:
     """Return the packed file's bytes: the state of the model, losslessly, or in float16.
+
+    What a cut changed and the state does not tell goes along: numbers that modules size axes by,
+    such as `num_heads` and `groups`, and buffers that are not persistent.
 
     Args:
         model: whose parameters and persistent buffers are packed; tied ones once.
@@ -34,7 +52,8 @@ def encode(model: nn.Module, values: Values = "float32") -> bytes:
     first: dict[tuple[Any, ...], str] = {}
     arrays: dict[str, Any] = {}
     tied: dict[str, str] = {}
-    for name, tensor in model.state_dict().items():
+    numbers, buffers = changed(model)
+    for name, tensor in _state(model, buffers).items():
         if not isinstance(tensor, Tensor):
             raise UsageError(f"{name} is a {type(tensor).__name__}; only tensors can be packed")
         where = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
@@ -44,6 +63,8 @@ def encode(model: nn.Module, values: Values = "float32") -> bytes:
         first[where] = name
         arrays[name] = _array(name, tensor, values)
     metadata = {"tied": json.dumps(tied)} if tied else {}
+    if numbers:
+        metadata["attributes"] = _written(numbers)
     return flexrel_edge.encode(arrays, metadata=metadata)
 
 
@@ -51,7 +72,7 @@ def round_(model: nn.Module, values: Values) -> None:
     """Round the model's tensors, in place, to what its packed file will hold."""
     if values == "float16":
         with torch.no_grad():
-            for name, tensor in model.state_dict().items():
+            for name, tensor in _state(model, changed(model)[1]).items():
                 if tensor.dtype == torch.float32:
                     tensor.copy_(_half(name, tensor))
 
@@ -90,31 +111,37 @@ def load(path: str | Path, into: nn.Module) -> nn.Module:
         tensors |= {name: tensors[source] for name, source in tied.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise PackError(f"{path}: its list of tied tensors is damaged: {error}") from error
-    fit(into, tensors, str(path))
+    try:
+        numbers = _read(packed.metadata.get("attributes", "{}"))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise PackError(f"{path}: its list of attributes is damaged: {error}") from error
+    fit(into, tensors, str(path), numbers)
     return into
 
 
-def fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+def fit(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    numbers: Numbers = _NO_NUMBERS,
+) -> None:
     """Copy weights into a model in place, its shapes cut first where they are larger.
 
     Args:
         model: the dense architecture.
-        tensors: state of a network of the same names and the same or smaller shapes.
+        tensors: state of a network of the same names and the same or smaller shapes; buffers
+            that are not persistent may be with it.
         source: said in errors.
+        numbers: in modules, that the cut made smaller.
 
     Raises:
-        UsageError: names or shapes do not fit; the model is as it was.
+        UsageError: names, shapes or numbers do not fit; the model is as it was.
     """
-    state = model.state_dict()
-    for what, names in (
-        ("lacks", state.keys() - tensors.keys()),
-        ("has, and the model has not,", tensors.keys() - state.keys()),
-    ):
-        if names:
-            shown = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")  # noqa: PLR2004
-            raise UsageError(f"{source} does not fit the model: it {what} {shown}")
+    state = _state(model, tensors)
+    biases = _new_biases(model, tensors, numbers, source)
+    _check_names(state, tensors.keys() - biases.keys(), source)
     tied: dict[int, str] = {}
-    for name, slot in model.state_dict(keep_vars=True).items():
+    for name, slot in _state(model, tensors, keep_vars=True).items():
         other = tied.setdefault(id(slot), name)
         one, two = tensors[other], tensors[name]
         if one is not two and not torch.equal(one, two):
@@ -122,6 +149,25 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
                 f"{source} does not fit the model: {other} and {name} differ in it, "
                 "but are one tensor in the model"
             )
+    smaller = _smaller(state, {n: t for n, t in tensors.items() if n not in biases}, source)
+    for number, value in numbers.items():
+        _check_number(model, number, value, source)
+    for number, value in numbers.items():
+        set_number_(model, number, value)
+    known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    resize_(model, {name: tensor for name, tensor in smaller.items() if name in known})
+    with torch.no_grad():
+        for name, slot in _state(model, tensors).items():
+            slot.copy_(tensors[name])
+    for name, layer in biases.items():
+        weight = layer.get_parameter("weight")
+        layer.bias = nn.Parameter(tensors[name].to(weight), requires_grad=weight.requires_grad)
+
+
+def _smaller(
+    state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """Return empty tensors in place of those that have to shrink."""
     smaller: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         have, want = tuple(state[name].shape), tuple(tensor.shape)
@@ -132,11 +178,84 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
             )
         if have != want:
             smaller[name] = torch.empty(want, dtype=state[name].dtype, device=state[name].device)
-    known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-    resize_(model, {name: tensor for name, tensor in smaller.items() if name in known})
-    with torch.no_grad():
-        for name, slot in model.state_dict().items():
-            slot.copy_(tensors[name])
+    return smaller
+
+
+def _new_biases(
+    model: nn.Module, tensors: Mapping[str, Tensor], numbers: Numbers, source: str
+) -> dict[str, nn.Module]:
+    """Return the layers without a bias that have one in the file: constants that a cut left."""
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        name = f"{path}.bias".removeprefix(".")
+        if isinstance(module, Layer) and module.bias is None and name in tensors:
+            weight = tensors.get(weight_of(path), torch.empty(0, 0))
+            outputs = len(weight)
+            if isinstance(module, Transposed):
+                groups = numbers.get(Number(path, "groups", None), module.groups)
+                outputs = weight.shape[1] * groups
+            if tensors[name].shape != (outputs,):
+                raise UsageError(
+                    f"{source} does not fit the model: {name} is {list(tensors[name].shape)}, "
+                    f"the layer has {outputs} outputs"
+                )
+            found[name] = module
+    return found
+
+
+def _check_names(state: Mapping[str, Tensor], names: AbstractSet[str], source: str) -> None:
+    for what, strange in (
+        ("lacks", state.keys() - names),
+        ("has, and the model has not,", names - state.keys()),
+    ):
+        if strange:
+            shown = ", ".join(sorted(strange)[:3]) + (" ..." if len(strange) > 3 else "")  # noqa: PLR2004
+            raise UsageError(f"{source} does not fit the model: it {what} {shown}")
+
+
+def _check_number(model: nn.Module, number: Number, value: int, source: str) -> None:
+    try:
+        have = number_in(model, number)
+    except UsageError as error:
+        raise UsageError(f"{source} does not fit the model: {error}") from error
+    if not 1 <= value <= have:
+        raise UsageError(
+            f"{source} does not fit the model: {number} is {value}, the model's is {have}"
+        )
+
+
+def _state(
+    model: nn.Module, unsaved: Collection[str], *, keep_vars: bool = False
+) -> dict[str, Any]:
+    """Return the model's state dict, and those of its other buffers that are named."""
+    state: dict[str, Any] = model.state_dict(keep_vars=keep_vars)
+    more = {name: b for name, b in model.named_buffers() if name in unsaved and name not in state}
+    return {**state, **more}
+
+
+def _written(numbers: Numbers) -> str:
+    """Return `{"module": {"name": value, "name[place]": value}}`."""
+    content: dict[str, dict[str, int]] = {}
+    for number, value in numbers.items():
+        content.setdefault(number.module, {})[str(number._replace(module=""))] = value
+    return json.dumps(content)
+
+
+def _read(text: str) -> Numbers:
+    """Return what `_written` wrote.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    numbers: dict[Number, int] = {}
+    for module, entries in json.loads(text).items():
+        for key, value in entries.items():
+            found = _NUMBER.fullmatch(key)
+            if found is None or type(value) is not int:
+                raise ValueError(f"{key!r} is {value!r}")
+            name, place = found.groups()
+            numbers[Number(module, name, int(place) if place else None)] = value
+    return numbers
 
 
 def _array(name: str, tensor: Tensor, values: Values) -> Array | flexrel_edge.Bfloat16:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import nn
 
+from flexrel import plan as plans
 from flexrel.allocate import ALLOCATIONS
 from flexrel.apply import apply, verify
 from flexrel.batches import Batch, RawBatch, collect, first_samples, read_batches
@@ -79,10 +80,10 @@ def prune(
         rule: of relevance, as in `calibrate`.
         output: what relevance starts from, as in `calibrate`.
         granularity: "channel" removes channels for real, and neurons and heads; "head" attention
-            heads alone. "element" sets weights to zero; "block:4x4" does so by blocks of 4 outputs
-            and 4 inputs, or any other size; "2:4" in every 4 consecutive inputs but the best 2, or
-            any N of M. N:M needs no budget: without a target all layers have it that can, with one
-            as many as it allows.
+            heads alone; "depth" whole residual blocks. "element" sets weights to zero; "block:4x4"
+            does so by blocks of 4 outputs and 4 inputs, or any other size; "2:4" in every 4
+            consecutive inputs but the best 2, or any N of M. N:M needs no budget: without a target
+            all layers have it that can, with one as many as it allows.
         allocation: "global" compares all units of the network; "per-layer" takes the same share
             of every layer.
         keep: names of layers to leave alone.
@@ -128,7 +129,7 @@ def prune(
         curves = _curves(trials, chosen, dense)
     return Result(
         model=network,
-        plan=plan,
+        plan=plans.Plan(plan.structure, plan.masks),
         criterion=chosen,
         dense=dense,
         achieved=achieved,
@@ -212,7 +213,7 @@ def _check(
         raise UsageError(
             f"allocation {allocation!r} is not known; there are: {', '.join(ALLOCATIONS)}"
         )
-    if multiple_of < 1 or (multiple_of > 1 and pattern.zeros):
+    if multiple_of < 1 or (multiple_of > 1 and pattern.unit not in ("channel", "head")):
         raise UsageError(
             f"multiple_of={multiple_of} of granularity {granularity!r}; the widths of channels and "
             "heads can be rounded up to a multiple of 1 or more"

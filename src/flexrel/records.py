@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from flexrel.errors import UsageError
 from flexrel.granularity import Layout, Pattern
 
 Role = Literal["producer", "consumer", "follower", "both"]
-Kind = Literal["channel", "head"]
+Kind = Literal["channel", "head", "block"]
 
 Scores = Mapping[str, Tensor]  # site name -> one score per unit, of the site's shape; higher = keep
 Progress = Callable[[str, int, int | None], None]  # stage, steps done, steps in all if known
@@ -44,6 +44,7 @@ class Slice:
     axis: int
     index: Int64[Tensor, "units inner"]
     role: Role  # producer: makes the unit; consumer: reads it; follower: bias, norm
+    values: Float[Tensor, "units inner groups"] | None = None  # read of constant units, else 0
 
     @property
     def makes(self) -> bool:
@@ -56,19 +57,32 @@ class Slice:
         return self.role in ("consumer", "both")
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A module whose output is its input and a branch, and what goes when it is passed over."""
+
+    module: str  # as in `model.named_modules()`
+    tensors: tuple[str, ...]  # its parameters, but those that something outside blocks has too
+    makers: tuple[str, ...]  # the layers that make what it adds
+    macs: int  # multiply-adds of one sample
+    place: tuple[int, int] | None  # of what it returns: which entry of a tuple of how many
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Site:
     """One thing that can be pruned, and its units.
 
     For `element` and N:M a unit is one entry of the layer's weight, for `block` a block of it;
     `slices` is empty. Else a unit is a channel, a neuron or an attention head, with all that goes
-    when it goes.
+    when it goes; for `depth`, one of the site's `blocks`, of which there is one site in a network.
     """
 
     name: str  # of the layer that makes the units, as in `model.named_modules()`
     shape: tuple[int, ...]  # of a mask over the units
     slices: tuple[Slice, ...] = ()
     kind: Kind = "channel"
+    constant: Bool[Tensor, "units"] | None = None  # which never change, whatever the input
+    blocks: tuple[Block, ...] = ()  # one a unit, for `depth`
     layout: Layout | None = None  # of the weight, for N:M and `block`
 
     @property
@@ -121,6 +135,7 @@ class Structure:
     uses: tuple[tuple[str, int], ...]  # weight, multiply-adds per weight entry for one sample
     work: tuple[Work, ...] = ()
     attributes: tuple[Attribute, ...] = ()
+    fingerprint: str = ""  # of the network; "" if unknown
 
     @property
     def pattern(self) -> Pattern:

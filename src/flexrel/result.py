@@ -13,7 +13,8 @@ from torch import nn
 from flexrel.criteria import Criterion, FlexRel
 from flexrel.evaluate import standard_error
 from flexrel.pack import encode
-from flexrel.records import Measurement, Plan
+from flexrel.plan import Plan
+from flexrel.records import Measurement
 from flexrel.report import render
 from flexrel_edge.files import replace_file
 
@@ -24,7 +25,7 @@ class Result:
 
     Attributes:
         model: the pruned network; the one given to `prune` is not changed.
-        plan: what went and what stayed, and why some layers were left alone.
+        plan: what went and what stayed, and why some layers were left alone: `plan.explain()`.
         criterion: that scored the units, delta included.
         dense: what the network as it came costs and does.
         achieved: what the pruned network costs and does.
@@ -102,7 +103,7 @@ class Result:
 
     def report(self) -> str:
         """Return the report: one HTML page that needs nothing else."""
-        return render(self.as_json(), plan_as_json(self.plan))
+        return render(self.as_json(), self.plan.as_json())
 
     def save(self, directory: str | Path) -> None:
         """Write `model.flexrel`, `plan.json`, `result.json` and `report.html`, all or none.
@@ -113,7 +114,7 @@ class Result:
         folder = Path(directory)
         files = {
             "model.flexrel": encode(self.model, self.options["values"]),
-            "plan.json": _dump(plan_as_json(self.plan)),
+            "plan.json": self.plan.encode(),
             "result.json": _dump(self.as_json()),
             "report.html": self.report().encode(),
         }
@@ -124,24 +125,6 @@ class Result:
             folder.mkdir(exist_ok=True)
             for name in files:
                 (Path(beside) / name).replace(folder / name)
-
-
-def plan_as_json(plan: Plan) -> dict[str, Any]:
-    """Return the content of `plan.json`: what stays of each layer, and what was left alone.
-
-    For channels it names every channel kept. For elements it counts them: which they are is
-    in the packed file.
-    """
-    sites: list[dict[str, Any]] = []
-    for site in plan.structure.sites:
-        mask = plan.masks[site.name]
-        row: dict[str, Any] = {"name": site.name, "units": site.units, "kept": int(mask.sum())}
-        if plan.structure.granularity == "channel":
-            row["channels"] = mask.nonzero().squeeze(1).tolist()
-        sites.append(row)
-    protected = [{"name": p.name, "reason": p.reason} for p in plan.structure.protected]
-    granularity = plan.structure.granularity
-    return {"granularity": granularity, "sites": sites, "protected": protected}
 
 
 def _measurement(m: Measurement) -> dict[str, Any]:

@@ -12,14 +12,18 @@ SCALES: tuple[Scale, ...] = ("network", "layer", "mean", "rank", "cost")
 Maker = Callable[[], Tensor]  # of one layer's signal, afresh each time
 
 
-def alone(makers: Sequence[Maker], scale: Scale, costs: Sequence[float]) -> Iterator[Tensor]:
+def alone(
+    makers: Sequence[Maker], scale: Scale, costs: Sequence[float | Tensor]
+) -> Iterator[Tensor]:
     """Yield one signal that is blended with none: over the network, its order needs no scale."""
     if scale == "network":
         return (make() for make in makers)
     return scaled(makers, scale, costs)
 
 
-def scaled(makers: Sequence[Maker], scale: Scale, costs: Sequence[float]) -> Iterator[Tensor]:
+def scaled(
+    makers: Sequence[Maker], scale: Scale, costs: Sequence[float | Tensor]
+) -> Iterator[Tensor]:
     """Yield what each maker makes, on a common scale; "network" and "cost" make all twice.
 
     Making it twice is cheaper than keeping it: one layer is in memory at a time.
@@ -27,20 +31,25 @@ def scaled(makers: Sequence[Maker], scale: Scale, costs: Sequence[float]) -> Ite
     Args:
         makers: one a layer.
         scale: see `FlexRel`.
-        costs: what one unit of each layer costs, in multiply-adds.
+        costs: what one unit of each layer costs, in multiply-adds, or each of its units.
     """
     if scale == "network":
         low, high = _range(makers)
         yield from (_from_to(make(), low, high) for make in makers)
     elif scale == "cost":
-        worth = [1 / sqrt(cost) if cost > 0 else 1.0 for cost in costs]
-        pairs = list(zip(makers, worth, strict=True))
-        totals = [(float(x.abs().sum()) * w, x.numel()) for make, w in pairs for x in [make()]]
+        pairs = list(zip(makers, map(_worth, costs), strict=True))
+        totals = [(float((x.abs() * w).sum()), x.numel()) for make, w in pairs for x in [make()]]
         mean = sum(total for total, _ in totals) / max(sum(count for _, count in totals), 1)
         yield from (make().mul_(w).div_(mean if mean > 0 else 1.0) for make, w in pairs)
     else:
         by_layer = {"layer": _min_max, "mean": _multiples_of_mean, "rank": _ranks}[scale]
         yield from (by_layer(make()) for make in makers)
+
+
+def _worth(cost: float | Tensor) -> float | Tensor:
+    if isinstance(cost, Tensor):
+        return cost.clamp(min=1).rsqrt()
+    return 1 / sqrt(cost) if cost > 0 else 1.0
 
 
 def _min_max(values: Tensor) -> Tensor:

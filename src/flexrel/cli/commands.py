@@ -16,9 +16,10 @@ from rich.console import Console
 import flexrel_edge.cli
 from flexrel import demo
 from flexrel.allocate import ALLOCATIONS
+from flexrel.apply import apply
 from flexrel.calibrate import calibrate as calibrate_model
 from flexrel.cli.options import parse_budget, parse_criterion, parse_rule, parse_target
-from flexrel.cli.show import conservation, progress_bars, table
+from flexrel.cli.show import conservation, plan_tables, progress_bars, table
 from flexrel.cli.sources import read_data, read_model
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.evaluate import Accuracy
@@ -26,6 +27,7 @@ from flexrel.granularity import GRANULARITIES
 from flexrel.pack import VALUES
 from flexrel.pack import pack as pack_model
 from flexrel.pipeline import prune as prune_model
+from flexrel.plan import Plan
 from flexrel.relevance import RULES
 from flexrel.report import percent, render
 from flexrel.starts import OUTPUTS
@@ -230,21 +232,36 @@ def pack(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="packed file")],
     weights: Weights = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="a plan.json, carried out on the network first")
+    ] = None,
     values: Annotated[str, typer.Option(help=f"in the file: {', '.join(VALUES)}")] = "float32",
     seed: Seed = 0,
 ) -> None:
-    """Pack a network as it is."""
+    """Pack a network as it is, or as a plan cuts it."""
+    cut = Plan.load(plan) if plan else None
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)
+        network = apply(network, cut) if cut else network
         size = pack_model(network, out, values)  # type: ignore[arg-type]  # checked by pack
     typer.echo(f"{out}: {size:,} bytes")
 
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="packed file")], as_json: AsJson = False
+    file: Annotated[Path, typer.Argument(help="packed file, or a plan.json")],
+    as_json: AsJson = False,
 ) -> None:
-    """Say what a packed file holds."""
+    """Say what a packed file holds, or what a plan does and why."""
+    if file.suffix == ".json":
+        plan = Plan.load(file)
+        if as_json:
+            typer.echo(json.dumps(plan.as_json()))
+            return
+        console = Console()
+        for shown in plan_tables(plan):
+            console.print(shown)
+        return
     raise typer.Exit(flexrel_edge.cli.main(["inspect", str(file), *["--json"] * as_json]))
 
 

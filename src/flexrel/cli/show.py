@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from flexrel.plan import Plan, named, parts, totals
 from flexrel.records import Progress
 from flexrel.relevance import Balance
 from flexrel.report import count, percent
@@ -53,6 +55,25 @@ def table(result: Result) -> Table:
             style="bold" if m is result.achieved else "",
         )
     return shown
+
+
+def plan_tables(plan: Plan) -> Iterator[Table]:
+    """Yield what a plan does to each site, and what it leaves alone."""
+    sites = Table(caption="\n".join(totals(plan)), caption_justify="left")
+    for name in ("site", "keeps", "made by", "along go", "read by"):
+        sites.add_column(name, overflow="fold")
+    for part in parts(plan):
+        keeps = f"{part.kept:,} of {part.units:,} {part.unit}"
+        lists = ((keeps, *part.numbers), part.makers, part.followers, part.readers)
+        sites.add_row(*map(escape, (named(part.name), *map("\n".join, lists))))
+    yield sites
+    if plan.structure.protected:
+        left = Table()
+        left.add_column("left alone", overflow="fold")
+        left.add_column("because", overflow="fold")
+        for layer in plan.structure.protected:
+            left.add_row(escape(named(layer.name)), escape(layer.reason))
+        yield left
 
 
 def conservation(balances: Sequence[Balance]) -> Table:

@@ -9,6 +9,7 @@ from torch import nn
 
 from flexrel.batches import Batch
 from flexrel.errors import ModelError, UsageError
+from flexrel.fingerprint import fingerprint
 from flexrel.granularity import Layout, Pattern
 from flexrel.records import (
     Attribute,
@@ -20,8 +21,10 @@ from flexrel.records import (
     layer_of,
     weight_of,
 )
+from flexrel.structure.constant import with_constants
 from flexrel.structure.couple import Coupling
 from flexrel.structure.cut import Layer, Transposed
+from flexrel.structure.depth import blocks_of
 from flexrel.structure.probe import probe
 from flexrel.structure.resolve import Units, resolve
 from flexrel.structure.rules import couple
@@ -40,7 +43,7 @@ def analyse(
         model: is run on the example, in evaluation mode, and left as it was; for channels,
             copies of it are cut and run too.
         example: one or two samples are enough.
-        granularity: "element", "channel", "head", N:M as in "2:4", or as in "block:4x4".
+        granularity: one of `flexrel.granularity.GRANULARITIES`, such as "channel" or "2:4".
         keep: names of layers to leave alone.
 
     Raises:
@@ -52,6 +55,8 @@ def analyse(
     _check_names(keep, tuple(weights))
     traced = trace(model, example)
     coupling = couple(traced)
+    if granularity == "depth":
+        return blocks_of(model, example, traced, coupling, keep)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     attributes: list[Attribute] = []
     work = [Work(macs, ()) for macs, _ in coupling.work]
@@ -80,9 +85,11 @@ def analyse(
         tuple(coupling.uses),
         tuple(work),
         tuple(attributes),
+        fingerprint(model),
     )
     if not pattern.zeros:
         structure = _without_failing(model, example, structure, weights)
+        structure = with_constants(model, example, structure)
     if not structure.sites:
         shown = [f"{p.name or 'the model itself'}: {p.reason}" for p in structure.protected[:3]]
         reasons = "; ".join(shown) or "it has no layers"

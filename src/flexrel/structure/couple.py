@@ -43,6 +43,7 @@ class Coupling:
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     uses: list[tuple[str, int]] = field(default_factory=list)  # weight, multiply-adds an entry
     work: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)  # of no weight
+    spent: list[tuple[int, int]] = field(default_factory=list)  # uses, work up to each operation
     sizes: dict[str, list[Axis]] = field(default_factory=dict)  # module -> axes its code sizes
 
 

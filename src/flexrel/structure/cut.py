@@ -1,18 +1,23 @@
 """Removing units for real: smaller tensors in the same modules, with their attributes true."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flexrel.errors import UsageError
-from flexrel.records import Plan, weight_of
+from flexrel.records import Block, Plan, layer_of, weight_of
+from flexrel.structure.skip import skip_
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 Layer = nn.Linear | _Plain | Transposed
+
+_NOTE = "_flexrel_cut"  # on a module: what of it a cut changed that its state does not tell
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -29,6 +34,8 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
     """
     tensors = named_tensors(model)
     kept: dict[tuple[str, int], Tensor] = {}
+    for block in blocks_gone(plan):
+        skip_(model, block.module, block.place)
     for site in plan.structure.sites:
         gone = ~plan.masks[site.name]
         for part in site.slices if gone.any() else ():
@@ -46,18 +53,140 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
             if site in plan.masks
         )
         if less:
-            _reduce_(model.get_submodule(attribute.module), attribute.name, attribute.place, less)
+            number = Number(attribute.module, attribute.name, attribute.place)
+            set_number_(model, number, number_in(model, number) - less)
+    shifts = absorbed(tensors, plan)
     resize_(model, cut)
+    for layer, shift in shifts.items():
+        rows = kept.get((weight_of(layer), 0))
+        add_to_bias_(model.get_submodule(layer), shift if rows is None else shift[rows])
 
 
-def _reduce_(module: nn.Module, name: str, place: int | None, less: int) -> None:
-    value = getattr(module, name)
-    if place is None:
-        setattr(module, name, value - less)
+def blocks_gone(plan: Plan) -> list[Block]:
+    """Return the blocks that the plan removes."""
+    return [
+        block
+        for site in plan.structure.sites
+        for unit, block in enumerate(site.blocks)
+        if not plan.masks[site.name][unit]
+    ]
+
+
+def absorbed(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Return what the biases of layers take over from constant units that the plan removes.
+
+    Args:
+        tensors: parameters and buffers by name, whole.
+        plan: says which units go.
+
+    Returns:
+        Layer -> `[out]`, float64, on the CPU; only those that took in something other than 0.
+    """
+    shifts: dict[str, Tensor] = {}
+    for site in plan.structure.sites:
+        gone = ~plan.masks[site.name].flatten()
+        for part in site.slices:
+            if part.values is not None and bool(part.values[gone].any()):
+                weight = tensors[part.tensor].detach().cpu().double()
+                weight = weight.reshape(*weight.shape[:2], -1).sum(2)  # over kernel positions
+                values = part.values[gone].flatten(0, 1)  # [entries, groups]
+                by_group = weight[:, part.index[gone].flatten()].unflatten(0, (values.shape[1], -1))
+                shift = torch.einsum("goe,eg->go", by_group, values).flatten()
+                layer = layer_of(part.tensor)
+                shifts[layer] = shifts.get(layer, 0) + shift
+    return shifts
+
+
+def add_to_bias_(layer: nn.Module, shift: Tensor) -> None:
+    """Add to the layer's bias, and give it one if it has none."""
+    weight = layer.get_parameter("weight")
+    if layer.bias is None:
+        layer.bias = nn.Parameter(shift.to(weight), requires_grad=weight.requires_grad)
     else:
-        entries = list(value)
-        entries[place] -= less
-        setattr(module, name, type(value)(entries))
+        bias = layer.get_parameter("bias")
+        value = (bias.detach() + shift.to(bias.device)).to(bias.dtype)
+        layer.bias = nn.Parameter(value, requires_grad=bias.requires_grad)
+
+
+class Number(NamedTuple):
+    """Where a number is that the code of a module sizes axes by."""
+
+    module: str  # as in `model.named_modules()`
+    name: str
+    place: int | None  # in a tuple or list; None: it is the number itself
+
+    def __str__(self) -> str:
+        place = "" if self.place is None else f"[{self.place}]"
+        return f"{self.module}.{self.name}{place}".removeprefix(".")
+
+
+def number_in(model: nn.Module, number: Number) -> int:
+    """Return a number that a module of the model holds.
+
+    Raises:
+        UsageError: there is no such module, or it holds no such number.
+    """
+    held: Any = None
+    with suppress(AttributeError):  # no such module
+        held = vars(model.get_submodule(number.module)).get(number.name)
+    if number.place is not None:
+        inside = isinstance(held, tuple | list) and 0 <= number.place < len(held)
+        held = held[number.place] if inside else None
+    if not isinstance(held, int) or isinstance(held, bool):
+        raise UsageError(f"the model holds no number {number}")
+    return held
+
+
+def set_number_(model: nn.Module, number: Number, value: int) -> None:
+    """Change a number that a module of the model holds, and note it there for `changed`."""
+    module = model.get_submodule(number.module)
+    if not _told(module, number.name):
+        _note_(module, number.name, number.place)
+    if number.place is None:
+        setattr(module, number.name, value)
+    else:
+        held = getattr(module, number.name)
+        entries = [*held[: number.place], value, *held[number.place + 1 :]]
+        made = getattr(held, "_make", type(held))  # a named tuple takes its entries one by one
+        setattr(module, number.name, made(entries))
+
+
+def changed(model: nn.Module) -> tuple[dict[Number, int], dict[str, Tensor]]:
+    """Return what cuts changed in a model that its state does not tell.
+
+    Returns:
+        Numbers by their place, as they are now; and buffers that no state dict has, by name.
+    """
+    numbers: dict[Number, int] = {}
+    buffers: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for name, place in _noted(module):
+            if name in module._buffers:  # noqa: SLF001 - as `named_buffers`, at no cost
+                buffers[f"{path}.{name}".removeprefix(".")] = module.get_buffer(name)
+            else:
+                number = Number(path, name, place)
+                numbers[number] = number_in(model, number)
+    return numbers, buffers
+
+
+def _told(module: nn.Module, name: str) -> bool:
+    """Return whether `_tell_sizes_` will set the number."""
+    if isinstance(module, _Plain):
+        return name == "groups" and module.groups == module.in_channels == module.out_channels
+    return isinstance(module, _BatchNorm) and name == "num_features" and bool(_vectors(module))
+
+
+def _vectors(norm: _BatchNorm) -> list[Tensor]:
+    vectors = (norm.weight, norm.bias, norm.running_mean)
+    return [vector for vector in vectors if vector is not None]
+
+
+def _noted(module: nn.Module) -> Iterator[tuple[str, int | None]]:
+    yield from sorted(vars(module).get(_NOTE, ()), key=str)
+
+
+def _note_(module: nn.Module, name: str, place: int | None = None) -> None:
+    setattr(module, _NOTE, frozenset({*_noted(module), (name, place)}))  # copied with the module
 
 
 def masked(
@@ -76,7 +205,7 @@ def masked(
         gone = ~plan.masks[site.name]
         if not gone.any():
             continue
-        if not site.slices:
+        if not (site.slices or site.blocks):
             weight = tensors[weight_of(site.name)].detach()
             gone = site.layout.spread(gone) if site.layout else gone
             # times 0 would leave -0.0
@@ -131,6 +260,8 @@ def resize_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             value = nn.Parameter(tensor, requires_grad=before.requires_grad)
         for module, attribute in owners[id(before)]:
             setattr(module, attribute, value)
+            if attribute in module._non_persistent_buffers_set:  # noqa: SLF001 - told by nothing else
+                _note_(module, attribute)
             touched[id(module)] = module
     for module in touched.values():
         _tell_sizes_(module)
@@ -149,8 +280,7 @@ def _tell_sizes_(module: nn.Module) -> None:
         module.in_channels = module.weight.shape[0]
         module.out_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, _BatchNorm):
-        vectors = (module.weight, module.bias, module.running_mean)
-        module.num_features = next(len(v) for v in vectors if v is not None)
+        module.num_features = len(_vectors(module)[0])
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         module.num_channels = len(module.weight)
     elif isinstance(module, nn.Embedding):

@@ -18,12 +18,19 @@ from flexrel.batches import Batch
 from flexrel.errors import ModelError
 from flexrel.records import Attribute, Plan, Site, Structure
 from flexrel.running import call, reason, tensors_of, undisturbed
-from flexrel.structure.cut import masked, named_tensors, resize_, shrink_
+from flexrel.structure.cut import (
+    absorbed,
+    add_to_bias_,
+    blocks_gone,
+    masked,
+    named_tensors,
+    resize_,
+    shrink_,
+)
+from flexrel.structure.skip import pass_over_
 
 _AGREE = 1e-5  # largest difference of outputs, as a share of the largest, dense or masked
 _NEAR = 1e-2  # up to here it may be rounding, which double precision tells
-
-_TRIES = 16  # then layers of one kind are no more told apart
 
 _TELLING = re.compile("head|group|inner|hidden|split|width|chan|chs|dim")
 Allowed = Callable[[Attribute], bool]
@@ -57,8 +64,9 @@ def disagreement(
 ) -> str | None:
     """Return how the pruned network's outputs differ from the masked model's; None: they agree.
 
-    In the masked model what reads the plan's units is zeroed. Where rounding may be what
-    differs, both run again in double precision.
+    In the masked model what reads the plan's units is zeroed, and biases take over what was
+    read of constant ones; if all units that go are constant, it is the model itself. Where
+    rounding may be what differs, both run again in double precision.
 
     Args:
         model: that the plan's structure was read from; not changed.
@@ -71,8 +79,7 @@ def disagreement(
         ModelError: a network does not run on the example.
     """
     have = _outputs(pruned, example)  # first: it may not run
-    expected = duplicate(model, share=True)
-    resize_(expected, masked(named_tensors(model), plan, readers=True))
+    expected = model if _is_free(plan) else _masked(model, plan)
     dense = _outputs(model, example) if dense is None else dense
     found = _difference(dense, _outputs(expected, example), have)
     if isinstance(found, float) and _AGREE < found <= _NEAR:
@@ -86,6 +93,27 @@ def disagreement(
     if found <= _AGREE:
         return None
     return f"the cut network's outputs differ from the masked one's by a share of {found:.3g}"
+
+
+def _is_free(plan: Plan) -> bool:
+    """Return whether all units that go are constant."""
+    return all(
+        bool(mask.all()) or (site.constant is not None and bool((mask | site.constant).all()))
+        for site in plan.structure.sites
+        for mask in [plan.masks[site.name]]
+    )
+
+
+def _masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return the model with whatever reads the plan's units zeroed, and blocks passed over."""
+    expected = duplicate(model, share=True)
+    tensors = named_tensors(model)
+    resize_(expected, masked(tensors, plan, readers=True))
+    for layer, shift in absorbed(tensors, plan).items():
+        add_to_bias_(expected.get_submodule(layer), shift)
+    for block in blocks_gone(plan):
+        pass_over_(expected.get_submodule(block.module))
+    return expected
 
 
 def _difference(
@@ -114,8 +142,8 @@ def probe(
     """Return the structure with the sites that can be removed, and why the others can't, by name.
 
     Args:
-        model: is copied and cut by half of the units at every site; where that fails, by
-            halves of the sites, down to those that fail alone. Each time, numbers in modules
+        model: is copied and cut by half of the units at every site; where that fails, kind by
+            kind, and within a kind by halves. Each time, numbers in modules
             that may be lengths of axes are changed with them: all, those whose names say so, none.
         example: one or two samples.
         structure: as the trace shows it, with all numbers that may be lengths.
@@ -131,25 +159,40 @@ class _Trial:
         self._model, self._example, self._structure = model, example, structure
         self._dense = _outputs(model, example)
         self._good: dict[str, Allowed] = {}
-        self._left = _TRIES
         self.failed: dict[str, str] = {}
 
     def accept(self, sites: Sequence[Site]) -> dict[str, Allowed]:
         """Return which of the sites can be cut, and which numbers change with each."""
-        waiting = [list(sites)]
-        while waiting:
-            group = waiting.pop(0)
-            failure = self._all_of(group)
-            if failure is None:
-                continue
-            kinds = _kinds(group)
-            if len(kinds) > 1:
-                waiting = [*kinds, *waiting]
-            elif len(group) > 1 and self._left:
-                waiting += [group[:1], group[1:]]
-            else:
-                self.failed |= dict.fromkeys((site.name for site in group), failure)
+        if self._all_of(sites) is not None:
+            kinds = _kinds(sites)
+            for kind in kinds:
+                if len(kinds) == 1 or self._all_of(kind) is not None:
+                    self._tell_apart(kind)
         return self._good
+
+    def _tell_apart(self, kind: Sequence[Site]) -> None:
+        """Find out which sites of a kind fail; where two lots do, all of them are taken to."""
+        first = self._or_refuse(kind[:1])
+        rest = kind[1:]
+        if first and rest and self._all_of(rest) is not None:
+            self._halve(rest)
+        elif rest and not first:
+            self._or_refuse(rest)
+
+    def _halve(self, sites: Sequence[Site]) -> None:
+        """Find those that fail, of sites that fail together though others like them don't."""
+        middle = len(sites) // 2
+        for half in (sites[:middle], sites[middle:]) if middle else ():
+            if self._all_of(half) is not None:
+                self._halve(half)
+        if not middle:
+            self._or_refuse(sites)
+
+    def _or_refuse(self, sites: Sequence[Site]) -> bool:
+        failure = self._all_of(sites)
+        if failure is not None:
+            self.failed |= dict.fromkeys((site.name for site in sites), failure)
+        return failure is None
 
     def _all_of(self, sites: Sequence[Site]) -> str | None:
         """Try to add all of the sites; return why they can't be."""
@@ -161,7 +204,6 @@ class _Trial:
             if attributes in tried:
                 continue
             tried.append(attributes)
-            self._left = max(self._left - 1, 0)
             found = self._failure(trial)
             if found is None:
                 self._good = trial

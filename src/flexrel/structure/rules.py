@@ -23,6 +23,7 @@ def couple(traced: Trace) -> Coupling:
         except (LookupError, ValueError, TypeError):
             give_up(coupler, operation, f"{operation.name} is called in a way that has no rule yet")
         coupler.made_of_weights(operation)
+        coupler.said.spent.append((len(coupler.said.uses), len(coupler.said.work)))
     coupler.bar_all(traced.outputs, "it is the network's output")
     return coupler.said
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flexrel.batches import Batch
 from flexrel.errors import ModelError
 from flexrel.running import call, tensors_of, undisturbed
+from flexrel.structure.skip import first_of, place_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,17 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a module."""
+
+    module: str  # as in `model.named_modules()`
+    given: Ref | None  # its first argument, if that is a tensor
+    made: Ref | None  # what it returned, if that is one tensor, in a tuple or not
+    place: tuple[int, int] | None  # of the tensor: which entry of a tuple of how many
+    operations: range  # those of the trace that it ran
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """All that a model did for one batch."""
 
@@ -55,6 +67,7 @@ class Trace:
     inputs: tuple[Ref, ...]
     outputs: tuple[Ref, ...]
     samples: int
+    calls: tuple[Call, ...] = ()  # of modules, in the order in which they returned
 
 
 def trace(model: nn.Module, batch: Batch) -> Trace:
@@ -68,7 +81,7 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
     parameters = {recorder.ref(tensor).key: name for name, tensor in reversed(named)}
     owned = tuple({ref.key: ref for _, tensor in named if (ref := recorder.ref(tensor))}.values())
     inputs = tuple(recorder.ref(tensor) for tensor in batch.tensors)
-    with undisturbed(model), torch.no_grad(), _slow_path(), recorder.watching(), recorder:
+    with undisturbed(model), torch.no_grad(), slow_path(), recorder.watching(), recorder:
         result = call(model, batch)
     outputs = tuple(recorder.ref(tensor) for tensor in tensors_of(result))
     if not outputs:
@@ -84,11 +97,12 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
         inputs,
         outputs,
         batch.samples,
+        tuple(recorder.calls),
     )
 
 
 @contextmanager
-def _slow_path() -> Iterator[None]:
+def slow_path() -> Iterator[None]:
     """Keep torch's transformer layers from running as one operation, which has no rule."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -104,8 +118,9 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
+        self.calls: list[Call] = []
         self._model = model
-        self._running = [""]  # names of modules, outermost first
+        self._running: list[tuple[str, Ref | None, int]] = [("", None, 0)]  # outermost first
         self._alive: dict[int, Tensor] = {}  # so that no id is used twice
 
     @contextmanager
@@ -114,17 +129,24 @@ class _Recorder(TorchDispatchMode):
         with ExitStack() as hooks:
             for name, module in self._model.named_modules():
                 for handle in (
-                    module.register_forward_pre_hook(partial(self._enter, name)),
+                    module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True),
                     module.register_forward_hook(self._leave, always_call=True),
                 ):
                     hooks.callback(handle.remove)
             yield
 
-    def _enter(self, name: str, *_: Any) -> None:  # noqa: ANN401 - as a hook
-        self._running.append(name)
+    def _enter(
+        self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        first = first_of(args, kwargs)
+        given = self.ref(first) if isinstance(first, Tensor) else None
+        self._running.append((name, given, len(self.operations)))
 
-    def _leave(self, *_: Any) -> None:  # noqa: ANN401
-        self._running.pop()
+    def _leave(self, _: nn.Module, args: tuple[Any, ...], result: Any) -> None:  # noqa: ANN401, ARG002
+        name, given, start = self._running.pop()
+        tensor, place = place_in(result)
+        made = None if tensor is None else self.ref(tensor)
+        self.calls.append(Call(name, given, made, place, range(start, len(self.operations))))
 
     def ref(self, tensor: Tensor) -> Ref:
         self._alive.setdefault(id(tensor), tensor)
@@ -147,7 +169,7 @@ class _Recorder(TorchDispatchMode):
                 {name: self._strip(value) for name, value in given.items()},
                 outputs,
                 torch.Tag.pointwise in func.tags,
-                self._running[-1],
+                self._running[-1][0],
             )
         )
         return result

@@ -1,0 +1,128 @@
+"""What a plan says, in words: what goes, what goes along, what stays and why."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flexrel import cost
+from flexrel.records import Attribute, Plan, Site, Slice
+
+_OF_LAYERS = ("weight", "bias", "running_mean", "running_var")  # tensors told by their module
+_GOES_WITHOUT_SAYING = ("num_features",)  # how wide a norm is that goes along
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a plan does to one site.
+
+    Attributes:
+        name: of the site.
+        unit: what its units are: "channels", "groups of 8 channels", "heads", or, where it is a
+            mask over a layer, "weights" or "blocks of 4 x 4".
+        units: how many there are.
+        kept: how many of them stay.
+        makers: layers, and parameters of no layer, that make the units.
+        followers: what is in between and goes along, such as norms and biases.
+        readers: layers that read the units.
+        numbers: in modules, that become smaller, with by how much: "attention.num_heads -2".
+    """
+
+    name: str
+    unit: str
+    units: int
+    kept: int
+    makers: tuple[str, ...]
+    followers: tuple[str, ...]
+    readers: tuple[str, ...]
+    numbers: tuple[str, ...]
+
+
+def parts(plan: Plan) -> list[Part]:
+    """Return what the plan does to each site, in the order of the network."""
+    return [_part(plan, site) for site in plan.structure.sites]
+
+
+def _part(plan: Plan, site: Site) -> Part:
+    kept = int(plan.masks[site.name].sum())
+    makers = _layers(part for part in site.slices if part.makes)
+    return Part(
+        name=site.name,
+        unit=_unit(site),
+        units=site.units,
+        kept=kept,
+        makers=makers if site.slices else (named(site.name),),
+        followers=tuple(
+            name
+            for name in _layers(part for part in site.slices if part.role == "follower")
+            if name not in makers
+        ),
+        readers=_layers(part for part in site.slices if part.reads),
+        numbers=tuple(
+            f"{_place(attribute)} -{each * (site.units - kept)}"
+            for attribute in plan.structure.attributes
+            for name, each in attribute.units
+            if name == site.name
+            and kept < site.units
+            and attribute.name not in _GOES_WITHOUT_SAYING
+        ),
+    )
+
+
+def _unit(site: Site) -> str:
+    together = min((p.index.shape[1] for p in site.slices if p.makes), default=1)
+    if site.kind == "channel" and together > 1:
+        return f"groups of {together} channels"
+    if site.layout and site.layout.block:
+        return f"blocks of {' x '.join(map(str, site.layout.block))}"
+    return f"{site.kind}s" if site.slices or site.blocks else "weights"
+
+
+def _layers(slices: Iterable[Slice]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_owner(part.tensor) for part in slices))
+
+
+def _owner(tensor: str) -> str:
+    module, _, name = tensor.rpartition(".")
+    return named(module) if name in _OF_LAYERS else tensor
+
+
+def _place(attribute: Attribute) -> str:
+    place = "" if attribute.place is None else f"[{attribute.place}]"
+    return f"{attribute.module}.{attribute.name}{place}".removeprefix(".")
+
+
+def named(layer: str) -> str:
+    """Return the name of a layer, also of one that is the whole network."""
+    return layer or "the model itself"
+
+
+def totals(plan: Plan) -> list[str]:
+    """Return what the plan comes to, a line each: units, parameters and multiply-adds."""
+    structure = plan.structure
+    lines = [f"{plan.removed:,} of {structure.units:,} units go"]
+    for name, count in (("parameters", cost.parameters), ("multiply-adds", cost.macs)):
+        dense, now = count(structure), count(structure, plan)
+        share = f" ({100 * now / dense:.1f} %)" if dense else ""
+        lines.append(f"{name} {dense:,} -> {now:,}{share}")
+    return lines
+
+
+def explain(plan: Plan) -> str:
+    """Return the plan as text: what it comes to, every site, every layer left alone and why."""
+    lines = [f"Plan by {plan.structure.granularity}", *(f"  {line}" for line in totals(plan))]
+    for part in parts(plan):
+        lines += ["", f"{named(part.name)}: keeps {part.kept:,} of {part.units:,} {part.unit}"]
+        for what, names in (
+            ("made by", part.makers if part.readers else ()),
+            ("along go", part.followers),
+            ("read by", part.readers),
+            ("numbers", part.numbers),
+        ):
+            lines += [f"  {what} {_listed(names)}"] if names else []
+    if plan.structure.protected:
+        lines += ["", f"Left alone: {len(plan.structure.protected)}"]
+        lines += [f"  {named(p.name)}: {p.reason}" for p in plan.structure.protected]
+    return "\n".join(lines)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,232 @@
+"""Whole residual blocks: modules that add a branch to their input, and can be passed over."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import nn
+
+from flexrel.batches import Batch
+from flexrel.errors import ModelError
+from flexrel.fingerprint import fingerprint
+from flexrel.records import Block, Plan, Protected, Site, Structure, Work, layer_of
+from flexrel.running import call, reason, tensors_of, undisturbed
+from flexrel.structure.couple import Coupling
+from flexrel.structure.cut import Layer, shrink_
+from flexrel.structure.probe import disagreement, duplicate
+from flexrel.structure.trace import Call, Trace
+
+_NAME = "blocks"  # of the site of all blocks
+
+
+def blocks_of(
+    model: nn.Module, example: Batch, traced: Trace, coupling: Coupling, keep: Sequence[str]
+) -> Structure:
+    """Return the blocks of a network that can be passed over, and why other layers can't be.
+
+    A block is a module called once whose output derives from the sum of its first argument and
+    of something that it computes of that with weights of its own; of modules inside one another
+    the innermost. It returns one tensor of that argument's shape, alone or in a tuple of Nones.
+
+    Args:
+        model: left as it was; copies without blocks are run.
+        example: one or two samples.
+        traced: the model on the example.
+        coupling: what the rules say of it: which weights each operation uses.
+        keep: names of layers to leave alone, with the blocks that they are in.
+
+    Raises:
+        ModelError: there are not two blocks: one stays always.
+    """
+    found = _innermost(traced, coupling)
+    blocks = [_block(model, traced, coupling, each, found) for each in found]
+    layers = [name for name, module in model.named_modules() if isinstance(module, Layer)]
+    refused = {
+        b.module: "it is left alone with a layer in it, which is kept on request"
+        for b in blocks
+        if any(_within(layer, b.module) for layer in keep)
+    }
+    structure = Structure(
+        "depth",
+        (_site([block for block in blocks if block.module not in refused]),)
+        if len(blocks) > len(refused)
+        else (),
+        (),
+        {name: tuple(tensor.shape) for name, tensor in model.named_parameters()},
+        tuple(coupling.uses),
+        tuple(Work(macs, ()) for macs, _ in coupling.work),
+        fingerprint=fingerprint(model),
+    )
+    refused |= _failing(model, example, structure)
+    good = [block for block in blocks if block.module not in refused]
+    protected = [Protected(*pair) for pair in refused.items()]
+    held = [block.module for block in blocks]
+    for layer in layers:
+        if not any(_within(layer, module) for module in held):
+            why = (
+                "kept on request" if layer in keep else "it is in no block that can be passed over"
+            )
+            protected.append(Protected(layer, why))
+    if len(good) < 2:  # noqa: PLR2004 - one stays, so there is nothing to choose
+        raise ModelError(_too_few(good, protected))
+    return Structure(
+        "depth",
+        (_site(good),),
+        tuple(protected),
+        structure.shapes,
+        structure.uses,
+        structure.work,
+        fingerprint=structure.fingerprint,
+    )
+
+
+def _site(blocks: Sequence[Block]) -> Site:
+    return Site(_NAME, (len(blocks),), kind="block", blocks=tuple(blocks))
+
+
+def _too_few(good: Sequence[Block], protected: Sequence[Protected]) -> str:
+    what = f"only {good[0].module!r} is" if good else "there is none"
+    others = next((f" ({p.name}: {p.reason})" for p in protected if "tried" in p.reason), "")
+    return (
+        "the network can't be pruned by depth: that takes two modules that return their input "
+        f"plus a branch, in its shape, and {what}{others}; use granularity='channel'"
+    )
+
+
+def _within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+# --- which modules are blocks -------------------------------------------------------------------
+
+
+def _innermost(traced: Trace, coupling: Coupling) -> list[Call]:
+    times = Counter(each.module for each in traced.calls)
+    found: list[Call] = []
+    for each in traced.calls:  # those inside come before what they are in
+        alone = each.module and times[each.module] == 1
+        if not alone or any(_contains(each, other) for other in found):
+            continue
+        if _adds(traced, each) and _makers(traced, coupling, each):
+            found.append(each)
+    return found
+
+
+def _contains(outer: Call, inner: Call) -> bool:
+    start, stop = outer.operations.start, outer.operations.stop
+    return start <= inner.operations.start and inner.operations.stop <= stop
+
+
+def _adds(traced: Trace, call: Call) -> bool:
+    """Return whether what the module returns derives from the sum of its input and a branch."""
+    given, made = call.given, call.made
+    if given is None or made is None or given.shape != made.shape:
+        return False
+    branch: set[int] = set()  # what derives from the input, but for the input itself
+    summed: set[int] = set()  # what derives from a sum
+    for at in call.operations:
+        operation = traced.operations[at]
+        keys = {ref.key for ref in operation.inputs}
+        outputs = {ref.key for ref in operation.outputs}
+        adds = operation.name.rstrip("_") == "aten.add" and given.key in keys
+        if keys & summed or (adds and keys & (branch - {given.key})):
+            summed |= outputs
+        if keys & (branch | {given.key}):
+            branch |= outputs
+    return made.key in summed
+
+
+def _makers(traced: Trace, coupling: Coupling, call: Call) -> tuple[str, ...]:
+    """Return the layers that make what a block adds: the last before the sums, going back."""
+    spent = [(0, 0), *coupling.spent]
+    made, given = call.made, call.given
+    wanted = {made.key} if made else set()
+    stop = {given.key} if given else set()
+    makers: list[str] = []
+    for at in reversed(call.operations):
+        operation = traced.operations[at]
+        outputs = {ref.key for ref in operation.outputs}
+        if not outputs & wanted:
+            continue
+        weights = coupling.uses[spent[at][0] : spent[at + 1][0]]
+        makers += [layer_of(name) for name, _ in weights]
+        wanted -= outputs
+        if not weights:
+            wanted |= {ref.key for ref in operation.inputs} - stop
+    return tuple(dict.fromkeys(reversed(makers)))
+
+
+# --- what goes with them ------------------------------------------------------------------------
+
+
+def _block(
+    model: nn.Module, traced: Trace, coupling: Coupling, call: Call, blocks: Iterable[Call]
+) -> Block:
+    modules = [each.module for each in blocks]
+    holders: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(name)
+    tensors = [
+        name
+        for name, parameter in model.named_parameters()
+        if any(_within(other, call.module) for other in holders[id(parameter)])
+        and all(any(_within(n, m) for m in modules) for n in holders[id(parameter)])
+    ]
+    spent = [(0, 0), *coupling.spent]
+    macs = 0
+    for before, after in pairwise(spent[call.operations.start : call.operations.stop + 1]):
+        for name, times in coupling.uses[before[0] : after[0]]:
+            macs += times * prod(model.get_parameter(name).shape)
+        macs += sum(work for work, _ in coupling.work[before[1] : after[1]])
+    return Block(call.module, tuple(tensors), _makers(traced, coupling, call), macs, call.place)
+
+
+# --- trying it ----------------------------------------------------------------------------------
+
+
+def _failing(model: nn.Module, example: Batch, structure: Structure) -> dict[str, str]:
+    """Return the blocks without which the network does not work, and what happens.
+
+    Every other block is passed over, and the rest in their stead; where that fails, each alone.
+    """
+    count = structure.units
+    if count < 2 or all(  # noqa: PLR2004
+        _failure(model, example, structure, range(start, count, 2)) is None for start in (0, 1)
+    ):
+        return {}
+    failed: dict[str, str] = {}
+    for unit, block in enumerate(structure.sites[0].blocks):
+        if why := _failure(model, example, structure, [unit]):
+            failed[block.module] = f"passing it over was tried and failed: {why}"
+    return failed
+
+
+def _failure(
+    model: nn.Module, example: Batch, structure: Structure, gone: Sequence[int]
+) -> str | None:
+    mask = torch.ones(structure.units, dtype=torch.bool)
+    mask[list(gone)] = False
+    plan = Plan(structure, {_NAME: mask})
+    try:
+        pruned = duplicate(model, share=True)
+        shrink_(pruned, plan)
+        return disagreement(model, pruned, plan, example) or _untrainable(pruned, example)
+    except ModelError as error:
+        return str(error)
+
+
+def _untrainable(network: nn.Module, example: Batch) -> str | None:
+    """Return why nothing goes back through the network, if its outputs can be learned from."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    with undisturbed(network), torch.enable_grad():
+        outputs = [t for t in tensors_of(call(network, example)) if t.requires_grad]
+        if not outputs or not parameters:
+            return None
+        total = torch.stack([output.abs().sum().float() for output in outputs]).sum()
+        try:
+            torch.autograd.grad(total, parameters, allow_unused=True)
+        except RuntimeError as error:
+            return f"nothing goes back through it: {reason(error)}"
+    return None
