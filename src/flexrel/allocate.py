@@ -2,7 +2,8 @@
 
 Every allocation is one order over all units of the network, least worth keeping first. A plan
 is that order cut after `k` units, so plans are nested, a cost can only fall as `k` grows, and
-meeting any budget is a bisection over one number.
+meeting any budget is a bisection over one number. N:M leaves a layer no choice of how much goes:
+there the order is over layers, and `k` counts those that have the pattern.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,12 +12,14 @@ from operator import itemgetter
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flexrel.errors import UsageError
+from flexrel.granularity import Layout
 from flexrel.records import Plan, Scores, Site, Structure
 
-_LARGEST = np.finfo(np.float32).max  # an infinite score counts as this
+_LARGEST = float(np.finfo(np.float32).max)  # an infinite score counts as this
 
 Values = np.ndarray[tuple[int], np.dtype[np.float32]]
 Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -42,6 +45,77 @@ def per_layer_order(scores: Scores) -> Scores:
 
 
 ALLOCATIONS: dict[str, Allocation] = {"global": global_order, "per-layer": per_layer_order}
+
+
+def kept_of_groups(
+    scores: Float[Tensor, "..."], layout: Layout, kept: int, of: int
+) -> Bool[Tensor, "..."]:
+    """Return the N:M mask of a weight: in each group of inputs, those with the highest scores.
+
+    A group is `of` consecutive inputs of one output at one kernel position. Inputs left over at
+    the end, fewer than a group, stay. Of equal scores the earlier stays.
+
+    Args:
+        scores: one an entry, of the weight's shape.
+        layout: of the weight.
+        kept: N, of each group.
+        of: M, the size of a group.
+
+    Returns:
+        A mask of the weight's shape.
+    """
+    rows = layout.matrix(scores)
+    whole = layout.inputs - layout.inputs % of
+    groups = rows[..., :whole].unflatten(-1, (-1, of))
+    best = groups.argsort(dim=-1, descending=True, stable=True)[..., :kept]
+    keep = torch.ones(rows.shape, dtype=torch.bool)
+    keep[..., :whole] = (
+        torch.zeros(groups.shape, dtype=torch.bool).scatter_(-1, best, True).flatten(-2)
+    )
+    return layout.weight(keep)
+
+
+class PatternRemoval:
+    """The order in which layers take the pattern N:M; `plan(k)` is the plan in which `k` have it.
+
+    The layer whose weights that go have the lowest mean score takes it first; of equals, the later
+    in the network. That mean is the loss by each weight saved, so a layer's size decides nothing.
+    """
+
+    def __init__(self, structure: Structure, scores: Scores) -> None:
+        """Take the scores of all weights, comparable over the network."""
+        self.structure = structure
+        self.removable = len(structure.sites)
+        self._masks: dict[str, Tensor] = {}
+        losses: list[tuple[float, int, str]] = []
+        for place, site in enumerate(structure.sites):
+            if site.layout is None:
+                raise UsageError(f"site {site.name!r} has no layout, so no groups of inputs")
+            values = scores[site.name].clamp(-_LARGEST, _LARGEST)
+            mask = kept_of_groups(values, site.layout, *structure.pattern.size)
+            self._masks[site.name] = mask
+            losses.append((float(values[~mask].double().mean()), -place, site.name))
+        self._order = [name for _, _, name in sorted(losses)]
+
+    def plan(self, count: int) -> Plan:
+        """Return the plan in which exactly `count` layers have the pattern; the others stay whole.
+
+        Raises:
+            UsageError: there are fewer layers.
+        """
+        if not 0 <= count <= self.removable:
+            raise UsageError(
+                f"asked for {self.structure.granularity} on {count:,} layers, but "
+                f"{self.removable:,} can have it"
+            )
+        first = set(self._order[:count])
+        masks = {
+            site.name: self._masks[site.name]
+            if site.name in first
+            else torch.ones(site.shape, dtype=torch.bool)
+            for site in self.structure.sites
+        }
+        return Plan(self.structure, masks)
 
 
 class Removal:
@@ -114,3 +188,13 @@ class Removal:
             gone += [(float(values[at]), site.name, int(at)) for at in removed]
         gone.sort(key=itemgetter(0), reverse=True)
         yield from ((name, at) for _, name, at in gone)
+
+
+Order = Removal | PatternRemoval
+
+
+def order_of(structure: Structure, scores: Scores, multiple_of: int = 1) -> Order:
+    """Return the order in which units go, or in which layers take the pattern N:M."""
+    if structure.pattern.unit == "group":
+        return PatternRemoval(structure, scores)
+    return Removal(structure, scores, multiple_of)

@@ -1,4 +1,4 @@
-"""From a plan to a network: zeros for elements, really smaller tensors for channels."""
+"""From a plan to a network: zeros for weights and blocks, smaller tensors for channels."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
     Args:
         model: that the plan's structure was read from, or another of the same architecture.
-        plan: elements become zeros; channels are removed for real.
+        plan: weights and blocks of them become zeros; channels, heads and residual blocks are
+            removed for real.
 
     Raises:
         UsageError: the plan is of another network; says where they differ.
@@ -34,7 +35,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     model = unwrapped(model)
     _check_fit(model, plan.structure)
     pruned = duplicate(model)
-    if plan.structure.granularity == "element":
+    if plan.structure.pattern.zeros:
         mask_(pruned, plan)
     else:
         shrink_(pruned, plan)
@@ -51,8 +52,9 @@ def _check_fit(model: nn.Module, structure: Structure) -> None:
         if parameters[name] != shape:
             raise _stranger(f"{name} is {list(parameters[name])}, the plan's is {list(shape)}")
     for site in structure.sites:
-        if structure.granularity == "element" and shapes.get(weight_of(site.name)) != site.shape:
-            raise _stranger(f"the model has no layer {site.name!r} of shape {list(site.shape)}")
+        shape = site.layout.shape if site.layout else site.shape
+        if structure.pattern.zeros and shapes.get(weight_of(site.name)) != shape:
+            raise _stranger(f"the model has no layer {site.name!r} of shape {list(shape)}")
         _check_slices(site, shapes)
     for attribute in structure.attributes:
         _check_number(model, structure, attribute)

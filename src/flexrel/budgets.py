@@ -122,8 +122,9 @@ class Bytes:
 class Sparsity:
     """At least this fraction of the prunable units removed, in [0, 1).
 
-    For elements these are weights. For channels they are channels (a pruning ratio), which take
-    another share of the parameters with them.
+    For elements and N:M these are weights. For channels they are channels (a pruning ratio), which
+    take another share of the parameters with them; for blocks they are blocks, of which those at
+    the end of a weight may be smaller.
     """
 
     amount: float

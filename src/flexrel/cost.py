@@ -18,11 +18,16 @@ Cost = float | Float[Tensor, "units"]
 
 
 def parameters(structure: Structure, plan: Plan | None = None) -> int:
-    """Return how many parameters remain; zeroed elements do not count, tied ones count once."""
+    """Return how many parameters remain; zeroed entries do not count, tied ones count once."""
     shapes = _shapes(structure, plan)
     total = sum(prod(shape) for shape in shapes.values())
     total += sum(shapes[weight][0] for weight in _given_biases(structure, plan))
-    return total - (plan.removed if plan and structure.granularity == "element" else 0)
+    return total - (_zeroed(plan) if plan and structure.pattern.zeros else 0)
+
+
+def _zeroed(plan: Plan) -> int:
+    gone = [(site.layout, ~plan.masks[site.name]) for site in plan.structure.sites]
+    return sum(layout.entries(mask) if layout else int(mask.sum()) for layout, mask in gone)
 
 
 def macs(structure: Structure, plan: Plan | None = None) -> int:
@@ -75,7 +80,7 @@ def unit_macs(structure: Structure) -> dict[str, Cost]:
 
 
 def sparsity(structure: Structure, plan: Plan) -> float:
-    """Return the share of prunable units removed: weights for elements, channels for channels."""
+    """Return the share of prunable units removed: weights, blocks, channels or heads."""
     return plan.removed / structure.units
 
 

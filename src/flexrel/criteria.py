@@ -293,8 +293,8 @@ def scores_of(
         statistics: of the dense network; None where the criterion needs none.
 
     Returns:
-        Site name -> float32 scores of the site's shape, on the CPU. Higher means keep. Units that
-        never change have the lowest there is.
+        Site name -> float32 scores of the site's shape, on the CPU. Higher means keep. A block's is
+        the mean of its weights' (the reduction); units that never change have the lowest there is.
 
     Raises:
         UsageError: the statistics are missing, or the criterion made a NaN or a wrong shape.
@@ -302,9 +302,10 @@ def scores_of(
     if criterion.needs_relevance and statistics is None:
         raise UsageError(f"criterion {criterion.name!r} needs statistics; pass calibration data")
     macs = unit_macs(structure)
-    evidence = [Evidence(s, tensors, statistics, macs[s.name]) for s in structure.sites]
+    entries = [replace(s, shape=s.layout.shape) if s.layout else s for s in structure.sites]
+    evidence = [Evidence(s, tensors, statistics, macs[s.name]) for s in entries]
     scores: dict[str, Tensor] = {}
-    for site, made in zip_longest(structure.sites, criterion.scores(evidence)):
+    for site, made in zip_longest(entries, criterion.scores(evidence)):
         if site is None or not isinstance(made, Tensor):
             raise UsageError(
                 f"criterion {criterion.name!r} must yield one tensor for each of the "
@@ -320,7 +321,7 @@ def scores_of(
             )
         if site.constant is not None:  # nothing is lost with them, whatever the criterion
             values = values.masked_fill(site.constant, -torch.inf)
-        scores[site.name] = values
+        scores[site.name] = site.layout.means(values) if site.layout else values
     return scores
 
 

@@ -19,17 +19,9 @@ from flexrel.calibrate import calibrate
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, without_unmeasured
 from flexrel.errors import BudgetError, ModelError, UnprunableError, UsageError
 from flexrel.evaluate import Accuracy, Divergence, Evaluate
+from flexrel.granularity import Pattern
 from flexrel.pack import VALUES, Values
-from flexrel.records import (
-    FORMS,
-    Form,
-    Granularity,
-    Measurement,
-    Plan,
-    Progress,
-    Structure,
-    silent,
-)
+from flexrel.records import FORMS, Form, Measurement, Plan, Progress, Structure, silent
 from flexrel.relevance import RuleLike, rule_of
 from flexrel.result import Result
 from flexrel.running import unwrapped
@@ -64,7 +56,7 @@ def prune(
     criterion: Criterion | Sequence[Criterion] | None = None,
     rule: RuleLike = "gradient-input",
     output: str | Start = "auto",
-    granularity: Granularity = "channel",
+    granularity: str = "channel",
     allocation: Literal["global", "per-layer"] = "global",
     keep: Sequence[str] = (),
     multiple_of: int = 1,
@@ -89,8 +81,11 @@ def prune(
             relevance, and blends of several deltas.
         rule: of relevance, as in `calibrate`.
         output: what relevance starts from, as in `calibrate`.
-        granularity: "channel" removes channels for real, "depth" whole residual blocks;
-            "element" sets weights to zero.
+        granularity: "channel" removes channels for real, and neurons and heads; "head" attention
+            heads alone; "depth" whole residual blocks. "element" sets weights to zero; "block:4x4"
+            does so by blocks of 4 outputs and 4 inputs, or any other size; "2:4" in every 4
+            consecutive inputs but the best 2, or any N of M. N:M needs no budget: without a target
+            all layers have it that can, with one as many as it allows.
         allocation: "global" compares all units of the network; "per-layer" takes the same share
             of every layer.
         keep: names of layers to leave alone.
@@ -145,7 +140,7 @@ def prune(
         subject = forms.next(subject, error)
         trials, request, chosen, plan = solve(subject)
     dense = request.dense
-    if granularity != "element":  # elements are zeroed, there is nothing to compare with
+    if not subject.structure.pattern.zeros:  # zeros change no shape: there is nothing to compare
         subject.verify(plan)
     network, achieved = trials.measure(chosen, plan)
     rivals: tuple[Measurement, ...] = ()
@@ -213,7 +208,7 @@ class _Forms:
     model: nn.Module
     example: Batch
     batches: Sequence[RawBatch]
-    granularity: Granularity
+    granularity: str
     keep: tuple[str, ...]
     form: Form
 
@@ -310,7 +305,8 @@ def _check(
             )
     if values not in VALUES:
         raise UsageError(f"values {values!r} is not known; there are: {', '.join(VALUES)}")
-    if target is None and not budgets:
+    pattern = Pattern.of(granularity)
+    if target is None and not budgets and pattern.unit != "group":
         raise UsageError("nothing to prune to; pass target=AccuracyDrop(0.01) or budgets=[...]")
     if target is not None and evaluate is None:
         raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
@@ -318,7 +314,7 @@ def _check(
         raise UsageError(
             f"allocation {allocation!r} is not known; there are: {', '.join(ALLOCATIONS)}"
         )
-    if multiple_of < 1 or (multiple_of > 1 and granularity in ("element", "depth")):
+    if multiple_of < 1 or (multiple_of > 1 and pattern.unit not in ("channel", "head")):
         raise UsageError(
             f"multiple_of={multiple_of} of granularity {granularity!r}; the widths of channels and "
             "heads can be rounded up to a multiple of 1 or more"
@@ -343,7 +339,7 @@ def _solve(
     magnitude = Magnitude()  # what the first choice is made like
     simplest = trials.removal(magnitude)
     if request.target is None:
-        count = trials.units_for(magnitude, request.budgets, request.dense)
+        count = _least(trials, request, magnitude)
         plan_of: Callable[[Criterion], Plan | None] = partial(_plan, trials, request)
         if any(budget.resource == "bytes" for budget in request.budgets):  # packing takes long
             plan_of = partial(trials.as_costly, simplest.plan(count))
@@ -366,9 +362,15 @@ def _solve(
     return best, plan
 
 
+def _least(trials: Trials, request: _Request, criterion: Criterion) -> int:
+    """Return the least that goes: what the budgets ask, and N:M on all layers without a target."""
+    everywhere = request.target is None
+    return trials.units_for(criterion, request.budgets, request.dense, all_layers=everywhere)
+
+
 def _plan(trials: Trials, request: _Request, criterion: Criterion) -> Plan:
     """Return the criterion's plan: to the budgets, or beyond them as far as the target allows."""
-    least = trials.units_for(criterion, request.budgets, request.dense)
+    least = _least(trials, request, criterion)
     removal = trials.removal(criterion)
     floor = request.floor
     if floor is None:
@@ -382,7 +384,7 @@ def _plan(trials: Trials, request: _Request, criterion: Criterion) -> Plan:
         reached = accuracies[count] >= floor - _ROUNDING
         return reached and trials.within(plan, request.budgets, request.dense)
 
-    resolution = trials.structure.units // _SEARCH_STEPS
+    resolution = removal.removable // _SEARCH_STEPS
     count = most_removal(good, least, removal.removable, resolution)
     if count is None:
         advice = "That is what the budgets leave; raise them or allow a larger drop."
@@ -402,7 +404,7 @@ def _rivals(trials: Trials, request: _Request, chosen: Criterion) -> tuple[Measu
         try:
             plan = _plan(trials, request, criterion)
         except BudgetError:
-            count = trials.units_for(criterion, request.budgets, request.dense)
+            count = _least(trials, request, criterion)
             plan = trials.removal(criterion).plan(count)
         rivals.append(trials.measure(criterion, plan)[1])
     return tuple(rivals)

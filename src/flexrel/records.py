@@ -9,9 +9,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from flexrel.errors import UsageError
+from flexrel.granularity import Layout, Pattern
 
-Granularity = Literal["element", "channel", "head", "depth"]
-GRANULARITIES: tuple[Granularity, ...] = ("element", "channel", "head", "depth")
 Form = Literal["auto", "module", "exported"]
 FORMS: tuple[Form, ...] = ("auto", "module", "exported")
 Role = Literal["producer", "consumer", "follower", "both"]
@@ -75,9 +74,9 @@ class Block:
 class Site:
     """One thing that can be pruned, and its units.
 
-    For `element` a unit is one entry of the layer's weight; `slices` is empty. Else a unit is a
-    channel, a neuron or an attention head, with all that goes when it goes; for `depth`, one of
-    the site's `blocks`, of which there is one site in a network.
+    For `element` and N:M a unit is one entry of the layer's weight, for `block` a block of it;
+    `slices` is empty. Else a unit is a channel, a neuron or an attention head, with all that goes
+    when it goes; for `depth`, one of the site's `blocks`, of which there is one site in a network.
     """
 
     name: str  # of the layer that makes the units, as in `model.named_modules()`
@@ -85,7 +84,8 @@ class Site:
     slices: tuple[Slice, ...] = ()
     kind: Kind = "channel"
     constant: Bool[Tensor, "units"] | None = None  # which never change, whatever the input
-    blocks: tuple[Block, ...] = ()  # one a unit
+    blocks: tuple[Block, ...] = ()  # one a unit, for `depth`
+    layout: Layout | None = None  # of the weight, for N:M and `block`
 
     @property
     def units(self) -> int:
@@ -141,7 +141,7 @@ class Protected:
 class Structure:
     """What of a network can be pruned at one granularity, and what its tensors cost."""
 
-    granularity: Granularity
+    granularity: str  # as `Pattern.of` reads it
     sites: tuple[Site, ...]
     protected: tuple[Protected, ...]
     shapes: Mapping[str, tuple[int, ...]]  # of every parameter, tied ones once
@@ -150,6 +150,11 @@ class Structure:
     attributes: tuple[Attribute, ...] = ()
     fingerprint: str = ""  # of the network; "" if unknown
     numbers: tuple[Numeral, ...] = ()  # of an exported program
+
+    @property
+    def pattern(self) -> Pattern:
+        """What the units are."""
+        return Pattern.of(self.granularity)
 
     @property
     def units(self) -> int:

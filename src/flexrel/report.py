@@ -6,6 +6,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from flexrel.granularity import Pattern
+
 _WIDTH, _HEIGHT = 720, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 150, 16, 46  # margins; the legend stands on the right
 _TICKS = 5
@@ -28,7 +30,10 @@ def render(result: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     pages.filters |= {"percent": percent, "size": size, "count": count}
     curves = [point for point in result["curves"] if point["accuracy"] is not None]
     return pages.get_template("report.html.j2").render(
-        result=result, plan=plan, chart=chart(curves, result["achieved"]) if curves else None
+        result=result,
+        plan=plan,
+        pattern=Pattern.of(result["granularity"]),
+        chart=chart(curves, result["achieved"]) if curves else None,
     )
 
 

@@ -8,7 +8,7 @@ from math import ceil
 from torch import nn
 
 from flexrel import cost
-from flexrel.allocate import Allocation, Removal
+from flexrel.allocate import Allocation, Order, Removal, order_of
 from flexrel.apply import apply
 from flexrel.budgets import Budget
 from flexrel.criteria import Criterion, scores_of
@@ -43,14 +43,14 @@ class Trials:
     divergence: Divergence
     progress: Progress
     multiple_of: int = 1  # that widths are rounded up to
-    _last: tuple[Criterion, Removal] | None = None  # orders are large; the last is often asked for
+    _last: tuple[Criterion, Order] | None = None  # orders are large; the last is often asked for
 
-    def removal(self, criterion: Criterion) -> Removal:
-        """Return the order in which the criterion lets units go."""
+    def removal(self, criterion: Criterion) -> Order:
+        """Return the order in which the criterion lets units go, or layers take N:M."""
         if self._last is None or self._last[0] is not criterion:
             tensors = named_tensors(self.model)
             scores = scores_of(criterion, self.structure, tensors, self.statistics)
-            removal = Removal(self.structure, self.allocation(scores), self.multiple_of)
+            removal = order_of(self.structure, self.allocation(scores), self.multiple_of)
             self._last = (criterion, removal)
         return self._last[1]
 
@@ -101,19 +101,30 @@ class Trials:
         """Return the size of the plan's packed file."""
         return len(encode(self.network(plan), self.values))
 
-    def units_for(self, criterion: Criterion, budgets: Sequence[Budget], dense: Measurement) -> int:
+    def units_for(
+        self,
+        criterion: Criterion,
+        budgets: Sequence[Budget],
+        dense: Measurement,
+        *,
+        all_layers: bool = False,
+    ) -> int:
         """Return the least number of units to remove so that every budget is met.
+
+        For N:M it is the number of layers that have it: all that can, if `all_layers`.
 
         Raises:
             BudgetError: one can't be; says the closest that can.
         """
         count = max((self._units_for(criterion, b, dense) for b in budgets), default=0)
+        if all_layers and self.structure.pattern.unit == "group":
+            count = self.removal(criterion).removable
         removal = self.removal(criterion)
         while not self.within(removal.plan(count), budgets, dense):  # bytes may rise a little
             if count == removal.removable:
                 limit = min(b.limit(dense.bytes) for b in budgets if b.resource == "bytes")
                 raise BudgetError("bytes", limit, self.bytes(removal.plan(count)))
-            count = min(count + 1 + self.structure.units // _BYTES_STEPS, removal.removable)
+            count = min(count + 1 + removal.removable // _BYTES_STEPS, removal.removable)
         return count
 
     def filled(
@@ -121,8 +132,8 @@ class Trials:
     ) -> Plan:
         """Return the plan that removes `count` units, less those that fit the budgets after all.
 
-        With a budget on anything but multiply-adds and parameters, and for elements, it is the
-        plan that removes `count`.
+        With a budget on anything but multiply-adds and parameters, and for zeros, it is the plan
+        that removes `count`.
         """
         limits: list[Limit] = []
         for budget in budgets:
@@ -134,14 +145,15 @@ class Trials:
             limits.append((of, budget.limit(whole)))
         return self._filled(self.removal(criterion), count, limits)
 
-    def _filled(self, removal: Removal, count: int, limits: Sequence[Limit]) -> Plan:
+    def _filled(self, removal: Order, count: int, limits: Sequence[Limit]) -> Plan:
         """Return the plan, less units that fit within the limits after all.
 
         Units differ in cost, so that the last one to go may leave much room: heads and groups of
         channels do. Of those removed the best come back first.
         """
         plan = removal.plan(count)
-        if self.structure.granularity == "element" or self.multiple_of > 1:
+        zeros = self.structure.pattern.zeros
+        if zeros or self.multiple_of > 1 or not isinstance(removal, Removal):
             return plan
 
         def room(plan: Plan) -> float:
@@ -169,17 +181,22 @@ class Trials:
 
     def _units_for(self, criterion: Criterion, budget: Budget, dense: Measurement) -> int:
         removal = self.removal(criterion)
-        kind = self.structure.granularity
+        pattern = self.structure.pattern
+        advice = "Every layer keeps its best unit."
+        if pattern.unit == "group":
+            advice = f"That is {self.structure.granularity} on all {removal.removable} layers."
         if budget.resource == "sparsity":
             wanted = budget.limit(1.0)
-            if self.multiple_of > 1:
-                return self._units_for_sparsity(removal, wanted)
+            if self.multiple_of > 1 or pattern.unit == "group":
+                if self.multiple_of > 1:
+                    advice = f"Every layer keeps a multiple of {self.multiple_of}."
+                return self._units_for_sparsity(removal, wanted, advice)
             count = ceil(wanted * self.structure.units)
             if (count - 1) / self.structure.units >= wanted:  # 0.07 * 100 is above 7
                 count -= 1
             if count > removal.removable:
                 most = removal.removable / self.structure.units
-                raise BudgetError("sparsity", wanted, most, "Every layer keeps its best unit.")
+                raise BudgetError("sparsity", wanted, most, advice)
             return count
         dense_cost = {"parameters": dense.parameters, "MACs": dense.macs, "bytes": dense.bytes}
         limit = budget.limit(dense_cost[budget.resource])
@@ -187,28 +204,26 @@ class Trials:
         tolerance = _BYTES_TOLERANCE if budget.resource == "bytes" else 0.0
         least = least_removal(of, limit, removal.removable, tolerance)
         if least is None:
-            advice = "Every layer keeps its best unit."
-            if budget.resource == "MACs" and kind == "element":
+            if budget.resource == "MACs" and pattern.zeros:
                 advice = "Zeros save no multiply-adds; use granularity='channel'."
-            elif budget.resource == "bytes" and kind == "channel":
+            elif budget.resource == "bytes" and pattern.unit == "channel":
                 advice += " Granularity 'element' makes smaller files."
             raise BudgetError(budget.resource, limit, of(removal.removable), advice)
         return least
 
-    def _units_for_sparsity(self, removal: Removal, wanted: float) -> int:
-        """Return the least number of units to ask for where fewer go, as widths are rounded."""
+    def _units_for_sparsity(self, removal: Order, wanted: float, advice: str) -> int:
+        """Return the least number to ask for where that is not how many units go."""
 
         def kept(count: int) -> float:
             return 1 - cost.sparsity(self.structure, removal.plan(count))
 
         count = least_removal(kept, 1 - wanted + _ROUNDING, removal.removable)
         if count is None:
-            most = 1 - kept(removal.removable)
-            advice = f"Every layer keeps a multiple of {self.multiple_of}."
+            most = cost.sparsity(self.structure, removal.plan(removal.removable))
             raise BudgetError("sparsity", wanted, most, advice)
         return count
 
-    def _cost(self, removal: Removal, resource: str, count: int) -> int:
+    def _cost(self, removal: Order, resource: str, count: int) -> int:
         if resource == "parameters" and self.structure.granularity == "element":
             return cost.parameters(self.structure) - count  # a plan of millions costs a second
         plan = removal.plan(count)
@@ -237,11 +252,11 @@ class Trials:
     def as_costly(self, like: Plan, criterion: Criterion) -> Plan | None:
         """Return the criterion's plan that costs no more than another, if there is one.
 
-        The cost is in parameters for elements, else in multiply-adds.
+        The cost is in parameters for zeros, else in multiply-adds.
         """
-        kind = self.structure.granularity
-        resource = "parameters" if kind == "element" else "MACs"
-        limit = (cost.parameters if kind == "element" else cost.macs)(self.structure, like)
+        zeros = self.structure.pattern.zeros
+        resource = "parameters" if zeros else "MACs"
+        limit = (cost.parameters if zeros else cost.macs)(self.structure, like)
         removal = self.removal(criterion)
         count = least_removal(partial(self._cost, removal, resource), limit, removal.removable)
         if count is None:

@@ -23,11 +23,12 @@ from flexrel.cli.show import conservation, plan_tables, progress_bars, table, wh
 from flexrel.cli.sources import read_data, read_model
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.evaluate import Accuracy
+from flexrel.granularity import GRANULARITIES
 from flexrel.pack import VALUES
 from flexrel.pack import pack as pack_model
 from flexrel.pipeline import prune as prune_model
 from flexrel.plan import Plan
-from flexrel.records import FORMS, GRANULARITIES
+from flexrel.records import FORMS
 from flexrel.relevance import RULES
 from flexrel.report import percent, render
 from flexrel.starts import OUTPUTS
@@ -161,8 +162,8 @@ def prune(
             criterion=scorer,
             rule=parse_rule(rule),
             output=output,
-            granularity=granularity,  # type: ignore[arg-type]  # checked, as the next two
-            allocation=allocation,  # type: ignore[arg-type]
+            granularity=granularity,
+            allocation=allocation,  # type: ignore[arg-type]  # checked, as the next two
             keep=keep or (),
             multiple_of=multiple_of,
             recover=recover,  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ class Part:
     Attributes:
         name: of the site.
         unit: what its units are: "channels", "groups of 8 channels", "heads", or, where it is a
-            mask over a layer, "weights".
+            mask over a layer, "weights" or "blocks of 4 x 4".
         units: how many there are.
         kept: how many of them stay.
         makers: layers, and parameters of no layer, that make the units.
@@ -71,7 +71,9 @@ def _unit(site: Site) -> str:
     together = min((p.index.shape[1] for p in site.slices if p.makes), default=1)
     if site.kind == "channel" and together > 1:
         return f"groups of {together} channels"
-    return f"{site.kind}s" if site.slices else "weights"
+    if site.layout and site.layout.block:
+        return f"blocks of {' x '.join(map(str, site.layout.block))}"
+    return f"{site.kind}s" if site.slices or site.blocks else "weights"
 
 
 def _layers(slices: Iterable[Slice]) -> tuple[str, ...]:

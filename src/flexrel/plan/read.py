@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexrel.granularity import Layout, Pattern
 from flexrel.plan.written import FORMAT, VERSION, Whole
 from flexrel.records import (
-    GRANULARITIES,
     Attribute,
     Block,
     Kind,
@@ -23,10 +23,11 @@ from flexrel.records import (
     Slice,
     Structure,
     Work,
+    weight_of,
 )
 from flexrel_edge.records import is_text, show
 
-_OF_SITE = "name kind shape units kept keep constant slices blocks"
+_OF_SITE = "name kind shape units kept keep constant slices blocks layout"
 _LARGEST = 2**40  # of any length or count
 _POSITIONS = 2**28  # in all runs of a plan
 _ZLIB_RATIO = 1032  # no zlib stream expands further
@@ -61,10 +62,9 @@ def parse(data: bytes) -> tuple[Structure, dict[str, Tensor]]:
         "uses",
         "work",
     )
-    if granularity not in GRANULARITIES:
-        raise ValueError(f"its granularity {show(granularity)} is not known")
+    pattern = Pattern.of(_text(granularity, "its granularity"))
     known = _shapes(shapes)
-    reader = _Sites(known)
+    reader = _Sites(known, pattern)
     read = [reader.site(site) for site in _list(sites, "sites")]
     if len({site.name for site, _ in read}) != len(read):
         raise ValueError("two of its sites have one name")
@@ -84,12 +84,13 @@ def parse(data: bytes) -> tuple[Structure, dict[str, Tensor]]:
 class _Sites:
     """Reads sites; all of them together may not be larger than a network is."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], pattern: Pattern) -> None:
         self._shapes = shapes
+        self._pattern = pattern
         self._left = _POSITIONS
 
     def site(self, value: object) -> tuple[Site, Tensor]:
-        name, kind, shape, units, kept, keep, constant, slices, blocks = _fields(
+        name, kind, shape, units, kept, keep, constant, slices, blocks, layout = _fields(
             value, "a site", *_OF_SITE.split()
         )
         what = f"site {show(_text(name, 'the name of a site'))}"
@@ -107,7 +108,8 @@ class _Sites:
         over = tuple(self._block(block, what) for block in _list(blocks, f"the blocks of {what}"))
         if over and sizes != (len(over),):
             raise ValueError(f"{what} has {len(over)} blocks and the shape {show(list(sizes))}")
-        return Site(name, sizes, parts, kind, fixed, over), mask.view(sizes)
+        lies = self._layout(layout, name, sizes, what)
+        return Site(name, sizes, parts, kind, fixed, over, lies), mask.view(sizes)
 
     def _block(self, value: object, what: str) -> Block:
         module, tensors, makers, macs, place = _fields(
@@ -130,6 +132,22 @@ class _Sites:
             _count(macs, f"the multiply-adds of {where}"),
             at,
         )
+
+    def _layout(self, value: object, name: str, sizes: tuple[int, ...], what: str) -> Layout | None:
+        """Return the layout of a site's weight; its shape and blocks are told elsewhere."""
+        if self._pattern.unit not in ("group", "block"):
+            if value is not None:
+                raise ValueError(f"{what} has a layout {show(value)}, but no groups or blocks")
+            return None
+        groups, transposed = _fields(value, f"the layout of {what}", "groups", "transposed")
+        shape = self._shapes.get(weight_of(name))
+        if shape is None or not isinstance(transposed, bool):
+            raise ValueError(f"{what} has weight {shape}, and a layout {show(value)}")
+        block = self._pattern.size if self._pattern.unit == "block" else None
+        layout = Layout(shape, _count(groups, f"the groups of {what}", 1), transposed, block)
+        if layout.grid != sizes:
+            raise ValueError(f"{what} has shape {list(sizes)}, expected {list(layout.grid)}")
+        return layout
 
     def _slice(
         self, value: object, what: str, shape: tuple[int, ...], fixed: Tensor | None

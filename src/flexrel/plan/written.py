@@ -72,6 +72,9 @@ def _site(site: Site, mask: Tensor) -> dict[str, Any]:
             }
             for block in site.blocks
         ],
+        "layout": None
+        if site.layout is None
+        else {"groups": site.layout.groups, "transposed": site.layout.transposed},
     }
 
 

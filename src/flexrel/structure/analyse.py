@@ -3,26 +3,28 @@
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 from torch import fx, nn
 
 from flexrel.batches import Batch
 from flexrel.errors import UnprunableError, UsageError
 from flexrel.fingerprint import fingerprint
+from flexrel.granularity import Layout, Pattern
 from flexrel.records import (
-    GRANULARITIES,
     Attribute,
-    Granularity,
     Numeral,
     Protected,
     Site,
     Slice,
     Structure,
     Work,
+    layer_of,
+    weight_of,
 )
 from flexrel.structure.constant import with_constants
 from flexrel.structure.couple import Coupling
-from flexrel.structure.cut import Layer
+from flexrel.structure.cut import Layer, Transposed
 from flexrel.structure.depth import blocks_of
 from flexrel.structure.numbers import numbers_of
 from flexrel.structure.probe import probe
@@ -37,7 +39,7 @@ Weights = Mapping[str, str | None]  # layer -> its weight in `named_parameters()
 def analyse(
     model: nn.Module,
     example: Batch,
-    granularity: Granularity,
+    granularity: str,
     keep: Sequence[str] = (),
     program: fx.GraphModule | None = None,
 ) -> Structure:
@@ -47,7 +49,7 @@ def analyse(
         model: is run on the example, in evaluation mode, and left as it was; for channels,
             copies of it are cut and run too.
         example: one or two samples are enough.
-        granularity: one of `GRANULARITIES`.
+        granularity: one of `flexrel.granularity.GRANULARITIES`, such as "channel" or "2:4".
         keep: names of layers to leave alone.
         program: the model exported; what is read, tried and cut then is this.
 
@@ -56,10 +58,7 @@ def analyse(
         UnprunableError: nothing can be pruned.
         ModelError: the model does not run on the example.
     """
-    if granularity not in GRANULARITIES:
-        raise UsageError(
-            f"granularity {granularity!r} is not known; there are: {', '.join(GRANULARITIES)}"
-        )
+    pattern = Pattern.of(granularity)
     weights = _weights(model)
     _check_names(keep, tuple(weights))
     model = program or model
@@ -71,8 +70,11 @@ def analyse(
     attributes: list[Attribute] = []
     numbers: list[Numeral] = []
     work = [Work(macs, ()) for macs, _ in coupling.work]
-    if granularity == "element":
+    if pattern.zeros:
         sites, protected = _element_sites({name for name, _ in coupling.uses}, weights, shapes)
+        if pattern.unit != "element":
+            sites, others = _patterned(model, sites, weights, pattern)
+            protected += others
     else:
         units = resolve(coupling)
         sites = sites_of(coupling, units)
@@ -97,7 +99,7 @@ def analyse(
         fingerprint(model),
         tuple(numbers),
     )
-    if granularity != "element":
+    if not pattern.zeros:
         structure = _without_failing(model, example, structure, weights)
         structure = with_constants(model, example, structure)
     if not structure.sites:
@@ -139,7 +141,7 @@ def _barred(
 
 
 def _of_kind(
-    sites: Sequence[Site], weights: Weights, granularity: Granularity
+    sites: Sequence[Site], weights: Weights, granularity: str
 ) -> tuple[list[Site], list[Protected]]:
     wanted = [site for site in sites if granularity in ("channel", site.kind)]
     cut = set(_layers(wanted, weights))
@@ -165,15 +167,51 @@ def _element_sites(
     for name, weight in weights.items():
         first.setdefault(weight, name)
     sites = [
-        Site(name, shapes[weight])
+        Site(layer_of(weight), shapes[weight])  # an embedding's name if it has the weight first
         for name, weight in weights.items()
-        if weight in used and first[weight] == name
+        if weight in used and first[weight] == name and _is_of_layer(weight)
     ]
     protected = [
         Protected(name, "it is not the weight of a Linear or Conv layer")
         for name, shape in shapes.items()
         if len(shape) > 1 and name not in first
     ]
+    protected += [
+        Protected(name, f"its weight is {weight!r}, a parameter that is no layer's own")
+        for name, weight in weights.items()
+        if weight in used and not _is_of_layer(weight)
+    ]
+    return sites, protected
+
+
+def _is_of_layer(weight: str) -> bool:
+    return weight_of(layer_of(weight)) == weight
+
+
+def _patterned(
+    model: nn.Module, elements: Sequence[Site], weights: Weights, pattern: Pattern
+) -> tuple[list[Site], list[Protected]]:
+    """Return the sites of the layers that have room for the pattern, and why the others don't."""
+    sites, protected = [], []
+    for site in elements:
+        names = _layers([site], weights)
+        layer = model.get_submodule(names[0])
+        layout = Layout(
+            site.shape,
+            getattr(layer, "groups", 1),
+            isinstance(layer, Transposed),
+            pattern.size if pattern.unit == "block" else None,
+        )
+        reason = ""
+        if pattern.unit == "group" and layout.inputs < pattern.size[1]:
+            reason = f"a group takes {pattern.size[1]} inputs, and an output of it has "
+            reason += str(layout.inputs)
+        elif prod(layout.grid) == 1:
+            reason = "its weight is one block"
+        if reason:
+            protected += [Protected(name, reason) for name in names]
+        else:
+            sites.append(Site(site.name, layout.grid, layout=layout))
     return sites, protected
 
 
@@ -181,7 +219,7 @@ def _layers(sites: Iterable[Site], weights: Weights) -> list[str]:
     """Return all layers that lose something when the sites do: tied and depthwise ones too."""
     names: list[str] = []
     for site in sites:
-        tied = [name for name, weight in weights.items() if weight == weights.get(site.name)]
+        tied = [name for name, weight in weights.items() if weight == weight_of(site.name)]
         names += list(_makers(site.slices, weights)) if site.slices else tied
     return names
 

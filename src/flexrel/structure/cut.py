@@ -210,6 +210,7 @@ def masked(
             continue
         if not (site.slices or site.blocks):
             weight = tensors[weight_of(site.name)].detach()
+            gone = site.layout.spread(gone) if site.layout else gone
             # times 0 would leave -0.0
             zeroed[weight_of(site.name)] = weight.masked_fill(gone.to(weight.device), 0)
         for part in site.slices:
