@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import common
 import flexrel
 import survivors
-from flexrel import cost, pipeline
+from flexrel import cost, forms, pipeline
 from flexrel.allocate import ALLOCATIONS
 from flexrel.batches import read_batches
 from flexrel.records import Measurement, silent
@@ -318,7 +318,7 @@ def planning(model, batch):
     granularity = inspect.signature(flexrel.prune).parameters["granularity"].default
     criterion = flexrel.Magnitude()
     began = time.perf_counter()
-    structure = pipeline.analyse(model, example, granularity)
+    structure = forms.analyse(model, example, granularity)
     analysed = time.perf_counter()
     order = ALLOCATIONS["global"]
     trials = Trials(model, structure, None, order, "float32", None, None, silent)
@@ -330,7 +330,7 @@ def planning(model, batch):
     return {"planning_s": ended - began, "analyse_s": analysed - began}
 
 
-STAGES = ((pipeline, "analyse"), (pipeline, "calibrate"), (Trials, "choose"), (Trials, "measure"))
+STAGES = ((forms, "analyse"), (pipeline, "calibrate"), (Trials, "choose"), (Trials, "measure"))
 
 
 @contextmanager

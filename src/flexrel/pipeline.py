@@ -12,26 +12,25 @@ from torch import nn
 
 from flexrel import plan as plans
 from flexrel.allocate import ALLOCATIONS
-from flexrel.apply import apply, verify
 from flexrel.batches import Batch, RawBatch, collect, first_samples, read_batches
 from flexrel.budgets import RESOURCES, AccuracyDrop, Budget
 from flexrel.calibrate import calibrate
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, without_unmeasured
-from flexrel.errors import BudgetError, ModelError, UnprunableError, UsageError
+from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Accuracy, Divergence, Evaluate
+from flexrel.forms import Forms, Subject
 from flexrel.granularity import Pattern
 from flexrel.pack import VALUES, Values
-from flexrel.records import FORMS, Form, Measurement, Plan, Progress, Structure, silent
+from flexrel.records import FORMS, Form, Measurement, Plan, Progress, silent
 from flexrel.relevance import RuleLike, rule_of
 from flexrel.result import Result
 from flexrel.running import unwrapped
 from flexrel.search import most_removal
 from flexrel.starts import Start
-from flexrel.structure import Program, analyse, export, saved, trains
+from flexrel.structure import saved
 from flexrel.trials import Trials
 
 _EXAMPLE_SAMPLES = 2
-_OTHER_SAMPLES = 3  # that a program is verified on too
 _ROUNDING = 1e-12  # 0.995 - 0.01 is a little above 0.985
 _SEARCH_STEPS = 128  # a target is searched to within 1/128 of the units
 _ROUNDS = 3  # of choosing a criterion where the last one led
@@ -116,7 +115,7 @@ def prune(
     model = unwrapped(model)
     batches = collect(calibration)
     example = _example(model, batches)
-    forms = _Forms(model, example, batches, granularity, tuple(keep), form)
+    forms = Forms(model, example, batches, granularity, tuple(keep), form)
     subject = forms.first()
     statistics = None
     if compare or any(option.needs_relevance for option in options):
@@ -124,7 +123,7 @@ def prune(
     divergence = Divergence(model, batches)
     order = ALLOCATIONS[allocation]
 
-    def solve(subject: _Subject) -> tuple[Trials, _Request, Criterion, Plan]:
+    def solve(subject: Subject) -> tuple[Trials, _Request, Criterion, Plan]:
         whole, structure = subject.network, subject.structure
         if statistics is not None:
             structure = without_unmeasured(structure, statistics)
@@ -175,84 +174,6 @@ def prune(
         seed=seed,
         versions=_versions(),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Subject:
-    """What is cut: the module itself, or a program exported of it."""
-
-    network: nn.Module
-    structure: Structure
-    examples: tuple[Batch, ...]  # the first is what the structure was read on
-    program: Program | None = None
-
-    @property
-    def samples(self) -> int | None:
-        """How many samples the network takes in one call; None: any number."""
-        fixed = self.program is not None and not self.program.dynamic
-        return self.examples[0].samples if fixed else None
-
-    def verify(self, plan: Plan) -> None:
-        """Check the plan's cut before anyone gets it; a program also on other data, and back."""
-        pruned = apply(self.network, plan)
-        for example in self.examples:
-            verify(self.network, pruned, plan, example)
-        if self.program and (reason := trains(pruned, self.examples[0])):
-            raise ModelError(f"{reason}; nothing was returned")
-
-
-@dataclass(frozen=True, slots=True)
-class _Forms:
-    """What can be cut of one model, in the form asked for."""
-
-    model: nn.Module
-    example: Batch
-    batches: Sequence[RawBatch]
-    granularity: str
-    keep: tuple[str, ...]
-    form: Form
-
-    @property
-    def _both(self) -> bool:
-        return self.form == "auto" and self.granularity in ("channel", "head")
-
-    def first(self) -> _Subject:
-        """Return the module if it can be cut and may be, else its program."""
-        if self.form == "exported":
-            return self._exported()
-        try:
-            structure = analyse(self.model, self.example, self.granularity, self.keep)
-        except UnprunableError as error:
-            if not self._both:
-                raise
-            try:
-                return self._exported()
-            except ModelError as refused:
-                raise UnprunableError(f"{error}; as a program: {refused}") from error
-        return _Subject(self.model, structure, (self.example,))
-
-    def next(self, subject: _Subject, error: BudgetError) -> _Subject:
-        """Return the program, of which more can be cut than of the module; else raise the error."""
-        if not self._both or subject.program:
-            raise error
-        try:
-            program = self._exported()
-        except ModelError as refused:
-            advice = f"{error.advice} An exported program is no way out: {refused}".lstrip()
-            raise BudgetError(error.resource, error.limit, error.closest, advice) from refused
-        if program.structure.units <= subject.structure.units:
-            raise error
-        return program
-
-    def _exported(self) -> _Subject:
-        first = next(read_batches(self.batches[:1], self.model))
-        last = next(read_batches(self.batches[-1:], self.model))
-        program = export(self.model, self.example, first)
-        structure = analyse(self.model, program.example, self.granularity, self.keep, program.graph)
-        other = first_samples(last, _OTHER_SAMPLES) if program.dynamic else last
-        fits = program.dynamic or other.samples == program.example.samples
-        examples = (program.example, other) if fits else (program.example,)
-        return _Subject(program.graph, structure, examples, program)
 
 
 @dataclass(frozen=True, slots=True)
