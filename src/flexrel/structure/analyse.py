@@ -69,7 +69,7 @@ def analyse(
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     attributes: list[Attribute] = []
     numbers: list[Numeral] = []
-    work = [Work(macs, ()) for macs, _ in coupling.work]
+    uses, work = coupling.uses, [Work(macs, ()) for macs, _ in coupling.work]
     if pattern.zeros:
         sites, protected = _element_sites({name for name, _ in coupling.uses}, weights, shapes)
         if pattern.unit != "element":
@@ -80,20 +80,19 @@ def analyse(
         sites = sites_of(coupling, units)
         attributes = attributes_of(model, coupling, units, sites)
         numbers = [*numbers_of(program, coupling, units, sites)] if program else []
-        work = work_of(coupling, units, sites)
+        uses, work = work_of(coupling, units, sites)
         protected = _barred(coupling, units, sites, weights, traced)
         sites, others = _of_kind(sites, weights, granularity)
         protected += others
-    protected += _untouched(
-        traced, weights, {*_layers(sites, weights), *(p.name for p in protected)}
-    )
+    known = {*_layers(sites, weights), *_computed(sites, weights), *(p.name for p in protected)}
+    protected += _untouched(traced, weights, known)
     sites, kept = _without_kept(sites, weights, keep)
     structure = Structure(
         granularity,
         tuple(sites),
         (*protected, *kept),
         shapes,
-        tuple(coupling.uses),
+        tuple(uses),
         tuple(work),
         tuple(attributes),
         fingerprint(model),
@@ -222,6 +221,16 @@ def _layers(sites: Iterable[Site], weights: Weights) -> list[str]:
         tied = [name for name, weight in weights.items() if weight == weight_of(site.name)]
         names += list(_makers(site.slices, weights)) if site.slices else tied
     return names
+
+
+def _computed(sites: Iterable[Site], weights: Weights) -> list[str]:
+    """Return layers whose weights are computed of parameters that sites cut."""
+    cut = {part.tensor for site in sites for part in site.slices if part.makes}
+    return [
+        name
+        for name, weight in weights.items()
+        if weight is None and any(tensor.startswith(f"{name}.") for tensor in cut)
+    ]
 
 
 def _untouched(traced: Trace, weights: Weights, known: set[str]) -> list[Protected]:

@@ -42,6 +42,7 @@ class Coupling:
     heads: list[Atoms] = field(default_factory=list)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     uses: list[tuple[str, int]] = field(default_factory=list)  # weight, multiply-adds an entry
+    rows: list[tuple[Axis, ...]] = field(default_factory=list)  # that each use runs over
     work: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)  # of no weight
     spent: list[tuple[int, int]] = field(default_factory=list)  # uses, work up to each operation
     sizes: dict[str, list[Axis]] = field(default_factory=dict)  # module -> axes its code sizes
@@ -202,11 +203,15 @@ class Coupler:
         """Say that the axis is one of attention heads."""
         self.said.heads += axis
 
-    def count(self, weight: Ref, multiply_adds: int) -> None:
-        """Count the multiply-adds that a weight takes part in, for all samples of the trace."""
+    def count(self, weight: Ref, multiply_adds: int, *rows: Axis) -> None:
+        """Count the multiply-adds that a weight takes part in, for all samples of the trace.
+
+        `rows` are axes that it runs over and that may be cut too, as in a mixer.
+        """
         name = self._origin.get(weight.key)
         if name in self._parameters:
             self.said.uses.append((name, multiply_adds // prod(weight.shape) // self._samples))
+            self.said.rows.append(rows)
 
     def works(self, multiply_adds: int, *axes: Axis) -> None:
         """Count multiply-adds of no weight, for all samples, and the axes that they are along."""

@@ -123,9 +123,9 @@ def _product(c: Coupler, op: Operation, a: Ref, b: Ref, bias: Ref | None = None)
     *batch, rows, inner = c.axes(a)
     *other, met, columns = c.axes(b)
     size = prod(out.shape) * a.shape[-1]
-    for ref, reads, makes in ((b, met, columns), (a, inner, rows)):
+    for ref, reads, makes, over in ((b, met, columns, rows), (a, inner, rows, columns)):
         if c.is_weight(ref):
-            c.count(ref, size)
+            c.count(ref, size, *batch, over)
             c.role(reads, "consumer")
             c.role(makes, "producer")
     if not (c.is_weight(a) or c.is_weight(b)):

@@ -119,20 +119,27 @@ def attributes_of(
     return found
 
 
-def work_of(coupling: Coupling, units: Units, sites: list[Site]) -> list[Work]:
-    """Return the products in which no weight takes part, and how they shrink."""
+def work_of(
+    coupling: Coupling, units: Units, sites: list[Site]
+) -> tuple[list[tuple[str, int]], list[Work]]:
+    """Return what weights do, and all products that shrink by more than their weights do."""
     owner = _owners(coupling, units, sites)
-    return [
-        Work(
-            macs,
-            tuple(
-                (prod(map(len, axis)), form)
-                for axis in axes
-                if (form := _shrinks(axis, units, owner))
-            ),
-        )
-        for macs, axes in coupling.work
-    ]
+
+    def shrinking(axes: Iterable[Axis]) -> Iterator[tuple[int, tuple[tuple[str, int], ...]]]:
+        for axis in axes:
+            if form := _shrinks(axis, units, owner):
+                yield prod(map(len, axis)), form
+
+    uses = []
+    work = [Work(macs, tuple(shrinking(axes))) for macs, axes in coupling.work]
+    for (weight, times), rows in zip(coupling.uses, coupling.rows, strict=True):
+        if any(shrinking(rows)):
+            axes = coupling.parameters[weight]
+            entries = prod(prod(map(len, axis)) for axis in axes)
+            work.append(Work(times * entries, tuple(shrinking((*rows, *axes)))))
+        else:
+            uses.append((weight, times))
+    return uses, work
 
 
 def _owners(coupling: Coupling, units: Units, sites: list[Site]) -> Mapping[int, str]:
