@@ -1,6 +1,7 @@
 """Whole residual blocks: found, counted, passed over, and the rest as it was."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ from flexrel import (
     Parameters,
     Relevance,
     Sparsity,
+    UsageError,
     calibrate,
     cost,
     prune,
 )
 from flexrel.apply import apply, verify
 from flexrel.criteria import scores_of
+from flexrel.plan import Plan as FilePlan
 from flexrel.plan import Plan as ReadablePlan
 from flexrel.records import Plan
 from flexrel.structure import analyse, disagreement, named_tensors
@@ -418,3 +421,24 @@ def test_a_plan_of_blocks_is_written_and_carried_out_again(tmp_path):
 
     assert plan.structure.sites[0].blocks == result.plan.structure.sites[0].blocks
     assert torch.equal(outputs(apply(model, plan), IMAGE), outputs(result.model, IMAGE))
+
+
+def test_a_plan_says_what_is_passed_over():
+    model = transformer()
+    plan = plan_without(analyse(model, batch(TOKENS), "depth"), "layers.2")
+
+    text = FilePlan(plan.structure, plan.masks).explain()
+
+    assert "blocks: keeps 3 of 4 blocks" in text
+    assert "passed over layers.2" in text
+
+
+def test_a_plan_of_a_module_that_the_model_lacks_is_refused():
+    model = transformer()
+    structure = analyse(model, batch(TOKENS), "depth")
+    (site,) = structure.sites
+    strange = replace(site.blocks[2], module="layers.9")
+    site = replace(site, blocks=(*site.blocks[:2], strange, site.blocks[3]))
+
+    with pytest.raises(UsageError, match="the model has no module"):
+        apply(model, plan_without(replace(structure, sites=(site,)), "layers.9"))

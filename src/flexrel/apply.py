@@ -44,6 +44,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
 def _check_fit(model: nn.Module, structure: Structure) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+    modules = {name for name, _ in model.named_modules()}
     parameters = {name: shapes[name] for name, _ in model.named_parameters()}
     for name in sorted(parameters.keys() ^ structure.shapes.keys()):
         lacks = "the model lacks" if name in structure.shapes else "the plan does not know"
@@ -56,6 +57,9 @@ def _check_fit(model: nn.Module, structure: Structure) -> None:
         if structure.pattern.zeros and shapes.get(weight_of(site.name)) != shape:
             raise _stranger(f"the model has no layer {site.name!r} of shape {list(shape)}")
         _check_slices(site, shapes)
+        for block in site.blocks:
+            if block.module not in modules:
+                raise _stranger(f"the model has no module {block.module!r}")
     for attribute in structure.attributes:
         _check_number(model, structure, attribute)
     if structure.fingerprint and fingerprint(model) != structure.fingerprint:

@@ -23,6 +23,7 @@ class Part:
         makers: layers, and parameters of no layer, that make the units.
         followers: what is in between and goes along, such as norms and biases.
         readers: layers that read the units.
+        passed: modules that are passed over.
         numbers: in modules, that become smaller, with by how much: "attention.num_heads -2".
     """
 
@@ -34,6 +35,7 @@ class Part:
     followers: tuple[str, ...]
     readers: tuple[str, ...]
     numbers: tuple[str, ...]
+    passed: tuple[str, ...] = ()
 
 
 def parts(plan: Plan) -> list[Part]:
@@ -63,6 +65,11 @@ def _part(plan: Plan, site: Site) -> Part:
             if name == site.name
             and kept < site.units
             and attribute.name not in _GOES_WITHOUT_SAYING
+        ),
+        passed=tuple(
+            block.module
+            for unit, block in enumerate(site.blocks)
+            if not plan.masks[site.name][unit]
         ),
     )
 
@@ -112,6 +119,7 @@ def explain(plan: Plan) -> str:
     for part in parts(plan):
         lines += ["", f"{named(part.name)}: keeps {part.kept:,} of {part.units:,} {part.unit}"]
         for what, names in (
+            ("passed over", part.passed),
             ("made by", part.makers if part.readers else ()),
             ("along go", part.followers),
             ("read by", part.readers),
