@@ -20,6 +20,7 @@ from flexrel import (
     UsageError,
     calibrate,
     cost,
+    load,
     prune,
 )
 from flexrel.apply import apply, verify
@@ -442,3 +443,20 @@ def test_a_plan_of_a_module_that_the_model_lacks_is_refused():
 
     with pytest.raises(UsageError, match="the model has no module"):
         apply(model, plan_without(replace(structure, sites=(site,)), "layers.9"))
+
+
+def test_a_network_without_blocks_loads_into_a_fresh_one_or_leaves_it_as_it_was(tmp_path):
+    model = resnet()
+    result = prune(
+        model, calibration=[IMAGE], budgets=[MACs(0.7)], granularity="depth", criterion=Magnitude()
+    )
+    result.save(tmp_path)
+
+    loaded = load(tmp_path / "model.flexrel", into=resnet())
+
+    assert torch.equal(outputs(loaded, IMAGE), outputs(result.model, IMAGE))
+    stranger = nn.Sequential(*resnet()[:-1], nn.Linear(2, 2))
+    before = bits(stranger)
+    with pytest.raises(UsageError, match="does not fit the model"):
+        load(tmp_path / "model.flexrel", into=stranger)
+    assert same_bits(bits(stranger), before)

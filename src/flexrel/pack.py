@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,10 @@ from flexrel.structure import (
     Transposed,
     changed,
     number_in,
+    passed_over,
     resize_,
     set_number_,
+    skip_,
 )
 from flexrel_edge.files import read_packed, replace_file
 from flexrel_edge.records import Array
@@ -65,6 +68,8 @@ def encode(model: nn.Module, values: Values = "float32") -> bytes:
     metadata = {"tied": json.dumps(tied)} if tied else {}
     if numbers:
         metadata["attributes"] = _written(numbers)
+    if over := passed_over(model):
+        metadata["passed_over"] = json.dumps(over)
     if isinstance(model, fx.GraphModule):
         metadata["form"] = "exported"
     return flexrel_edge.encode(arrays, metadata=metadata)
@@ -122,8 +127,42 @@ def load(path: str | Path, into: nn.Module) -> nn.Module:
         numbers = _read(packed.metadata.get("attributes", "{}"))
     except (ValueError, AttributeError, RecursionError) as error:
         raise PackError(f"{path}: its list of attributes is damaged: {error}") from error
-    fit(into, tensors, str(path), numbers)
+    try:
+        over = _places(json.loads(packed.metadata.get("passed_over", "{}")))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise PackError(f"{path}: its list of blocks is damaged: {error}") from error
+    with _without(into, over, str(path)):
+        fit(into, tensors, str(path), numbers)
     return into
+
+
+def _places(content: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:
+    places: dict[str, tuple[int, int] | None] = {}
+    for module, place in content.items():
+        whole = isinstance(place, list) and [type(n) for n in place] == [int, int]
+        if place is not None and not (whole and 0 <= place[0] < place[1]):
+            raise ValueError(f"{module!r} returns {place!r}")
+        places[module] = None if place is None else (place[0], place[1])
+    return places
+
+
+@contextmanager
+def _without(
+    model: nn.Module, over: Mapping[str, tuple[int, int] | None], source: str
+) -> Iterator[None]:
+    """Pass over blocks of the model; put them back if the block of code fails."""
+    known = dict(model.named_modules()).keys() - {""}
+    for name in over.keys() - known:
+        raise UsageError(f"{source} does not fit the model: it has no block {name!r}")
+    held: list[tuple[nn.Module, str, nn.Module]] = []
+    for name, place in over.items():
+        held += skip_(model, name, place)
+    try:
+        yield
+    except UsageError:
+        for holder, key, block in reversed(held):
+            setattr(holder, key, block)
+        raise
 
 
 def fit(

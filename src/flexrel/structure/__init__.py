@@ -15,6 +15,7 @@ from flexrel.structure.cut import (
 )
 from flexrel.structure.probe import disagreement, duplicate
 from flexrel.structure.program import Program, export, saved, trains
+from flexrel.structure.skip import passed_over, skip_
 
 __all__ = [
     "Layer",
@@ -29,9 +30,11 @@ __all__ = [
     "mask_",
     "named_tensors",
     "number_in",
+    "passed_over",
     "resize_",
     "saved",
     "set_number_",
     "shrink_",
+    "skip_",
     "trains",
 ]

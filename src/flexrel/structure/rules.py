@@ -69,6 +69,8 @@ def _convolution(c: Coupler, op: Operation) -> None:
     c.count(weight, positions * prod(weight.shape))
     reads, makes, *kernel = c.axes(weight) if transposed else _swapped(c.axes(weight))
     samples, channels, *spatial = c.axes(x)
+    if not c.is_weight(weight):
+        c.bar(reads, f"{op.name} sums over it what is made on the way")
     if groups == 1:
         made = makes
         c.join(channels, reads)
@@ -130,6 +132,7 @@ def _product(c: Coupler, op: Operation, a: Ref, b: Ref, bias: Ref | None = None)
             c.role(makes, "producer")
     if not (c.is_weight(a) or c.is_weight(b)):
         c.works(size, *batch, rows, inner, columns)
+        c.bar(inner, f"{op.name} sums over it what is made on the way")
     c.join(inner, met)
     for one, two in zip(batch, other, strict=True):
         c.head(c.join(one, two))

@@ -19,11 +19,11 @@ class Skip(nn.Module):
                 setattr(self, name, value)
         for name, child in instead_of.named_children():
             self.add_module(name, Skip(child))
-        self._place = place
+        self.place = place
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the module's
         """Return the first argument."""
-        return nested(first_of(args, kwargs), self._place)
+        return nested(first_of(args, kwargs), self.place)
 
 
 def first_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -50,18 +50,31 @@ def place_in(result: Any) -> tuple[Tensor | None, tuple[int, int] | None]:  # no
     return None, None
 
 
-def skip_(model: nn.Module, name: str, place: tuple[int, int] | None) -> None:
-    """Put a `Skip` in the place of a module, wherever the model holds it."""
+def passed_over(model: nn.Module) -> dict[str, tuple[int, int] | None]:
+    """Return the modules that have a `Skip` in their place, with the place of its result."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Skip) and not any(name.startswith(f"{other}.") for other in found):
+            found[name] = module.place
+    return found
+
+
+Held = list[tuple[nn.Module, str, nn.Module]]  # what holds a module, under which name
+
+
+def skip_(model: nn.Module, name: str, place: tuple[int, int] | None) -> Held:
+    """Put a `Skip` in the place of a module, wherever the model holds it; return where it was."""
     block = model.get_submodule(name)
     instead = Skip(block, place)
     holders = [
-        (holder, key)
+        (holder, key, block)
         for holder in model.modules()
         for key, child in holder.named_children()
         if child is block
     ]
-    for holder, key in holders:
+    for holder, key, _ in holders:
         setattr(holder, key, instead)
+    return holders
 
 
 def pass_over_(module: nn.Module) -> None:
