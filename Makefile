@@ -29,6 +29,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/relevance.py
 	$(BIN)/python benchmarks/survivors.py
+	$(BIN)/python benchmarks/survival.py
+	$(BIN)/python benchmarks/channels.py
 	$(BIN)/python benchmarks/curves.py
 	$(BIN)/python benchmarks/signals.py --networks resnet20
 	$(BIN)/python benchmarks/signals.py --networks resnet56 vgg16 --only '$(SIGNALS)'
