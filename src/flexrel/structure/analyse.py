@@ -61,7 +61,7 @@ def analyse(
     pattern = Pattern.of(granularity)
     weights = _weights(model)
     _check_names(keep, tuple(weights))
-    model = program or model
+    module, model = model, program or model
     traced = trace(model, example)
     coupling = couple(traced)
     if granularity == "depth":
@@ -73,7 +73,7 @@ def analyse(
     if pattern.zeros:
         sites, protected = _element_sites({name for name, _ in coupling.uses}, weights, shapes)
         if pattern.unit != "element":
-            sites, others = _patterned(model, sites, weights, pattern)
+            sites, others = _patterned(module, sites, weights, pattern)
             protected += others
     else:
         units = resolve(coupling)
