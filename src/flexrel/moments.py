@@ -1,0 +1,147 @@
+"""What a layer takes in, row by row, and the second moments of it: sums, so they add up.
+
+A layer is `z = a W + b` over rows: samples, and for a convolution samples and positions. All that
+least squares asks of the rows are their second moments, which are sums over rows, so those of
+batches, processes and devices add up, as statistics do. Neighbouring positions of a convolution
+say much the same: a share of the rows, drawn at random, is unfolded, and never all of them.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+from flexrel.relevance import Geometry
+
+
+def drawn_rows(
+    outputs: Tensor, geometry: Geometry | None, most: int, generator: torch.Generator
+) -> Int64[Tensor, "rows"]:
+    """Return the numbers of `most` of the rows that made the outputs, or of all if fewer.
+
+    Args:
+        outputs: of the layer: `[..., out]` of a linear one, else `[samples, out, *positions]`.
+        geometry: of a convolution; None of a linear layer.
+        most: how many to draw, without replacement.
+        generator: of random numbers, on the CPU.
+
+    Returns:
+        Numbers of rows in the order of samples and then positions, ascending.
+    """
+    axis = outputs.ndim - 1 if geometry is None else 1
+    rows = outputs.numel() // max(outputs.shape[axis], 1)
+    if rows <= most:
+        return torch.arange(rows)
+    return torch.randperm(rows, generator=generator)[:most].sort().values
+
+
+def inputs_at(
+    inputs: Tensor, weight: Tensor, geometry: Geometry | None, rows: Int64[Tensor, "rows"]
+) -> Float[Tensor, "rows groups inputs"]:
+    """Return what the layer multiplies its weight with in some of its rows.
+
+    Args:
+        inputs: of the layer.
+        weight: `[out, in]`, or `[out, in / groups, *kernel]`.
+        geometry: of a convolution that is not transposed; None of a linear layer.
+        rows: as `drawn_rows` numbers them.
+
+    Returns:
+        Entries in the order of `weight[0]`; those in the padding of a convolution are 0.
+    """
+    rows = rows.to(inputs.device)
+    if geometry is None:
+        return inputs.reshape(-1, 1, inputs.shape[-1])[rows]
+    flat = [side for pair in reversed(geometry.padding) for side in pair]
+    padded = functional.pad(inputs, flat).contiguous()
+    kernel, lengths = weight.shape[2:], padded.shape[2:]
+    axes = range(len(kernel))
+    outputs = [
+        (lengths[a] - geometry.dilation[a] * (kernel[a] - 1) - 1) // geometry.stride[a] + 1
+        for a in axes
+    ]
+    samples, channels, *steps = padded.stride()
+    windows = padded.as_strided(
+        (len(padded), *outputs, padded.shape[1], *kernel),
+        (
+            samples,
+            *(steps[a] * geometry.stride[a] for a in axes),
+            channels,
+            *(steps[a] * geometry.dilation[a] for a in axes),
+        ),
+    )
+    place = torch.unravel_index(rows, (len(padded), *outputs))
+    return windows[place].reshape(len(rows), geometry.groups, -1)
+
+
+def outputs_at(
+    outputs: Tensor, geometry: Geometry | None, rows: Int64[Tensor, "rows"]
+) -> Float[Tensor, "rows out"]:
+    """Return some of the rows of a layer's outputs, or of anything that has their shape."""
+    flat = outputs if geometry is None else outputs.movedim(1, -1)
+    return flat.reshape(-1, flat.shape[-1])[rows.to(outputs.device)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Second moments of inputs and goals of a layer's groups: sums over rows, float64.
+
+    A layer of `g` groups is `g` independent ones, of `k` inputs and `j` outputs each.
+    """
+
+    rows: int
+    x: Float[Tensor, "g k"]
+    y: Float[Tensor, "g j"]
+    xx: Float[Tensor, "g k k"]
+    xy: Float[Tensor, "g k j"]
+    yy: Float[Tensor, "g j"]  # squares alone
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Return the moments of the rows of both."""
+        return Moments(
+            self.rows + other.rows,
+            self.x + other.x,
+            self.y + other.y,
+            self.xx + other.xx,
+            self.xy + other.xy,
+            self.yy + other.yy,
+        )
+
+    def centred(self) -> "Moments":
+        """Return the moments per row, about the means: `x` and `y` are the means themselves."""
+        count = max(self.rows, 1)
+        x, y = self.x / count, self.y / count
+        return Moments(
+            self.rows,
+            x,
+            y,
+            self.xx / count - x[:, :, None] * x[:, None, :],
+            self.xy / count - x[:, :, None] * y[:, None, :],
+            self.yy / count - y.square(),
+        )
+
+
+def moments(
+    inputs: Float[Tensor, "rows g k"], goals: Float[Tensor, "rows out"] | None = None
+) -> Moments:
+    """Return the second moments of some rows.
+
+    Args:
+        inputs: as `inputs_at` returns them.
+        goals: what each row's outputs should be, the groups one after the other; None: none.
+    """
+    groups = inputs.shape[1]
+    goals = inputs.new_zeros(len(inputs), 0) if goals is None else goals
+    y = goals.reshape(len(goals), groups, prod(goals.shape[1:]) // groups).transpose(0, 1)
+    x = inputs.transpose(0, 1)
+    return Moments(
+        len(inputs),
+        x.double().sum(1),
+        y.double().sum(1),
+        (x.mT @ x).double(),
+        (x.mT @ y).double(),
+        y.double().square().sum(1),
+    )
