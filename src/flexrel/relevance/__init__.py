@@ -1,8 +1,9 @@
 """Relevance: how it goes back through a network, and what of it comes to each layer."""
 
-from flexrel.relevance.affine import Affine, Geometry
+from flexrel.relevance.affine import READERS, Affine, AffineCall, Geometry
 from flexrel.relevance.fold import Folder
 from flexrel.relevance.follow import Follow
+from flexrel.relevance.functions import ASKS, Function, expanded, flat, name_of
 from flexrel.relevance.ledger import Balance, Ledger, merged
 from flexrel.relevance.rules import (
     RULES,
@@ -19,10 +20,14 @@ from flexrel.relevance.rules import (
 )
 from flexrel.relevance.sums import LayerSums
 from flexrel.relevance.suspect import Suspect
+from flexrel.relevance.weights import Weights
 
 __all__ = [
+    "ASKS",
+    "READERS",
     "RULES",
     "Affine",
+    "AffineCall",
     "AttnLRP",
     "Balance",
     "ByDepth",
@@ -30,6 +35,7 @@ __all__ = [
     "Epsilon",
     "Folder",
     "Follow",
+    "Function",
     "Gamma",
     "Geometry",
     "GradientInput",
@@ -38,7 +44,11 @@ __all__ = [
     "Rule",
     "RuleLike",
     "Suspect",
+    "Weights",
     "ZPlus",
+    "expanded",
+    "flat",
     "merged",
+    "name_of",
     "rule_of",
 ]

@@ -129,7 +129,7 @@ def _evenly_padded(inputs: Tensor, sides: tuple[tuple[int, int], ...]) -> tuple[
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Call:
+class AffineCall:
     """A call of an affine operation, as its arguments tell it."""
 
     inputs: Tensor
@@ -138,56 +138,56 @@ class Call:
     geometry: Geometry | None
 
 
-Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], "Call | None"]
+Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], "AffineCall | None"]
 
 
 def _bound(names: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {**dict(zip(names.split(), args, strict=False)), **kwargs}
 
 
-def _linear(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+def _linear(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AffineCall:
     given = _bound("input weight bias", args, kwargs)
-    return Call(given["input"], given["weight"], given.get("bias"), None)
+    return AffineCall(given["input"], given["weight"], given.get("bias"), None)
 
 
-def _addmm(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+def _addmm(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AffineCall | None:
     """Read `bias + inputs @ weight`, as Hugging Face's Conv1D writes it."""
     given = _bound("input mat1 mat2", args, kwargs)
     plain = given.get("beta", 1) == 1 and given.get("alpha", 1) == 1
     if not plain or given["input"].ndim != 1:
         return None
-    return Call(given["mat1"], given["mat2"].t(), given["input"], None)
+    return AffineCall(given["mat1"], given["mat2"].t(), given["input"], None)
 
 
-def _matmul(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+def _matmul(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AffineCall | None:
     """Read `inputs @ weight`."""
     given = _bound("input other", args, {_ALIASES.get(k, k): v for k, v in kwargs.items()})
     inputs, weight = given["input"], given["other"]
     if not isinstance(weight, Tensor) or weight.ndim != 2 or inputs.ndim < 2:  # noqa: PLR2004
         return None
-    return Call(inputs, weight.t(), None, None)
+    return AffineCall(inputs, weight.t(), None, None)
 
 
 _ALIASES = {"mat2": "other", "tensor2": "other"}
 
 
-def _conv(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+def _conv(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AffineCall | None:
     given = _bound("input weight bias stride padding dilation groups", args, kwargs)
     return _convolution_call(given, transposed=False)
 
 
-def _conv_transpose(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+def _conv_transpose(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AffineCall | None:
     names = "input weight bias stride padding output_padding groups dilation"
     return _convolution_call(_bound(names, args, kwargs), transposed=True)
 
 
-def _convolution(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+def _convolution(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AffineCall | None:
     names = "input weight bias stride padding dilation transposed output_padding groups"
     given = _bound(names, args, kwargs)
     return _convolution_call(given, transposed=bool(given["transposed"]))
 
 
-def _convolution_call(given: Mapping[str, Any], *, transposed: bool) -> Call:
+def _convolution_call(given: Mapping[str, Any], *, transposed: bool) -> AffineCall:
     weight = given["weight"]
     kernel = tuple(weight.shape[2:])
     dilation = _each(given.get("dilation", 1), len(kernel))
@@ -198,7 +198,7 @@ def _convolution_call(given: Mapping[str, Any], *, transposed: bool) -> Call:
     else:
         even = _each(0 if padding == "valid" else padding, len(kernel))
         sides = [(p, p) for p in even]
-    return Call(
+    return AffineCall(
         given["input"],
         weight,
         given.get("bias"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flexrel.errors import ModelError
-from flexrel.relevance.affine import READERS, Affine, Call
+from flexrel.relevance.affine import READERS, Affine, AffineCall
 from flexrel.relevance.backward import Back, modified
 from flexrel.relevance.between import Between, Made
 from flexrel.relevance.fold import Folder
@@ -196,7 +196,7 @@ class Follow(TorchFunctionMode):
         self._overwritten |= before.overwritten or after.is_lost(gradient)
         return back(gradient, before.value, after.value)
 
-    def _owner(self, call: Call) -> Owner | None:
+    def _owner(self, call: AffineCall) -> Owner | None:
         """Return whose weight the call is made with: a parameter's, or the running module's."""
         found = self._weights.owner(call.weight)
         if found is None and self._where and not call.weight.requires_grad:
@@ -208,7 +208,7 @@ class Follow(TorchFunctionMode):
     def _layer(
         self,
         name: str,
-        call: Call,
+        call: AffineCall,
         owner: Owner,
         func: Function,
         args: tuple[Any, ...],
@@ -267,7 +267,7 @@ class Follow(TorchFunctionMode):
         return self._follow_output(outputs, sums, 1, transposed=sums.transposed)
 
     def _follow_input(
-        self, call: Call, affine: Affine, sums: LayerSums, *, transposed: bool
+        self, call: AffineCall, affine: Affine, sums: LayerSums, *, transposed: bool
     ) -> None:
         tensor, axes, kept = self._pads.undone(call.inputs, affine.axes())
         keep = tuple(range(1, tensor.ndim)) if call.geometry else (tensor.ndim - 1,)

@@ -34,15 +34,9 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
         plan: of a granularity whose units are removed for real.
     """
     tensors = named_tensors(model)
-    kept: dict[tuple[str, int], Tensor] = {}
     for block in blocks_gone(plan):
         skip_(model, block.module, block.place)
-    for site in plan.structure.sites:
-        gone = ~plan.masks[site.name]
-        for part in site.slices if gone.any() else ():
-            where = part.tensor, part.axis
-            whole = torch.ones(tensors[part.tensor].shape[part.axis], dtype=torch.bool)
-            kept.setdefault(where, whole)[part.index[gone].flatten()] = False
+    kept = kept_positions(tensors, plan)
     cut: dict[str, Tensor] = {}
     for (name, axis), mask in kept.items():
         tensor = cut.get(name, tensors[name]).detach()
@@ -63,6 +57,23 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
         add_to_bias_(model.get_submodule(layer), shift if rows is None else shift[rows])
     if isinstance(model, fx.GraphModule):
         renumber_(model, plan)
+
+
+def kept_positions(tensors: Mapping[str, Tensor], plan: Plan) -> dict[tuple[str, int], Tensor]:
+    """Return which positions stay of each axis, by tensor and number, that loses any.
+
+    Args:
+        tensors: parameters and buffers by name, whole.
+        plan: of units that are removed for real.
+    """
+    kept: dict[tuple[str, int], Tensor] = {}
+    for site in plan.structure.sites:
+        gone = ~plan.masks[site.name]
+        for part in site.slices if gone.any() else ():
+            where = part.tensor, part.axis
+            whole = torch.ones(tensors[part.tensor].shape[part.axis], dtype=torch.bool)
+            kept.setdefault(where, whole)[part.index[gone].flatten()] = False
+    return kept
 
 
 def blocks_gone(plan: Plan) -> list[Block]:

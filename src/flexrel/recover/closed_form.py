@@ -1,0 +1,244 @@
+"""Repair without training: what is left of each layer is fitted to what the dense layer gave.
+
+Layer by layer in the order in which they run, each on the inputs that the repaired layers before it
+really give it. Where a layer's output is added to another tensor, as at the end of a residual
+block, the goal is the dense network's sum: the layer makes up for what earlier cuts did to the
+other side. Labels are not needed. One pass of both networks over the calibration data.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flexrel.batches import Batch, RawBatch, first_samples, read_batches
+from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at
+from flexrel.records import Plan, Progress, silent, weight_of
+from flexrel.recover.passing import Passing, Stop
+from flexrel.recover.solve import solve
+from flexrel.recover.uses import Key, Use, uses_of
+from flexrel.running import undisturbed
+from flexrel.structure import kept_positions, named_tensors
+
+_ROWS = 30_000  # of each layer that are fitted, and as many an input of a wide one:
+_ROWS_AN_INPUT = 16
+_HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
+_EXAMPLE = 2  # samples
+_BYTES = 4e9  # of activations at a time; more calibration data than that is not used
+_LIVE = 4  # activations of the largest size that wait at once, of both networks
+_SAME = 1e-6  # of the size of the outputs: nothing to repair
+_FLAT = 1e-3  # of the largest slope: what is added can't be made up for
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRepair:
+    """What became of one layer."""
+
+    layer: str
+    rows: int  # that it was fitted to
+    inputs: int  # of each output: as many rows are wanted at least
+    ridge: float | None  # None: the weights stayed
+    before: float  # squared error of the outputs over their variance, on held-out rows
+    after: float
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything of it was changed."""
+        return self.after < self.before
+
+
+def reconstruct_(
+    pruned: nn.Module,
+    dense: nn.Module,
+    plan: Plan,
+    batches: Sequence[RawBatch],
+    progress: Progress = silent,
+    *,
+    samples: int = 1024,
+    seed: int = 0,
+) -> tuple[list[LayerRepair], dict[str, str]]:
+    """Refit the weights of the pruned network in place, layer by layer.
+
+    Args:
+        pruned: what the plan made of `dense`.
+        dense: the network as it came; not changed.
+        plan: says which outputs are left, and which weights must stay zero.
+        batches: calibration data, without labels.
+        progress: told after each layer.
+        samples: no more than so many are used.
+        seed: of the rows that are drawn.
+
+    Returns:
+        What became of each layer, in order; and the layers that can't be repaired, with reasons.
+    """
+    with ExitStack() as stack:
+        for network in (pruned, dense):
+            stack.enter_context(undisturbed(network))
+        stack.enter_context(torch.no_grad())
+        first = next(read_batches(batches[:1], dense))
+        uses, refused = _common(pruned, dense, first_samples(first, _EXAMPLE))
+        if not uses:
+            return [], refused
+        keys = {use.key: use for use in uses}
+        pairs = []
+        for batch in _limited(batches, dense, samples):
+            pair = Passing(dense, batch, keys), Passing(pruned, batch, keys)
+            for passing in pair:
+                stack.callback(passing.close)
+            pairs.append(pair)
+        total = sum(batch.samples for batch in _limited(batches, dense, samples))
+        repair = _Repair(dense, pruned, plan, total, torch.Generator().manual_seed(seed))
+        made = []
+        for done, use in enumerate(uses):
+            stops = [(_at(one, use.key), _at(other, use.key)) for one, other in pairs]
+            found = repair.layer_(use, stops)
+            made += [found] if found else []
+            progress("repairing", done + 1, len(uses))
+        return made, refused
+
+
+def _at(passing: Passing, key: Key) -> Stop:
+    """Let the pass go on to the layer."""
+    while (stop := passing.advance()) is not None:
+        if stop.key == key:
+            return stop
+    raise RuntimeError(f"{key} did not run again")
+
+
+def _common(
+    pruned: nn.Module, dense: nn.Module, example: Batch
+) -> tuple[list[Use], dict[str, str]]:
+    """Return the layers that both networks run, in the same order."""
+    whole, refused = uses_of(dense, example)
+    left, _ = uses_of(pruned, example)
+    there = {use.key: use for use in left}
+    both = [use for use in whole if use.key in there and there[use.key].added == use.added]
+    order = [use.key for use in left if use.key in {u.key for u in both}]
+    if order != [use.key for use in both]:
+        return [], {str(use.key): "the two networks run in different orders" for use in both}
+    return both, refused
+
+
+def _limited(batches: Sequence[RawBatch], model: nn.Module, samples: int) -> Iterator[Batch]:
+    for batch in read_batches(batches, model):
+        if samples <= 0:
+            return
+        yield batch if batch.samples <= samples else first_samples(batch, samples)
+        samples -= batch.samples
+
+
+@dataclass(slots=True)
+class _Repair:
+    """Repairs one layer after the other."""
+
+    dense: nn.Module
+    pruned: nn.Module
+    plan: Plan
+    samples: int
+    generator: torch.Generator
+    _kept: dict[tuple[str, int], Tensor] | None = None
+
+    def layer_(self, use: Use, stops: Sequence[tuple[Stop, Stop]]) -> LayerRepair | None:
+        """Fit the layer to its goals; None if there is nothing to repair."""
+        call = stops[0][1].call
+        geometry, weight = call.geometry, call.weight
+        groups = geometry.groups if geometry else 1
+        inputs = weight[0].numel()
+        most = max(_ROWS, _ROWS_AN_INPUT * inputs)
+        fit: Moments | None = None
+        check: Moments | None = None
+        apart = size = 0.0
+        seen = 0
+        for whole, left in stops:
+            samples = len(left.outputs)
+            rows = drawn_rows(
+                left.outputs, geometry, max(most * samples // self.samples, 1), self.generator
+            )
+            goals = self._goals(use, whole, left, rows)
+            now = outputs_at(left.outputs, geometry, rows)
+            apart += float((goals - now).square().sum())
+            size += float((now - now.mean(0)).square().sum())
+            per_sample = left.outputs.numel() // (
+                samples * left.outputs.shape[1 if geometry else -1]
+            )
+            held = (rows // per_sample + seen) % _HELD_OUT == _HELD_OUT - 1
+            taken = inputs_at(left.call.inputs, weight, geometry, rows)
+            for part in (~held, held):
+                of = moments(taken[part].float(), goals[part].float())
+                if part is held:
+                    check = of if check is None else check + of
+                else:
+                    fit = of if fit is None else fit + of
+            seen += samples
+        if apart <= _SAME**2 * size or fit is None or check is None or not check.rows:
+            return None
+        shape = (groups, -1, inputs)
+        bias = torch.zeros(len(weight), device=weight.device) if call.bias is None else call.bias
+        mask = self._support(use, weight)
+        found = solve(
+            fit,
+            check,
+            weight.detach().reshape(shape),
+            bias.detach().reshape(groups, -1),
+            free_bias=use.bias or use.mean is not None,
+            support=None if mask is None else mask.reshape(shape),
+        )
+        if found.after < found.before:
+            weight.copy_(found.weight.reshape(weight.shape))
+            shift = found.bias.flatten() - bias
+            if use.bias:
+                bias.add_(shift)
+            elif use.mean is not None:
+                self.pruned.get_buffer(use.mean).sub_(shift)
+        variance = float(check.centred().yy.sum())
+        return LayerRepair(
+            str(use.key),
+            fit.rows,
+            inputs,
+            found.ridge,
+            found.before / max(variance, 1e-30),
+            found.after / max(variance, 1e-30),
+        )
+
+    def _goals(self, use: Use, whole: Stop, left: Stop, rows: Tensor) -> Tensor:
+        """Return what the layer's outputs should be, in the rows."""
+        geometry = left.call.geometry
+        kept = self._outputs(use, len(whole.call.weight))
+        goals = outputs_at(whole.outputs, geometry, rows)[:, kept]
+        if left.other is None or whole.other is None:
+            return goals
+        missing = outputs_at(whole.other, geometry, rows)[:, kept]
+        missing = missing - outputs_at(left.other, geometry, rows)
+        if left.slope is not None:
+            slope = outputs_at(left.slope, geometry, torch.zeros(1, dtype=torch.int64))
+            flat = slope.abs() <= _FLAT * slope.abs().max()
+            missing = (missing / slope.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
+        return goals + missing
+
+    def _outputs(self, use: Use, count: int) -> Tensor:
+        """Return which of the dense layer's outputs are left."""
+        if self.plan.structure.pattern.zeros:
+            return torch.ones(count, dtype=torch.bool)
+        if self._kept is None:
+            self._kept = kept_positions(named_tensors(self.dense), self.plan)
+        name = weight_of(use.key.layer)
+        tensor = self.dense.get_parameter(name)
+        axis = 0 if tensor.shape[0] == count or use.rows else 1
+        kept = self._kept.get((name, axis))
+        if kept is None:
+            return torch.ones(count, dtype=torch.bool)
+        return kept[use.rows[0] : use.rows[1]] if use.rows else kept
+
+    def _support(self, use: Use, weight: Tensor) -> Tensor | None:
+        """Return which weights may be other than zero, where the plan says."""
+        if not self.plan.structure.pattern.zeros:
+            return None
+        mask = self.plan.masks.get(use.key.layer)
+        site = next((s for s in self.plan.structure.sites if s.name == use.key.layer), None)
+        if mask is None or site is None or bool(mask.all()):
+            return None
+        mask = site.layout.spread(mask) if site.layout else mask
+        mask = mask[use.rows[0] : use.rows[1]] if use.rows else mask
+        return mask if mask.shape == weight.shape else mask.t()

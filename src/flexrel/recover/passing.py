@@ -1,0 +1,168 @@
+"""A forward pass that stops at layers, so that many go through a network side by side.
+
+Repair goes layer by layer: a layer is fitted to the inputs that the layers before it, repaired
+already, really give it. To run the network from the start for each layer would take as many passes
+as it has layers. Here one pass a batch is enough: each runs in a thread of its own, one at a time,
+and waits at every layer until all have come there and the layer is repaired.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexrel.batches import Batch
+from flexrel.recover.uses import Key, Listening, Step, Use, layer_call
+from flexrel.relevance import AffineCall, Weights
+from flexrel.running import call
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stop:
+    """A pass that waits at a layer, or at the sum that its output goes into."""
+
+    key: Key
+    call: AffineCall  # inputs, weight and bias, geometry
+    outputs: Tensor  # of the layer as it is
+    other: Tensor | None = None  # what its output, after the fixed steps, is added to
+    slope: Tensor | None = None  # of the fixed steps: one number a channel, or 1
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A layer whose output has not come to its end yet."""
+
+    key: Key
+    call: AffineCall
+    steps: list[tuple[Step, Tensor]]  # each with the tensor that comes from the layer
+    outputs: Tensor
+    tip: Tensor  # what the last step made
+
+    def stop(self, other: Tensor) -> Stop:
+        return Stop(self.key, self.call, self.outputs, other, self._slope())
+
+    def again(self) -> Tensor:
+        """Return what the steps make of the layer as it is now."""
+        first, *rest = self.steps
+        tensor = first[0].again(self.call.inputs, self.call.inputs)
+        for step, old in rest:
+            tensor = step.again(old, tensor)
+        return tensor
+
+    def _slope(self) -> Tensor | None:
+        if len(self.steps) == 1:
+            return None
+        ends = []
+        for value in (torch.ones, torch.zeros):
+            tensor = value(
+                self.outputs[:1].shape, dtype=self.outputs.dtype, device=self.outputs.device
+            )
+            for step, old in self.steps[1:]:
+                tensor = step.again(old, tensor)
+            ends.append(tensor)
+        return ends[0] - ends[1]
+
+
+class Passing(Listening):
+    """One batch on its way through a network.
+
+    Args:
+        model: in evaluation mode, which the caller sees to.
+        batch: the inputs.
+        uses: where to stop.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, uses: Mapping[Key, Use]) -> None:
+        super().__init__()
+        self._model, self._batch, self._uses = model, batch, uses
+        self._weights = Weights(model)
+        self._turns: dict[str, int] = {}
+        self._open: dict[int, _Open] = {}
+        self._stop: Stop | None = None
+        self._raised: BaseException | None = None
+        self._go, self._came = threading.Semaphore(0), threading.Semaphore(0)
+        self._ended = self._given_up = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def advance(self) -> Stop | None:
+        """Go on to the next stop and return it; None at the end.
+
+        Raises:
+            Whatever the network raises.
+        """
+        if self._ended:
+            return None
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._go.release()
+        self._came.acquire()
+        if self._raised is not None:
+            raise self._raised
+        return self._stop
+
+    def close(self) -> None:
+        """Give up what is left of the pass."""
+        if self._thread.is_alive():
+            self._given_up = True
+            self._go.release()
+            self._thread.join()
+
+    def _run(self) -> None:
+        self._go.acquire()
+        try:
+            with torch.no_grad(), self:
+                call(self._model, self._batch)
+        except _GivenUpError:
+            return
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            self._raised = error
+        self._stop, self._ended = None, True
+        self._open.clear()
+        self._came.release()
+
+    def _wait(self, stop: Stop) -> None:
+        self._stop = stop
+        self._came.release()
+        self._go.acquire()
+        if self._given_up:
+            raise _GivenUpError
+        self._stop = None
+
+    def ran(self, step: Step) -> Any:  # noqa: ANN401
+        """Run the operation, and wait if a layer comes to its end with it."""
+        for tensor in step.given():
+            opened = self._open.pop(id(tensor), None)
+            if opened is not None:
+                return self._goes_on(opened, step, tensor)
+        found = layer_call(step, self._weights)
+        if found is None:
+            return super().ran(step)
+        affine = found.affine
+        key = Key(found.layer, self._turns.get(found.layer, 0))
+        use = self._uses.get(key)
+        if use is None:
+            return super().ran(step)
+        self._turns[found.layer] = key.turn + 1
+        outputs = super().ran(step)
+        if not use.added:
+            self._wait(Stop(key, affine, outputs))
+            return super().ran(step)
+        self._open[id(outputs)] = _Open(key, affine, [(step, affine.inputs)], outputs, outputs)
+        return outputs
+
+    def _goes_on(self, opened: _Open, step: Step, tensor: Tensor) -> Any:  # noqa: ANN401
+        other = step.adds(tensor)
+        if other is None:
+            opened.steps.append((step, tensor))
+            opened.tip = super().ran(step)
+            self._open[id(opened.tip)] = opened
+            return opened.tip
+        self._wait(opened.stop(other))
+        return step.again(tensor, opened.again())
+
+
+class _GivenUpError(BaseException):
+    """Ends the thread of a pass that nobody waits for."""

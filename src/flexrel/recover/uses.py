@@ -1,0 +1,259 @@
+"""How a network uses its layers: in which order, and what the output of each is added to."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from flexrel.batches import Batch
+from flexrel.relevance import ASKS, READERS, AffineCall, Function, Weights, expanded, flat, name_of
+from flexrel.running import call
+
+_ADDS = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
+_SCALES = frozenset(["mul", "mul_", "__mul__", "__rmul__", "__imul__"])
+_FIXED = _SCALES | {"batch_norm", "dropout", "feature_dropout"}
+_UNSEEN = ("_assert", "sym_")  # of an exported program: no use of a tensor's values
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One use of a parameter as a layer's weight: a packed one is several layers' in turn."""
+
+    layer: str
+    turn: int
+
+    def __str__(self) -> str:
+        return self.layer if self.turn == 0 else f"{self.layer}, use {self.turn + 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One layer that can be repaired."""
+
+    key: Key
+    rows: tuple[int, int] | None  # of the parameter, where the weight is only those
+    added: bool  # whether its output goes, through fixed steps alone, into a sum with another
+    bias: bool  # whether it has a bias that is its alone
+    mean: str | None  # without one: the running mean of a norm right behind it, if its alone
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One call of an operation, to be done again with another tensor in the place of one."""
+
+    name: str
+    func: Function
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def given(self) -> list[Tensor]:
+        """Return all tensors that go in."""
+        return [v for v in flat((*self.args, *self.kwargs.values())) if isinstance(v, Tensor)]
+
+    def again(self, old: Tensor, new: Tensor) -> Tensor:
+        """Return what the operation makes with `new` in the place of `old`."""
+
+        def swapped(value: Any) -> Any:  # noqa: ANN401
+            return new if value is old else value
+
+        kwargs = {name: swapped(value) for name, value in self.kwargs.items()}
+        result: Tensor = self.func(*map(swapped, self.args), **kwargs)
+        return result
+
+    def continues(self, tensor: Tensor) -> bool:
+        """Return whether it does a fixed thing to each channel of the tensor, and no more."""
+        if self.name not in _FIXED:
+            return False
+        others = [value for value in self.given() if value is not tensor]
+        if self.name in _SCALES:
+            return len(others) == 0 or others[0].numel() <= max(tensor.shape)
+        return self.name != "batch_norm" or not _trains(self)
+
+    def adds(self, tensor: Tensor) -> Tensor | None:
+        """Return the tensor of the same shape that it adds to this one, if that is what it does."""
+        plain = self.kwargs.get("alpha", 1) == 1 and len(self.args) == 2  # noqa: PLR2004
+        others = [value for value in self.given() if value is not tensor]
+        if self.name not in _ADDS or not plain or len(others) != 1:
+            return None
+        return others[0] if others[0].shape == tensor.shape else None
+
+
+def _trains(norm: Step) -> bool:
+    return bool(norm.kwargs.get("training", norm.args[5] if len(norm.args) > 5 else False))  # noqa: PLR2004
+
+
+class Listening(TorchFunctionMode):
+    """Sees every call of an operation, also those inside torch's own Python functions."""
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - as the operation
+        """Run one operation of the model."""
+        del types
+        name = name_of(func)
+        if name in ASKS or name.startswith(_UNSEEN):
+            return func(*args, **(kwargs or {}))
+        if (inside := expanded(func)) is not None:
+            with self:
+                return inside(*args, **(kwargs or {}))
+        return self.ran(Step(name, func, args, kwargs or {}))
+
+    def ran(self, step: Step) -> Any:  # noqa: ANN401
+        """Run the operation and return its result."""
+        return step.func(*step.args, **step.kwargs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerCall:
+    """A call of an affine operation with a parameter of the network."""
+
+    layer: str
+    rows: tuple[int, int] | None  # of the parameter, where the weight is only those
+    affine: AffineCall
+
+
+def layer_call(step: Step, weights: Weights) -> LayerCall | None:
+    """Return which layer the operation is a call of, if it is one."""
+    reader = READERS.get(step.name)
+    affine = reader(step.args, step.kwargs) if reader else None
+    owner = weights.owner(affine.weight) if affine else None
+    if affine is None or owner is None:
+        return None
+    name, _, rows = owner.name.partition("[")
+    first, _, last = rows.rstrip("]").partition(":")
+    return LayerCall(name, (int(first), int(last)) if rows else None, affine)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """One operation that ran."""
+
+    step: Step
+    reads: tuple[int, ...]  # tensors that went in
+    made: int | None  # the tensor that came out
+    layer: LayerCall | None
+
+
+class _Scout(Listening):
+    """Writes down what reads which tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.seen: list[_Seen] = []
+        self._weights = Weights(model)
+        self._reads: dict[int, int] = {}  # storage of a parameter or buffer -> operations
+        self._alive: list[Any] = []  # so that no id is used twice
+        self._buffers = {id(buffer): name for name, buffer in model.named_buffers()}
+        owned = [*model.parameters(), *model.buffers()]
+        self._owned = {tensor.untyped_storage().data_ptr() for tensor in owned}
+
+    @property
+    def layers(self) -> list[tuple[int, LayerCall]]:
+        """All calls of layers, with their numbers among what ran."""
+        return [(at, seen.layer) for at, seen in enumerate(self.seen) if seen.layer]
+
+    def ran(self, step: Step) -> Any:  # noqa: ANN401
+        """Run the operation and note it."""
+        layer = layer_call(step, self._weights)
+        given = step.given()
+        result = super().ran(step)
+        self._alive += [given, result]
+        for place in {_place(tensor) for tensor in given} & self._owned:
+            if not any(_place(t) == place for t in flat([result]) if isinstance(t, Tensor)):
+                self._reads[place] = self._reads.get(place, 0) + 1
+        made = id(result) if isinstance(result, Tensor) else None
+        self.seen.append(_Seen(step, tuple(map(id, given)), made, layer))
+        return result
+
+    def reads(self, tensor: Tensor) -> int:
+        """Return how many operations read the parameter or buffer, or a part of it."""
+        return self._reads.get(_place(tensor), 0)
+
+    def mean(self, norm: Step) -> str | None:
+        """Return the name of a batch norm's running mean, if it alone reads it."""
+        mean = norm.args[3]
+        return self._buffers.get(id(mean)) if self.reads(mean) == 1 else None
+
+    def end(self, at: int) -> tuple[int | None, Step | None]:
+        """Return which operation adds the output of a layer to another tensor, if one does.
+
+        Also returns the batch norm right behind the layer, if there is one.
+        """
+        made, norm, first = self.seen[at].made, None, True
+        for later in range(at + 1, len(self.seen)):
+            seen = self.seen[later]
+            if made not in seen.reads:
+                continue
+            tensor = next(value for value in seen.step.given() if id(value) == made)
+            if first and seen.step.name == "batch_norm" and seen.step.continues(tensor):
+                norm = seen.step
+            first = False
+            alone = seen.made == made or all(made not in s.reads for s in self.seen[later + 1 :])
+            if not alone:
+                return None, None
+            if seen.step.adds(tensor) is not None:
+                return later, norm
+            if not seen.step.continues(tensor) or seen.made is None:
+                return None, norm
+            made = seen.made
+        return None, norm
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def uses_of(model: nn.Module, example: Batch) -> tuple[list[Use], dict[str, str]]:
+    """Return the layers that can be repaired, in the order in which their outputs are used.
+
+    Args:
+        model: is run on the example, in evaluation mode, which the caller sees to.
+        example: one or two samples.
+
+    Returns:
+        The uses; and the layers that are none, with the reason.
+    """
+    scout = _Scout(model)
+    with torch.no_grad(), scout:
+        call(model, example)
+    times = Counter(_place(layer.affine.weight) for _, layer in scout.layers)
+    turns: Counter[str] = Counter()
+    sums: set[int] = set()  # in which a layer ends already
+    found: list[tuple[int, Use]] = []
+    refused: dict[str, str] = {}
+    for at, layer in scout.layers:
+        reason = _obstacle(layer, times[_place(layer.affine.weight)], scout)
+        if reason:
+            refused[layer.layer] = reason
+            continue
+        end, norm = scout.end(at)
+        key = Key(layer.layer, turns[layer.layer])
+        turns[layer.layer] += 1
+        added = end is not None and end not in sums
+        bias = layer.affine.bias
+        alone = bias is not None and scout.reads(bias) == scout.reads(layer.affine.weight)
+        mean = scout.mean(norm) if norm and bias is None else None
+        use = Use(key, layer.rows, added, alone, mean)
+        found.append((end if end is not None and added else at, use))
+        sums |= set() if end is None else {end}
+    found.sort(key=itemgetter(0))
+    return [use for _, use in found], refused
+
+
+def _obstacle(layer: LayerCall, times: int, scout: _Scout) -> str:
+    if layer.affine.geometry is not None and layer.affine.geometry.transposed:
+        return "it is a transposed convolution"
+    if scout.reads(layer.affine.weight) != times:
+        return "its weight is used for something else too"
+    if layer.rows is None and times > 1:
+        return f"it runs {times} times in one pass"
+    return ""
