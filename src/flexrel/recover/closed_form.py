@@ -26,8 +26,8 @@ _ROWS = 30_000  # of each layer that are fitted, and as many an input of a wide 
 _ROWS_AN_INPUT = 16
 _HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
 _EXAMPLE = 2  # samples
-_BYTES = 4e9  # of activations at a time; more calibration data than that is not used
-_LIVE = 4  # activations of the largest size that wait at once, of both networks
+_BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
+_LIVE = 5  # times a layer's inputs and outputs: what waits with them, of both networks
 _SAME = 1e-6  # of the size of the outputs: nothing to repair
 _FLAT = 1e-3  # of the largest slope: what is added can't be made up for
 
@@ -82,28 +82,43 @@ def reconstruct_(
         if not uses:
             return [], refused
         keys = {use.key: use for use in uses}
-        pairs = []
-        for batch in _limited(batches, dense, samples):
-            pair = Passing(dense, batch, keys), Passing(pruned, batch, keys)
-            for passing in pair:
-                stack.callback(passing.close)
-            pairs.append(pair)
-        total = sum(batch.samples for batch in _limited(batches, dense, samples))
-        repair = _Repair(dense, pruned, plan, total, torch.Generator().manual_seed(seed))
-        made = []
-        for done, use in enumerate(uses):
-            stops = [(_at(one, use.key), _at(other, use.key)) for one, other in pairs]
+        pairs: list[tuple[Passing, Passing]] = []
+        waiting = _limited(batches, dense, samples)
+        repair = _Repair(dense, pruned, plan, torch.Generator().manual_seed(seed))
+        made: list[LayerRepair] = []
+        for done, (use, most) in enumerate(zip(uses, _affordable(uses), strict=True)):
+            while sum(one.samples for one, _ in pairs) < most:
+                batch = next(waiting, None)
+                if batch is None:
+                    break
+                pairs.append((Passing(dense, batch, keys), Passing(pruned, batch, keys)))
+                stack.callback(pairs[-1][0].close)
+                stack.callback(pairs[-1][1].close)
+            stops = [
+                (_at(one, use.key, False), _at(other, use.key, repair.changed))
+                for one, other in pairs
+            ]
             found = repair.layer_(use, stops)
             made += [found] if found else []
             progress("repairing", done + 1, len(uses))
         return made, refused
 
 
-def _at(passing: Passing, key: Key) -> Stop:
+def _affordable(uses: Sequence[Use]) -> list[float]:
+    """Return how many samples may wait at each layer, with all that they still go through."""
+    largest, found = 1, []
+    for use in reversed(uses):
+        largest = max(largest, use.bytes)
+        found.append(_BYTES / (_LIVE * largest))
+    return found[::-1]
+
+
+def _at(passing: Passing, key: Key, changed: bool) -> Stop:  # noqa: FBT001
     """Let the pass go on to the layer."""
-    while (stop := passing.advance()) is not None:
+    while (stop := passing.advance(changed=changed)) is not None:
         if stop.key == key:
             return stop
+        changed = False  # it joins late: what it comes through was repaired before
     raise RuntimeError(f"{key} did not run again")
 
 
@@ -136,8 +151,8 @@ class _Repair:
     dense: nn.Module
     pruned: nn.Module
     plan: Plan
-    samples: int
     generator: torch.Generator
+    changed: bool = False  # whether the last layer was
     _kept: dict[tuple[str, int], Tensor] | None = None
 
     def layer_(self, use: Use, stops: Sequence[tuple[Stop, Stop]]) -> LayerRepair | None:
@@ -150,11 +165,12 @@ class _Repair:
         fit: Moments | None = None
         check: Moments | None = None
         apart = size = 0.0
-        seen = 0
+        seen, total = 0, sum(len(left.outputs) for _, left in stops)
+        self.changed = False
         for whole, left in stops:
             samples = len(left.outputs)
             rows = drawn_rows(
-                left.outputs, geometry, max(most * samples // self.samples, 1), self.generator
+                left.outputs, geometry, max(most * samples // total, 1), self.generator
             )
             goals = self._goals(use, whole, left, rows)
             now = outputs_at(left.outputs, geometry, rows)
@@ -185,7 +201,8 @@ class _Repair:
             free_bias=use.bias or use.mean is not None,
             support=None if mask is None else mask.reshape(shape),
         )
-        if found.after < found.before:
+        self.changed = found.after < found.before
+        if self.changed:
             weight.copy_(found.weight.reshape(weight.shape))
             shift = found.bias.flatten() - bias
             if use.bias:

@@ -84,11 +84,19 @@ class Passing(Listening):
         self._stop: Stop | None = None
         self._raised: BaseException | None = None
         self._go, self._came = threading.Semaphore(0), threading.Semaphore(0)
-        self._ended = self._given_up = False
+        self._ended = self._given_up = self._changed = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def advance(self) -> Stop | None:
+    @property
+    def samples(self) -> int:
+        """How many there are in its batch."""
+        return self._batch.samples
+
+    def advance(self, *, changed: bool = False) -> Stop | None:
         """Go on to the next stop and return it; None at the end.
+
+        Args:
+            changed: whether the layer that the pass waits at was changed, so that it runs again.
 
         Raises:
             Whatever the network raises.
@@ -97,6 +105,7 @@ class Passing(Listening):
             return None
         if not self._thread.is_alive():
             self._thread.start()
+        self._changed = changed
         self._go.release()
         self._came.acquire()
         if self._raised is not None:
@@ -123,13 +132,15 @@ class Passing(Listening):
         self._open.clear()
         self._came.release()
 
-    def _wait(self, stop: Stop) -> None:
+    def _wait(self, stop: Stop) -> bool:
+        """Wait at the stop; return whether the layer was changed meanwhile."""
         self._stop = stop
         self._came.release()
         self._go.acquire()
         if self._given_up:
             raise _GivenUpError
         self._stop = None
+        return self._changed
 
     def ran(self, step: Step) -> Any:  # noqa: ANN401
         """Run the operation, and wait if a layer comes to its end with it."""
@@ -148,8 +159,8 @@ class Passing(Listening):
         self._turns[found.layer] = key.turn + 1
         outputs = super().ran(step)
         if not use.added:
-            self._wait(Stop(key, affine, outputs))
-            return super().ran(step)
+            changed = self._wait(Stop(key, affine, outputs))
+            return super().ran(step) if changed else outputs
         self._open[id(outputs)] = _Open(key, affine, [(step, affine.inputs)], outputs, outputs)
         return outputs
 
@@ -160,8 +171,8 @@ class Passing(Listening):
             opened.tip = super().ran(step)
             self._open[id(opened.tip)] = opened
             return opened.tip
-        self._wait(opened.stop(other))
-        return step.again(tensor, opened.again())
+        changed = self._wait(opened.stop(other))
+        return step.again(tensor, opened.again()) if changed else super().ran(step)
 
 
 class _GivenUpError(BaseException):

@@ -40,6 +40,7 @@ class Use:
     added: bool  # whether its output goes, through fixed steps alone, into a sum with another
     bias: bool  # whether it has a bias that is its alone
     mean: str | None  # without one: the running mean of a norm right behind it, if its alone
+    bytes: int  # of one sample's inputs and outputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,12 +136,17 @@ def layer_call(step: Step, weights: Weights) -> LayerCall | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """One operation that ran."""
+    """One operation that ran; its tensors are kept, so that no id is used twice."""
 
     step: Step
     reads: tuple[int, ...]  # tensors that went in
-    made: int | None  # the tensor that came out
+    result: Any
     layer: LayerCall | None
+
+    @property
+    def made(self) -> int | None:
+        """The tensor that came out."""
+        return id(self.result) if isinstance(self.result, Tensor) else None
 
 
 class _Scout(Listening):
@@ -151,7 +157,6 @@ class _Scout(Listening):
         self.seen: list[_Seen] = []
         self._weights = Weights(model)
         self._reads: dict[int, int] = {}  # storage of a parameter or buffer -> operations
-        self._alive: list[Any] = []  # so that no id is used twice
         self._buffers = {id(buffer): name for name, buffer in model.named_buffers()}
         owned = [*model.parameters(), *model.buffers()]
         self._owned = {tensor.untyped_storage().data_ptr() for tensor in owned}
@@ -166,12 +171,10 @@ class _Scout(Listening):
         layer = layer_call(step, self._weights)
         given = step.given()
         result = super().ran(step)
-        self._alive += [given, result]
         for place in {_place(tensor) for tensor in given} & self._owned:
             if not any(_place(t) == place for t in flat([result]) if isinstance(t, Tensor)):
                 self._reads[place] = self._reads.get(place, 0) + 1
-        made = id(result) if isinstance(result, Tensor) else None
-        self.seen.append(_Seen(step, tuple(map(id, given)), made, layer))
+        self.seen.append(_Seen(step, tuple(map(id, given)), result, layer))
         return result
 
     def reads(self, tensor: Tensor) -> int:
@@ -242,7 +245,9 @@ def uses_of(model: nn.Module, example: Batch) -> tuple[list[Use], dict[str, str]
         bias = layer.affine.bias
         alone = bias is not None and scout.reads(bias) == scout.reads(layer.affine.weight)
         mean = scout.mean(norm) if norm and bias is None else None
-        use = Use(key, layer.rows, added, alone, mean)
+        outputs = scout.seen[at].result
+        size = (layer.affine.inputs.nbytes + outputs.nbytes) // example.samples
+        use = Use(key, layer.rows, added, alone, mean, size)
         found.append((end if end is not None and added else at, use))
         sums |= set() if end is None else {end}
     found.sort(key=itemgetter(0))
