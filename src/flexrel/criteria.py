@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flexrel.cost import Cost, unit_macs
+from flexrel.curvature import Curvature, LayerCurvature
 from flexrel.errors import ModelError, UsageError
 from flexrel.records import Block, Protected, Scores, Site, Structure, layer_of, weight_of
 from flexrel.scales import SCALES, Maker, Scale, alone, scaled
@@ -34,6 +35,7 @@ class Evidence:
     tensors: Mapping[str, Tensor]  # of the dense network, by name
     statistics: Statistics | None
     macs: Cost = 0.0  # of one sample, that go with one unit, or with each
+    curvature: Curvature | None = None
 
     def magnitude(self) -> Float[Tensor, "*units"]:
         """Return how large each unit's weights are, in weight units. Higher means keep.
@@ -76,6 +78,18 @@ class Evidence:
             if reader.reads
         ]
         return torch.stack(arrived).amax(dim=0).float()
+
+    def curved(self, layer: str) -> LayerCurvature:
+        """Return the curvature of a layer.
+
+        Raises:
+            UsageError: it was not measured.
+        """
+        if self.curvature is None or layer not in self.curvature:
+            raise UsageError(
+                f"the curvature of {layer!r} was not measured; leave it alone with keep="
+            )
+        return self.curvature[layer]
 
     def _size(self, block: Block) -> Tensor:
         tensors = [self._tensor(name) for name in block.tensors]
@@ -283,6 +297,7 @@ def scores_of(
     structure: Structure,
     tensors: Mapping[str, Tensor],
     statistics: Statistics | None,
+    curvature: Curvature | None = None,
 ) -> Scores:
     """Return the criterion's scores for every site of the structure, checked.
 
@@ -291,6 +306,7 @@ def scores_of(
         structure: has the sites.
         tensors: the dense network's parameters and buffers, by name.
         statistics: of the dense network; None where the criterion needs none.
+        curvature: likewise.
 
     Returns:
         Site name -> float32 scores of the site's shape, on the CPU. Higher means keep. A block's is
@@ -303,7 +319,7 @@ def scores_of(
         raise UsageError(f"criterion {criterion.name!r} needs statistics; pass calibration data")
     macs = unit_macs(structure)
     entries = [replace(s, shape=s.layout.shape) if s.layout else s for s in structure.sites]
-    evidence = [Evidence(s, tensors, statistics, macs[s.name]) for s in entries]
+    evidence = [Evidence(s, tensors, statistics, macs[s.name], curvature) for s in entries]
     scores: dict[str, Tensor] = {}
     for site, made in zip_longest(entries, criterion.scores(evidence)):
         if site is None or not isinstance(made, Tensor):

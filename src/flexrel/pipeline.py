@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from operator import itemgetter
@@ -13,16 +13,17 @@ from torch import nn
 from flexrel import plan as plans
 from flexrel.allocate import ALLOCATIONS
 from flexrel.batches import Batch, RawBatch, collect, first_samples, read_batches
-from flexrel.budgets import RESOURCES, AccuracyDrop, Budget
+from flexrel.budgets import AccuracyDrop, Budget
 from flexrel.calibrate import calibrate
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, without_unmeasured
 from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Accuracy, Divergence, Evaluate
 from flexrel.forms import Forms, Subject
-from flexrel.granularity import Pattern
-from flexrel.pack import VALUES, Values
+from flexrel.pack import Values
 from flexrel.records import FORMS, Form, Measurement, Plan, Progress, silent
+from flexrel.recover import Recovery, recoveries
 from flexrel.relevance import RuleLike, rule_of
+from flexrel.request import Request, check_request
 from flexrel.result import Result
 from flexrel.running import unwrapped
 from flexrel.search import most_removal
@@ -59,7 +60,7 @@ def prune(
     allocation: Literal["global", "per-layer"] = "global",
     keep: Sequence[str] = (),
     multiple_of: int = 1,
-    recover: Literal["none"] = "none",
+    recover: str | Recovery = "closed-form",
     values: Values = "float32",
     form: Form = "auto",
     compare: bool = False,
@@ -90,7 +91,13 @@ def prune(
         keep: names of layers to leave alone.
         multiple_of: round the widths that remain up to multiples of this, such as 8: kernels of
             some devices want it. For channels and heads.
-        recover: "none": weights that stay are not changed.
+        recover: "closed-form" refits the weights that stay, layer by layer, to what the dense
+            network's layers give on calibration data, without labels; every network that is
+            measured on the way is repaired so. "none" changes nothing. A `FineTune`, or anything
+            that fits `flexrel.Recovery`, goes on from the repaired network once its plan is
+            found; "finetune:E" stands for `FineTune(epochs=E)` on the calibration data. A step
+            that does not bring the outputs on calibration data closer to the dense network's is
+            undone, and the result says what each brought.
         values: precision of the packed file, which is what a byte budget counts.
         form: "module" cuts the module itself, so that its class stays; "exported" cuts a
             self-contained program that `torch.export` makes of it, where numbers in its code are
@@ -107,7 +114,8 @@ def prune(
         ModelError: the network can't be analysed, or its cut does not verify.
     """
     options = (criterion,) if isinstance(criterion, Criterion) else criterion or candidates()
-    _check(target, budgets, evaluate, allocation, recover, values, granularity, multiple_of)
+    check_request(target, budgets, evaluate, allocation, values, granularity, multiple_of)
+    repair, training = recoveries(recover, seed)
     if form not in FORMS:
         raise UsageError(f"form {form!r} is not known; there are: {', '.join(FORMS)}")
     if form == "exported" and granularity == "depth":
@@ -123,14 +131,16 @@ def prune(
     divergence = Divergence(model, batches)
     order = ALLOCATIONS[allocation]
 
-    def solve(subject: Subject) -> tuple[Trials, _Request, Criterion, Plan]:
+    def solve(subject: Subject) -> tuple[Trials, Request, Criterion, Plan]:
         whole, structure = subject.network, subject.structure
         if statistics is not None:
             structure = without_unmeasured(structure, statistics)
         trials = Trials(
-            whole, structure, statistics, order, values, evaluate, divergence, progress, multiple_of
+            *(whole, structure, statistics, order, values, evaluate, divergence, progress),
+            multiple_of=multiple_of,
+            repair=partial(repair, batches=batches) if repair else None,
         )
-        request = _Request(target, tuple(budgets), trials.dense())
+        request = Request(target, tuple(budgets), trials.dense())
         return trials, request, *_solve(trials, request, options)
 
     try:
@@ -141,7 +151,9 @@ def prune(
     dense = request.dense
     if not subject.structure.pattern.zeros:  # zeros change no shape: there is nothing to compare
         subject.verify(plan)
-    network, achieved = trials.measure(chosen, plan)
+    network, achieved, recovery = trials.finished(
+        chosen, plan, partial(training, batches=batches) if training else None, request.budgets
+    )
     rivals: tuple[Measurement, ...] = ()
     curves: tuple[Measurement, ...] = ()
     if compare:
@@ -156,6 +168,7 @@ def prune(
         achieved=achieved,
         rivals=rivals,
         curves=curves,
+        recovery=recovery,
         requested=request.limits(),
         samples=evaluate.samples if isinstance(evaluate, Accuracy) else None,
         options={
@@ -166,7 +179,7 @@ def prune(
             "rule": rule_of(rule).name,
             "output": statistics.output if statistics else None,
             "allocation": allocation,
-            "recover": recover,
+            "recover": recover if isinstance(recover, str) else recover.name,
             "values": values,
             "samples_a_call": subject.samples,
             "calibration_samples": sum(batch.samples for batch in read_batches(batches, model)),
@@ -174,74 +187,6 @@ def prune(
         seed=seed,
         versions=_versions(),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What was asked for, with the dense network it is relative to."""
-
-    target: AccuracyDrop | None
-    budgets: tuple[Budget, ...]
-    dense: Measurement
-
-    @property
-    def floor(self) -> float | None:
-        """The least accuracy allowed."""
-        if self.target is None or self.dense.accuracy is None:
-            return None
-        return max(self.dense.accuracy - self.target.amount, 0.0)
-
-    def limits(self) -> dict[str, float | None]:
-        """Return every limit in its resource's unit, None where nothing was asked for."""
-        dense = {
-            "sparsity": 1.0,
-            "parameters": self.dense.parameters,
-            "MACs": self.dense.macs,
-            "bytes": self.dense.bytes,
-        }
-        limits: dict[str, float | None] = {"accuracy": self.floor}
-        for resource, amount in dense.items():
-            asked = [b.limit(amount) for b in self.budgets if b.resource == resource]
-            tightest = max if resource == "sparsity" else min
-            limits[resource.lower()] = tightest(asked, default=None)
-        return limits
-
-
-def _check(
-    target: AccuracyDrop | None,
-    budgets: Sequence[Budget],
-    evaluate: Evaluate | None,
-    allocation: str,
-    recover: str,
-    values: str,
-    granularity: str,
-    multiple_of: int,
-) -> None:
-    if not isinstance(budgets, Sequence):
-        raise UsageError(f"budgets is a {type(budgets).__name__}; pass a list, [MACs(0.5)]")
-    for budget in budgets:
-        if not isinstance(budget, Budget) or budget.resource not in RESOURCES:
-            raise UsageError(
-                f"{budget!r} is no budget that can be counted; one is on {', '.join(RESOURCES)}"
-            )
-    if values not in VALUES:
-        raise UsageError(f"values {values!r} is not known; there are: {', '.join(VALUES)}")
-    pattern = Pattern.of(granularity)
-    if target is None and not budgets and pattern.unit != "group":
-        raise UsageError("nothing to prune to; pass target=AccuracyDrop(0.01) or budgets=[...]")
-    if target is not None and evaluate is None:
-        raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
-    if allocation not in ALLOCATIONS:
-        raise UsageError(
-            f"allocation {allocation!r} is not known; there are: {', '.join(ALLOCATIONS)}"
-        )
-    if multiple_of < 1 or (multiple_of > 1 and pattern.unit not in ("channel", "head")):
-        raise UsageError(
-            f"multiple_of={multiple_of} of granularity {granularity!r}; the widths of channels and "
-            "heads can be rounded up to a multiple of 1 or more"
-        )
-    if recover != "none":
-        raise UsageError(f"recover {recover!r} is not known; there is: none")
 
 
 def _example(model: nn.Module, batches: Sequence[RawBatch]) -> Batch:
@@ -252,7 +197,7 @@ def _example(model: nn.Module, batches: Sequence[RawBatch]) -> Batch:
 
 
 def _solve(
-    trials: Trials, request: _Request, options: Sequence[Criterion]
+    trials: Trials, request: Request, options: Sequence[Criterion]
 ) -> tuple[Criterion, Plan]:
     """Return the criterion, chosen of several on calibration data, and its plan."""
     if len(options) == 1:
@@ -283,13 +228,13 @@ def _solve(
     return best, plan
 
 
-def _least(trials: Trials, request: _Request, criterion: Criterion) -> int:
+def _least(trials: Trials, request: Request, criterion: Criterion) -> int:
     """Return the least that goes: what the budgets ask, and N:M on all layers without a target."""
     everywhere = request.target is None
     return trials.units_for(criterion, request.budgets, request.dense, all_layers=everywhere)
 
 
-def _plan(trials: Trials, request: _Request, criterion: Criterion) -> Plan:
+def _plan(trials: Trials, request: Request, criterion: Criterion) -> Plan:
     """Return the criterion's plan: to the budgets, or beyond them as far as the target allows."""
     least = _least(trials, request, criterion)
     removal = trials.removal(criterion)
@@ -313,7 +258,7 @@ def _plan(trials: Trials, request: _Request, criterion: Criterion) -> Plan:
     return removal.plan(count)
 
 
-def _rivals(trials: Trials, request: _Request, chosen: Criterion) -> tuple[Measurement, ...]:
+def _rivals(trials: Trials, request: Request, chosen: Criterion) -> tuple[Measurement, ...]:
     """Measure magnitude and relevance alone for the same request.
 
     One that can't meet the target within the budgets is measured at the budgets.

@@ -195,3 +195,14 @@ class Measurement:
     bytes: int  # of the packed file
     accuracy: float | None = None  # what `evaluate` said, in [0, 1]
     divergence: float | None = None  # from the dense network on calibration data, lower is better
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryStep:
+    """What one way to bring accuracy back did to a pruned network."""
+
+    name: str
+    before: float  # divergence from the dense network on calibration data, lower is better
+    after: float
+    kept: bool  # False: it brought nothing, and was undone
+    notes: tuple[str, ...] = ()

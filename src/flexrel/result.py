@@ -14,7 +14,7 @@ from flexrel.criteria import Criterion, FlexRel
 from flexrel.evaluate import standard_error
 from flexrel.pack import encode
 from flexrel.plan import Plan
-from flexrel.records import Measurement
+from flexrel.records import Measurement, RecoveryStep
 from flexrel.report import render
 from flexrel_edge.files import replace_file
 
@@ -31,6 +31,7 @@ class Result:
         achieved: what the pruned network costs and does.
         rivals: magnitude and relevance alone, for the same request; with `compare=True`.
         curves: three criteria at several sizes; with `compare=True`.
+        recovery: what repair and training did, step by step.
         requested: the limits asked for, None where nothing was.
         samples: how many samples accuracy was measured on, if `evaluate` tells.
         options: what else `prune` was asked, and all criteria that it chose from.
@@ -46,6 +47,7 @@ class Result:
     achieved: Measurement
     rivals: tuple[Measurement, ...]
     curves: tuple[Measurement, ...]
+    recovery: tuple[RecoveryStep, ...]
     requested: Mapping[str, float | None]
     samples: int | None
     options: Mapping[str, Any]
@@ -90,6 +92,16 @@ class Result:
             "form": self.form,
             "seed": self.seed,
             "options": dict(self.options),
+            "recovery": [
+                {
+                    "step": step.name,
+                    "divergence_before": _finite(step.before),
+                    "divergence_after": _finite(step.after),
+                    "kept": step.kept,
+                    "notes": list(step.notes),
+                }
+                for step in self.recovery
+            ],
             "rivals": [_measurement(m) for m in self.rivals],
             "curves": [_measurement(m) for m in self.curves],
             "versions": dict(self.versions),

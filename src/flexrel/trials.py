@@ -1,7 +1,8 @@
 """Plans of one network made and measured: what the spine asks again and again while it searches."""
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 
@@ -15,10 +16,11 @@ from flexrel.criteria import Criterion, scores_of
 from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Divergence, Evaluate, checked
 from flexrel.pack import Values, encode, round_
-from flexrel.records import Measurement, Plan, Progress, Structure
+from flexrel.records import Measurement, Plan, Progress, RecoveryStep, Structure
+from flexrel.recover import Recovered
 from flexrel.search import least_removal
 from flexrel.statistics import Statistics
-from flexrel.structure import named_tensors
+from flexrel.structure import duplicate, named_tensors
 
 _BYTES_TOLERANCE = 0.002  # a byte budget is met from below, to within this share of it
 _ROUNDING = 1e-12  # 1 - 0.9 is a little above 0.1
@@ -27,6 +29,7 @@ _ROOM = 0.01  # of a budget left over: not worth filling
 _BYTES_STEPS = 1000  # of the units, where bytes rose as units went
 
 
+Recover = Callable[..., Recovered]  # a Recovery that has its calibration data already
 Limit = tuple[Callable[[Structure, Plan], int], float]  # what counts a cost, and the most allowed
 
 
@@ -43,7 +46,9 @@ class Trials:
     divergence: Divergence
     progress: Progress
     multiple_of: int = 1  # that widths are rounded up to
+    repair: Recover | None = None  # of every network that is tried
     _last: tuple[Criterion, Order] | None = None  # orders are large; the last is often asked for
+    _repaired: tuple[bytes, nn.Module, RecoveryStep] | None = None  # likewise
 
     def removal(self, criterion: Criterion) -> Order:
         """Return the order in which the criterion lets units go, or layers take N:M."""
@@ -55,10 +60,31 @@ class Trials:
         return self._last[1]
 
     def network(self, plan: Plan) -> nn.Module:
-        """Return the plan's network, with the values that its packed file will hold."""
-        network = apply(self.model, plan)
+        """Return the plan's network, repaired, with the values that its packed file will hold."""
+        network = duplicate(self._recovered(plan)[0]) if self.repair else apply(self.model, plan)
         round_(network, self.values)
         return network
+
+    def _recovered(self, plan: Plan) -> tuple[nn.Module, tuple[RecoveryStep, ...]]:
+        """Return the plan's network, repaired where that helps, in full precision."""
+        pruned = apply(self.model, plan)
+        if self.repair is None:
+            return pruned, ()
+        known = hashlib.sha256(b"".join(mask.numpy().tobytes() for mask in plan.masks.values()))
+        if self._repaired is None or self._repaired[0] != known.digest():
+            network, step = self._improved(pruned, self.repair, plan)
+            self._repaired = known.digest(), network, step
+        return self._repaired[1], (self._repaired[2],)
+
+    def _improved(
+        self, network: nn.Module, recover: Recover, plan: Plan
+    ) -> tuple[nn.Module, RecoveryStep]:
+        """Return the network recovered, or as it is if that is closer to the dense one."""
+        made = recover(pruned=network, dense=self.model, plan=plan, progress=self.progress)
+        before, after = self.divergence(network), self.divergence(made.network)
+        kept = after <= before
+        step = RecoveryStep(made.name, before, after, kept, made.notes)
+        return (made.network if kept else network), step
 
     def dense(self) -> Measurement:
         """Measure the network as it came."""
@@ -77,8 +103,11 @@ class Trials:
 
     def measure(self, criterion: Criterion, plan: Plan) -> tuple[nn.Module, Measurement]:
         """Return the plan's network and what it costs and does."""
-        self.progress(f"measuring {criterion.name}", 0, 1)
         network = self.network(plan)
+        return network, self._measured(criterion, plan, network)
+
+    def _measured(self, criterion: Criterion, plan: Plan, network: nn.Module) -> Measurement:
+        self.progress(f"measuring {criterion.name}", 0, 1)
         measurement = Measurement(
             criterion=criterion.name,
             removed=cost.sparsity(self.structure, plan),
@@ -89,7 +118,39 @@ class Trials:
             divergence=self.divergence(network),
         )
         self.progress(f"measuring {criterion.name}", 1, 1)
-        return network, measurement
+        return measurement
+
+    def finished(
+        self,
+        criterion: Criterion,
+        plan: Plan,
+        training: Recover | None,
+        budgets: Sequence[Budget],
+    ) -> tuple[nn.Module, Measurement, tuple[RecoveryStep, ...]]:
+        """Return the plan's network, trained if that is asked for, and what was done to it.
+
+        Args:
+            criterion: that made the plan.
+            plan: that was chosen.
+            training: goes on from the repaired network.
+            budgets: that training must keep to; one on bytes it could break.
+        """
+        network, measured = self.measure(criterion, plan)
+        repaired, steps = self._recovered(plan)
+        if training is None:
+            return network, measured, steps
+        trained, step = self._improved(repaired, training, plan)
+        if not step.kept:
+            return network, measured, (*steps, step)
+        round_(trained, self.values)
+        found = self._measured(criterion, plan, trained)
+        limits = [
+            b.limit(len(encode(self.model, self.values))) for b in budgets if b.resource == "bytes"
+        ]
+        if limits and found.bytes > min(limits):
+            note = f"undone: its file has {found.bytes:,} bytes, above {min(limits):,.0f}"
+            return network, measured, (*steps, replace(step, kept=False, notes=(*step.notes, note)))
+        return trained, found, (*steps, step)
 
     def accuracy(self, plan: Plan) -> float:
         """Return what `evaluate` says of the plan's network."""

@@ -1,23 +1,17 @@
 """How a network uses its layers: in which order, and what the output of each is added to."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from flexrel.batches import Batch
-from flexrel.relevance import ASKS, READERS, AffineCall, Function, Weights, expanded, flat, name_of
+from flexrel.listening import LayerCall, Listening, Step, layer_call
+from flexrel.relevance import Weights, flat
 from flexrel.running import call
-
-_ADDS = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
-_SCALES = frozenset(["mul", "mul_", "__mul__", "__rmul__", "__imul__"])
-_FIXED = _SCALES | {"batch_norm", "dropout", "feature_dropout"}
-_UNSEEN = ("_assert", "sym_")  # of an exported program: no use of a tensor's values
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,97 +35,6 @@ class Use:
     bias: bool  # whether it has a bias that is its alone
     mean: str | None  # without one: the running mean of a norm right behind it, if its alone
     bytes: int  # of one sample's inputs and outputs
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """One call of an operation, to be done again with another tensor in the place of one."""
-
-    name: str
-    func: Function
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def given(self) -> list[Tensor]:
-        """Return all tensors that go in."""
-        return [v for v in flat((*self.args, *self.kwargs.values())) if isinstance(v, Tensor)]
-
-    def again(self, old: Tensor, new: Tensor) -> Tensor:
-        """Return what the operation makes with `new` in the place of `old`."""
-
-        def swapped(value: Any) -> Any:  # noqa: ANN401
-            return new if value is old else value
-
-        kwargs = {name: swapped(value) for name, value in self.kwargs.items()}
-        result: Tensor = self.func(*map(swapped, self.args), **kwargs)
-        return result
-
-    def continues(self, tensor: Tensor) -> bool:
-        """Return whether it does a fixed thing to each channel of the tensor, and no more."""
-        if self.name not in _FIXED:
-            return False
-        others = [value for value in self.given() if value is not tensor]
-        if self.name in _SCALES:
-            return len(others) == 0 or others[0].numel() <= max(tensor.shape)
-        return self.name != "batch_norm" or not _trains(self)
-
-    def adds(self, tensor: Tensor) -> Tensor | None:
-        """Return the tensor of the same shape that it adds to this one, if that is what it does."""
-        plain = self.kwargs.get("alpha", 1) == 1 and len(self.args) == 2  # noqa: PLR2004
-        others = [value for value in self.given() if value is not tensor]
-        if self.name not in _ADDS or not plain or len(others) != 1:
-            return None
-        return others[0] if others[0].shape == tensor.shape else None
-
-
-def _trains(norm: Step) -> bool:
-    return bool(norm.kwargs.get("training", norm.args[5] if len(norm.args) > 5 else False))  # noqa: PLR2004
-
-
-class Listening(TorchFunctionMode):
-    """Sees every call of an operation, also those inside torch's own Python functions."""
-
-    def __torch_function__(
-        self,
-        func: Function,
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - as the operation
-        """Run one operation of the model."""
-        del types
-        name = name_of(func)
-        if name in ASKS or name.startswith(_UNSEEN):
-            return func(*args, **(kwargs or {}))
-        if (inside := expanded(func)) is not None:
-            with self:
-                return inside(*args, **(kwargs or {}))
-        return self.ran(Step(name, func, args, kwargs or {}))
-
-    def ran(self, step: Step) -> Any:  # noqa: ANN401
-        """Run the operation and return its result."""
-        return step.func(*step.args, **step.kwargs)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerCall:
-    """A call of an affine operation with a parameter of the network."""
-
-    layer: str
-    rows: tuple[int, int] | None  # of the parameter, where the weight is only those
-    affine: AffineCall
-
-
-def layer_call(step: Step, weights: Weights) -> LayerCall | None:
-    """Return which layer the operation is a call of, if it is one."""
-    reader = READERS.get(step.name)
-    affine = reader(step.args, step.kwargs) if reader else None
-    owner = weights.owner(affine.weight) if affine else None
-    if affine is None or owner is None:
-        return None
-    name, _, rows = owner.name.partition("[")
-    first, _, last = rows.rstrip("]").partition(":")
-    return LayerCall(name, (int(first), int(last)) if rows else None, affine)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

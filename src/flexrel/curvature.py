@@ -1,0 +1,210 @@
+"""How an error in a layer's outputs reaches the network's, and what the layer takes in.
+
+The two matrices that say what a refit of the layer can make up for, and how much what it can't
+would matter: a Kronecker-factored quadratic model of the network's outputs (Martens and Grosse,
+2015). Both are sums over samples, so those of batches, processes and devices add up.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flexrel.batches import Batch, RawBatch, read_batches
+from flexrel.errors import ModelError
+from flexrel.listening import LayerCall, Listening, Step, layer_call
+from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at
+from flexrel.records import Progress, Structure, layer_of, silent
+from flexrel.relevance import Weights
+from flexrel.running import call, scores_in, tensors_of, undisturbed
+
+_ROWS = 20_000  # of a layer's inputs, over all batches
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerCurvature:
+    """What is known of one layer; sums.
+
+    Attributes:
+        inputs: second moments of its inputs, by groups, of rows drawn at random.
+        outputs: `[g, j, j]`, float64: products of the gradients at its outputs, summed over all
+            positions of all samples, in squared outputs of the network.
+    """
+
+    inputs: Moments
+    outputs: Float[Tensor, "g j j"]
+
+    def __add__(self, other: "LayerCurvature") -> "LayerCurvature":
+        """Return the curvature on both sets of samples."""
+        return LayerCurvature(self.inputs + other.inputs, self.outputs + other.outputs)
+
+
+class Curvature(Mapping[str, LayerCurvature]):
+    """The curvature of layers, by name, on a calibration set; additive.
+
+    Attributes:
+        samples: how many there were.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerCurvature], samples: int) -> None:
+        self._layers = MappingProxyType(dict(layers))
+        self.samples = samples
+
+    def __getitem__(self, layer: str) -> LayerCurvature:
+        """Return the curvature of a layer."""
+        return self._layers[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names of the layers."""
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        """Return how many layers there are."""
+        return len(self._layers)
+
+    def __add__(self, other: "Curvature") -> "Curvature":
+        """Return the curvature on both sets of samples."""
+        layers = dict(self)
+        for name, found in other.items():
+            layers[name] = layers[name] + found if name in layers else found
+        return Curvature(layers, self.samples + other.samples)
+
+
+def readers_of(structure: Structure) -> set[str]:
+    """Return the layers whose inputs go, or whose weights do, when units go."""
+    readers = {layer_of(s.tensor) for site in structure.sites for s in site.slices if s.reads}
+    return readers | {site.name for site in structure.sites if not site.slices}
+
+
+def measure_curvature(
+    model: nn.Module,
+    batches: Sequence[RawBatch],
+    layers: Collection[str],
+    progress: Progress = silent,
+    *,
+    seed: int = 0,
+) -> Curvature:
+    """Return the curvature of layers on a calibration set.
+
+    The gradients are those of the network's outputs times a standard normal vector: what an error
+    `d` of a layer's outputs does to those of the network, `E |J d|²`, is then `d' S d`. It needs no
+    labels, and does not fade where the network is sure of itself, as those of a loss do.
+
+    Args:
+        model: runs in evaluation mode, and is left as it was.
+        batches: gone through once, one forward and one backward pass each.
+        layers: whose curvature is wanted; those that are never reached are left out.
+        progress: told after each batch.
+        seed: of the normal vectors and of the rows that are drawn.
+
+    Raises:
+        ModelError: no gradient can go back through the model.
+    """
+    total: Curvature | None = None
+    generator = torch.Generator().manual_seed(seed)
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    samples = sum(batch.samples for batch in read_batches(batches, model))
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        stack.enter_context(torch.enable_grad())
+        for parameter, wants in wanted:
+            stack.callback(parameter.requires_grad_, wants)
+            parameter.requires_grad_(False)
+        for batch in read_batches(batches, model):
+            rows = -(-_ROWS * batch.samples // samples)
+            found = _measure(model, batch, layers, rows, generator)
+            total = found if total is None else total + found
+            progress("measuring curvature", batch.index + 1, len(batches))
+    return total if total is not None else Curvature({}, 0)
+
+
+def _measure(
+    model: nn.Module,
+    batch: Batch,
+    layers: Collection[str],
+    rows: int,
+    generator: torch.Generator,
+) -> Curvature:
+    watch = _Watch(Weights(model), layers, rows, generator)
+    given = {id(t): t.detach() for t in batch.tensors}
+    roots = [t.requires_grad_() for t in given.values() if t.is_floating_point()]
+    args = tuple(
+        given.get(id(value), value) * 1 if id(value) in given else value for value in batch.args
+    )
+    kwargs = {k: given[id(v)] * 1 if id(v) in given else v for k, v in batch.kwargs.items()}
+    with watch:
+        result = scores_in(call(model, Batch(batch.index, args, kwargs, batch.labels)))
+    outputs = [t for t in tensors_of(result) if t.is_floating_point() and t.requires_grad]
+    if not outputs:
+        raise ModelError(
+            "no gradient reaches the network's layers: its output does not depend on a "
+            "floating-point input or an embedding, or it runs under no_grad"
+        )
+    probes = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
+    torch.autograd.grad(outputs, [*roots, *watch.leaves], probes, allow_unused=True)
+    return Curvature(
+        {name: LayerCurvature(watch.inputs[name], found) for name, found in watch.outputs.items()},
+        batch.samples,
+    )
+
+
+class _Watch(Listening):
+    """Takes down what wanted layers read, and the gradients that come back to them."""
+
+    def __init__(
+        self, weights: Weights, layers: Collection[str], rows: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.inputs: dict[str, Moments] = {}
+        self.outputs: dict[str, Tensor] = {}
+        self.leaves: list[Tensor] = []  # results that depend on no input
+        self._weights, self._layers = weights, layers
+        self._rows, self._generator = rows, generator
+
+    def ran(self, step: Step) -> Any:  # noqa: ANN401
+        """Run the operation, and watch it if it is a layer's."""
+        result = super().ran(step)
+        if step.name == "embedding" and not result.requires_grad:
+            return self._leaf(result)
+        found = layer_call(step, self._weights)
+        if found is None or found.layer not in self._layers or not _followed(found):
+            return result
+        if not result.requires_grad:
+            result = self._leaf(result)
+        self._add_inputs(found, result)
+        result.register_hook(partial(self._add_outputs, found))
+        return result
+
+    def _leaf(self, result: Tensor) -> Tensor:
+        self.leaves.append(result.detach().requires_grad_())
+        return self.leaves[-1].clone()
+
+    def _add_inputs(self, found: LayerCall, outputs: Tensor) -> None:
+        affine = found.affine
+        rows = drawn_rows(outputs, affine.geometry, self._rows, self._generator)
+        taken = inputs_at(affine.inputs.detach(), affine.weight, affine.geometry, rows)
+        of = moments(taken.float())
+        known = self.inputs.get(found.layer)
+        self.inputs[found.layer] = of if known is None else known + of
+
+    def _add_outputs(self, found: LayerCall, gradient: Tensor) -> None:
+        geometry = found.affine.geometry
+        groups = geometry.groups if geometry else 1
+        flat = outputs_at(
+            gradient, geometry, torch.arange(gradient.numel() // len(found.affine.weight))
+        )
+        rows = flat.float().unflatten(1, (groups, -1)).transpose(0, 1)
+        of = (rows.mT @ rows).double()
+        known = self.outputs.get(found.layer)
+        self.outputs[found.layer] = of if known is None else known + of
+
+
+def _followed(found: LayerCall) -> bool:
+    geometry = found.affine.geometry
+    return found.rows is None and not (geometry is not None and geometry.transposed)

@@ -1,0 +1,105 @@
+"""What `prune` asks of whatever brings accuracy back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from flexrel.batches import RawBatch
+from flexrel.errors import UsageError
+from flexrel.records import Plan, Progress, silent
+from flexrel.recover.closed_form import LayerRepair, reconstruct_
+from flexrel.structure import duplicate
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recovered:
+    """A network, and what was done to it, in lines for a person."""
+
+    name: str  # of what was done
+    network: nn.Module
+    notes: tuple[str, ...]
+
+
+@runtime_checkable
+class Recovery(Protocol):
+    """Brings back accuracy that a cut cost."""
+
+    @property
+    def name(self) -> str:
+        """Name in results."""
+
+    def __call__(
+        self,
+        pruned: nn.Module,
+        dense: nn.Module,
+        plan: Plan,
+        batches: Sequence[RawBatch],
+        progress: Progress = silent,
+    ) -> Recovered:
+        """Return a network of the same shapes and zeros; neither that is given is changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedForm:
+    """Repair by least squares, layer by layer, without labels or training.
+
+    Attributes:
+        samples: of the calibration data, at most.
+        seed: of the rows that are drawn of each layer.
+    """
+
+    samples: int = 1024
+    seed: int = 0
+    name: str = "closed-form"
+
+    def __call__(
+        self,
+        pruned: nn.Module,
+        dense: nn.Module,
+        plan: Plan,
+        batches: Sequence[RawBatch],
+        progress: Progress = silent,
+    ) -> Recovered:
+        """Return a repaired copy of the network."""
+        network = duplicate(pruned)
+        repairs, refused = reconstruct_(
+            network, dense, plan, batches, progress, samples=self.samples, seed=self.seed
+        )
+        return Recovered(self.name, network, tuple(_notes(repairs, refused)))
+
+
+def recoveries(recover: str | Recovery, seed: int) -> tuple[Recovery | None, Recovery | None]:
+    """Return what repairs every network that is tried, and what goes on from the one chosen.
+
+    Args:
+        recover: "none", "closed-form", or what follows the repair.
+        seed: of random numbers.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if recover == "none":
+        return None, None
+    if recover == "closed-form":
+        return ClosedForm(seed=seed), None
+    if isinstance(recover, str) or not isinstance(recover, Recovery):
+        raise UsageError(
+            f"recover {recover!r} is not known; there are: none, closed-form, or an object that "
+            "fits flexrel.Recovery"
+        )
+    return (recover, None) if isinstance(recover, ClosedForm) else (ClosedForm(seed=seed), recover)
+
+
+def _notes(repairs: Sequence[LayerRepair], refused: dict[str, str]) -> list[str]:
+    changed = [repair for repair in repairs if repair.changed]
+    notes = [f"{len(changed)} layers refitted, {len(repairs) - len(changed)} left as they were"]
+    poor = [repair for repair in repairs if repair.rows < repair.inputs]
+    notes += [
+        f"{repair.layer}: fitted to {repair.rows:,} rows, fewer than its {repair.inputs:,} inputs; "
+        "more calibration data would help"
+        for repair in poor
+    ]
+    notes += [f"{layer}: not repaired, {reason}" for layer, reason in refused.items()]
+    return notes

@@ -1,0 +1,137 @@
+"""The score that knows that a repair follows: what a refit of the readers can't make up for.
+
+Optimal Brain Surgeon (Hassibi and Stork, 1993) for groups of weights, on the Kronecker-factored
+curvature of Martens and Grosse (2015): removing the weights `W_u` of a reader, and refitting the
+rest by least squares, costs `tr(S W_u [(G⁻¹)_uu]⁻¹ W_u')`, with `G` the second moments of its
+inputs and `S` those of the gradients at its outputs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexrel.criteria import Evidence
+from flexrel.curvature import LayerCurvature
+from flexrel.errors import UsageError
+from flexrel.records import Slice, layer_of, weight_of
+
+_RIDGE = 1e-3  # of the mean square of an input
+_RANK = 1e-6  # by which scores grow from one unit that goes to the next, at least
+_ROUNDS = 64  # at most, in which units of a site go; between them everything is refitted
+
+
+@dataclass(frozen=True, slots=True)
+class OBS:
+    """Keep what a least-squares refit can't make up for; for cuts that are repaired.
+
+    Units of a layer go one after the other, the one first whose removal costs least once the
+    layers that read it are refitted; each is worth what its removal then cost, over the
+    multiply-adds that go with it. The cost is the squared change of the network's outputs, so that
+    layers compare. No labels.
+
+    Source:
+        Hassibi and Stork, 1993; the greedy order over groups, and the division by multiply-adds,
+        are ours.
+    """
+
+    name: str = "obs"
+    needs_relevance: bool = False
+    needs_curvature: bool = True
+
+    def scores(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
+        """Yield what each unit's removal costs; of single weights, what that of each alone does."""
+        for site in evidence:
+            if site.site.blocks:
+                raise UsageError("criterion 'obs' can't score residual blocks; use another")
+            yield _units(site) if site.site.slices else _weights(site)
+
+
+def _units(site: Evidence) -> Tensor:
+    readers = [
+        _Reader(part, site.tensors[part.tensor], site.curved(layer_of(part.tensor)))
+        for part in site.site.slices
+        if part.reads
+    ]
+    count = site.site.units
+    order, costs = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.float64)
+    alive = torch.ones(count, dtype=torch.bool)
+    gone = 0
+    while gone < count:
+        errors = torch.stack([reader.errors() for reader in readers]).sum(0)
+        errors = errors.masked_fill(~alive, torch.inf)
+        taken = errors.argsort(stable=True)[: min(-(-count // _ROUNDS), count - gone)]
+        order[gone : gone + len(taken)], costs[gone : gone + len(taken)] = taken, errors[taken]
+        gone += len(taken)
+        alive[taken] = False
+        for reader in readers:
+            reader.remove_(taken)
+    grown = costs.cummax(0).values * (1 + _RANK * torch.arange(count))
+    worth = torch.empty(count, dtype=torch.float64)
+    worth[order] = grown
+    return (worth / torch.as_tensor(site.macs).clamp_min(1.0)).float()
+
+
+class _Reader:
+    """A layer that takes units in, refitted as they go.
+
+    Its inputs are the entries of one axis, each with its kernel positions; a unit owns some.
+    """
+
+    def __init__(self, part: Slice, weight: Tensor, curvature: LayerCurvature) -> None:
+        rows = weight.detach().cpu().double()
+        rows = rows if part.axis else rows.mT  # [out, in / groups, *kernel]
+        kernel = rows[0, 0].numel()
+        groups, inputs = len(curvature.outputs), rows[0].numel()
+        self._gradients = curvature.outputs.cpu()
+        self._weight = rows.reshape(groups, -1, inputs)
+        xx = curvature.inputs.centred().xx.cpu()
+        sizes = xx.diagonal(dim1=1, dim2=2).mean(1)
+        xx.diagonal(dim1=1, dim2=2).add_(_RIDGE * sizes[:, None].clamp_min(1e-30))
+        self._inverse = torch.linalg.inv(xx)
+        entries = part.index[..., None] * kernel + torch.arange(kernel)  # [units, inner, kernel]
+        self._columns = entries.flatten(1)
+
+    def _blocks(self, of: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `(G⁻¹)_uu` and `W_u`, for some units: `[u, g, n, n]` and `[u, g, j, n]`."""
+        at = self._columns[of]
+        inverse = self._inverse[:, at[:, :, None], at[:, None, :]].transpose(0, 1)
+        return inverse, self._weight[:, :, at].permute(2, 0, 1, 3)
+
+    def errors(self) -> Tensor:
+        """Return what the removal of each unit costs: `[units]`."""
+        inverse, weight = self._blocks(torch.arange(len(self._columns)))
+        back = torch.linalg.solve(inverse, weight.mT)  # [u, g, n, j]
+        through = self._gradients @ weight  # [u, g, j, n]
+        errors: Tensor = (through.mT * back).sum((1, 2, 3)).clamp_min(0)
+        return errors
+
+    def remove_(self, units: Tensor) -> None:
+        """Take units away together, and refit what stays."""
+        at = self._columns[units].flatten()
+        inverse = self._inverse[:, at[:, None], at[None, :]]
+        rows = self._inverse[:, at]
+        back = torch.linalg.solve(inverse, rows)
+        self._weight -= self._weight[:, :, at] @ back
+        self._inverse -= rows.mT @ back
+        self._weight[:, :, at] = 0
+        self._inverse[:, at] = 0
+        self._inverse[:, :, at] = 0
+        self._inverse[:, at, at] = 1
+
+
+def _weights(site: Evidence) -> Tensor:
+    """Return what the removal of each single weight costs, of the weight's shape."""
+    curvature = site.curved(site.site.name)
+    weight = site.tensors[weight_of(site.site.name)].detach().float().cpu()
+    groups = len(curvature.outputs)
+    xx = curvature.inputs.centred().xx.cpu()
+    inputs = xx.shape[-1]
+    transposed = weight.ndim == 2 and weight.shape[1] != inputs  # noqa: PLR2004
+    rows = (weight.mT if transposed else weight).reshape(groups, -1, inputs)
+    xx.diagonal(dim1=1, dim2=2).add_(_RIDGE * xx.diagonal(dim1=1, dim2=2).mean(1)[:, None])
+    left = 1 / torch.linalg.inv(xx).diagonal(dim1=1, dim2=2)  # [g, k]
+    gradients = curvature.outputs.cpu().diagonal(dim1=1, dim2=2)
+    scores: Tensor = (rows.square() * left[:, None, :] * gradients[:, :, None]).float()
+    return scores.view(weight.mT.shape).mT if transposed else scores.view(weight.shape)
