@@ -91,6 +91,7 @@ class LayerCall:
 
     layer: str
     rows: tuple[int, int] | None  # of the parameter, where the weight is only those
+    transposed: bool  # whether the weight is the parameter's transpose
     affine: AffineCall
 
 
@@ -103,4 +104,5 @@ def layer_call(step: Step, weights: Weights) -> LayerCall | None:
         return None
     name, _, rows = owner.name.partition("[")
     first, _, last = rows.rstrip("]").partition(":")
-    return LayerCall(name, (int(first), int(last)) if rows else None, affine)
+    part = (int(first), int(last)) if rows else None
+    return LayerCall(name, part, owner.transposed, affine)

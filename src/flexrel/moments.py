@@ -56,7 +56,7 @@ def inputs_at(
     if geometry is None:
         return inputs.reshape(-1, 1, inputs.shape[-1])[rows]
     flat = [side for pair in reversed(geometry.padding) for side in pair]
-    padded = functional.pad(inputs, flat).contiguous()
+    padded = functional.pad(inputs, flat) if any(flat) else inputs
     kernel, lengths = weight.shape[2:], padded.shape[2:]
     axes = range(len(kernel))
     outputs = [

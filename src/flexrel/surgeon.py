@@ -93,18 +93,14 @@ class _Reader:
         entries = part.index[..., None] * kernel + torch.arange(kernel)  # [units, inner, kernel]
         self._columns = entries.flatten(1)
 
-    def _blocks(self, of: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `(G⁻¹)_uu` and `W_u`, for some units: `[u, g, n, n]` and `[u, g, j, n]`."""
-        at = self._columns[of]
-        inverse = self._inverse[:, at[:, :, None], at[:, None, :]].transpose(0, 1)
-        return inverse, self._weight[:, :, at].permute(2, 0, 1, 3)
-
     def errors(self) -> Tensor:
         """Return what the removal of each unit costs: `[units]`."""
-        inverse, weight = self._blocks(torch.arange(len(self._columns)))
-        back = torch.linalg.solve(inverse, weight.mT)  # [u, g, n, j]
-        through = self._gradients @ weight  # [u, g, j, n]
-        errors: Tensor = (through.mT * back).sum((1, 2, 3)).clamp_min(0)
+        at = self._columns
+        inverse = self._inverse[:, at[:, :, None], at[:, None, :]]  # (G⁻¹)_uu: [g, u, n, n]
+        weight = self._weight[:, :, at]  # [g, j, u, n]
+        through = (self._gradients @ self._weight)[:, :, at]
+        products = torch.einsum("gjun,gjum->gunm", through, weight)
+        errors: Tensor = (torch.linalg.inv(inverse) * products).sum((0, 2, 3)).clamp_min(0)
         return errors
 
     def remove_(self, units: Tensor) -> None:

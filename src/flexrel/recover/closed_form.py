@@ -22,8 +22,9 @@ from flexrel.recover.uses import Key, Use, uses_of
 from flexrel.running import undisturbed
 from flexrel.structure import kept_positions, named_tensors
 
-_ROWS = 30_000  # of each layer that are fitted, and as many an input of a wide one:
-_ROWS_AN_INPUT = 16
+_ROWS = 30_000  # of each layer that are fitted, but
+_ENTRIES = 2e7  # fewer where that would be more numbers, though
+_ROWS_AN_INPUT = 16  # at least
 _HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
 _EXAMPLE = 2  # samples
 _BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
@@ -161,7 +162,7 @@ class _Repair:
         geometry, weight = call.geometry, call.weight
         groups = geometry.groups if geometry else 1
         inputs = weight[0].numel()
-        most = max(_ROWS, _ROWS_AN_INPUT * inputs)
+        most = max(min(_ROWS, int(_ENTRIES / (groups * inputs))), _ROWS_AN_INPUT * inputs)
         fit: Moments | None = None
         check: Moments | None = None
         apart = size = 0.0
@@ -192,7 +193,7 @@ class _Repair:
             return None
         shape = (groups, -1, inputs)
         bias = torch.zeros(len(weight), device=weight.device) if call.bias is None else call.bias
-        mask = self._support(use, weight)
+        mask = self._support(use)
         found = solve(
             fit,
             check,
@@ -240,15 +241,14 @@ class _Repair:
             return torch.ones(count, dtype=torch.bool)
         if self._kept is None:
             self._kept = kept_positions(named_tensors(self.dense), self.plan)
-        name = weight_of(use.key.layer)
-        tensor = self.dense.get_parameter(name)
-        axis = 0 if tensor.shape[0] == count or use.rows else 1
-        kept = self._kept.get((name, axis))
+        axis = int(use.transposed)
+        names = (weight_of(use.key.layer), use.key.layer)  # the latter of a packed weight
+        kept = next((self._kept[n, axis] for n in names if (n, axis) in self._kept), None)
         if kept is None:
             return torch.ones(count, dtype=torch.bool)
         return kept[use.rows[0] : use.rows[1]] if use.rows else kept
 
-    def _support(self, use: Use, weight: Tensor) -> Tensor | None:
+    def _support(self, use: Use) -> Tensor | None:
         """Return which weights may be other than zero, where the plan says."""
         if not self.plan.structure.pattern.zeros:
             return None
@@ -258,4 +258,4 @@ class _Repair:
             return None
         mask = site.layout.spread(mask) if site.layout else mask
         mask = mask[use.rows[0] : use.rows[1]] if use.rows else mask
-        return mask if mask.shape == weight.shape else mask.t()
+        return mask.t() if use.transposed else mask

@@ -31,6 +31,7 @@ class Use:
 
     key: Key
     rows: tuple[int, int] | None  # of the parameter, where the weight is only those
+    transposed: bool  # whether the weight is the parameter's transpose
     added: bool  # whether its output goes, through fixed steps alone, into a sum with another
     bias: bool  # whether it has a bias that is its alone
     mean: str | None  # without one: the running mean of a norm right behind it, if its alone
@@ -150,7 +151,7 @@ def uses_of(model: nn.Module, example: Batch) -> tuple[list[Use], dict[str, str]
         mean = scout.mean(norm) if norm and bias is None else None
         outputs = scout.seen[at].result
         size = (layer.affine.inputs.nbytes + outputs.nbytes) // example.samples
-        use = Use(key, layer.rows, added, alone, mean, size)
+        use = Use(key, layer.rows, layer.transposed, added, alone, mean, size)
         found.append((end if end is not None and added else at, use))
         sums |= set() if end is None else {end}
     found.sort(key=itemgetter(0))
