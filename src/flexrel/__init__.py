@@ -15,6 +15,7 @@ from flexrel.pack import load, pack
 from flexrel.pipeline import prune
 from flexrel.plan import Plan
 from flexrel.records import Measurement
+from flexrel.recover import FineTune, MaskHolder
 from flexrel.relevance import (
     RULES,
     Affine,
@@ -48,12 +49,14 @@ __all__ = [
     "Criterion",
     "Epsilon",
     "Evidence",
+    "FineTune",
     "FlexRel",
     "FlexrelError",
     "Gamma",
     "GradientInput",
     "MACs",
     "Magnitude",
+    "MaskHolder",
     "Measurement",
     "ModelError",
     "PackError",

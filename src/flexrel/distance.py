@@ -60,14 +60,15 @@ def apart(
     if shapes[0] != shapes[1]:
         raise ModelError(f"the network returns {shapes[0]}, the dense network {shapes[1]}")
     if len(goals) == 1 and is_class_scores(goals[0]):
-        logs = [(tensor / temperature).log_softmax(1) for tensor in (found[0], goals[0])]
-        each = functional.kl_div(*logs, log_target=True, reduction="none").sum(1)
-        counts = each.new_ones(len(each)) if weights is None else weights.to(each)
-        return (each * counts).sum() * temperature**2, counts.sum()
+        log_found, log_goal = ((t / temperature).log_softmax(1) for t in (found[0], goals[0]))
+        divergences = functional.kl_div(log_found, log_goal, log_target=True, reduction="none")
+        counts = goals[0].new_ones(len(goals[0])) if weights is None else weights.to(goals[0])
+        return (divergences.sum(1) * counts).sum() * temperature**2, counts.sum()
     error, size = goals[0].new_zeros(()), goals[0].new_zeros(())
     for goal, have in zip(goals, found, strict=True):
-        for_each = weights is not None and goal.ndim > 0 and len(goal) == len(weights)
-        counts = weights.to(goal).view(-1, *[1] * (goal.ndim - 1)) if for_each else 1
+        counts = goal.new_ones(())
+        if weights is not None and goal.ndim and len(goal) == len(weights):
+            counts = weights.to(goal).view(-1, *[1] * (goal.ndim - 1))
         error = error + ((have - goal).square() * counts).sum()
         size = size + (goal.square() * counts).sum()
     return error, size
