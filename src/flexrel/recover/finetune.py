@@ -52,9 +52,8 @@ class FineTune:
         data: batches to train on, a list, which is shuffled anew in each epoch, or a loader, which
             has its own order; None: the calibration batches.
         validation: other batches, or the share of a list's batches that is held out, in (0, 1).
-        optimizer: from parameters to one of `torch.optim`; None: SGD with Nesterov momentum and
-            weight decay, which norms and biases are spared. For transformers AdamW does better:
-            `lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)`.
+        optimizer: from parameters to one of `torch.optim`; None: SGD with Nesterov momentum,
+            gradients clipped by norm, and weight decay, which norms and biases are spared.
         schedule: from the optimizer and the number of steps in all to one of
             `torch.optim.lr_scheduler`, which is stepped after each batch; None: a short linear
             warm-up, then down to 0 along a cosine.

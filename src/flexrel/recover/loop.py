@@ -74,7 +74,7 @@ class Run:
         """Return the loss on the batch; if it is finite, take a step against its gradient."""
         self.optimizer.zero_grad()
         loss = self.objective(self.student, batch)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             return value
         try:

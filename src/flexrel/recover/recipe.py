@@ -1,6 +1,6 @@
 """How a network is trained unless the caller says otherwise: optimizer, schedule, device."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -20,7 +20,8 @@ MakeSchedule = Callable[[Optimizer, int], LRScheduler]  # (optimizer, steps in a
 
 BatchNorm = nn.modules.batchnorm._NormBase  # noqa: SLF001 - the base of all that keep statistics
 _NORMS = (BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_RATE = 0.02
+_RATE = 0.05
+_LARGEST = 2.0  # norm of all gradients together, so that this rate does for transformers too
 _MOMENTUM = 0.9
 _DECAY = 1e-4
 _WARM_UP = 0.05  # share of all steps
@@ -32,8 +33,8 @@ def optimizer_of(network: nn.Module, make: MakeOptimizer | None) -> Optimizer:
 
     Args:
         network: that is trained.
-        make: gets those parameters; None: SGD with Nesterov momentum, with weight decay but for
-            vectors and what norms have.
+        make: gets those parameters; None: SGD with Nesterov momentum, gradients clipped by their
+            norm, with weight decay but for vectors and what norms have.
 
     Raises:
         UsageError: all parameters are frozen, or `make` returns no optimizer.
@@ -52,11 +53,17 @@ def optimizer_of(network: nn.Module, make: MakeOptimizer | None) -> Optimizer:
             for parameters, decay in ((decayed, _DECAY), (spared, 0.0))
             if parameters
         ]
-        return SGD(groups, lr=_RATE, momentum=_MOMENTUM, nesterov=True)
+        sgd = SGD(groups, lr=_RATE, momentum=_MOMENTUM, nesterov=True)
+        sgd.register_step_pre_hook(lambda *_: _clip_(trained))
+        return sgd
     optimizer = make(trained)
     if not isinstance(optimizer, Optimizer):
         raise UsageError(f"optimizer= must return an optimizer, not {type(optimizer).__name__}")
     return optimizer
+
+
+def _clip_(parameters: Sequence[nn.Parameter]) -> None:
+    nn.utils.clip_grad_norm_(parameters, _LARGEST)
 
 
 def schedule_of(optimizer: Optimizer, steps: int, make: MakeSchedule | None) -> LRScheduler:
