@@ -674,6 +674,7 @@ def test_a_pruned_network_is_packed_without_loss_and_reported(granularity, tmp_p
         evaluate=lambda network: float(network(PICTURES).argmax(1).float().mean() / 2),
         compare=True,
         granularity=granularity,
+        recover="none",
     )
     result.save(tmp_path)
     pack(result.model, tmp_path / "again.flexrel")

@@ -15,6 +15,7 @@ from flexrel.pack import load, pack
 from flexrel.pipeline import prune
 from flexrel.plan import Plan
 from flexrel.records import Measurement
+from flexrel.recover import ClosedForm, FineTune, MaskHolder, Recovered, Recovery
 from flexrel.relevance import (
     RULES,
     Affine,
@@ -30,10 +31,12 @@ from flexrel.relevance import (
 )
 from flexrel.result import Result
 from flexrel.statistics import Statistics
+from flexrel.surgeon import OBS
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "OBS",
     "RULES",
     "Accuracy",
     "AccuracyDrop",
@@ -45,20 +48,25 @@ __all__ = [
     "ByDepth",
     "ByName",
     "Bytes",
+    "ClosedForm",
     "Criterion",
     "Epsilon",
     "Evidence",
+    "FineTune",
     "FlexRel",
     "FlexrelError",
     "Gamma",
     "GradientInput",
     "MACs",
     "Magnitude",
+    "MaskHolder",
     "Measurement",
     "ModelError",
     "PackError",
     "Parameters",
     "Plan",
+    "Recovered",
+    "Recovery",
     "Relevance",
     "Result",
     "Rule",

@@ -69,9 +69,14 @@ def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batc
         UsageError: a batch has another form, no sample, or a NaN or infinity (says which).
     """
     _check_iterable(batches)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     for index, raw in enumerate(batches):
-        yield _read(raw, index, device)
+        yield read_batch(raw, index, device)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the model's first parameter is; the CPU for a model without any."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _parts(raw: RawBatch, index: int) -> tuple[tuple[Any, ...], dict[str, Any], Any, Any]:
@@ -91,7 +96,8 @@ def _parts(raw: RawBatch, index: int) -> tuple[tuple[Any, ...], dict[str, Any], 
     )
 
 
-def _read(raw: RawBatch, index: int, device: torch.device) -> Batch:
+def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
+    """Return the batch of that number on the device, checked; raises as `read_batches` does."""
     args, kwargs, labels, weights = _parts(raw, index)
     given = [*args, *kwargs.values()]
     tensors = [v for v in given if isinstance(v, Tensor)]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from flexrel.batches import Batch, RawBatch, read_batches
+from flexrel.distance import apart, numbers_in
 from flexrel.errors import ModelError, UsageError
-from flexrel.running import call, is_class_scores, scores_in, tensors_of, undisturbed
+from flexrel.running import call, scores_in, undisturbed
 from flexrel.structure import duplicate
 
 Evaluate = Callable[[nn.Module], float]
@@ -107,28 +107,15 @@ class Divergence:
 
     def __call__(self, model: nn.Module) -> float:
         """Return the model's divergence; infinity where its outputs are not finite."""
-        apart, weight = 0.0, 0.0
+        error, size = 0.0, 0.0
         for goals, found in zip(self._goals, _outputs(model, self._batches), strict=True):
-            if len(goals) == 1 and is_class_scores(goals[0]):
-                logs = (found[0].log_softmax(1), goals[0].log_softmax(1))
-                apart += float(functional.kl_div(*logs, log_target=True, reduction="sum"))
-                weight += len(goals[0])
-                continue
-            for goal, have in zip(goals, found, strict=True):
-                apart += float((have - goal).square().sum())
-                weight += float(goal.square().sum())
-        value = apart / weight if weight else apart
+            more = apart(goals, found)
+            error, size = error + float(more[0]), size + float(more[1])
+        value = error / size if size else error
         return value if math.isfinite(value) else math.inf
 
 
 def _outputs(model: nn.Module, batches: Sequence[RawBatch]) -> Iterator[list[Tensor]]:
     with undisturbed(model), torch.no_grad():
         for batch in read_batches(batches, model):
-            result = call(model, batch)
-            numbers = [t.float() for t in tensors_of(result) if t.is_floating_point()]
-            if not numbers:
-                raise ModelError(
-                    f"the model returns a {type(result).__name__} for batch {batch.index} in which "
-                    "no tensor of numbers is found"
-                )
-            yield numbers
+            yield numbers_in(call(model, batch), batch)

@@ -1,9 +1,11 @@
-"""Which network something belongs to: its structure and names, not its values."""
+"""Which network something belongs to, by structure and names; and which tensors, by values."""
 
 import hashlib
 import json
+from collections.abc import Iterable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -23,3 +25,15 @@ def fingerprint(model: nn.Module) -> str:
         "tensors": [[name, list(tensor.shape)] for name, tensor in tensors],
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def digest(tensors: Iterable[tuple[str, Tensor | None]]) -> str:
+    """Return 64 hex digits of the names, kinds, shapes and bytes of tensors."""
+    sha = hashlib.sha256()
+    for name, tensor in tensors:
+        if tensor is None:
+            continue
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        sha.update(flat.numpy().data)
+    return sha.hexdigest()

@@ -16,6 +16,7 @@ from flexrel.batches import Batch, RawBatch, collect, first_samples, read_batche
 from flexrel.budgets import AccuracyDrop, Budget
 from flexrel.calibrate import calibrate
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, without_unmeasured
+from flexrel.curvature import measure_curvature, readers_of
 from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Accuracy, Divergence, Evaluate
 from flexrel.forms import Forms, Subject
@@ -29,6 +30,7 @@ from flexrel.running import unwrapped
 from flexrel.search import most_removal
 from flexrel.starts import Start
 from flexrel.structure import saved
+from flexrel.surgeon import OBS, without_uncurved
 from flexrel.trials import Trials
 
 _EXAMPLE_SAMPLES = 2
@@ -38,8 +40,14 @@ _ROUNDS = 3  # of choosing a criterion where the last one led
 _CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # shares of units removed
 
 
-def candidates() -> tuple[Criterion, ...]:
-    """Return the criteria that `criterion=None` chooses from; of equals, the earlier is taken."""
+def candidates(granularity: str = "channel", recover: object = "none") -> tuple[Criterion, ...]:
+    """Return the criteria that `criterion=None` chooses from; of equals, the earlier is taken.
+
+    Channels and heads of a network that is repaired are scored by `OBS`, which knows that; all
+    else by magnitude, relevance, and blends of several deltas.
+    """
+    if recover != "none" and granularity in ("channel", "head"):
+        return (OBS(),)
     deltas = (0.1, 0.3, 0.5, 0.7, 0.9)
     sums = tuple(FlexRel(delta) for delta in deltas)
     products = tuple(FlexRel(delta, blend="product") for delta in (1 / 3, 0.5, 2 / 3))
@@ -113,7 +121,11 @@ def prune(
         BudgetError: the target or a budget can't be met; says the closest that can.
         ModelError: the network can't be analysed, or its cut does not verify.
     """
-    options = (criterion,) if isinstance(criterion, Criterion) else criterion or candidates()
+    options = (
+        (criterion,)
+        if isinstance(criterion, Criterion)
+        else criterion or candidates(granularity, recover)
+    )
     check_request(target, budgets, evaluate, allocation, values, granularity, multiple_of)
     repair, training = recoveries(recover, seed)
     if form not in FORMS:
@@ -128,6 +140,7 @@ def prune(
     statistics = None
     if compare or any(option.needs_relevance for option in options):
         statistics = calibrate(model, batches, rule, output, progress)
+    curving = any(getattr(option, "needs_curvature", False) for option in options)
     divergence = Divergence(model, batches)
     order = ALLOCATIONS[allocation]
 
@@ -135,8 +148,14 @@ def prune(
         whole, structure = subject.network, subject.structure
         if statistics is not None:
             structure = without_unmeasured(structure, statistics)
+        curvature = None
+        if curving:
+            layers = readers_of(structure)
+            curvature = measure_curvature(whole, batches, layers, progress, seed=seed)
+            structure = without_uncurved(structure, curvature)
         trials = Trials(
             *(whole, structure, statistics, order, values, evaluate, divergence, progress),
+            curvature=curvature,
             multiple_of=multiple_of,
             repair=partial(repair, batches=batches) if repair else None,
         )

@@ -7,15 +7,15 @@ inputs and `S` those of the gradients at its outputs.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flexrel.criteria import Evidence
-from flexrel.curvature import LayerCurvature
-from flexrel.errors import UsageError
-from flexrel.records import Slice, layer_of, weight_of
+from flexrel.curvature import Curvature, LayerCurvature
+from flexrel.errors import ModelError, UsageError
+from flexrel.records import Protected, Slice, Structure, layer_of, weight_of
 
 _RIDGE = 1e-3  # of the mean square of an input
 _RANK = 1e-6  # by which scores grow from one unit that goes to the next, at least
@@ -46,6 +46,26 @@ class OBS:
             if site.site.blocks:
                 raise UsageError("criterion 'obs' can't score residual blocks; use another")
             yield _units(site) if site.site.slices else _weights(site)
+
+
+def without_uncurved(structure: Structure, curvature: Curvature) -> Structure:
+    """Return the structure without the sites of whose readers the curvature is not known.
+
+    Raises:
+        ModelError: no site is left.
+    """
+    sites, protected = [], []
+    for site in structure.sites:
+        readers = {layer_of(part.tensor) for part in site.slices if part.reads} or {site.name}
+        missing = sorted(readers - curvature.keys())
+        if missing and not site.blocks:
+            reason = f"what a refit of {missing[0]} can make up for was not measured"
+            protected.append(Protected(site.name, reason))
+        else:
+            sites.append(site)
+    if not sites:
+        raise ModelError(f"no layer can be scored: {protected[0].name}: {protected[0].reason}")
+    return replace(structure, sites=tuple(sites), protected=(*structure.protected, *protected))
 
 
 def _units(site: Evidence) -> Tensor:

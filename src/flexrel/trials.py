@@ -13,6 +13,7 @@ from flexrel.allocate import Allocation, Order, Removal, order_of
 from flexrel.apply import apply
 from flexrel.budgets import Budget
 from flexrel.criteria import Criterion, scores_of
+from flexrel.curvature import Curvature
 from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Divergence, Evaluate, checked
 from flexrel.pack import Values, encode, round_
@@ -46,6 +47,7 @@ class Trials:
     divergence: Divergence
     progress: Progress
     multiple_of: int = 1  # that widths are rounded up to
+    curvature: Curvature | None = None
     repair: Recover | None = None  # of every network that is tried
     _last: tuple[Criterion, Order] | None = None  # orders are large; the last is often asked for
     _repaired: tuple[bytes, nn.Module, RecoveryStep] | None = None  # likewise
@@ -54,7 +56,8 @@ class Trials:
         """Return the order in which the criterion lets units go, or layers take N:M."""
         if self._last is None or self._last[0] is not criterion:
             tensors = named_tensors(self.model)
-            scores = scores_of(criterion, self.structure, tensors, self.statistics)
+            evidence = (tensors, self.statistics, self.curvature)
+            scores = scores_of(criterion, self.structure, *evidence)
             removal = order_of(self.structure, self.allocation(scores), self.multiple_of)
             self._last = (criterion, removal)
         return self._last[1]
@@ -81,10 +84,10 @@ class Trials:
     ) -> tuple[nn.Module, RecoveryStep]:
         """Return the network recovered, or as it is if that is closer to the dense one."""
         made = recover(pruned=network, dense=self.model, plan=plan, progress=self.progress)
-        before, after = self.divergence(network), self.divergence(made.network)
-        kept = after <= before
+        before, after = self.divergence(network), self.divergence(made.model)
+        kept = made.training.best > 0 if made.training else after <= before
         step = RecoveryStep(made.name, before, after, kept, made.notes)
-        return (made.network if kept else network), step
+        return (made.model if kept else network), step
 
     def dense(self) -> Measurement:
         """Measure the network as it came."""

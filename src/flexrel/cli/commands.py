@@ -19,7 +19,14 @@ from flexrel.allocate import ALLOCATIONS
 from flexrel.apply import apply
 from flexrel.calibrate import calibrate as calibrate_model
 from flexrel.cli.options import parse_budget, parse_criterion, parse_rule, parse_target
-from flexrel.cli.show import conservation, plan_tables, progress_bars, table, what_it_is
+from flexrel.cli.show import (
+    conservation,
+    plan_tables,
+    progress_bars,
+    recovery_lines,
+    table,
+    what_it_is,
+)
 from flexrel.cli.sources import read_data, read_model
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.evaluate import Accuracy
@@ -121,14 +128,16 @@ def prune(
     ] = None,
     granularity: Annotated[str, typer.Option(help=", ".join(GRANULARITIES))] = "channel",
     criterion: Annotated[
-        str, typer.Option(help="auto, magnitude, relevance or flexrel:DELTA")
+        str, typer.Option(help="auto, magnitude, relevance, obs or flexrel:DELTA")
     ] = "auto",
     allocation: Annotated[str, typer.Option(help=", ".join(ALLOCATIONS))] = "global",
     keep: Annotated[list[str] | None, typer.Option(help="a layer to leave alone")] = None,
     multiple_of: Annotated[int, typer.Option(help="round widths up to multiples of this")] = 1,
     rule: Rule = "gradient-input",
     output: Output = "auto",
-    recover: Annotated[str, typer.Option(help="none")] = "none",
+    recover: Annotated[
+        str, typer.Option(help="none, closed-form, or finetune:EPOCHS on the calibration data")
+    ] = "closed-form",
     values: Annotated[str, typer.Option(help=f"in the file: {', '.join(VALUES)}")] = "float32",
     form: Annotated[
         str, typer.Option(help=f"what is cut: {', '.join(FORMS)}; the last where code fixes sizes")
@@ -166,7 +175,7 @@ def prune(
             allocation=allocation,  # type: ignore[arg-type]  # checked, as the next two
             keep=keep or (),
             multiple_of=multiple_of,
-            recover=recover,  # type: ignore[arg-type]
+            recover=recover,
             values=values,  # type: ignore[arg-type]
             form=form,  # type: ignore[arg-type]
             compare=compare and evaluate is not None,
@@ -179,6 +188,8 @@ def prune(
         typer.echo(json.dumps(result.as_json()))
         return
     Console().print(table(result))
+    for line in recovery_lines(result):
+        typer.echo(line)
     typer.echo(what_it_is(result))
     if out is not None:
         program = ", model.pt2" if result.form == "exported" else ""

@@ -6,6 +6,7 @@ from flexrel.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Spars
 from flexrel.criteria import BLENDS, Criterion, FlexRel, Magnitude, Relevance
 from flexrel.errors import UsageError
 from flexrel.relevance import RuleLike, rule_of
+from flexrel.surgeon import OBS
 
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+)\s*(%|[kMG]?)")
 _FACTORS = {"k": 10**3, "M": 10**6, "G": 10**9}
@@ -65,6 +66,8 @@ def parse_criterion(text: str) -> Criterion | None:
     name, *rest = text.split(":")
     if text == "auto":
         return None
+    if text == "obs":
+        return OBS()
     if text == "magnitude":
         return Magnitude()
     if text == "relevance":
@@ -75,7 +78,7 @@ def parse_criterion(text: str) -> Criterion | None:
             if known == blend:
                 return FlexRel(float(rest[0]), blend=known)
     raise UsageError(
-        f"criterion {text!r} is not known; there are: auto, magnitude, relevance, "
+        f"criterion {text!r} is not known; there are: auto, magnitude, relevance, obs, "
         "flexrel:DELTA and flexrel:DELTA:product with DELTA in [0, 1]"
     )
 

@@ -76,6 +76,15 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         yield left
 
 
+def recovery_lines(result: Result) -> Iterator[str]:
+    """Yield what repair and training did, a line a step, and what there is to know of it."""
+    for step in result.recovery:
+        undone = "" if step.kept else "; undone"
+        distance = f"{step.before:.4g} before, {step.after:.4g} after"
+        yield f"{step.name}: divergence on calibration data {distance}{undone}"
+        yield from (f"  {note}" for note in step.notes)
+
+
 def what_it_is(result: Result) -> str:
     """Return in a line whether the network is the module, or a program exported of it."""
     if result.form == "module":

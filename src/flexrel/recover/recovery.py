@@ -7,8 +7,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from flexrel.batches import RawBatch
-from flexrel.errors import UsageError
-from flexrel.records import Plan, Progress, silent
+from flexrel.records import Plan, Progress, Training, silent
 from flexrel.recover.closed_form import LayerRepair, reconstruct_
 from flexrel.structure import duplicate
 
@@ -18,8 +17,9 @@ class Recovered:
     """A network, and what was done to it, in lines for a person."""
 
     name: str  # of what was done
-    network: nn.Module
+    model: nn.Module
     notes: tuple[str, ...]
+    training: Training | None = None  # what happened in it, if it was that
 
 
 @runtime_checkable
@@ -68,28 +68,6 @@ class ClosedForm:
             network, dense, plan, batches, progress, samples=self.samples, seed=self.seed
         )
         return Recovered(self.name, network, tuple(_notes(repairs, refused)))
-
-
-def recoveries(recover: str | Recovery, seed: int) -> tuple[Recovery | None, Recovery | None]:
-    """Return what repairs every network that is tried, and what goes on from the one chosen.
-
-    Args:
-        recover: "none", "closed-form", or what follows the repair.
-        seed: of random numbers.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    if recover == "none":
-        return None, None
-    if recover == "closed-form":
-        return ClosedForm(seed=seed), None
-    if isinstance(recover, str) or not isinstance(recover, Recovery):
-        raise UsageError(
-            f"recover {recover!r} is not known; there are: none, closed-form, or an object that "
-            "fits flexrel.Recovery"
-        )
-    return (recover, None) if isinstance(recover, ClosedForm) else (ClosedForm(seed=seed), recover)
 
 
 def _notes(repairs: Sequence[LayerRepair], refused: dict[str, str]) -> list[str]:

@@ -5,10 +5,11 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, fx, nn
 
 from flexrel.errors import UsageError
-from flexrel.records import Block, Plan, layer_of, weight_of
+from flexrel.records import Block, Plan, Site, layer_of, weight_of
 from flexrel.structure.numbers import renumber_
 from flexrel.structure.skip import skip_
 
@@ -221,15 +222,20 @@ def masked(
             continue
         if not (site.slices or site.blocks):
             weight = tensors[weight_of(site.name)].detach()
-            gone = site.layout.spread(gone) if site.layout else gone
-            # times 0 would leave -0.0
-            zeroed[weight_of(site.name)] = weight.masked_fill(gone.to(weight.device), 0)
+            entries = gone_entries(site, plan).to(weight.device)
+            zeroed[weight_of(site.name)] = weight.masked_fill(entries, 0)  # times 0 leaves -0.0
         for part in site.slices:
             if part.reads or not readers:
                 tensor = zeroed.get(part.tensor, tensors[part.tensor].detach())
                 entries = part.index[gone].flatten().to(tensor.device)
                 zeroed[part.tensor] = tensor.index_fill(part.axis, entries, 0)
     return zeroed
+
+
+def gone_entries(site: Site, plan: Plan) -> Bool[Tensor, "..."]:
+    """Return which entries of the site's weight a plan of zeros takes, of the weight's shape."""
+    gone = ~plan.masks[site.name]
+    return site.layout.spread(gone) if site.layout else gone
 
 
 def mask_(model: nn.Module, plan: Plan) -> None:

@@ -1,0 +1,674 @@
+"""What training a pruned network promises, by loops, by hand, and by what must not change."""
+
+import copy
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+import flexrel
+from flexrel import FineTune, ModelError, UsageError
+from flexrel.distance import apart
+from flexrel.records import weight_of
+from flexrel.structure import export, gone_entries
+from networks import Call, batch, bits, random_, same_bits
+from trainings import (
+    Tied,
+    adam,
+    convolutional,
+    group_plan,
+    labelled,
+    perceptron,
+    pruned,
+    run,
+    same,
+    sgd,
+    weights,
+)
+
+drawn = settings(max_examples=12, deadline=None, derandomize=True)
+
+
+class Watched:
+    """A learning rate of 0.1 that looks at the weights after each step."""
+
+    def __init__(self, make, look):
+        self.make, self.look = make, look
+
+    def __call__(self, parameters):
+        optimizer = self.make(parameters)
+        self.schedules = []
+        self.optimizer = optimizer
+        return optimizer
+
+    def schedule(self, optimizer, steps):
+        """Called after the optimizer's step, before the next: a place to look."""
+        look = self.look
+
+        class Look(torch.optim.lr_scheduler.LambdaLR):
+            def step(self, *args):
+                look(optimizer)
+                super().step(*args)
+
+        return Look(optimizer, lambda _: 1.0)
+
+
+def positive_zero(tensor):
+    return bool((tensor.view(torch.int32) == 0).all())
+
+
+# --- the loop is the loop that one would write --------------------------------------------------
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.3, 1.0])
+def test_agrees_with_a_loop_written_by_hand(distillation):
+    dense = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+    network, plan = pruned(dense, "channel")
+    data, held_out = labelled(5), labelled(2, seed=1)
+    order = []
+
+    found = FineTune(
+        2,
+        validation=held_out,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        schedule=lambda optimizer, steps: torch.optim.lr_scheduler.LinearLR(
+            optimizer, 1.0, 0.0, total_iters=steps
+        ),
+        augment=lambda x, _: order.append(x) or x,
+        distillation=distillation,
+        temperature=3.0,
+    )(network, dense, plan, data)
+
+    student, labels = copy.deepcopy(network), {id(x): y for x, y in data}
+    parameters = list(student.parameters())
+    speeds = [torch.zeros_like(p) for p in parameters]
+    for step, x in enumerate(order):
+        loss = slow_loss(student, dense, x, labels[id(x)], distillation, 3.0)
+        rate = 0.1 * (1 - step / 10)
+        for p, v, gradient in zip(
+            parameters, speeds, torch.autograd.grad(loss, parameters), strict=True
+        ):
+            v.mul_(0.9).add_(gradient)
+            p.data.sub_(rate * v)
+    assert len(order) == 10
+    assert found.training.best == 2
+    for name, value in found.model.state_dict().items():
+        assert torch.allclose(value, student.state_dict()[name], atol=1e-5), name
+    with torch.no_grad():
+        losses = [slow_loss(student, dense, x, y, distillation, 3.0) for x, y in held_out]
+    assert found.training.validation[-1] == pytest.approx(sum(losses).item() / 2, rel=1e-4)
+
+
+def slow_loss(student, dense, x, y, distillation, temperature):
+    """The definition, sample by sample: -ln p(label), and T² Σ p ln(p / q)."""
+    total = 0.0
+    for row, label in zip(x, y, strict=True):
+        scores, goal = student(row[None])[0], dense(row[None])[0].detach()
+        p, q = ((s / temperature).exp() for s in (goal, scores))
+        p, q = p / p.sum(), q / q.sum()
+        far = temperature**2 * (p * (p / q).log()).sum()
+        total += distillation * far - (1 - distillation) * scores.log_softmax(0)[label]
+    return total / len(x)
+
+
+def test_training_brings_back_what_pruning_lost():
+    data = labelled(20, samples=16)
+    dense = perceptron()
+    plan = group_plan(dense)
+
+    trained = FineTune(10, distillation=0.0)(flexrel.apply(dense, plan), dense, plan, data)
+
+    accuracy = flexrel.Accuracy(labelled(4, seed=9))
+    assert accuracy(trained.model) > accuracy(flexrel.apply(dense, plan)) + 0.2
+
+
+def test_order_is_drawn_anew_in_each_epoch_and_each_batch_comes_once():
+    data = labelled(6, samples=2)
+    seen = []
+
+    run(3, batches=data, validation=labelled(1), augment=lambda x, _: seen.append(id(x)) or x)
+
+    epochs = [seen[i : i + 6] for i in (0, 6, 12)]
+    assert all(sorted(epoch) == sorted(id(x) for x, _ in data) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_loader_keeps_its_own_order():
+    class Loader:
+        def __iter__(self):
+            return iter(data)
+
+    data = labelled(4, samples=2)
+    seen = []
+    settings = {"validation": labelled(1), "augment": lambda x, _: seen.append(x) or x}
+
+    run(2, data=Loader(), **settings)
+
+    assert all(a is b for a, (b, _) in zip(seen, data * 2, strict=True))
+
+
+# --- zeros are held -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adam], ids=["momentum", "adam"])
+@pytest.mark.parametrize("granularity", ["element", "2:4", "block:2x4", "tied", "convolution"])
+def test_zeros_are_plus_zero_after_every_step(granularity, optimizer):
+    dense, shape = random_(Tied()) if granularity == "tied" else perceptron(), (8,)
+    data = labelled(6)
+    if granularity == "convolution":
+        dense, shape = convolutional(), (4, 4, 4)
+        data = labelled(6, shape=shape)
+    kind = {"tied": "element", "convolution": "block:2x4"}.get(granularity, granularity)
+    if granularity == "tied":
+        data = [x for x, _ in data]
+    network, plan = pruned(dense, kind, shape)
+    if kind == "2:4":
+        plan = group_plan(dense)
+        network = flexrel.apply(dense, plan)
+    gone = {weight_of(site.name): gone_entries(site, plan) for site in plan.structure.sites}
+    steps = []
+
+    def look(optimizer):
+        shapes = {tuple(g.shape): g for g in gone.values()}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if tuple(p.shape) in shapes:
+                    assert positive_zero(p.detach()[shapes[tuple(p.shape)]])
+                    steps.append(tuple(p.shape))
+
+    watched = Watched(optimizer, look)
+    trained = FineTune(2, optimizer=watched, schedule=watched.schedule)(network, dense, plan, data)
+
+    assert len(steps) >= 9  # 5 batches are trained on in each of 2 epochs
+    assert trained.training.best > 0
+    for name, entries in gone.items():
+        weight = trained.model.get_parameter(name)
+        assert positive_zero(weight.detach()[entries])
+        assert (weight.detach()[~entries] != network.get_parameter(name)[~entries]).any()
+    if granularity == "tied":
+        assert trained.model.encode.weight is trained.model.decode.weight
+
+
+def test_channels_that_are_gone_need_no_holding():
+    network, _, trained = run(granularity="channel")
+
+    assert [p.shape for p in trained.model.parameters()] == [p.shape for p in network.parameters()]
+    assert not same(weights(trained.model), weights(network))
+
+
+# --- the best is taken --------------------------------------------------------------------------
+
+
+@drawn
+@given(seed=st.integers(0, 99), rate=st.sampled_from([0.01, 0.3, 3.0, 100.0]))
+def test_the_network_returned_has_the_lowest_validation_loss_that_was_seen(seed, rate):
+    held_out = labelled(2, seed=seed + 1)
+    network, _, trained = run(
+        4,
+        labelled(4, seed=seed),
+        validation=held_out,
+        optimizer=lambda p: torch.optim.SGD(p, lr=rate),
+        distillation=0.0,
+        seed=seed,
+    )
+
+    found = trained.training
+    losses = [functional.cross_entropy(trained.model(x), y).item() for x, y in held_out]
+    assert found.best == found.validation.index(min(found.validation))
+    assert sum(losses) / 2 == pytest.approx(min(found.validation), rel=1e-4)
+    if found.best == 0:
+        assert same(weights(trained.model), weights(network))
+
+
+def test_a_learning_rate_that_ruins_returns_the_network_as_it_was_given():
+    dense = perceptron()
+    network, plan = pruned(dense, "channel")
+    data = labelled(6)
+
+    found = FineTune(3, optimizer=lambda p: torch.optim.SGD(p, lr=1e3), distillation=1.0)(
+        dense, dense, plan, data
+    )
+
+    assert found.training.best == 0
+    assert found.training.validation[0] == pytest.approx(0, abs=1e-6)
+    assert same(weights(found.model), weights(dense))
+    assert network is not found.model
+
+
+def test_training_ends_when_it_was_no_better_for_so_many_epochs():
+    dense = perceptron()
+    _, plan = pruned(dense, "channel")
+
+    found = FineTune(
+        9, patience=2, optimizer=lambda p: torch.optim.SGD(p, lr=10.0), distillation=1.0
+    )(dense, dense, plan, labelled(6)).training
+
+    assert (found.ran, found.best, found.early) == (2, 0, True)
+    assert found.stopped == "no better for 2 epochs"
+
+
+def test_validation_is_the_mean_over_samples_in_evaluation_mode():
+    held_out = [*labelled(1, samples=2), *labelled(1, samples=6, seed=4)]
+    network, _, trained = run(1, validation=held_out, distillation=0.0)
+
+    assert network.training is False
+    x, y = (torch.cat(part) for part in zip(*held_out, strict=True))
+    before = functional.cross_entropy(network(x), y).item()
+    assert trained.training.validation[0] == pytest.approx(before, rel=1e-5)
+
+
+def test_a_share_of_the_batches_is_held_out_and_never_trained_on():
+    data = labelled(10, samples=2)
+    seen = []
+
+    _, _, trained = run(
+        2, batches=data, validation=0.25, augment=lambda x, _: seen.append(id(x)) or x
+    )
+
+    assert len(set(seen)) == 8  # round(2.5) is 2
+    assert trained.training.validated_on == "2 of 10 batches, held out"
+
+
+@pytest.mark.parametrize(("count", "share", "said"), [(2, 0.99, "1 of 2"), (9, 0.01, "1 of 9")])
+def test_at_least_one_batch_is_held_out_and_one_is_left(count, share, said):
+    _, _, trained = run(1, labelled(count), validation=share)
+
+    assert trained.training.validated_on == f"{said} batches, held out"
+
+
+def test_one_batch_is_trained_and_validated_on_and_the_record_says_so():
+    _, _, trained = run(1, labelled(1))
+
+    assert trained.training.validated_on == "the training data, which is one batch"
+
+
+# --- what is not finite -------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_the_best_so_far():
+    calls = []
+
+    def loss(output, labels):
+        calls.append(1)
+        scale = math.nan if len(calls) == 12 else 1.0  # in epoch 2: 3 + 1 batches, validated first
+        return functional.cross_entropy(output, labels) * scale
+
+    network, _, trained = run(5, labelled(4), loss=loss, distillation=0.0, augment=None)
+
+    found = trained.training
+    assert found.stopped.startswith("the loss was nan in step ")
+    assert "of epoch 3" in found.stopped
+    assert found.ran == 2
+    assert all(tensor.isfinite().all() for tensor in weights(trained.model).values())
+    assert network.training is False
+
+
+def test_weights_that_overflow_do_not_come_back():
+    network, _, trained = run(4, optimizer=lambda p: torch.optim.SGD(p, lr=1e38), distillation=0.0)
+
+    assert "finite" in trained.training.stopped or "nan" in trained.training.stopped
+    assert same(weights(trained.model), weights(network))
+
+
+def test_a_network_that_was_broken_from_the_start_is_returned_as_it_is():
+    dense = perceptron()
+    broken, plan = pruned(dense, "channel")
+    with torch.no_grad():
+        broken[0].bias.fill_(math.nan)
+
+    found = FineTune(2)(broken, dense, plan, labelled(4)).training
+
+    assert found.validation == (math.inf,)
+    assert found.stopped == "the loss was nan in step 1 of epoch 1"
+
+
+# --- the dense network's outputs ----------------------------------------------------------------
+
+
+def test_without_labels_all_of_the_loss_is_the_distance_from_the_dense_network():
+    dense = perceptron()
+    network, plan = pruned(dense)
+    data = [x for x, _ in labelled(8)]
+
+    trained = FineTune(4)(network, dense, plan, data)
+
+    assert trained.training.distillation == 1.0
+    distance = flexrel.evaluate.Divergence(dense, [x for x, _ in labelled(4, seed=5)])
+    assert distance(trained.model) < distance(network)
+
+
+def test_the_share_is_what_fits_the_data_unless_it_is_told():
+    regressor = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 1))
+    network, plan = pruned(regressor, "channel")
+    data = [(x, y.float()[:, None]) for x, y in labelled(3)]
+
+    def share(**settings):
+        return FineTune(1, **settings)(network, regressor, plan, data).training.distillation
+
+    assert run(1)[2].training.distillation == 0.5
+    assert run(1, distillation=0.2)[2].training.distillation == 0.2
+    assert share() == 1.0
+    assert share(loss=lambda output, labels: (output - labels).square().mean()) == 0.5
+
+
+def test_weights_say_how_often_a_sample_counts_in_training_and_not_in_validation():
+    x, y = labelled(1, samples=4)[0]
+    w = torch.tensor([2.0, 0.0, 1.0, 1.0])
+    twice = [0, 0, 2, 3]
+    settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "validation": [(x, y)]}
+    dense = nn.Linear(8, 3)
+    network, plan = pruned(dense)
+
+    one = FineTune(1, **settings)(network, dense, plan, [(x, y, w)])
+    other = FineTune(1, **settings)(network, dense, plan, [(x[twice], y[twice])])
+
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert one.training.validation == pytest.approx(other.training.validation)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 2, 5), (4, 1)])
+def test_a_sample_of_weight_two_is_as_far_as_two_samples(shape):
+    draw = torch.Generator().manual_seed(3)
+    goal, have = (torch.randn(shape, generator=draw) for _ in range(2))
+    rows = [0, 2, 2, 3]
+
+    weighted = apart([goal], [have], weights=torch.tensor([1.0, 0.0, 2.0, 1.0]))
+    repeated = apart([goal[rows]], [have[rows]])
+
+    assert [float(v) for v in weighted] == pytest.approx([float(v) for v in repeated])
+
+
+def test_several_outputs_in_a_mapping_are_brought_near_together():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 4), nn.Linear(4, 5)
+
+        def forward(self, x):
+            hidden = self.first(x)
+            return {"hidden": hidden, "scores": (self.second(hidden),)}
+
+    dense = random_(Two())
+    network, plan = pruned(dense)
+    data = [{"x": x} for x, _ in labelled(6)]
+
+    found = FineTune(4)(network, dense, plan, data).training
+
+    assert min(found.validation) < found.validation[0]
+
+
+def test_a_loss_of_one_number_a_sample_is_averaged():
+    def each(output, labels):
+        return functional.cross_entropy(output, labels, reduction="none")
+
+    settings = {"distillation": 0.0, "seed": 3}
+    one = run(2, loss=each, **settings)[2].training
+    other = run(2, **settings)[2].training
+
+    assert one.validation == pytest.approx(other.validation)
+
+
+# --- nothing else changes -----------------------------------------------------------------------
+
+
+def test_neither_network_nor_data_is_changed_and_modes_are_as_they_were():
+    dense, data = perceptron(), labelled(6)
+    network, plan = pruned(dense)
+    network.train()
+    network[1].eval()
+    dense[3].train()
+    before = bits(network), bits(dense), copy.deepcopy(data)
+
+    trained = FineTune(2)(network, dense, plan, data)
+
+    assert same_bits(bits(network), before[0])
+    assert same_bits(bits(dense), before[1])
+    pairs = zip(data, before[2], strict=True)
+    assert all(x.equal(a) and y.equal(b) for (x, y), (a, b) in pairs)
+    assert [m.training for m in trained.model.modules()] == before[0][1]
+    assert all(p.grad is None for p in trained.model.parameters())
+
+
+def test_modes_are_put_back_when_an_error_passes():
+    dense = perceptron().train()
+    network, plan = pruned(dense)
+    state = torch.get_rng_state()
+
+    def fails(x, draw):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FineTune(1, augment=fails)(network, dense, plan, labelled(4))
+
+    assert all(module.training for module in dense.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_same_seed_gives_the_same_network_whatever_the_global_generators_say():
+    def noise(x, draw):
+        return x + 0.1 * torch.randn(x.shape, generator=draw)
+
+    loader = DataLoader(TensorDataset(*map(torch.cat, zip(*labelled(4), strict=True))), 8, True)
+    settings = {"data": loader, "validation": labelled(1), "augment": noise}
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        found.append(weights(run(2, **settings, seed=7)[2].model))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # noqa: NPY002
+    assert same(*found)
+    assert not same(found[0], weights(run(2, **settings, seed=8)[2].model))
+
+
+def test_frozen_parameters_stay_frozen_and_so_do_the_statistics_of_a_frozen_norm():
+    dense = perceptron()
+    network, plan = pruned(dense)
+    for parameter in (*network[1].parameters(), network[4].bias):
+        parameter.requires_grad_(False)
+
+    trained = FineTune(2)(network, dense, plan, labelled(4)).model
+
+    changed = {n for n, t in weights(trained).items() if not t.equal(weights(network)[n])}
+    assert changed == {"0.weight", "0.bias", "4.weight"}
+    assert not trained[4].bias.requires_grad
+
+
+def test_statistics_of_norms_follow_the_data():
+    network, _, trained = run(3)
+
+    assert trained.training.best > 0
+    assert not trained.model[1].running_mean.equal(network[1].running_mean)
+
+
+def test_norms_and_biases_are_spared_by_weight_decay_unless_the_caller_decides():
+    class LayerNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.layer = nn.LayerNorm([2, 8]), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.layer(self.norm(x.view(-1, 2, 8)).flatten(1))
+
+    dense = LayerNorm()
+    network, plan = pruned(dense, shape=(16,))
+    with torch.no_grad():
+        network.layer.weight.mul_(0.1)
+    silent = [torch.zeros(4, 16), torch.zeros(4, 16)]  # norm(0) is 0: only biases get a gradient
+    dense.load_state_dict(network.state_dict())
+
+    trained = FineTune(2, validation=[torch.randn(4, 16)])(network, dense, plan, silent).model
+
+    # The distance is 0, so is its gradient; what changes is what decays.
+    assert trained.norm.weight.equal(network.norm.weight)
+    assert trained.layer.bias.equal(network.layer.bias)
+
+
+# --- networks as they come ----------------------------------------------------------------------
+
+
+def test_an_exported_program_is_trained_as_it_is():
+    dense = perceptron()
+    program = export(dense, batch(torch.randn(4, 8))).graph
+    network, plan = pruned(program)
+
+    trained = FineTune(3)(network, dense, plan, labelled(6))
+
+    assert trained.training.best > 0
+    assert trained.model(torch.randn(5, 8)).shape == (5, 3)
+    name = next(name for name in weights(network) if name.endswith("running_mean"))
+    assert weights(trained.model)[name].equal(weights(network)[name])
+
+
+def test_a_module_that_torch_exported_and_that_has_no_training_mode_is_trained():
+    dense = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+    network, plan = pruned(dense, "channel")
+    exported = torch.export.export(network, (torch.randn(8, 8),)).module()
+
+    trained = FineTune(2)(exported, dense, plan, [x for x, _ in labelled(4)])
+
+    assert trained.training.best > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_steps_are_computed_in_the_precision_that_was_asked_for(precision):
+    seen = set()
+
+    class Watch(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            if torch.is_grad_enabled():
+                seen.add(y.dtype)
+            return y
+
+    dense = random_(nn.Sequential(Watch(8, 6), nn.ReLU(), nn.Linear(6, 3)))
+    network, plan = pruned(dense)
+    seen.clear()
+
+    trained = FineTune(2, precision=precision)(network, dense, plan, labelled(4))
+
+    assert seen == {getattr(torch, precision)}
+    assert all(tensor.dtype == torch.float32 for tensor in weights(trained.model).values())
+    assert trained.training.precision == precision
+
+
+def test_a_network_made_under_inference_mode_is_trained():
+    with torch.inference_mode():
+        dense = perceptron()
+        network, plan = pruned(dense)
+        trained = FineTune(1)(network, dense, plan, labelled(3))
+
+    assert trained.training.ran == 1
+
+
+# --- wrong usage, in one line -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "epochs=0; train for 1 epoch or more"),
+        ({"distillation": 1.5}, r"distillation=1.5 is no share in \[0, 1\]"),
+        ({"distillation": math.nan}, "distillation=nan is no share"),
+        ({"validation": 0.0}, r"validation=0.0 is no share in \(0, 1\)"),
+        ({"validation": 1}, "validation=1 is no share"),
+        ({"temperature": 0.0}, "temperature=0.0; it is a number above 0"),
+        ({"patience": 0}, "patience=0; wait for 1 epoch or more"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        FineTune(**({"epochs": 1} | arguments))
+
+
+def test_an_unknown_precision_is_refused(unchecked):
+    with pytest.raises(UsageError, match="precision 'half' is not known; there are: auto, float32"):
+        FineTune(1, precision="half")
+
+
+inputs = [x for x, _ in labelled(3)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batches": []}, "data gives no batch"),
+        ({"validation": []}, "validation gives no batch"),
+        ({"data": iter(labelled(2))}, "data is an iterator, gone after one use"),
+        ({"data": torch.randn(4, 8)}, r"data is one tensor of shape \[4, 8\]"),
+        ({"data": DataLoader(labelled(2))}, "data is a DataLoader, which may order its batches"),
+        ({"batches": inputs, "distillation": 0.5}, "has no labels, but 0.5 of the loss comes from"),
+        ({"batches": inputs, "loss": functional.cross_entropy}, "batch . has no labels"),
+        ({"batches": [*labelled(3), inputs[0]]}, "batch 3 has no labels"),
+        ({"batches": [(x, x[:, 0]) for x in inputs], "distillation": 0.0}, "pass loss="),
+        ({"loss": lambda o, y: o, "distillation": 0.0}, r"loss= must return one number.*\[8, 3\]"),
+        ({"optimizer": lambda p: None}, "optimizer= must return an optimizer, not NoneType"),
+        ({"schedule": lambda o, s: None}, "schedule= must return a scheduler, not NoneType"),
+        ({"augment": lambda x, d: x[:2]}, "augment= must return a tensor of 8 samples"),
+        ({"device": "nowhere"}, "device 'nowhere' can't be used here"),
+        ({"batches": [*labelled(2), (torch.full((2, 8), math.nan), torch.zeros(2).long())]}, "NaN"),
+        ({"batches": [(x, y, torch.ones(8)) for x, y in labelled(2)], "distillation": 0.0,
+          "loss": functional.cross_entropy}, "have weights, so loss= must return one number a"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused_in_one_line(arguments, message, unchecked):
+    with pytest.raises(UsageError, match=message) as found:
+        run(1, **arguments)
+
+    assert "\n" not in str(found.value)
+
+
+def test_a_network_that_is_frozen_whole_is_refused():
+    dense = perceptron()
+    network, plan = pruned(dense)
+
+    with pytest.raises(UsageError, match="all parameters of the network are frozen"):
+        FineTune(1)(network.requires_grad_(requires_grad=False), dense, plan, labelled(2))
+
+
+def test_a_network_through_which_no_gradient_goes_is_refused():
+    dense = perceptron()
+    network, plan = pruned(dense)
+    cut_off = nn.Sequential(network, Call(lambda x: x.detach()))
+    _, plan = pruned(nn.Sequential(dense, nn.Identity()))
+
+    with pytest.raises(ModelError, match="no gradient goes back through the network"):
+        FineTune(1)(cut_off, dense, plan, labelled(2))
+
+
+def test_batches_that_are_gone_after_one_use_are_refused_when_that_is_seen():
+    class Once:
+        def __init__(self):
+            self.batches = iter(labelled(3))
+
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            return self.batches
+
+    list_of_one = labelled(1)
+    once = Once()
+    for _ in range(2):  # one is left, the first
+        next(once.batches)
+
+    with pytest.raises(UsageError, match="data gave no batch"):
+        run(1, data=once, validation=list_of_one)
+
+
+def test_progress_is_told_after_each_epoch():
+    said = []
+    dense = perceptron()
+    network, plan = pruned(dense)
+
+    FineTune(3)(network, dense, plan, labelled(3), lambda *told: said.append(told))
+
+    assert said == [("fine-tuning", done, 3) for done in (1, 2, 3)]
