@@ -603,7 +603,9 @@ def test_progress_is_told_of_each_stage(perceptron):
 
     assert {stage.split(" with ")[0] for stage, _, _ in told} == {
         "calibrating",
+        "measuring curvature",
         "measuring dense",
+        "repairing",
         "choosing a criterion",
         "searching",
         f"measuring {result.criterion.name}",

@@ -43,11 +43,11 @@ _CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # shares of units remove
 def candidates(granularity: str = "channel", recover: object = "none") -> tuple[Criterion, ...]:
     """Return the criteria that `criterion=None` chooses from; of equals, the earlier is taken.
 
-    Channels and heads of a network that is repaired are scored by `OBS`, which knows that; all
-    else by magnitude, relevance, and blends of several deltas.
+    Where channels and heads go and each network tried is repaired, which takes longer, they are
+    few: `OBS`, which knows of the repair, and the signals that it does not always beat.
     """
     if recover != "none" and granularity in ("channel", "head"):
-        return (OBS(),)
+        return (OBS(), FlexRel(), Magnitude(), Relevance())
     deltas = (0.1, 0.3, 0.5, 0.7, 0.9)
     sums = tuple(FlexRel(delta) for delta in deltas)
     products = tuple(FlexRel(delta, blend="product") for delta in (1 / 3, 0.5, 2 / 3))
