@@ -609,6 +609,7 @@ inputs = [x for x, _ in labelled(3)]
         ({"loss": lambda o, y: o, "distillation": 0.0}, r"loss= must return one number.*\[8, 3\]"),
         ({"optimizer": lambda p: None}, "optimizer= must return an optimizer, not NoneType"),
         ({"schedule": lambda o, s: None}, "schedule= must return a scheduler, not NoneType"),
+        ({"schedule": lambda o, s: torch.optim.lr_scheduler.ReduceLROnPlateau(o)}, "stepped after"),
         ({"augment": lambda x, d: x[:2]}, "augment= must return a tensor of 8 samples"),
         ({"device": "nowhere"}, "device 'nowhere' can't be used here"),
         ({"batches": [*labelled(2), (torch.full((2, 8), math.nan), torch.zeros(2).long())]}, "NaN"),
