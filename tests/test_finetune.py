@@ -1,10 +1,9 @@
 """What training a pruned network promises, by loops, by hand, and by what must not change."""
 
 import copy
+import functools
 import math
-import random
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,8 +16,9 @@ import flexrel
 from flexrel import FineTune, ModelError, UsageError
 from flexrel.distance import apart
 from flexrel.records import weight_of
-from flexrel.structure import export, gone_entries
-from networks import Call, batch, bits, random_, same_bits
+from flexrel.recover.recipe import optimizer_of
+from flexrel.structure import analyse, export, gone_entries
+from networks import Call, batch, bits, random_, random_plan, same_bits
 from trainings import (
     Tied,
     adam,
@@ -36,28 +36,15 @@ from trainings import (
 drawn = settings(max_examples=12, deadline=None, derandomize=True)
 
 
-class Watched:
-    """A learning rate of 0.1 that looks at the weights after each step."""
+def looking(look):
+    """Return a constant schedule that calls `look(optimizer)` after each step but the last."""
 
-    def __init__(self, make, look):
-        self.make, self.look = make, look
+    class Look(torch.optim.lr_scheduler.LambdaLR):
+        def step(self, *args):
+            look(self.optimizer)
+            super().step(*args)
 
-    def __call__(self, parameters):
-        optimizer = self.make(parameters)
-        self.schedules = []
-        self.optimizer = optimizer
-        return optimizer
-
-    def schedule(self, optimizer, steps):
-        """Called after the optimizer's step, before the next: a place to look."""
-        look = self.look
-
-        class Look(torch.optim.lr_scheduler.LambdaLR):
-            def step(self, *args):
-                look(optimizer)
-                super().step(*args)
-
-        return Look(optimizer, lambda _: 1.0)
+    return lambda optimizer, steps: Look(optimizer, lambda _: 1.0)
 
 
 def positive_zero(tensor):
@@ -183,10 +170,11 @@ def test_zeros_are_plus_zero_after_every_step(granularity, optimizer):
                     assert positive_zero(p.detach()[shapes[tuple(p.shape)]])
                     steps.append(tuple(p.shape))
 
-    watched = Watched(optimizer, look)
-    trained = FineTune(2, optimizer=watched, schedule=watched.schedule)(network, dense, plan, data)
+    trained = FineTune(2, validation=data, optimizer=optimizer, schedule=looking(look))(
+        network, dense, plan, data
+    )
 
-    assert len(steps) >= 9  # 5 batches are trained on in each of 2 epochs
+    assert len(steps) >= 11  # 6 batches in each of 2 epochs, but for the last step
     assert trained.training.best > 0
     for name, entries in gone.items():
         weight = trained.model.get_parameter(name)
@@ -458,15 +446,20 @@ def test_the_same_seed_gives_the_same_network_whatever_the_global_generators_say
 
     loader = DataLoader(TensorDataset(*map(torch.cat, zip(*labelled(4), strict=True))), 8, True)
     settings = {"data": loader, "validation": labelled(1), "augment": noise}
+    dense = perceptron()
+    network, plan = pruned(dense)
+
+    def trained(seed):
+        return weights(FineTune(2, **settings, seed=seed)(network, dense, plan, []).model)
+
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-        found.append(weights(run(2, **settings, seed=7)[2].model))
-        assert torch.equal(torch.get_rng_state(), before[0])
-        assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # noqa: NPY002
+        before = torch.get_rng_state()
+        found.append(trained(7))
+        assert torch.equal(torch.get_rng_state(), before)
     assert same(*found)
-    assert not same(found[0], weights(run(2, **settings, seed=8)[2].model))
+    assert not same(found[0], trained(8))
 
 
 def test_frozen_parameters_stay_frozen_and_so_do_the_statistics_of_a_frozen_norm():
@@ -498,34 +491,37 @@ def test_norms_and_biases_are_spared_by_weight_decay_unless_the_caller_decides()
         def forward(self, x):
             return self.layer(self.norm(x.view(-1, 2, 8)).flatten(1))
 
-    dense = LayerNorm()
-    network, plan = pruned(dense, shape=(16,))
-    with torch.no_grad():
-        network.layer.weight.mul_(0.1)
-    silent = [torch.zeros(4, 16), torch.zeros(4, 16)]  # norm(0) is 0: only biases get a gradient
-    dense.load_state_dict(network.state_dict())
+    network = LayerNorm()
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
 
-    trained = FineTune(2, validation=[torch.randn(4, 16)])(network, dense, plan, silent).model
+    groups = optimizer_of(network, None).param_groups
+    own = optimizer_of(network, functools.partial(torch.optim.SGD, weight_decay=0.5)).param_groups
 
-    # The distance is 0, so is its gradient; what changes is what decays.
-    assert trained.norm.weight.equal(network.norm.weight)
-    assert trained.layer.bias.equal(network.layer.bias)
+    decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay.pop("layer.weight") > 0
+    assert decay == {"norm.weight": 0, "norm.bias": 0, "layer.bias": 0}
+    assert [(group["weight_decay"], len(group["params"])) for group in own] == [(0.5, 4)]
 
 
 # --- networks as they come ----------------------------------------------------------------------
 
 
-def test_an_exported_program_is_trained_as_it_is():
+@pytest.mark.parametrize("granularity", ["element", "channel"])
+def test_an_exported_program_is_trained_as_it_is(granularity):
     dense = perceptron()
-    program = export(dense, batch(torch.randn(4, 8))).graph
-    network, plan = pruned(program)
+    example = batch(torch.randn(4, 8))
+    program = export(dense, example).graph
+    plan = random_plan(analyse(dense, example, granularity, program=program), 0)
+    network = flexrel.apply(program, plan)
 
     trained = FineTune(3)(network, dense, plan, labelled(6))
 
     assert trained.training.best > 0
     assert trained.model(torch.randn(5, 8)).shape == (5, 3)
-    name = next(name for name in weights(network) if name.endswith("running_mean"))
-    assert weights(trained.model)[name].equal(weights(network)[name])
+    after, before = weights(trained.model), weights(network)
+    assert not same(after, before)
+    assert after["1.running_mean"].equal(before["1.running_mean"])
+    assert ((after["0.weight"] == 0) == (before["0.weight"] == 0)).all()
 
 
 def test_a_module_that_torch_exported_and_that_has_no_training_mode_is_trained():
@@ -560,13 +556,14 @@ def test_steps_are_computed_in_the_precision_that_was_asked_for(precision):
     assert trained.training.precision == precision
 
 
-def test_a_network_made_under_inference_mode_is_trained():
-    with torch.inference_mode():
+def test_training_under_inference_mode_or_without_gradients_is_training():
+    for mode in (torch.inference_mode, torch.no_grad):
         dense = perceptron()
         network, plan = pruned(dense)
-        trained = FineTune(1)(network, dense, plan, labelled(3))
+        with mode():
+            trained = FineTune(2)(network, dense, plan, labelled(6))
 
-    assert trained.training.ran == 1
+        assert trained.training.best > 0
 
 
 # --- wrong usage, in one line -------------------------------------------------------------------
@@ -612,6 +609,7 @@ inputs = [x for x, _ in labelled(3)]
         ({"loss": lambda o, y: o, "distillation": 0.0}, r"loss= must return one number.*\[8, 3\]"),
         ({"optimizer": lambda p: None}, "optimizer= must return an optimizer, not NoneType"),
         ({"schedule": lambda o, s: None}, "schedule= must return a scheduler, not NoneType"),
+        ({"schedule": lambda o, s: torch.optim.lr_scheduler.ReduceLROnPlateau(o)}, "stepped after"),
         ({"augment": lambda x, d: x[:2]}, "augment= must return a tensor of 8 samples"),
         ({"device": "nowhere"}, "device 'nowhere' can't be used here"),
         ({"batches": [*labelled(2), (torch.full((2, 8), math.nan), torch.zeros(2).long())]}, "NaN"),
@@ -655,13 +653,12 @@ def test_batches_that_are_gone_after_one_use_are_refused_when_that_is_seen():
         def __iter__(self):
             return self.batches
 
-    list_of_one = labelled(1)
     once = Once()
-    for _ in range(2):  # one is left, the first
+    for _ in range(2):  # one is left, which is looked at first
         next(once.batches)
 
     with pytest.raises(UsageError, match="data gave no batch"):
-        run(1, data=once, validation=list_of_one)
+        run(1, data=once, validation=labelled(1))
 
 
 def test_progress_is_told_after_each_epoch():

@@ -13,7 +13,7 @@ from flexrel.structure import analyse
 from networks import batch, random_, random_plan
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01, nesterov=True)
-adam = functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+adam = functools.partial(torch.optim.AdamW, lr=0.003, weight_decay=0.1)
 
 
 class Tied(nn.Module):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -34,7 +34,7 @@ def apart(
     goals: Sequence[Tensor],
     found: Sequence[Tensor],
     *,
-    weights: Float[Tensor, "samples"] | None = None,
+    weights: Shaped[Tensor, "samples"] | None = None,
     temperature: float = 1.0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Return how far outputs are from the dense network's, and what to divide that by.

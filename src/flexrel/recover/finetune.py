@@ -144,9 +144,10 @@ class FineTune:
                 _check(source, student, share)
             objective = Objective(teacher, self.loss, share, self.temperature, half)
             optimizer = optimizer_of(student, self.optimizer)
-            settings = {} if self.checkpoint is None else self._settings(share, optimizer)
+            settings: dict[str, str] = {}
             if self.checkpoint is not None:
-                settings |= _described(pruned, dense, plan, train, validation)
+                settings = _described(pruned, dense, plan, train, validation)
+                settings |= self._settings(share, optimizer)
             steps = self.epochs * train.count()
             run = Run(
                 student=student,
@@ -182,7 +183,7 @@ class FineTune:
         path = self.checkpoint
         state = None if path is None else checkpoint.load(path, settings)
         if state is None:
-            run.start_()
+            run.measure_()  # as it was given
         else:
             run.resume_(state)
         while not run.stopped:
@@ -218,7 +219,7 @@ def _notes(training: Training) -> tuple[str, ...]:
 
 
 def _check(source: Source, network: nn.Module, share: float) -> None:
-    """Read a list's batches once, so that one that can't be used is found before, not in, it."""
+    """Read a list's batches once, so that one that can't be used is found before training."""
     for batch in source.read(network) if source.places is not None else ():
         if share < 1:
             labels_of(batch, share)

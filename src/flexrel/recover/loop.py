@@ -44,15 +44,8 @@ class Run:
     weights: dict[str, Tensor] = field(default_factory=dict)  # parameters and buffers, at best
     stopped: str = ""  # why it ended
 
-    def start_(self) -> None:
-        """Measure the network as it was given."""
-        self._measure_()
-
     def epoch_(self) -> None:
-        """Train for one epoch, validate, keep the network if it is the best, see if that was all.
-
-        A loss that is not finite ends the training.
-        """
+        """Train for one epoch, measure, see if that was all; a loss that is not finite ends it."""
         device, epoch = device_of(self.student), len(self.training) + 1
         seed_(device, _seed(self.seed, epoch, "layers"))
         shuffle = torch.Generator().manual_seed(_seed(self.seed, epoch, "order"))
@@ -67,7 +60,7 @@ class Run:
                 return
             total, samples = total + loss * batch.samples, samples + batch.samples
         self.training.append(_mean(total, samples, "data"))
-        self._measure_()
+        self.measure_()
         self._judge_()
 
     def _step_(self, batch: Batch) -> float:
@@ -89,9 +82,11 @@ class Run:
             self.schedule.step()
         return value
 
-    def _measure_(self) -> None:
+    def measure_(self) -> None:
+        """Add the loss on validation batches, and keep the network if it is the best so far."""
         total, samples = 0.0, 0
         with undisturbed(self.student), torch.no_grad():
+            seed_(device_of(self.student), _seed(self.seed, 0, "validation"))  # a loader may draw
             for batch in self.validation.read(self.student):
                 value = float(self.objective(self.student, batch, weighted=False))
                 total, samples = total + value * batch.samples, samples + batch.samples

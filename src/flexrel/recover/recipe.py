@@ -7,7 +7,13 @@ from typing import Literal
 import torch
 from torch import fx, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 from flexrel.batches import device_of
 from flexrel.errors import UsageError
@@ -75,12 +81,14 @@ def schedule_of(optimizer: Optimizer, steps: int, make: MakeSchedule | None) -> 
         make: gets both; None: up over the first twentieth, then down to 0 along a cosine.
 
     Raises:
-        UsageError: `make` returns no schedule.
+        UsageError: `make` returns no schedule, or one that waits for losses.
     """
     if make is not None:
         schedule = make(optimizer, steps)
         if not isinstance(schedule, LRScheduler):
             raise UsageError(f"schedule= must return a scheduler, not {type(schedule).__name__}")
+        if isinstance(schedule, ReduceLROnPlateau):
+            raise UsageError("schedule= is stepped after each batch; ReduceLROnPlateau can't be")
         return schedule
     rise = round(_WARM_UP * steps)
     if not rise:

@@ -1,0 +1,324 @@
+"""Accuracy after a cut and its repair: what the score brings, and what the repair brings.
+
+    python benchmarks/recover.py                     measure all (about two hours on two cores)
+    python benchmarks/recover.py --only "resnet56 channels" --draws 0
+    python benchmarks/recover.py --train             also the fine-tuned networks (an hour more)
+    python benchmarks/recover.py --show              tables from the JSON alone
+
+Every network is cut to the same multiply-adds, or zeros, by each score, and repaired by the same
+closed form on the same unlabelled images; `chosen` is what `prune` takes by itself: of the scores,
+the one whose repaired network diverges least from the dense one on the calibration images.
+CIFAR-10: calibrated on `train`, reported on `test_a`. ImageNet pack: even rows calibrate, odd rows
+report. Nothing is chosen on what is reported.
+"""
+
+import argparse
+import copy
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import common
+from flexrel import FlexRel, Magnitude, Relevance, cost
+from flexrel.allocate import Removal
+from flexrel.apply import apply
+from flexrel.batches import read_batches
+from flexrel.calibrate import calibrate
+from flexrel.criteria import Evidence, scores_of
+from flexrel.curvature import measure_curvature, readers_of
+from flexrel.evaluate import Divergence
+from flexrel.recover import ClosedForm, FineTune
+from flexrel.search import least_removal
+from flexrel.structure import analyse, named_tensors
+from flexrel.surgeon import OBS
+
+FEW = (0, 1, 2)  # airplane, automobile, bird
+DRAWS = (0, 1, 2)  # of calibration images
+EPOCHS = 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network, one way to cut it, how far, and what was asked of it."""
+
+    network: str
+    granularity: str
+    level: float  # of multiply-adds, or of weights, that stay
+    goal: str
+    few: bool = False
+    calibrate: int = 1024
+    batch: int = 128
+
+    @property
+    def name(self):
+        unit = {"channel": "channels", "element": "weights"}[self.granularity]
+        classes = ", 3 classes" if self.few else ""
+        share = f"1/{1 / self.level:.3g}" if self.granularity == "channel" else f"{self.level:.0%}"
+        return f"{self.network} {unit} {share}{classes}"
+
+
+CASES = (
+    Case("resnet56", "channel", 1 / 2.12, "90.0"),
+    Case("resnet20", "channel", 59.3 / 81.2, "88.0"),
+    Case("resnet20", "channel", 1 / 3, "92.0", few=True),
+    Case("resnet20", "channel", 1 / 4, "89.5", few=True),
+    Case("vgg16", "channel", 1 / 6, "dense", few=True, calibrate=512),
+    Case("vgg16", "channel", 1 / 3, "dense - 1", calibrate=512),
+    Case("resnet20", "element", 0.2, "86"),
+    Case("resnet20", "element", 0.1, "72"),
+    Case("resnet56", "element", 0.2, "91"),
+    Case("efficientnet_lite0", "channel", 1 / 1.5, "dense - 5", calibrate=500, batch=25),
+    Case("mobilenetv2", "channel", 1 / 1.5, "dense - 5", calibrate=500, batch=25),
+)
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """Squared sum of gradient times weight over a unit (Molchanov et al. 2019), with labels."""
+
+    gradients: dict
+    name: str = "taylor"
+    needs_relevance: bool = False
+
+    def scores(self, evidence: list[Evidence]):
+        for site in evidence:
+            if not site.site.slices:
+                name = f"{site.site.name}.weight"
+                yield (site.tensors[name] * self.gradients[name]).square()
+                continue
+            total = torch.zeros(site.site.units)
+            for part in site.site.slices:
+                if part.makes and part.tensor in self.gradients:
+                    product = site.tensors[part.tensor] * self.gradients[part.tensor]
+                    rows = product.movedim(part.axis, 0).flatten(1).sum(1)
+                    total += rows[part.index].sum(1)
+            yield total.square()
+
+
+def criteria_of(case, gradients):
+    """Return the scores compared."""
+    own = [OBS()] if case.granularity == "channel" else [FlexRel(1 / 3, "product")]
+    return [*own, FlexRel(), Magnitude(), Relevance(), Taylor(gradients)]
+
+
+class Data:
+    """Images of one case: to calibrate, and to report on."""
+
+    def __init__(self, packs, case, draw):
+        if case.network in ("efficientnet_lite0", "mobilenetv2"):
+            images, labels = packs.imagenet1k()
+            even = np.random.default_rng(draw).permutation(len(labels) // 2)[: case.calibrate] * 2
+            known, (seen, right) = (images[even], labels[even]), (images[1::2], labels[1::2])
+        else:
+            images, labels = self._wanted(case, *packs.cifar10("train"))
+            picked = np.random.default_rng(draw).permutation(len(labels))[: case.calibrate]
+            known = images[picked], labels[picked]
+            seen, right = self._wanted(case, *packs.cifar10("test_a"))
+        self.calibrate = self._batches(packs, case, *known)
+        self.test = self._batches(packs, case, seen, right)
+
+    def _wanted(self, case, images, labels):
+        keep = np.isin(labels, FEW) if case.few else np.ones(len(labels), bool)
+        return images[keep], labels[keep]
+
+    def _batches(self, packs, case, images, labels):
+        inputs = packs.normalise(case.network, images).contiguous(memory_format=torch.channels_last)
+        pairs = zip(
+            inputs.split(case.batch), torch.from_numpy(labels).split(case.batch), strict=True
+        )
+        return list(pairs)
+
+
+def accuracy(network, batches):
+    network = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
+    with torch.inference_mode():
+        right = [(network(x).argmax(1) == y).float() for x, y in batches]
+    return 100 * float(torch.cat(right).mean())
+
+
+def gradients_of(model, batches):
+    """Return the gradients of the loss on the labelled images, by parameter: Taylor's need."""
+    model = copy.deepcopy(model)
+    for x, y in batches:
+        torch.nn.functional.cross_entropy(model(x), y, reduction="sum").backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def measure(case, draw, *, train):
+    """Return a block of results: one row a score."""
+    packs = common.data_packs()
+    model = packs.network(case.network).to(memory_format=torch.channels_last)
+    data = Data(packs, case, draw)
+    images = [x for x, _ in data.calibrate]
+    (example,) = read_batches([images[0][:2]], model)
+    structure = analyse(model, example, case.granularity)
+    tensors = named_tensors(model)
+    divergence = Divergence(model, images)
+    began = time.monotonic()
+    stats = calibrate(model, images)
+    took_relevance = time.monotonic() - began
+    began = time.monotonic()
+    curvature = measure_curvature(model, images, readers_of(structure))
+    took_curvature = time.monotonic() - began
+    rows = []
+    for criterion in criteria_of(case, gradients_of(model, data.calibrate)):
+        began = time.monotonic()
+        scores = scores_of(criterion, structure, tensors, stats, curvature)
+        plan = plan_at(structure, scores, case)
+        pruned = apply(model, plan)
+        cut = time.monotonic() - began
+        cut += took_curvature if isinstance(criterion, OBS) else 0
+        cut += took_relevance if criterion.needs_relevance else 0
+        began = time.monotonic()
+        repaired = ClosedForm()(pruned, model, plan, images).model
+        repair = time.monotonic() - began
+        row = {
+            "score": criterion.name,
+            "none": accuracy(pruned, data.test),
+            "repaired": accuracy(repaired, data.test),
+            "divergence": divergence(repaired),
+            "cut_s": cut,
+            "repair_s": repair,
+            "macs": cost.macs(structure, plan) / cost.macs(structure),
+            "parameters": cost.parameters(structure, plan) / cost.parameters(structure),
+        }
+        print(
+            case.name,
+            draw,
+            {k: v if isinstance(v, str) else round(v, 3) for k, v in row.items()},
+            flush=True,
+        )
+        rows.append(row)
+        if train and criterion.name == "obs":
+            rows[-1] |= trained(packs, case, repaired, model, plan, data)
+    return {
+        "case": case.name,
+        "goal": case.goal,
+        "draw": draw,
+        "dense": accuracy(model, data.test),
+        "samples": sum(len(y) for _, y in data.test),
+        "rows": rows,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+def plan_at(structure, scores, case):
+    removal = Removal(structure, scores)
+    if case.granularity == "element":
+        return removal.plan(int((1 - case.level) * structure.units))
+    limit = case.level * cost.macs(structure)
+    count = least_removal(lambda k: cost.macs(structure, removal.plan(k)), limit, removal.removable)
+    if count is None:
+        raise SystemExit(f"{case.name}: can't be cut so far")
+    return removal.plan(count)
+
+
+def flipped(inputs, generator):
+    """Shift by up to 4 pixels and mirror half of the images: what these networks were trained with."""
+    padded = torch.nn.functional.pad(inputs, (4, 4, 4, 4))
+    down, right = (int(torch.randint(0, 9, (), generator=generator)) for _ in range(2))
+    moved = padded[:, :, down : down + inputs.shape[2], right : right + inputs.shape[3]]
+    mirror = torch.rand(len(inputs), generator=generator) < 0.5
+    return torch.where(mirror[:, None, None, None], moved.flip(3), moved)
+
+
+def trained(packs, case, repaired, model, plan, data):
+    """Return the accuracy after fine-tuning on the 10,000 labelled `train` images."""
+    images, labels = packs.cifar10("train")
+    inputs = packs.normalise(case.network, images).contiguous(memory_format=torch.channels_last)
+    batches = list(zip(inputs.split(128), torch.from_numpy(labels).split(128), strict=True))
+    began = time.monotonic()
+    tune = FineTune(EPOCHS, batches, augment=flipped)
+    found = tune(repaired, model, plan, batches)
+    return {
+        "trained": accuracy(found.model, data.test),
+        "train_s": time.monotonic() - began,
+        "notes": list(found.notes),
+    }
+
+
+def table(blocks):
+    """Return the accuracy of each score, before and after the repair: mean and error over draws."""
+    rows = []
+    for name in dict.fromkeys(block["case"] for block in blocks):
+        mine = [block for block in blocks if block["case"] == name]
+        best = [min(b["rows"], key=lambda row: row["divergence"])["repaired"] for b in mine]
+        dense = statistics.mean(b["dense"] for b in mine)
+        scores = {}
+        for block in mine:
+            for row in block["rows"]:
+                scores.setdefault(row["score"], []).append(row)
+        cells = []
+        for score in (
+            "obs",
+            "flexrel:0.333333:product",
+            "flexrel:0.5",
+            "magnitude",
+            "relevance",
+            "taylor",
+        ):
+            found = scores.get(score)
+            if found is None:
+                cells.append("")
+                continue
+            none = statistics.mean(row["none"] for row in found)
+            cells.append(f"{none:.1f} → {spread([row['repaired'] for row in found])}")
+        seconds = statistics.mean(row["repair_s"] for block in mine for row in block["rows"])
+        rows.append(
+            [
+                name,
+                mine[0]["goal"],
+                f"{dense:.1f}",
+                f"**{spread(best)}**",
+                *cells,
+                f"{seconds:.0f} s",
+            ]
+        )
+    header = [
+        "cut",
+        "goal",
+        "dense",
+        "chosen",
+        "OBS",
+        "product",
+        "blend",
+        "magnitude",
+        "relevance",
+        "Taylor",
+        "repair",
+    ]
+    return common.table(header, rows)
+
+
+def spread(values):
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return f"{statistics.mean(values):.1f}" + (f" ± {error:.1f}" if error is not None else "")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="part of a case's name")
+    parser.add_argument("--draws", type=int, nargs="+", default=DRAWS)
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--show", action="store_true")
+    args = parser.parse_args()
+    file = "recover"
+    known = common.load(file)["blocks"] if (common.RESULTS / "recover.json").exists() else []
+    for case in () if args.show else CASES:
+        for draw in args.draws if args.only in case.name else ():
+            block = measure(case, draw, train=args.train)
+            known = [b for b in known if (b["case"], b["draw"]) != (case.name, draw)] + [block]
+            order = [c.name for c in CASES]
+            known.sort(key=lambda b: (order.index(b["case"]), b["draw"]))
+            common.save(file, {"torch": torch.__version__, "blocks": known})
+    common.replace_section("recover", table(known))
+
+
+if __name__ == "__main__":
+    main()
