@@ -31,6 +31,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/survivors.py
 	$(BIN)/python benchmarks/survival.py
 	$(BIN)/python benchmarks/channels.py
+	$(BIN)/python benchmarks/recover.py --train
 	$(BIN)/python benchmarks/curves.py
 	$(BIN)/python benchmarks/signals.py --networks resnet20
 	$(BIN)/python benchmarks/signals.py --networks resnet56 vgg16 --only '$(SIGNALS)'

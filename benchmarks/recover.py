@@ -39,6 +39,14 @@ from flexrel.surgeon import OBS
 FEW = (0, 1, 2)  # airplane, automobile, bird
 DRAWS = (0, 1, 2)  # of calibration images
 EPOCHS = 12
+SCORES = {  # as in the table
+    "obs": "OBS",
+    "flexrel:0.333333:product": "product",
+    "flexrel:0.5": "blend",
+    "magnitude": "magnitude",
+    "relevance": "relevance",
+    "taylor": "Taylor",
+}
 
 
 @dataclass(frozen=True)
@@ -186,12 +194,8 @@ def measure(case, draw, *, train):
             "macs": cost.macs(structure, plan) / cost.macs(structure),
             "parameters": cost.parameters(structure, plan) / cost.parameters(structure),
         }
-        print(
-            case.name,
-            draw,
-            {k: v if isinstance(v, str) else round(v, 3) for k, v in row.items()},
-            flush=True,
-        )
+        shown = {key: v if isinstance(v, str) else round(v, 3) for key, v in row.items()}
+        print(case.name, draw, shown, flush=True)
         rows.append(row)
         if train and criterion.name == "obs":
             rows[-1] |= trained(packs, case, repaired, model, plan, data)
@@ -218,7 +222,7 @@ def plan_at(structure, scores, case):
 
 
 def flipped(inputs, generator):
-    """Shift by up to 4 pixels and mirror half of the images: what these networks were trained with."""
+    """Shift by up to 4 pixels and mirror half of the images, as when the networks were trained."""
     padded = torch.nn.functional.pad(inputs, (4, 4, 4, 4))
     down, right = (int(torch.randint(0, 9, (), generator=generator)) for _ in range(2))
     moved = padded[:, :, down : down + inputs.shape[2], right : right + inputs.shape[3]]
@@ -253,14 +257,7 @@ def table(blocks):
             for row in block["rows"]:
                 scores.setdefault(row["score"], []).append(row)
         cells = []
-        for score in (
-            "obs",
-            "flexrel:0.333333:product",
-            "flexrel:0.5",
-            "magnitude",
-            "relevance",
-            "taylor",
-        ):
+        for score in SCORES:
             found = scores.get(score)
             if found is None:
                 cells.append("")
@@ -268,30 +265,9 @@ def table(blocks):
             none = statistics.mean(row["none"] for row in found)
             cells.append(f"{none:.1f} → {spread([row['repaired'] for row in found])}")
         seconds = statistics.mean(row["repair_s"] for block in mine for row in block["rows"])
-        rows.append(
-            [
-                name,
-                mine[0]["goal"],
-                f"{dense:.1f}",
-                f"**{spread(best)}**",
-                *cells,
-                f"{seconds:.0f} s",
-            ]
-        )
-    header = [
-        "cut",
-        "goal",
-        "dense",
-        "chosen",
-        "OBS",
-        "product",
-        "blend",
-        "magnitude",
-        "relevance",
-        "Taylor",
-        "repair",
-    ]
-    return common.table(header, rows)
+        row = [name, mine[0]["goal"], f"{dense:.1f}", f"**{spread(best)}**", *cells]
+        rows.append([*row, f"{seconds:.0f} s"])
+    return common.table(["cut", "goal", "dense", "chosen", *SCORES.values(), "repair"], rows)
 
 
 def spread(values):
