@@ -12,10 +12,9 @@ from torch.nn import functional
 
 from flexrel.batches import RawBatch
 from flexrel.budgets import AccuracyDrop
-from flexrel.criteria import FlexRel
 from flexrel.errors import UsageError
 from flexrel.evaluate import Accuracy
-from flexrel.pipeline import candidates, prune
+from flexrel.pipeline import prune
 from flexrel.records import Progress, silent
 from flexrel.result import Result
 
@@ -117,7 +116,7 @@ def train(data: Digits, seed: int = 0, progress: Progress = silent) -> DigitsNet
 def run(seed: int = 0, progress: Progress = silent) -> Result:
     """Train, and prune by channel to lose at most one point, beside magnitude and relevance.
 
-    The blend's delta is chosen on the calibration images.
+    The criterion is chosen on the calibration images, and every network repaired.
     """
     data = digits()
     return prune(
@@ -125,7 +124,6 @@ def run(seed: int = 0, progress: Progress = silent) -> Result:
         calibration=data.calibration,
         evaluate=Accuracy(data.evaluation),
         target=AccuracyDrop(_DROP),
-        criterion=[option for option in candidates() if isinstance(option, FlexRel)],
         compare=True,
         seed=seed,
         progress=progress,

@@ -100,7 +100,7 @@ class _Reader:
     """
 
     def __init__(self, part: Slice, weight: Tensor, curvature: LayerCurvature) -> None:
-        rows = weight.detach().cpu().double()
+        rows = weight.detach().cpu().double().clone()  # it is refitted here, not there
         rows = rows if part.axis else rows.mT  # [out, in / groups, *kernel]
         kernel = rows[0, 0].numel()
         groups, inputs = len(curvature.outputs), rows[0].numel()

@@ -27,6 +27,7 @@ _BYTES_TOLERANCE = 0.002  # a byte budget is met from below, to within this shar
 _ROUNDING = 1e-12  # 1 - 0.9 is a little above 0.1
 _FILLS = 100  # units tried that may stay within the budgets after all
 _ROOM = 0.01  # of a budget left over: not worth filling
+_BYTES_AIMS = 5  # tries to bring a repaired network's file within a budget
 _BYTES_STEPS = 1000  # of the units, where bytes rose as units went
 
 
@@ -264,16 +265,45 @@ class Trials:
             return count
         dense_cost = {"parameters": dense.parameters, "MACs": dense.macs, "bytes": dense.bytes}
         limit = budget.limit(dense_cost[budget.resource])
+        if budget.resource == "bytes":
+            return self._units_for_bytes(removal, limit, advice)
         of = partial(self._cost, removal, budget.resource)
-        tolerance = _BYTES_TOLERANCE if budget.resource == "bytes" else 0.0
-        least = least_removal(of, limit, removal.removable, tolerance)
+        least = least_removal(of, limit, removal.removable)
         if least is None:
             if budget.resource == "MACs" and pattern.zeros:
                 advice = "Zeros save no multiply-adds; use granularity='channel'."
-            elif budget.resource == "bytes" and pattern.unit == "channel":
-                advice += " Granularity 'element' makes smaller files."
             raise BudgetError(budget.resource, limit, of(removal.removable), advice)
         return least
+
+    def _units_for_bytes(self, removal: Order, limit: float, advice: str) -> int:
+        """Return the least number of units without which the file is small enough.
+
+        A repair takes much longer than packing, and its values may take more bytes. So sizes are
+        searched without it, and the aim lowered until the repaired network's file fits too.
+        """
+        whole = partial(self._size, removal)
+        aim = limit
+        for _ in range(_BYTES_AIMS):
+            count = least_removal(whole, aim, removal.removable, _BYTES_TOLERANCE)
+            if count is None:
+                break
+            size = self.bytes(removal.plan(count))
+            if size <= limit:
+                return count
+            aim *= limit / size * (1 - _BYTES_TOLERANCE / 2)
+        smallest = self.bytes(removal.plan(removal.removable))
+        if smallest > limit:
+            if self.structure.pattern.unit == "channel":
+                advice += " Granularity 'element' makes smaller files."
+            raise BudgetError("bytes", limit, smallest, advice)
+        return removal.removable
+
+    def _size(self, removal: Order, count: int) -> int:
+        """Return the size of the file of the network without `count` units, not repaired."""
+        self.progress("packing", count, removal.removable)
+        network = apply(self.model, removal.plan(count))
+        round_(network, self.values)
+        return len(encode(network, self.values))
 
     def _units_for_sparsity(self, removal: Order, wanted: float, advice: str) -> int:
         """Return the least number to ask for where that is not how many units go."""
@@ -291,9 +321,6 @@ class Trials:
         if resource == "parameters" and self.structure.granularity == "element":
             return cost.parameters(self.structure) - count  # a plan of millions costs a second
         plan = removal.plan(count)
-        if resource == "bytes":
-            self.progress("packing", count, removal.removable)
-            return self.bytes(plan)
         return (cost.macs if resource == "MACs" else cost.parameters)(self.structure, plan)
 
     def choose(

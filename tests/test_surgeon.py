@@ -1,0 +1,177 @@
+"""The score that knows of the repair, against explicit least squares."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import flexrel
+from flexrel import OBS, UsageError
+from flexrel.batches import read_batches
+from flexrel.criteria import Evidence, scores_of
+from flexrel.curvature import Curvature, LayerCurvature, measure_curvature, readers_of
+from flexrel.moments import moments
+from flexrel.records import Site, Slice
+from flexrel.structure import analyse, named_tensors
+
+ROWS = 400
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def reader(inputs, weight, gradients):
+    """Return the evidence of a site whose units a linear layer reads, one an input."""
+    units = weight.shape[1]
+    index = torch.arange(units)[:, None]
+    site = Site("made", (units,), (Slice("read.weight", 1, index, "consumer"),))
+    curvature = LayerCurvature(moments(inputs[:, None]), gradients[None])
+    return Evidence(site, {"read.weight": weight}, None, 1.0, Curvature({"read": curvature}, 1))
+
+
+def refit_error(inputs, weight, gradients, gone):
+    """Return what is left of the outputs, weighted by the gradients, once `gone` are refitted."""
+    kept = [unit for unit in range(weight.shape[1]) if unit not in gone]
+    x = (inputs - inputs.mean(0)).numpy()
+    goal = x @ weight.numpy().T
+    found = np.linalg.lstsq(x[:, kept], goal, rcond=None)[0]
+    apart = goal - x[:, kept] @ found
+    return float(np.einsum("no,op,np->", apart, gradients.numpy(), apart) / len(x))
+
+
+def test_units_go_as_explicit_refits_say_one_after_the_other():
+    inputs = drawn(ROWS, 6) @ drawn(6, 6, seed=1)
+    weight, root = drawn(4, 6, seed=2), drawn(4, 4, seed=3)
+    gradients = root @ root.T
+
+    given = weight.clone()
+    (scores,) = OBS().scores([reader(inputs, weight, gradients)])
+
+    assert torch.equal(weight, given)
+    gone, errors = [], [0.0]
+    for _ in range(5):
+        left = [unit for unit in range(6) if unit not in gone]
+        error, unit = min((refit_error(inputs, weight, gradients, [*gone, u]), u) for u in left)
+        gone.append(unit)
+        errors.append(error)
+    assert scores.argsort().tolist()[:5] == gone
+    steps = np.maximum.accumulate(np.diff(errors))
+    assert np.allclose(scores[gone].numpy(), steps, rtol=0.02)  # it has a small ridge
+
+
+def test_a_unit_that_others_make_up_for_goes_before_one_of_no_size():
+    inputs = drawn(ROWS, 4)
+    inputs[:, 3] = inputs[:, 0] + inputs[:, 1]
+    weight = torch.tensor([[1.0, 1.0, 0.3, 5.0]], dtype=torch.float64)
+
+    (scores,) = OBS().scores([reader(inputs, weight, torch.eye(1, dtype=torch.float64))])
+
+    assert scores.argmin() != 2
+
+
+def test_constant_and_equal_inputs_are_scored():
+    inputs = drawn(ROWS, 4)
+    inputs[:, 1], inputs[:, 2] = 3.0, inputs[:, 0]
+
+    (scores,) = OBS().scores([reader(inputs, drawn(2, 4, seed=5), drawn(2, 2, seed=6) ** 2)])
+
+    assert scores.isfinite().all()
+    assert scores.argmin() == 1  # its refit is the bias
+
+
+def test_weights_are_scored_by_what_their_removal_costs():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4))
+    batches = [torch.randn(64, 5)]
+    (example,) = read_batches([batches[0][:2]], model)
+    structure = analyse(model, example, "element")
+    curvature = measure_curvature(model, batches, readers_of(structure))
+
+    scores = scores_of(OBS(), structure, named_tensors(model), None, curvature)["0"]
+
+    x = batches[0].double() - batches[0].double().mean(0)
+    inverse = torch.linalg.inv(x.T @ x / 64)
+    known = curvature["0"].outputs[0].diagonal()
+    expected = model[0].weight.double().square() / inverse.diagonal() * known[:, None]
+    assert torch.allclose(scores.double(), expected, rtol=0.02)
+
+
+def test_the_gradients_are_those_of_the_outputs_whatever_the_class():
+    """The mean of `g g'` over probes is the sum of squared Jacobians."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten())
+    model.append(nn.Linear(48, 4))
+    x = torch.randn(1, 2, 4, 4)
+
+    found = [measure_curvature(model, [x], ["0"], seed=seed)["0"].outputs for seed in range(300)]
+
+    hidden = functional.conv2d(x, model[0].weight, model[0].bias, padding=1).detach()
+    rest = model[1:]
+    jacobian = torch.autograd.functional.jacobian(lambda h: rest(h.clone()), hidden)
+    rows = jacobian[0, :, 0].permute(0, 2, 3, 1).reshape(-1, 3).double()
+    assert torch.allclose(torch.cat(found).mean(0), rows.T @ rows, rtol=0.3, atol=0.05)
+
+
+def test_curvature_of_batches_adds_up_to_that_of_all():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    batches = [torch.randn(6, 5), torch.randn(3, 5)]
+
+    whole = measure_curvature(model, batches, ["0", "2"])
+    parts = [measure_curvature(model, [batch], ["0", "2"]) for batch in batches]
+    total = parts[0] + parts[1]
+
+    assert total.samples == whole.samples == 9
+    for layer in ("0", "2"):
+        assert torch.allclose(total[layer].inputs.xx, whole[layer].inputs.xx)
+        assert total[layer].inputs.rows == whole[layer].inputs.rows == 9
+
+
+def test_the_model_is_left_as_it_was():
+    model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(), nn.Linear(4, 3)).train()
+    model[0].weight.requires_grad_(requires_grad=False)
+    weights = [p.clone() for p in model.parameters()]
+    state = torch.get_rng_state()
+
+    measure_curvature(model, [torch.randn(4, 5)], ["0", "2"])
+
+    assert model.training
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
+    assert all(p.grad is None for p in model.parameters())
+    assert all(not m._forward_hooks for m in model.modules())
+    assert all(map(torch.equal, weights, model.parameters()))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_integer_inputs_are_followed_from_their_embedding_on():
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+
+    found = measure_curvature(model, [torch.randint(0, 7, (3, 6))], ["1", "3"])
+
+    assert set(found) == {"1", "3"}
+    assert found["1"].inputs.rows == 18
+
+
+def test_a_request_is_refused_without_curvature_and_for_blocks():
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    (example,) = read_batches([torch.randn(2, 5)], model)
+    structure = analyse(model, example, "channel")
+
+    with pytest.raises(UsageError, match="curvature of '2' was not measured"):
+        scores_of(OBS(), structure, named_tensors(model), None)
+
+
+def test_a_wide_reader_of_a_flattened_unit_is_scored():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+    result = flexrel.prune(
+        model,
+        calibration=[torch.randn(64, 2, 4, 4)],
+        budgets=[flexrel.MACs(0.6)],
+        criterion=OBS(),
+    )
+
+    assert result.criterion == OBS()
+    assert result.achieved.macs <= 0.6 * result.dense.macs
