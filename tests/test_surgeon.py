@@ -58,7 +58,7 @@ def test_units_go_as_explicit_refits_say_one_after_the_other():
         errors.append(error)
     assert scores.argsort().tolist()[:5] == gone
     steps = np.maximum.accumulate(np.diff(errors))
-    assert np.allclose(scores[gone].numpy(), steps, rtol=0.02)  # it has a small ridge
+    assert np.allclose(scores[gone].numpy(), steps, rtol=0.02, atol=0.02)  # it has a small ridge
 
 
 def test_a_unit_that_others_make_up_for_goes_before_one_of_no_size():
@@ -133,9 +133,10 @@ def test_the_model_is_left_as_it_was():
     model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(), nn.Linear(4, 3)).train()
     model[0].weight.requires_grad_(requires_grad=False)
     weights = [p.clone() for p in model.parameters()]
+    x = torch.randn(4, 5)
     state = torch.get_rng_state()
 
-    measure_curvature(model, [torch.randn(4, 5)], ["0", "2"])
+    measure_curvature(model, [x], ["0", "2"])
 
     assert model.training
     assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
