@@ -9,7 +9,8 @@ Every network is cut to the same multiply-adds, or zeros, by each score, and rep
 closed form on the same unlabelled images; `chosen` is what `prune` takes by itself: of the scores,
 the one whose repaired network diverges least from the dense one on the calibration images.
 CIFAR-10: calibrated on `train`, reported on `test_a`. ImageNet pack: even rows calibrate, odd rows
-report. Nothing is chosen on what is reported.
+report. MiniLM: sentences of STS-B dev calibrate, the rank correlation on its test pairs is reported.
+Nothing is chosen on what is reported.
 """
 
 import argparse
@@ -18,9 +19,11 @@ import resource
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 import common
 from flexrel import FlexRel, Magnitude, Relevance, cost
@@ -81,6 +84,7 @@ CASES = (
     Case("resnet56", "element", 0.2, "91"),
     Case("efficientnet_lite0", "channel", 1 / 1.5, "dense - 5", calibrate=500, batch=25),
     Case("mobilenetv2", "channel", 1 / 1.5, "dense - 5", calibrate=500, batch=25),
+    Case("minilm", "channel", 1 / 1.5, "dense - 3", calibrate=512, batch=64),
 )
 
 
@@ -110,13 +114,17 @@ class Taylor:
 def criteria_of(case, gradients):
     """Return the scores compared."""
     own = [OBS()] if case.granularity == "channel" else [FlexRel(1 / 3, "product")]
-    return [*own, FlexRel(), Magnitude(), Relevance(), Taylor(gradients)]
+    others = [] if gradients is None else [Taylor(gradients)]
+    return [*own, FlexRel(), Magnitude(), Relevance(), *others]
 
 
 class Data:
     """Images of one case: to calibrate, and to report on."""
 
     def __init__(self, packs, case, draw):
+        if case.network == "minilm":
+            self.calibrate, self.test = _sentences(packs, case, draw)
+            return
         if case.network in ("efficientnet_lite0", "mobilenetv2"):
             images, labels = packs.imagenet1k()
             even = np.random.default_rng(draw).permutation(len(labels) // 2)[: case.calibrate] * 2
@@ -141,7 +149,31 @@ class Data:
         return list(pairs)
 
 
+def _sentences(packs, case, draw):
+    """Return sentences of STS-B dev, and pairs of its test set with how alike they are."""
+    pack = np.load(Path(packs.__file__).parent / "minilm" / "data.npz")
+
+    def ids(name):
+        return torch.from_numpy(pack[name].astype(np.int64))
+
+    dev = torch.cat([ids("stsb_dev_a"), ids("stsb_dev_b")])
+    picked = np.random.default_rng(draw).permutation(len(dev))[: case.calibrate]
+    calibrate = [(x, None) for x in dev[picked].split(case.batch)]
+    alike = torch.from_numpy(pack["stsb_test_y"].astype(np.float64))
+    pairs = zip(ids("stsb_test_a").split(256), ids("stsb_test_b").split(256), strict=True)
+    return calibrate, [(pair, y) for pair, y in zip(pairs, alike.split(256), strict=True)]
+
+
+def spearman(network, batches):
+    """Return 100 times the rank correlation of cosine similarities with what people said."""
+    with torch.inference_mode():
+        said = torch.cat([(network(a) * network(b)).sum(1) for (a, b), _ in batches])
+    return 100 * float(spearmanr(said.numpy(), torch.cat([y for _, y in batches]).numpy())[0])
+
+
 def accuracy(network, batches):
+    if isinstance(batches[0][0], tuple):
+        return spearman(network, batches)
     network = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
     with torch.inference_mode():
         right = [(network(x).argmax(1) == y).float() for x, y in batches]
@@ -151,6 +183,8 @@ def accuracy(network, batches):
 def gradients_of(model, batches):
     """Return the gradients of the loss on the labelled images, by parameter: Taylor's need."""
     model = copy.deepcopy(model)
+    if batches[0][1] is None:
+        return None
     for x, y in batches:
         torch.nn.functional.cross_entropy(model(x), y, reduction="sum").backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -159,7 +193,8 @@ def gradients_of(model, batches):
 def measure(case, draw, *, train):
     """Return a block of results: one row a score."""
     packs = common.data_packs()
-    model = packs.network(case.network).to(memory_format=torch.channels_last)
+    model = packs.minilm() if case.network == "minilm" else packs.network(case.network)
+    model = model.to(memory_format=torch.channels_last)
     data = Data(packs, case, draw)
     images = [x for x, _ in data.calibrate]
     (example,) = read_batches([images[0][:2]], model)
