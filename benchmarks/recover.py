@@ -9,7 +9,7 @@ Every network is cut to the same multiply-adds, or zeros, by each score, and rep
 closed form on the same unlabelled images; `chosen` is what `prune` takes by itself: of the scores,
 the one whose repaired network diverges least from the dense one on the calibration images.
 CIFAR-10: calibrated on `train`, reported on `test_a`. ImageNet pack: even rows calibrate, odd rows
-report. MiniLM: sentences of STS-B dev calibrate; reported is the rank correlation on its test pairs.
+report. MiniLM: sentences of STS-B dev calibrate, rank correlation on its test pairs is reported.
 Nothing is chosen on what is reported.
 """
 

@@ -78,7 +78,7 @@ def test_constant_and_equal_inputs_are_scored():
     (scores,) = OBS().scores([reader(inputs, drawn(2, 4, seed=5), drawn(2, 2, seed=6) ** 2)])
 
     assert scores.isfinite().all()
-    assert scores.argmin() == 1  # its refit is the bias
+    assert 1 in scores.argsort()[:2]  # its refit is the bias; of the equal two, one can go
 
 
 def test_weights_are_scored_by_what_their_removal_costs():

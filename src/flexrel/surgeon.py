@@ -18,6 +18,7 @@ from flexrel.errors import ModelError, UsageError
 from flexrel.records import Protected, Slice, Structure, layer_of, weight_of
 
 _RIDGE = 1e-3  # of the mean square of an input
+_TINY = 1e-9  # of the mean square of a gradient: keeps matrices of few samples regular
 _RANK = 1e-6  # by which scores grow from one unit that goes to the next, at least
 _ROUNDS = 64  # at most, in which units of a site go; between them everything is refitted
 
@@ -100,16 +101,16 @@ class _Reader:
     """
 
     def __init__(self, part: Slice, weight: Tensor, curvature: LayerCurvature) -> None:
-        rows = weight.detach().cpu().double().clone()  # it is refitted here, not there
+        rows = weight.detach().cpu().double()
         rows = rows if part.axis else rows.mT  # [out, in / groups, *kernel]
         kernel = rows[0, 0].numel()
         groups, inputs = len(curvature.outputs), rows[0].numel()
-        self._gradients = curvature.outputs.cpu()
-        self._weight = rows.reshape(groups, -1, inputs)
+        # S^(1/2)' W in the place of W: what a refit does to it is the same, and its squares add up
+        self._weight = _root(curvature.outputs.cpu()).mT @ rows.reshape(groups, -1, inputs)
         xx = curvature.inputs.centred().xx.cpu()
         sizes = xx.diagonal(dim1=1, dim2=2).mean(1)
         xx.diagonal(dim1=1, dim2=2).add_(_RIDGE * sizes[:, None].clamp_min(1e-30))
-        self._inverse = torch.linalg.inv(xx)
+        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(xx))
         entries = part.index[..., None] * kernel + torch.arange(kernel)  # [units, inner, kernel]
         self._columns = entries.flatten(1)
 
@@ -118,8 +119,7 @@ class _Reader:
         at = self._columns
         inverse = self._inverse[:, at[:, :, None], at[:, None, :]]  # (G⁻¹)_uu: [g, u, n, n]
         weight = self._weight[:, :, at]  # [g, j, u, n]
-        through = (self._gradients @ self._weight)[:, :, at]
-        products = torch.einsum("gjun,gjum->gunm", through, weight)
+        products = torch.einsum("gjun,gjum->gunm", weight, weight)
         errors: Tensor = (torch.linalg.inv(inverse) * products).sum((0, 2, 3)).clamp_min(0)
         return errors
 
@@ -135,6 +135,15 @@ class _Reader:
         self._inverse[:, at] = 0
         self._inverse[:, :, at] = 0
         self._inverse[:, at, at] = 1
+
+
+def _root(squares: Tensor) -> Tensor:
+    """Return the lower triangles whose products with their transposes are the matrices, nearly."""
+    small = _TINY * squares.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+    whole = squares.clone()
+    whole.diagonal(dim1=1, dim2=2).add_(small[:, None])
+    root: Tensor = torch.linalg.cholesky(whole)
+    return root
 
 
 def _weights(site: Evidence) -> Tensor:
