@@ -19,7 +19,7 @@ from flexrel.moments import moments
 from flexrel.recover import reconstruct_, recoveries
 from flexrel.recover.solve import error_of, solve
 from flexrel.structure import analyse
-from networks import batch, bits, random_, random_plan, same_bits
+from networks import Call, batch, bits, random_, random_plan, same_bits
 
 few_examples = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -237,7 +237,7 @@ def test_a_channel_that_is_a_copy_of_another_is_made_up_for():
     fresh = normal(50, 6, seed=1)  # not only on what it was fitted to
     assert torch.allclose(outputs(network, fresh), outputs(model, fresh), atol=1e-4)
     assert not refused
-    assert [repair.layer for repair in made if repair.changed][0] == "2"
+    assert next(repair.layer for repair in made if repair.changed) == "2"
 
 
 def test_a_channel_that_others_make_up_is_made_up_for_in_a_convolution():
@@ -365,11 +365,11 @@ def test_zeros_stay_zeros(granularity):
 
 
 class Sum(nn.Module):
-    """Two branches of the input in a sum; the second runs last, so it can make up for the first."""
+    """A residual block: what a branch gives is added to what came through a cut before it."""
 
     def __init__(self, end=None, after=None):
         super().__init__()
-        self.skip = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+        self.skip = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.Sigmoid())
         self.branch = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 5))
         self.end = end or (lambda y: y)
         self.after = after or nn.Linear(5, 3)
@@ -386,10 +386,6 @@ def damaged(model, inputs):
 
 def scaled_in_place(y):
     return y.mul_(0.25)
-
-
-def shifted_in_place(y):
-    return y.neg().mul_(torch.tensor([1.0, 2.0, -3.0, 0.5, 4.0]))
 
 
 ENDS = {
@@ -414,12 +410,42 @@ def test_a_branch_makes_up_for_what_the_other_side_of_its_sum_lost(name):
     plain.branch.load_state_dict(cut.branch.state_dict())
     plain.after.load_state_dict(cut.after.state_dict())
     sides = [
-        (outputs(one.skip, inputs) + one.end(outputs(one.branch, inputs)))
+        (outputs(one.skip, inputs) + outputs(Call(one.end), outputs(one.branch, inputs)))
         for one in (model, plain, network)
     ]
     assert made["branch.2"].changed
     apart = [float((side - sides[0]).square().mean()) for side in sides]
     assert apart[2] < 0.6 * apart[1]
+
+
+SCALES = {
+    "samples": lambda y: y * y[:, :1].sigmoid(),
+    "channels of each sample": lambda y: y * (5 * y.mean((2, 3), keepdim=True)).sigmoid(),
+    "positions": lambda y: y * torch.linspace(0.1, 2, 4).view(2, 2),
+    "rows of positions": lambda y: y * torch.tensor([[0.1], [2.0]]),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_a_branch_that_is_scaled_otherwise_than_by_channel_has_a_plain_goal(name):
+    """What its sum lost can't be put on its outputs then by a number a channel."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.skip = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+            self.branch, self.last = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 3, 1)
+
+        def forward(self, x):
+            return self.last(self.skip(x).sigmoid() + SCALES[name](self.branch(x)))
+
+    model, inputs = random_(Gated()).eval(), normal(200, 3, 2, 2)
+
+    cut, network, made, _ = repaired(model, {"skip.0": [0, 3, 5, 6]}, inputs)
+
+    assert torch.equal(network.branch.weight, cut.branch.weight)  # what it gives is right already
+    assert torch.equal(network.branch.bias, cut.branch.bias)
+    assert "last" in [repair.layer for repair in made if repair.changed]
 
 
 def test_the_goal_of_a_branch_is_found_by_hand():
@@ -509,8 +535,8 @@ PIXELS, TOKENS = (3, 6, 6), (5, 6)
 KINDS = {  # network, inputs of a sample, what is cut, a layer that must be refitted
     "convolution": (twice(lambda: nn.Conv2d(12, 6, 3, 2, 1)), PIXELS, "0", "2"),
     "dilated": (twice(lambda: nn.Conv2d(12, 6, 3, padding=2, dilation=2)), PIXELS, "0", "2"),
-    "same": (twice(lambda: nn.Conv2d(12, 6, 2, padding="same")), PIXELS, "0", "2"),
-    "by hand": (twice(lambda: ByHand(12, 6)), PIXELS, "0", "2"),
+    "same": (twice(lambda: nn.Conv2d(12, 6, 3, padding="same")), PIXELS, "0", "2"),
+    "by hand": (twice(lambda: ByHand(12, 6)), PIXELS, "0", "2.kernel"),
     "depthwise": (
         twice(lambda: nn.Sequential(nn.Conv2d(12, 12, 3, groups=12), nn.Conv2d(12, 6, 1))),
         PIXELS,
@@ -572,31 +598,22 @@ def test_every_kind_of_layer_is_refitted(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_first_layer_refitted_is_least_squares(kind):
-    """It is the closest affine function of what is left, as found from the networks' own hooks."""
+def test_the_layer_behind_a_cut_gives_what_the_dense_one_gave(kind):
+    """Its outputs, and not those of the network alone, as hooks see them."""
     model, shape, site, layer = built(kind)
     inputs = normal(300, *shape)
 
     cut, network, *_ = repaired(model, {site: [0, 2, 3, 7]}, inputs)
 
-    seen = {}
-    for name, one in (("dense", model), ("cut", cut), ("new", network)):
+    seen = []
+    behind = layer[:-1] + "1" if kind == "norm" else layer.removesuffix(".kernel")
+    for one in (model, cut, network):
         twin = copy.deepcopy(one)
-        behind = layer[:-1] + "1" if kind == "norm" else layer
-        for key, part in (("in", layer), ("out", behind)):
-            twin.get_submodule(part).register_forward_hook(
-                lambda _, given, made, at=(name, key): seen.update(
-                    {at: given[0] if at[1] == "in" else made}
-                )
-            )
+        twin.get_submodule(behind).register_forward_hook(lambda _, given, made: seen.append(made))
         outputs(twin, inputs)
-    want, had, has = (seen[one, "out"] for one in ("dense", "cut", "new"))
+    want, had, has = seen
     before, after = (float((one - want).square().mean()) for one in (had, has))
     assert after < 0.8 * before
-    axis = 1 if layer != "2" or len(shape) == 3 or kind == "one axis" else -1
-    means = (has - want).movedim(axis, -1).flatten(0, -2).mean(0) if kind != "attention" else None
-    if means is not None and kind not in ("depthwise",):  # a free bias leaves no mean error
-        assert means.abs().max() < 0.05 * float(want.std())
 
 
 def test_the_norm_behind_a_layer_without_bias_takes_its_shift():
@@ -624,14 +641,14 @@ def test_several_batches_of_different_size_are_as_good_as_one(kind):
     assert error(network, model, inputs) < error(whole, model, inputs) + 0.1 * lost
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"transposed weight", "attention"}))
 def test_one_sample_is_too_few_to_hold_any_out_so_nothing_changes(kind):
     model, shape, site, _ = built(kind)
     inputs = normal(1, *shape)
     cut, network, made, _ = repaired(model, {site: [1]}, inputs)
 
     assert not any(repair.changed for repair in made)
-    assert same_bits(bits(network)[:1] + bits(cut)[1:], bits(cut))
+    assert same_bits((bits(network)[0], *bits(cut)[1:]), bits(cut))
 
 
 def test_batches_of_one_sample_each_are_fitted_together():
