@@ -38,13 +38,25 @@ class Step:
         result: Tensor = self.func(*map(swapped, self.args), **kwargs)
         return result
 
-    def continues(self, tensor: Tensor) -> bool:
-        """Return whether it does a fixed thing to each channel of the tensor, and no more."""
+    @property
+    def writes(self) -> bool:
+        """Whether it writes its result over what goes in first."""
+        return self.name.startswith("__i") or (self.name[-1:] == "_" and self.name[-2:] != "__")
+
+    def continues(self, tensor: Tensor, axis: int) -> bool:
+        """Return whether it does a fixed thing to each channel of the tensor, and no more.
+
+        Args:
+            tensor: that goes in.
+            axis: of it that counts channels.
+        """
         if self.name not in _FIXED:
             return False
         others = [value for value in self.given() if value is not tensor]
-        if self.name in _SCALES:
-            return len(others) == 0 or others[0].numel() <= max(tensor.shape)
+        if self.name in _SCALES:  # by a number a channel, and none a sample or position
+            spare = (1,) * tensor.ndim
+            shapes = [(*spare[other.ndim :], *other.shape) for other in others]
+            return all(o.numel() == s[axis] for o, s in zip(others, shapes, strict=True))
         return self.name != "batch_norm" or not _trains(self)
 
     def adds(self, tensor: Tensor) -> Tensor | None:

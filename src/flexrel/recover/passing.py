@@ -168,6 +168,8 @@ class Passing(Listening):
     def _goes_on(self, opened: _Open, step: Step, tensor: Tensor) -> Any:  # noqa: ANN401
         other = step.adds(tensor)
         if other is None:
+            if step.writes and opened.outputs is tensor:
+                opened.outputs = tensor.clone()  # the goals are read at the sum
             opened.steps.append((step, tensor))
             opened.tip = super().ran(step)
             self._open[id(opened.tip)] = opened

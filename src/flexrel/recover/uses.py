@@ -96,12 +96,14 @@ class _Scout(Listening):
         Also returns the batch norm right behind the layer, if there is one.
         """
         made, norm, first = self.seen[at].made, None, True
+        layer = self.seen[at].layer
+        axis = 1 if layer and layer.affine.geometry else -1
         for later in range(at + 1, len(self.seen)):
             seen = self.seen[later]
             if made not in seen.reads:
                 continue
             tensor = next(value for value in seen.step.given() if id(value) == made)
-            if first and seen.step.name == "batch_norm" and seen.step.continues(tensor):
+            if first and seen.step.name == "batch_norm" and seen.step.continues(tensor, axis):
                 norm = seen.step
             first = False
             alone = seen.made == made or all(made not in s.reads for s in self.seen[later + 1 :])
@@ -109,7 +111,7 @@ class _Scout(Listening):
                 return None, None
             if seen.step.adds(tensor) is not None:
                 return later, norm
-            if not seen.step.continues(tensor) or seen.made is None:
+            if not seen.step.continues(tensor, axis) or seen.made is None:
                 return None, norm
             made = seen.made
         return None, norm
