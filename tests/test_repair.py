@@ -448,6 +448,22 @@ def test_a_branch_that_is_scaled_otherwise_than_by_channel_has_a_plain_goal(name
     assert "last" in [repair.layer for repair in made if repair.changed]
 
 
+def test_a_sum_made_in_place_is_of_the_repaired_branch_whichever_way_the_model_goes_on():
+    class InPlace(Sum):
+        def forward(self, x):
+            made = self.branch(x)
+            made.add_(self.skip(x))  # and what it returns is not used
+            return self.after(made)
+
+    model, inputs = random_(InPlace()).eval(), normal(400, 6)
+
+    _, network, made = damaged(model, inputs)
+    _, plain, _ = damaged(random_(Sum()).eval(), inputs)
+
+    assert made["branch.2"].changed
+    assert torch.allclose(outputs(network, inputs), outputs(plain, inputs), atol=1e-5)
+
+
 def test_the_goal_of_a_branch_is_found_by_hand():
     """One weight a side: what the skip side lost, 2 x, the branch takes on."""
 
