@@ -1,6 +1,7 @@
 """Repair by least squares: what can be made up for is, and nothing else is touched."""
 
 import copy
+import sys
 import threading
 
 import numpy as np
@@ -178,6 +179,53 @@ def test_inputs_that_say_little_give_finite_weights_and_no_larger_error(kind, fr
     assert found.weight.isfinite().all()
     assert found.bias.isfinite().all()
     assert found.after <= found.before
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(8, 60),
+    inputs=st.integers(1, 12),
+    mean=st.integers(-1, 5),
+    spread=st.integers(-4, 2),
+    free=st.booleans(),
+    masked=st.booleans(),
+)
+def test_inputs_that_hardly_vary_about_large_means_give_finite_weights(
+    seed, rows, inputs, mean, spread, free, masked
+):
+    """Of single precision's moments little is left then; also of those of all rows together."""
+    x, _, weight, bias = problem(rows, inputs=inputs, seed=seed)
+    draw = torch.Generator().manual_seed(seed)
+    lively = torch.rand(inputs, generator=draw) < 0.7
+    x = 10**mean * x[:1] + 10**spread * x * lively
+    y = torch.einsum("rgk,gjk->rgj", x, weight).flatten(1) + normal(rows, 3, seed=seed)
+    support = torch.rand(weight.shape, generator=draw) < 0.5 if masked else None
+    near = weight + 0.3 * normal(*weight.shape, seed=seed + 1)
+    near = near if support is None else near.masked_fill(~support, 0)
+
+    found = solve(*split(x.float(), y.float()), near, bias, free_bias=free, support=support)
+
+    assert found.weight.isfinite().all()
+    assert found.bias.isfinite().all()
+
+
+def test_where_the_fit_to_all_rows_fails_the_one_to_some_is_taken(monkeypatch):
+    x, y, weight, bias = problem(400, noise=0.1)
+    fit, check = split(x, y)
+    alone = solve(fit, check, weight * 0, bias, free_bias=False)
+    module = sys.modules["flexrel.recover.solve"]
+    fitted = module._fitted
+    monkeypatch.setattr(
+        module,
+        "_fitted",
+        lambda rows, *rest: fitted(rows, *rest) * (torch.nan if rows.rows == 400 else 1),
+    )
+
+    found = solve(fit, check, weight * 0, bias, free_bias=False)
+
+    assert (found.ridge, found.after) == (alone.ridge, alone.after)
+    assert error_of(found.weight, found.bias, check) == pytest.approx(found.after)
 
 
 def test_the_error_is_that_of_the_outputs_on_the_rows():
