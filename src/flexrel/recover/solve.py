@@ -79,9 +79,7 @@ def solve(
         return Solution(weight, bias, None, before, before)
     every = fit + check
     found = weight if chosen is None else _fitted(every, weight, bias, chosen, free_bias, support)
-    if (
-        not found.isfinite().all()
-    ):  # rounding can make moments of inputs that hardly vary no moments
+    if not found.isfinite().all():  # of inputs that hardly vary, rounding leaves little
         found = taken
     return Solution(found, _bias(every, found, bias, free_bias), chosen, before, after)
 
