@@ -70,15 +70,17 @@ def solve(
     options: list[tuple[float | None, Tensor]] = [(None, weight)] if free_bias else []
     options += [(r, _fitted(fit, weight, bias, r, free_bias, support)) for r in RIDGES]
     chosen: float | None = None
-    changed = False
+    taken: Tensor | None = None
     for ridge, found in options:
         error = error_of(found, _bias(fit, found, bias, free_bias), check)
         if error < after:
-            after, chosen, changed = error, ridge, True
-    if not changed:
+            after, chosen, taken = error, ridge, found
+    if taken is None:
         return Solution(weight, bias, None, before, before)
     every = fit + check
     found = weight if chosen is None else _fitted(every, weight, bias, chosen, free_bias, support)
+    if not found.isfinite().all():  # of inputs that hardly vary, rounding leaves little
+        found = taken
     return Solution(found, _bias(every, found, bias, free_bias), chosen, before, after)
 
 
@@ -101,7 +103,7 @@ def _fitted(
     else:
         xx = rows.xx / rows.rows
         xy = (rows.xy - rows.x[:, :, None] * bias[:, None, :]) / rows.rows
-    size = xx.diagonal(dim1=1, dim2=2)
+    size = xx.diagonal(dim1=1, dim2=2).clamp_min(0)
     scale = (size + _SMALL * size.mean(1, keepdim=True).clamp_min(1e-30)).rsqrt()  # [g, k]
     left = (xy.mT - weight @ xx) * scale[:, None, :]
     xx = xx * scale[:, :, None] * scale[:, None, :]
