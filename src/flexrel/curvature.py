@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from flexrel.batches import Batch, RawBatch, read_batches
 from flexrel.errors import ModelError
-from flexrel.listening import LayerCall, Listening, Step, layer_call
 from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at
 from flexrel.records import Progress, Structure, layer_of, silent
-from flexrel.relevance import Weights
+from flexrel.relevance import LayerCall, Listening, Step, Weights, layer_call
 from flexrel.running import call, scores_in, tensors_of, undisturbed
 
 _ROWS = 20_000  # of a layer's inputs, over all batches

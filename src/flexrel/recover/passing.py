@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.batches import Batch
-from flexrel.listening import Listening, Step, layer_call
 from flexrel.recover.uses import Key, Use
-from flexrel.relevance import AffineCall, Weights
+from flexrel.relevance import AffineCall, Listening, Step, Weights, layer_call
 from flexrel.running import call
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.batches import Batch
-from flexrel.listening import LayerCall, Listening, Step, layer_call
-from flexrel.relevance import Weights, flat
+from flexrel.relevance import LayerCall, Listening, Step, Weights, flat, layer_call
 from flexrel.running import call
 
 
@@ -87,7 +86,7 @@ class _Scout(Listening):
 
     def mean(self, norm: Step) -> str | None:
         """Return the name of a batch norm's running mean, if it alone reads it."""
-        mean = norm.args[3]
+        mean = norm.bound()["running_mean"]
         return self._buffers.get(id(mean)) if self.reads(mean) == 1 else None
 
     def end(self, at: int) -> tuple[int | None, Step | None]:

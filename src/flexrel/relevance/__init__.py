@@ -1,10 +1,11 @@
 """Relevance: how it goes back through a network, and what of it comes to each layer."""
 
-from flexrel.relevance.affine import READERS, Affine, AffineCall, Geometry
+from flexrel.relevance.affine import Affine, AffineCall, Geometry
 from flexrel.relevance.fold import Folder
 from flexrel.relevance.follow import Follow
-from flexrel.relevance.functions import ASKS, Function, expanded, flat, name_of
+from flexrel.relevance.functions import flat
 from flexrel.relevance.ledger import Balance, Ledger, merged
+from flexrel.relevance.listening import LayerCall, Listening, Step, layer_call
 from flexrel.relevance.rules import (
     RULES,
     AttnLRP,
@@ -23,8 +24,6 @@ from flexrel.relevance.suspect import Suspect
 from flexrel.relevance.weights import Weights
 
 __all__ = [
-    "ASKS",
-    "READERS",
     "RULES",
     "Affine",
     "AffineCall",
@@ -35,20 +34,21 @@ __all__ = [
     "Epsilon",
     "Folder",
     "Follow",
-    "Function",
     "Gamma",
     "Geometry",
     "GradientInput",
+    "LayerCall",
     "LayerSums",
     "Ledger",
+    "Listening",
     "Rule",
     "RuleLike",
+    "Step",
     "Suspect",
     "Weights",
     "ZPlus",
-    "expanded",
     "flat",
+    "layer_call",
     "merged",
-    "name_of",
     "rule_of",
 ]

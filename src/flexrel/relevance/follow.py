@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from flexrel.errors import ModelError
 from flexrel.relevance.affine import READERS, Affine, AffineCall
 from flexrel.relevance.backward import Back, modified
 from flexrel.relevance.between import Between, Made
 from flexrel.relevance.fold import Folder
-from flexrel.relevance.functions import ASKS, Function, expanded, flat, name_of
+from flexrel.relevance.functions import Function
 from flexrel.relevance.held import Held, Holder
 from flexrel.relevance.ledger import Ledger
+from flexrel.relevance.listening import Listening, Step
 from flexrel.relevance.pads import Pads
 from flexrel.relevance.rules import ByName, GradientInput, Rule
 from flexrel.relevance.sums import LayerSums, sums_for
@@ -40,7 +40,7 @@ WEIGHTED = (
 )
 
 
-class Follow(TorchFunctionMode):
+class Follow(Listening):
     """Watches the model's layers, and makes its operations follow the rule.
 
     One is made for each forward pass: `with follow.running(): model(...)`. After the backward
@@ -124,23 +124,11 @@ class Follow(TorchFunctionMode):
     def _place(self) -> str:
         return self._where[-1][0] if self._where else ""
 
-    def __torch_function__(
-        self,
-        func: Function,
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - as the operation
+    def ran(self, step: Step) -> Any:  # noqa: ANN401
         """Run one operation of the model."""
-        del types
-        kwargs = kwargs or {}
-        name = name_of(func)
-        if name in ASKS or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        if (inside := expanded(func)) is not None:
-            with self:
-                return inside(*args, **kwargs)
-        given = [value for value in flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
+        if not torch.is_grad_enabled():
+            return super().ran(step)
+        name, func, args, kwargs, given = step.name, step.func, step.args, step.kwargs, step.given()
         stands_in = self._holder.reads(name, given)
         result = self._run(name, func, args, kwargs)
         if stands_in:

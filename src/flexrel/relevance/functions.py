@@ -28,9 +28,13 @@ def name_of(func: Function) -> str:
     return str(getattr(func, "__name__", ""))
 
 
+_OPERATORS = "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift"
+_IN_PLACE = frozenset(["__setitem__", *(f"__i{name}__" for name in _OPERATORS.split())])
+
+
 def overwrites(name: str) -> bool:
     """Return whether the operation of that name writes over its first argument."""
-    return (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
+    return (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
 
 
 @lru_cache(maxsize=1024)

@@ -1,4 +1,8 @@
-"""Sees every operation that a network runs, and which of them are calls of its layers."""
+"""Sees every operation that a network runs, and which of them are calls of its layers.
+
+A mode of torch's function overrides sees every call of a torch operation, from modules, functions,
+methods and operators alike, before autograd does.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +11,10 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from flexrel.relevance import ASKS, READERS, AffineCall, Function, Weights, expanded, flat, name_of
+from flexrel.relevance.affine import READERS, AffineCall
+from flexrel.relevance.functions import ASKS, Function, expanded, flat, name_of, overwrites
+from flexrel.relevance.norms import bound, is_fixed
+from flexrel.relevance.weights import Weights
 
 _ADDS = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
 _SCALES = frozenset(["mul", "mul_", "__mul__", "__rmul__", "__imul__"])
@@ -38,10 +45,14 @@ class Step:
         result: Tensor = self.func(*map(swapped, self.args), **kwargs)
         return result
 
+    def bound(self) -> dict[str, Any]:
+        """Return the arguments of a norm by name."""
+        return bound(self.name, self.args, self.kwargs)
+
     @property
     def writes(self) -> bool:
         """Whether it writes its result over what goes in first."""
-        return self.name.startswith("__i") or (self.name[-1:] == "_" and self.name[-2:] != "__")
+        return overwrites(self.name)
 
     def continues(self, tensor: Tensor, axis: int) -> bool:
         """Return whether it does a fixed thing to each channel of the tensor, and no more.
@@ -57,7 +68,7 @@ class Step:
             spare = (1,) * tensor.ndim
             shapes = [(*spare[other.ndim :], *other.shape) for other in others]
             return all(o.numel() == s[axis] for o, s in zip(others, shapes, strict=True))
-        return self.name != "batch_norm" or not _trains(self)
+        return self.name != "batch_norm" or is_fixed(self.name, self.bound())
 
     def adds(self, tensor: Tensor) -> Tensor | None:
         """Return the tensor of the same shape that it adds to this one, if that is what it does."""
@@ -66,10 +77,6 @@ class Step:
         if self.name not in _ADDS or not plain or len(others) != 1:
             return None
         return others[0] if others[0].shape == tensor.shape else None
-
-
-def _trains(norm: Step) -> bool:
-    return bool(norm.kwargs.get("training", norm.args[5] if len(norm.args) > 5 else False))  # noqa: PLR2004
 
 
 class Listening(TorchFunctionMode):
