@@ -6,8 +6,7 @@ activations, summed at once to two vectors.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -31,7 +30,7 @@ from flexrel.relevance import (
     merged,
     rule_of,
 )
-from flexrel.running import call, reason, undisturbed, unwrapped
+from flexrel.running import backward_to_inputs, call, reason, rooted, unwrapped
 from flexrel.starts import Start, check_output, start
 from flexrel.statistics import SiteStatistics, Statistics
 
@@ -83,7 +82,7 @@ def calibrate(
     total = _Total()
     folder = Folder()
     began = time.monotonic()
-    with _backward_to_inputs(model):
+    with backward_to_inputs(model):
         for batch in islice(read_batches(batches, model), max_batches):
             output = _calibrate_batch(model, batch, chosen, output, folder, total, check=check)
             progress("calibrating", batch.index + 1, max_batches)
@@ -185,13 +184,9 @@ def _site(sums: LayerSums) -> SiteStatistics:
 
 def _pass(model: nn.Module, batch: Batch, output: str | Start, follow: Follow) -> str | Start:
     """Run the batch forward and its relevance back; return `output` resolved."""
-    given = {id(tensor): tensor.detach() for tensor in batch.tensors}
-    roots = [tensor.requires_grad_() for tensor in given.values() if tensor.is_floating_point()]
-    fresh = {key: tensor.clone() for key, tensor in given.items()}  # the model may overwrite them
-    args = tuple(fresh.get(id(value), value) for value in batch.args)
-    kwargs = {key: fresh.get(id(value), value) for key, value in batch.kwargs.items()}
+    roots, fresh = rooted(batch)
     with follow.running():
-        result = call(model, Batch(batch.index, args, kwargs, batch.labels))
+        result = call(model, fresh)
     output, scalar = start(result, batch, output)
     ends = [*roots, *follow.leaves]
     try:
@@ -215,25 +210,6 @@ def _pass(model: nn.Module, batch: Batch, output: str | Start, follow: Follow) -
             "input or an embedding, or the model runs under no_grad"
         )
     return output
-
-
-@contextmanager
-def _backward_to_inputs(model: nn.Module) -> Iterator[None]:
-    """Run the block undisturbed and with gradients, but none of a parameter's."""
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise ModelError(
-            "the network was made under torch.inference_mode, so nothing can go back through it; "
-            "make or load it outside"
-        )
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with ExitStack() as restore:
-        restore.enter_context(undisturbed(model))
-        restore.enter_context(torch.inference_mode(mode=False))
-        restore.enter_context(torch.enable_grad())
-        for parameter, wants in wanted:
-            restore.callback(parameter.requires_grad_, wants)
-            parameter.requires_grad_(False)
-        yield
 
 
 def _check_patterns(patterns: Iterable[str], sites: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flexrel.cost import Cost, unit_macs
 from flexrel.curvature import Curvature, LayerCurvature
-from flexrel.errors import ModelError, UsageError
+from flexrel.errors import UsageError
 from flexrel.records import Block, Protected, Scores, Site, Structure, layer_of, weight_of
 from flexrel.scales import SCALES, Maker, Scale, alone, scaled
 from flexrel.statistics import PARTS, Part, SiteStatistics, Statistics
@@ -265,17 +265,13 @@ def without_unmeasured(structure: Structure, statistics: Statistics) -> Structur
         protected += passed
         if site is None:
             continue
-        readers = {layer_of(s.tensor) for s in site.slices if s.reads}
-        wanted = set() if site.blocks else readers or {site.name}
-        missing = sorted(wanted - statistics.keys())
-        if missing:
+        missing = sorted(site.readers - statistics.keys())
+        if missing and not site.blocks:
             reason = f"the relevance of {missing[0]} was not measured: none came to it"
             protected.append(Protected(site.name, reason))
         else:
             sites.append(site)
-    if not sites:
-        raise ModelError(f"no layer can be scored: {protected[0].name}: {protected[0].reason}")
-    return replace(structure, sites=tuple(sites), protected=(*structure.protected, *protected))
+    return structure.only(sites, protected)
 
 
 def _measured_blocks(site: Site, statistics: Statistics) -> tuple[Site | None, list[Protected]]:

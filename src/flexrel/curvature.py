@@ -6,7 +6,6 @@ would matter: a Kronecker-factored quadratic model of the network's outputs (Mar
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from flexrel.batches import Batch, RawBatch, read_batches
 from flexrel.errors import ModelError
 from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at
-from flexrel.records import Progress, Structure, layer_of, silent
+from flexrel.records import Progress, Structure, silent
 from flexrel.relevance import LayerCall, Listening, Step, Weights, layer_call
-from flexrel.running import call, scores_in, tensors_of, undisturbed
+from flexrel.running import backward_to_inputs, call, rooted, scores_in, tensors_of
 
 _ROWS = 20_000  # of a layer's inputs, over all batches
 
@@ -77,8 +76,7 @@ class Curvature(Mapping[str, LayerCurvature]):
 
 def readers_of(structure: Structure) -> set[str]:
     """Return the layers whose inputs go, or whose weights do, when units go."""
-    readers = {layer_of(s.tensor) for site in structure.sites for s in site.slices if s.reads}
-    return readers | {site.name for site in structure.sites if not site.slices}
+    return {reader for site in structure.sites for reader in site.readers}
 
 
 def measure_curvature(
@@ -103,18 +101,12 @@ def measure_curvature(
         seed: of the normal vectors and of the rows that are drawn.
 
     Raises:
-        ModelError: no gradient can go back through the model.
+        ModelError: no gradient can go back through the model, or it does not run.
     """
     total: Curvature | None = None
     generator = torch.Generator().manual_seed(seed)
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     samples = sum(batch.samples for batch in read_batches(batches, model))
-    with ExitStack() as stack:
-        stack.enter_context(undisturbed(model))
-        stack.enter_context(torch.enable_grad())
-        for parameter, wants in wanted:
-            stack.callback(parameter.requires_grad_, wants)
-            parameter.requires_grad_(False)
+    with backward_to_inputs(model):
         for batch in read_batches(batches, model):
             rows = -(-_ROWS * batch.samples // samples)
             found = _measure(model, batch, layers, rows, generator)
@@ -131,14 +123,9 @@ def _measure(
     generator: torch.Generator,
 ) -> Curvature:
     watch = _Watch(Weights(model), layers, rows, generator)
-    given = {id(t): t.detach() for t in batch.tensors}
-    roots = [t.requires_grad_() for t in given.values() if t.is_floating_point()]
-    args = tuple(
-        given.get(id(value), value) * 1 if id(value) in given else value for value in batch.args
-    )
-    kwargs = {k: given[id(v)] * 1 if id(v) in given else v for k, v in batch.kwargs.items()}
+    roots, fresh = rooted(batch)
     with watch:
-        result = scores_in(call(model, Batch(batch.index, args, kwargs, batch.labels)))
+        result = scores_in(call(model, fresh))
     outputs = [t for t in tensors_of(result) if t.is_floating_point() and t.requires_grad]
     if not outputs:
         raise ModelError(

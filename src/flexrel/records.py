@@ -1,14 +1,14 @@
 """The nouns that stages hand to each other. Frozen, validated when made, no behaviour."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from flexrel.errors import UsageError
+from flexrel.errors import ModelError, UsageError
 from flexrel.granularity import Layout, Pattern
 
 Form = Literal["auto", "module", "exported"]
@@ -92,6 +92,11 @@ class Site:
         """How many units there are."""
         return prod(self.shape)
 
+    @property
+    def readers(self) -> set[str]:
+        """The layers that take the units in; where single weights go, their own layer."""
+        return {layer_of(s.tensor) for s in self.slices if s.reads} or {self.name}
+
     def __post_init__(self) -> None:
         if self.units < 1:
             raise UsageError(f"site {self.name!r} has shape {self.shape}, so no unit")
@@ -160,6 +165,17 @@ class Structure:
     def units(self) -> int:
         """How many units there are in all sites."""
         return sum(site.units for site in self.sites)
+
+    def only(self, sites: Sequence[Site], protected: Sequence[Protected]) -> "Structure":
+        """Return the structure with these sites alone, and with what is protected besides.
+
+        Raises:
+            ModelError: no site is left.
+        """
+        if not sites:
+            first = protected[0]
+            raise ModelError(f"no layer can be scored: {first.name}: {first.reason}")
+        return replace(self, sites=tuple(sites), protected=(*self.protected, *protected))
 
 
 @dataclass(frozen=True, slots=True)

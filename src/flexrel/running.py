@@ -38,6 +38,44 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def backward_to_inputs(model: nn.Module) -> Iterator[None]:
+    """Run the block undisturbed and with gradients, but none of a parameter's.
+
+    Raises:
+        ModelError: the model was made under inference mode.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ModelError(
+            "the network was made under torch.inference_mode, so nothing can go back through it; "
+            "make or load it outside"
+        )
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with ExitStack() as restore:
+        restore.enter_context(undisturbed(model))
+        restore.enter_context(torch.inference_mode(mode=False))
+        restore.enter_context(torch.enable_grad())
+        for parameter, wants in wanted:
+            restore.callback(parameter.requires_grad_, wants)
+            parameter.requires_grad_(False)
+        yield
+
+
+def rooted(batch: Batch) -> tuple[list[Tensor], Batch]:
+    """Return where a backward pass from the batch ends, and the batch to run for one.
+
+    Returns:
+        The floating-point inputs, which ask for gradients; and the batch with a copy of each
+        tensor, since the model may overwrite what it is given.
+    """
+    given = {id(tensor): tensor.detach() for tensor in batch.tensors}
+    roots = [tensor.requires_grad_() for tensor in given.values() if tensor.is_floating_point()]
+    fresh = {key: tensor.clone() for key, tensor in given.items()}
+    args = tuple(fresh.get(id(value), value) for value in batch.args)
+    kwargs = {key: fresh.get(id(value), value) for key, value in batch.kwargs.items()}
+    return roots, Batch(batch.index, args, kwargs, batch.labels)
+
+
 def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the model returns
     """Return the model's output for the batch.
 

@@ -7,14 +7,14 @@ inputs and `S` those of the gradients at its outputs.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flexrel.criteria import Evidence
 from flexrel.curvature import Curvature, LayerCurvature
-from flexrel.errors import ModelError, UsageError
+from flexrel.errors import UsageError
 from flexrel.records import Protected, Slice, Structure, layer_of, weight_of
 
 _RIDGE = 1e-3  # of the mean square of an input
@@ -57,16 +57,13 @@ def without_uncurved(structure: Structure, curvature: Curvature) -> Structure:
     """
     sites, protected = [], []
     for site in structure.sites:
-        readers = {layer_of(part.tensor) for part in site.slices if part.reads} or {site.name}
-        missing = sorted(readers - curvature.keys())
+        missing = sorted(site.readers - curvature.keys())
         if missing and not site.blocks:
             reason = f"what a refit of {missing[0]} can make up for was not measured"
             protected.append(Protected(site.name, reason))
         else:
             sites.append(site)
-    if not sites:
-        raise ModelError(f"no layer can be scored: {protected[0].name}: {protected[0].reason}")
-    return replace(structure, sites=tuple(sites), protected=(*structure.protected, *protected))
+    return structure.only(sites, protected)
 
 
 def _units(site: Evidence) -> Tensor:
