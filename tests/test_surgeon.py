@@ -27,7 +27,7 @@ def reader(inputs, weight, gradients):
     units = weight.shape[1]
     index = torch.arange(units)[:, None]
     site = Site("made", (units,), (Slice("read.weight", 1, index, "consumer"),))
-    curvature = LayerCurvature(moments(inputs[:, None]), gradients[None])
+    curvature = LayerCurvature(moments(inputs[:, None]), gradients[None], torch.zeros(1))
     return Evidence(site, {"read.weight": weight}, None, 1.0, Curvature({"read": curvature}, 1))
 
 
@@ -81,10 +81,90 @@ def test_constant_and_equal_inputs_are_scored():
     assert 1 in scores.argsort()[:2]  # its refit is the bias; of the equal two, one can go
 
 
+def test_products_of_independent_inputs_are_as_noisy_as_their_variance_says():
+    """Products of two standard normal inputs vary by 1 a row, and sums of `n` rows by `n`."""
+    model = nn.Sequential(nn.Linear(6, 2))
+    found = [
+        measure_curvature(
+            model, [drawn(40, 6, seed=s).float(), drawn(8, 6, seed=99 + s).float()], ["0"]
+        )
+        for s in range(30)
+    ]
+
+    noise = torch.stack([one["0"].noise[0] for one in found]).mean()
+
+    assert float(noise) == pytest.approx(48 * 6 * 5, rel=0.1)
+
+
+def test_rows_of_one_sample_that_are_alike_count_as_one():
+    """Sums over `p` equal positions vary `p` times as much as those over `p` samples would."""
+    model = nn.Sequential(nn.Conv2d(4, 2, 1))
+    images = [drawn(32, 4, 1, 1, seed=s).float().expand(-1, -1, 3, 5) for s in range(30)]
+
+    noise = [measure_curvature(model, [x], ["0"])["0"].noise[0] for x in images]
+
+    assert float(torch.stack(noise).mean()) == pytest.approx(15**2 * 32 * 4 * 3, rel=0.15)
+
+
+def test_of_one_sample_all_is_noise():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1))
+
+    found = measure_curvature(model, [drawn(1, 3, 4, 4).float()], ["0"])["0"].covariance()[0]
+
+    assert torch.equal(found, found.diagonal().diag())
+    assert (found.diagonal() > 0).all()
+
+
+def test_covariances_of_few_samples_come_closer_to_the_truth_and_of_many_stay():
+    model = nn.Sequential(nn.Linear(30, 2))
+    root = drawn(30, 30, seed=1)
+    truth = root @ root.T
+    few, many = (drawn(n, 30, seed=2) @ root.T for n in (25, 20_000))
+
+    def off(x):
+        layer = measure_curvature(model, [x.float()], ["0"])["0"]
+        apart = [known - truth for known in (layer.covariance()[0], layer.inputs.centred().xx[0])]
+        return [float(a.square().sum() / truth.square().sum()) for a in apart]
+
+    shrunk, plain = off(few)
+    assert shrunk < 0.9 * plain
+    shrunk, plain = off(many)
+    assert shrunk == pytest.approx(plain, abs=1e-3)
+
+
+def test_of_fewer_samples_than_inputs_no_unit_is_free():
+    """Independent inputs can't make up for each other, whatever a few samples look like."""
+    model = nn.Sequential(nn.Linear(60, 60), nn.Identity(), nn.Linear(60, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(60))
+        model[0].bias.zero_()
+        model[2].weight.copy_(1.1 ** torch.arange(60.0))
+    batches = [drawn(20, 60).float()]
+    (example,) = read_batches([batches[0][:2]], model)
+    structure = analyse(model, example, "channel")
+    curvature = measure_curvature(model, batches, readers_of(structure))
+
+    scores = scores_of(OBS(), structure, named_tensors(model), None, curvature)["0"]
+
+    expected = (1.1 ** torch.arange(60.0)).square()
+    assert np.corrcoef(scores.log(), expected.log())[0, 1] > 0.95
+
+
+def test_gradients_of_fewer_samples_than_outputs_are_taken():
+    low = drawn(3, 200).float()
+    gradients = (low.T @ low).double() * 1e6
+
+    (scores,) = OBS().scores([reader(drawn(ROWS, 5), drawn(200, 5, seed=1), gradients)])
+
+    assert scores.isfinite().all()
+
+
 def test_weights_are_scored_by_what_their_removal_costs():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4))
-    batches = [torch.randn(64, 5)]
+    batches = [
+        torch.randn(20_000, 5) @ (torch.eye(5) + 0.3 * torch.randn(5, 5))
+    ]  # so many that none of it is noise
     (example,) = read_batches([batches[0][:2]], model)
     structure = analyse(model, example, "element")
     curvature = measure_curvature(model, batches, readers_of(structure))
@@ -92,7 +172,7 @@ def test_weights_are_scored_by_what_their_removal_costs():
     scores = scores_of(OBS(), structure, named_tensors(model), None, curvature)["0"]
 
     x = batches[0].double() - batches[0].double().mean(0)
-    inverse = torch.linalg.inv(x.T @ x / 64)
+    inverse = torch.linalg.inv(x.T @ x / 20_000)
     known = curvature["0"].outputs[0].diagonal()
     expected = model[0].weight.double().square() / inverse.diagonal() * known[:, None]
     assert torch.allclose(scores.double(), expected, rtol=0.02)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,8 @@ from flexrel.records import Progress, Structure, silent
 from flexrel.relevance import LayerCall, Listening, Step, Weights, layer_call
 from flexrel.running import backward_to_inputs, call, rooted, scores_in, tensors_of
 
+_Sum = TypeVar("_Sum", Moments, Tensor)
+
 _ROWS = 20_000  # of a layer's inputs, over all batches
 
 
@@ -33,14 +35,38 @@ class LayerCurvature:
         inputs: second moments of its inputs, by groups, of rows drawn at random.
         outputs: `[g, j, j]`, float64: products of the gradients at its outputs, summed over all
             positions of all samples, in squared outputs of the network.
+        noise: `[g]`, float64: how far the products of different inputs, summed over the rows, are
+            expected to be from what as many rows of other samples would give: the sum of the
+            squared distances.
     """
 
     inputs: Moments
     outputs: Float[Tensor, "g j j"]
+    noise: Float[Tensor, "g"]
 
     def __add__(self, other: "LayerCurvature") -> "LayerCurvature":
         """Return the curvature on both sets of samples."""
-        return LayerCurvature(self.inputs + other.inputs, self.outputs + other.outputs)
+        return LayerCurvature(
+            self.inputs + other.inputs, self.outputs + other.outputs, self.noise + other.noise
+        )
+
+    def covariance(self) -> Float[Tensor, "g k k"]:
+        """Return the covariance of the inputs, shrunk as far as it is noise.
+
+        Of few samples the sample covariance has directions in which nothing varies, so that
+        everything could be refitted at no cost. Products of different inputs are brought closer
+        to 0 by the share of their squares that is noise.
+
+        Source:
+            Ledoit and Wolf, 2004, with the diagonal as the target; the noise is ours: from the
+            difference of two halves of the samples, since rows of one sample are alike.
+        """
+        found = self.inputs.centred().xx
+        own = found.diagonal(dim1=1, dim2=2)
+        squares = found.square().sum((1, 2)) - own.square().sum(1)
+        noise = self.noise / max(self.inputs.rows, 1) ** 2
+        share = (noise / squares.clamp_min(1e-300)).clamp(0, 1)[:, None, None]
+        return torch.lerp(found, own.diag_embed(), share)
 
 
 class Curvature(Mapping[str, LayerCurvature]):
@@ -135,7 +161,10 @@ def _measure(
     probes = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
     torch.autograd.grad(outputs, [*roots, *watch.leaves], probes, allow_unused=True)
     return Curvature(
-        {name: LayerCurvature(watch.inputs[name], found) for name, found in watch.outputs.items()},
+        {
+            name: LayerCurvature(watch.inputs[name], found, watch.noise[name])
+            for name, found in watch.outputs.items()
+        },
         batch.samples,
     )
 
@@ -148,6 +177,7 @@ class _Watch(Listening):
     ) -> None:
         super().__init__()
         self.inputs: dict[str, Moments] = {}
+        self.noise: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self.leaves: list[Tensor] = []  # results that depend on no input
         self._weights, self._layers = weights, layers
@@ -175,9 +205,12 @@ class _Watch(Listening):
         affine = found.affine
         rows = drawn_rows(outputs, affine.geometry, self._rows, self._generator)
         taken = inputs_at(affine.inputs.detach(), affine.weight, affine.geometry, rows)
-        of = moments(taken.float())
-        known = self.inputs.get(found.layer)
-        self.inputs[found.layer] = of if known is None else known + of
+        axis = 1 if affine.geometry else -1
+        per_sample = outputs.numel() // (len(outputs) * outputs.shape[axis])
+        first = (rows // per_sample < len(outputs) // 2).to(taken.device)
+        halves = moments(taken[first].float()), moments(taken[~first].float())
+        self._add(self.inputs, found.layer, halves[0] + halves[1])
+        self._add(self.noise, found.layer, _noise(*halves))
 
     def _add_outputs(self, found: LayerCall, gradient: Tensor) -> None:
         geometry = found.affine.geometry
@@ -186,9 +219,31 @@ class _Watch(Listening):
             gradient, geometry, torch.arange(gradient.numel() // len(found.affine.weight))
         )
         rows = flat.float().unflatten(1, (groups, -1)).transpose(0, 1)
-        of = (rows.mT @ rows).double()
-        known = self.outputs.get(found.layer)
-        self.outputs[found.layer] = of if known is None else known + of
+        self._add(self.outputs, found.layer, (rows.mT @ rows).double())
+
+    def _add(self, to: dict[str, _Sum], layer: str, found: _Sum) -> None:
+        to[layer] = to[layer] + found if layer in to else found
+
+
+def _noise(one: Moments, other: Moments) -> Float[Tensor, "g"]:
+    """Return how far the sums over both are expected to be from those of other samples, squared.
+
+    The difference of two sums varies as their sum does. Of one sample alone it is not known: the
+    sum itself is the most that it can be.
+    """
+    both = one + other
+    if not one.rows or not other.rows:
+        centred = both.centred()
+        apart = centred.xx * both.rows
+    else:
+        mean = both.x / both.rows
+        sums = []
+        for half in (one, other):
+            cross = half.x[:, :, None] * mean[:, None, :]
+            about = half.xx - cross - cross.mT + half.rows * mean[:, :, None] * mean[:, None, :]
+            sums.append(about * (both.rows / 2 / half.rows))
+        apart = sums[0] - sums[1]
+    return apart.square().sum((1, 2)) - apart.diagonal(dim1=1, dim2=2).square().sum(1)
 
 
 def _followed(found: LayerCall) -> bool:

@@ -104,7 +104,7 @@ class _Reader:
         groups, inputs = len(curvature.outputs), rows[0].numel()
         # S^(1/2)' W in the place of W: what a refit does to it is the same, and its squares add up
         self._weight = _root(curvature.outputs.cpu()).mT @ rows.reshape(groups, -1, inputs)
-        xx = curvature.inputs.centred().xx.cpu()
+        xx = curvature.covariance().cpu()
         sizes = xx.diagonal(dim1=1, dim2=2).mean(1)
         xx.diagonal(dim1=1, dim2=2).add_(_RIDGE * sizes[:, None].clamp_min(1e-30))
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(xx))
@@ -136,11 +136,16 @@ class _Reader:
 
 def _root(squares: Tensor) -> Tensor:
     """Return the lower triangles whose products with their transposes are the matrices, nearly."""
-    small = _TINY * squares.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-    whole = squares.clone()
-    whole.diagonal(dim1=1, dim2=2).add_(small[:, None])
-    root: Tensor = torch.linalg.cholesky(whole)
-    return root
+    small = squares.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)[:, None]
+    share = _TINY
+    while True:  # more where rounding, of fewer samples than outputs, makes them indefinite
+        whole = squares.clone()
+        whole.diagonal(dim1=1, dim2=2).add_(share * small)
+        root: Tensor
+        root, failed = torch.linalg.cholesky_ex(whole)
+        if not failed.any():
+            return root
+        share *= 10
 
 
 def _weights(site: Evidence) -> Tensor:
@@ -148,7 +153,7 @@ def _weights(site: Evidence) -> Tensor:
     curvature = site.curved(site.site.name)
     weight = site.tensors[weight_of(site.site.name)].detach().float().cpu()
     groups = len(curvature.outputs)
-    xx = curvature.inputs.centred().xx.cpu()
+    xx = curvature.covariance().cpu()
     inputs = xx.shape[-1]
     transposed = weight.ndim == 2 and weight.shape[1] != inputs  # noqa: PLR2004
     rows = (weight.mT if transposed else weight).reshape(groups, -1, inputs)
