@@ -20,6 +20,7 @@ from flexrel.records import Protected, Slice, Structure, layer_of, weight_of
 _RIDGE = 1e-3  # of the mean square of an input
 _TINY = 1e-9  # of the mean square of a gradient: keeps matrices of few samples regular
 _RANK = 1e-6  # by which scores grow from one unit that goes to the next, at least
+_FULL = 0.75  # of what is held, while at least so much of it is left
 _ROUNDS = 64  # at most, in which units of a site go; between them everything is refitted
 
 
@@ -73,21 +74,19 @@ def _units(site: Evidence) -> Tensor:
         if part.reads
     ]
     count = site.site.units
-    order, costs = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.float64)
-    alive = torch.ones(count, dtype=torch.bool)
-    gone = 0
-    while gone < count:
+    left = torch.arange(count)
+    gone, costs = [left[:0]], [torch.empty(0, dtype=torch.float64)]
+    while len(left):
         errors = torch.stack([reader.errors() for reader in readers]).sum(0)
-        errors = errors.masked_fill(~alive, torch.inf)
-        taken = errors.argsort(stable=True)[: min(-(-count // _ROUNDS), count - gone)]
-        order[gone : gone + len(taken)], costs[gone : gone + len(taken)] = taken, errors[taken]
-        gone += len(taken)
-        alive[taken] = False
+        taken = errors.argsort(stable=True)[: -(-count // _ROUNDS)]
+        gone.append(left[taken])
+        costs.append(errors[taken])
+        stay = torch.ones(len(left), dtype=torch.bool).index_fill_(0, taken, 0)
+        left = left[stay]
         for reader in readers:
-            reader.remove_(taken)
-    grown = costs.cummax(0).values * (1 + _RANK * torch.arange(count))
-    worth = torch.empty(count, dtype=torch.float64)
-    worth[order] = grown
+            reader.remove_(taken, stay)
+    grown = torch.cat(costs).cummax(0).values * (1 + _RANK * torch.arange(count))
+    worth = torch.empty(count, dtype=torch.float64).index_copy_(0, torch.cat(gone), grown)
     return (worth / torch.as_tensor(site.macs).clamp_min(1.0)).float()
 
 
@@ -110,28 +109,37 @@ class _Reader:
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(xx))
         entries = part.index[..., None] * kernel + torch.arange(kernel)  # [units, inner, kernel]
         self._columns = entries.flatten(1)
+        self._here = torch.ones(inputs, dtype=torch.bool)
 
     def errors(self) -> Tensor:
-        """Return what the removal of each unit costs: `[units]`."""
+        """Return what the removal of each unit that is left costs, in order: `[units]`."""
         at = self._columns
         inverse = self._inverse[:, at[:, :, None], at[:, None, :]]  # (G⁻¹)_uu: [g, u, n, n]
-        weight = self._weight[:, :, at]  # [g, j, u, n]
-        products = torch.einsum("gjun,gjum->gunm", weight, weight)
+        weight = self._weight[:, :, at].permute(0, 2, 3, 1)  # [g, u, n, j]
+        products = weight @ weight.mT
         errors: Tensor = (torch.linalg.inv(inverse) * products).sum((0, 2, 3)).clamp_min(0)
         return errors
 
-    def remove_(self, units: Tensor) -> None:
-        """Take units away together, and refit what stays."""
-        at = self._columns[units].flatten()
-        inverse = self._inverse[:, at[:, None], at[None, :]]
+    def remove_(self, taken: Tensor, stay: Tensor) -> None:
+        """Take units away together, refit what stays, and forget what went.
+
+        Args:
+            taken: which, of those that are left.
+            stay: `[units]`: whether each is not among them.
+        """
+        at = self._columns[taken].flatten()
+        self._columns = self._columns[stay]
         rows = self._inverse[:, at]
-        back = torch.linalg.solve(inverse, rows)
-        self._weight -= self._weight[:, :, at] @ back
-        self._inverse -= rows.mT @ back
-        self._weight[:, :, at] = 0
-        self._inverse[:, at] = 0
-        self._inverse[:, :, at] = 0
-        self._inverse[:, at, at] = 1
+        back = torch.linalg.solve(rows[:, :, at], rows)
+        self._weight.baddbmm_(self._weight[:, :, at], back, alpha=-1)
+        self._inverse.baddbmm_(rows.mT, back, alpha=-1)
+        self._here[at] = False
+        if self._here.sum() < _FULL * len(self._here):
+            kept = self._here.nonzero()[:, 0]
+            self._weight = self._weight.index_select(2, kept)
+            self._inverse = self._inverse.index_select(1, kept).index_select(2, kept)
+            self._columns = (self._here.cumsum(0) - 1)[self._columns]
+            self._here = self._here[kept]
 
 
 def _root(squares: Tensor) -> Tensor:
