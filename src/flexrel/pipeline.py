@@ -20,6 +20,7 @@ from flexrel.curvature import measure_curvature, readers_of
 from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Accuracy, Divergence, Evaluate
 from flexrel.forms import Forms, Subject
+from flexrel.inputs import unlikeness
 from flexrel.pack import Values
 from flexrel.records import FORMS, Form, Measurement, Plan, Progress, silent
 from flexrel.recover import Recovery, recoveries
@@ -135,6 +136,7 @@ def prune(
     model = unwrapped(model)
     batches = collect(calibration)
     example = _example(model, batches)
+    unlike = unlikeness(model, batches)
     forms = Forms(model, example, batches, granularity, tuple(keep), form)
     subject = forms.first()
     statistics = None
@@ -188,6 +190,7 @@ def prune(
         rivals=rivals,
         curves=curves,
         recovery=recovery,
+        warnings=(str(unlike),) if unlike and unlike.warns else (),
         requested=request.limits(),
         samples=evaluate.samples if isinstance(evaluate, Accuracy) else None,
         options={

@@ -27,7 +27,7 @@ def render(result: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"percent": percent, "size": size, "count": count}
+    pages.filters |= {"percent": percent, "size": size, "count": count, "figure": figure}
     curves = [point for point in result["curves"] if point["accuracy"] is not None]
     return pages.get_template("report.html.j2").render(
         result=result,
@@ -63,6 +63,11 @@ def _round_size(number: float) -> str:
 def count(number: float | None) -> str:
     """Return a whole number with separators, "" for None."""
     return "" if number is None else f"{number:,.0f}"
+
+
+def figure(number: float | None) -> str:
+    """Return a number with four digits, "infinite" for None."""
+    return "infinite" if number is None else f"{number:.4g}"
 
 
 def chart(points: Sequence[Mapping[str, Any]], achieved: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Result:
         rivals: magnitude and relevance alone, for the same request; with `compare=True`.
         curves: three criteria at several sizes; with `compare=True`.
         recovery: what repair and training did, step by step.
+        warnings: what may be wrong with the request, each in a line with its numbers.
         requested: the limits asked for, None where nothing was.
         samples: how many samples accuracy was measured on, if `evaluate` tells.
         options: what else `prune` was asked, and all criteria that it chose from.
@@ -48,6 +49,7 @@ class Result:
     rivals: tuple[Measurement, ...]
     curves: tuple[Measurement, ...]
     recovery: tuple[RecoveryStep, ...]
+    warnings: tuple[str, ...]
     requested: Mapping[str, float | None]
     samples: int | None
     options: Mapping[str, Any]
@@ -102,6 +104,7 @@ class Result:
                 }
                 for step in self.recovery
             ],
+            "warnings": list(self.warnings),
             "rivals": [_measurement(m) for m in self.rivals],
             "curves": [_measurement(m) for m in self.curves],
             "versions": dict(self.versions),

@@ -190,6 +190,8 @@ def prune(
     Console().print(table(result))
     for line in recovery_lines(result):
         typer.echo(line)
+    for line in result.warnings:
+        typer.echo(f"warning: {line}", err=True)
     typer.echo(what_it_is(result))
     if out is not None:
         program = ", model.pt2" if result.form == "exported" else ""
