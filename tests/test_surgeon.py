@@ -9,11 +9,12 @@ from torch.nn import functional
 import flexrel
 from flexrel import OBS, UsageError
 from flexrel.batches import read_batches
-from flexrel.criteria import Evidence, scores_of
+from flexrel.criteria import scores_of
 from flexrel.curvature import Curvature, LayerCurvature, measure_curvature, readers_of
 from flexrel.moments import moments
 from flexrel.records import Site, Slice
 from flexrel.structure import analyse, named_tensors
+from flexrel.surgeon import removal_costs
 
 ROWS = 400
 
@@ -23,12 +24,12 @@ def drawn(*shape, seed=0):
 
 
 def reader(inputs, weight, gradients):
-    """Return the evidence of a site whose units a linear layer reads, one an input."""
+    """Return a site whose units a linear layer reads, one an input, and what is known of it."""
     units = weight.shape[1]
     index = torch.arange(units)[:, None]
     site = Site("made", (units,), (Slice("read.weight", 1, index, "consumer"),))
     curvature = LayerCurvature(moments(inputs[:, None]), gradients[None], torch.zeros(1))
-    return Evidence(site, {"read.weight": weight}, None, 1.0, Curvature({"read": curvature}, 1))
+    return site, {"read.weight": weight}, Curvature({"read": curvature}, 1)
 
 
 def refit_error(inputs, weight, gradients, gone):
@@ -47,7 +48,7 @@ def test_units_go_as_explicit_refits_say_one_after_the_other():
     gradients = root @ root.T
 
     given = weight.clone()
-    (scores,) = OBS().scores([reader(inputs, weight, gradients)])
+    scores = removal_costs(*reader(inputs, weight, gradients))
 
     assert torch.equal(weight, given)
     gone, errors = [], [0.0]
@@ -66,7 +67,7 @@ def test_a_unit_that_others_make_up_for_goes_before_one_of_no_size():
     inputs[:, 3] = inputs[:, 0] + inputs[:, 1]
     weight = torch.tensor([[1.0, 1.0, 0.3, 5.0]], dtype=torch.float64)
 
-    (scores,) = OBS().scores([reader(inputs, weight, torch.eye(1, dtype=torch.float64))])
+    scores = removal_costs(*reader(inputs, weight, torch.eye(1, dtype=torch.float64)))
 
     assert scores.argmin() != 2
 
@@ -75,7 +76,7 @@ def test_constant_and_equal_inputs_are_scored():
     inputs = drawn(ROWS, 4)
     inputs[:, 1], inputs[:, 2] = 3.0, inputs[:, 0]
 
-    (scores,) = OBS().scores([reader(inputs, drawn(2, 4, seed=5), drawn(2, 2, seed=6) ** 2)])
+    scores = removal_costs(*reader(inputs, drawn(2, 4, seed=5), drawn(2, 2, seed=6) ** 2))
 
     assert scores.isfinite().all()
     assert 1 in scores.argsort()[:2]  # its refit is the bias; of the equal two, one can go
@@ -144,7 +145,8 @@ def test_of_fewer_samples_than_inputs_no_unit_is_free():
     structure = analyse(model, example, "channel")
     curvature = measure_curvature(model, batches, readers_of(structure))
 
-    scores = scores_of(OBS(), structure, named_tensors(model), None, curvature)["0"]
+    (site,) = structure.sites
+    scores = removal_costs(site, named_tensors(model), curvature)
 
     expected = (1.1 ** torch.arange(60.0)).square()
     assert np.corrcoef(scores.log(), expected.log())[0, 1] > 0.95
@@ -154,7 +156,7 @@ def test_gradients_of_fewer_samples_than_outputs_are_taken():
     low = drawn(3, 200).float()
     gradients = (low.T @ low).double() * 1e6
 
-    (scores,) = OBS().scores([reader(drawn(ROWS, 5), drawn(200, 5, seed=1), gradients)])
+    scores = removal_costs(*reader(drawn(ROWS, 5), drawn(200, 5, seed=1), gradients))
 
     assert scores.isfinite().all()
 
@@ -169,7 +171,8 @@ def test_weights_are_scored_by_what_their_removal_costs():
     structure = analyse(model, example, "element")
     curvature = measure_curvature(model, batches, readers_of(structure))
 
-    scores = scores_of(OBS(), structure, named_tensors(model), None, curvature)["0"]
+    (site,) = structure.sites
+    scores = removal_costs(site, named_tensors(model), curvature)
 
     x = batches[0].double() - batches[0].double().mean(0)
     inverse = torch.linalg.inv(x.T @ x / 20_000)
@@ -240,7 +243,7 @@ def test_a_request_is_refused_without_curvature_and_for_blocks():
     (example,) = read_batches([torch.randn(2, 5)], model)
     structure = analyse(model, example, "channel")
 
-    with pytest.raises(UsageError, match="curvature of '2' was not measured"):
+    with pytest.raises(UsageError, match="the removal of '0' damages was not measured"):
         scores_of(OBS(), structure, named_tensors(model), None)
 
 

@@ -8,9 +8,10 @@ result.save("pruned")
 from flexrel.apply import apply
 from flexrel.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
 from flexrel.calibrate import calibrate
-from flexrel.criteria import Criterion, Evidence, FlexRel, Magnitude, Relevance
+from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
 from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
 from flexrel.evaluate import Accuracy
+from flexrel.evidence import Evidence
 from flexrel.pack import load, pack
 from flexrel.pipeline import prune
 from flexrel.plan import Plan
@@ -31,7 +32,6 @@ from flexrel.relevance import (
 )
 from flexrel.result import Result
 from flexrel.statistics import Statistics
-from flexrel.surgeon import OBS
 
 __version__ = "0.1.0"
 

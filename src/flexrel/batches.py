@@ -154,13 +154,41 @@ def _numbers(what: str, values: Any, index: int) -> Tensor:  # noqa: ANN401 - of
         ) from error
 
 
+def divided(
+    batches: Iterable[RawBatch], model: nn.Module, held: float
+) -> Iterator[tuple[Batch | None, Batch | None]]:
+    """Yield each batch in two: what stays of it, and what is held out; None where that is empty.
+
+    Args:
+        batches: as `read_batches` takes them.
+        model: likewise.
+        held: which share of all samples is held out: the last of each batch, or every so many
+            batches where these are small.
+    """
+    seen = taken = 0
+    for batch in read_batches(batches, model):
+        seen += batch.samples
+        out = min(int(held * seen) - taken, batch.samples)
+        taken += out
+        stay = batch.samples - out
+        yield (
+            samples_in(batch, slice(stay)) if stay else None,
+            samples_in(batch, slice(stay, None)) if out else None,
+        )
+
+
 def first_samples(batch: Batch, count: int) -> Batch:
     """Return the batch cut to its first `count` samples."""
+    return samples_in(batch, slice(count))
+
+
+def samples_in(batch: Batch, where: slice) -> Batch:
+    """Return the batch cut to some of its samples."""
     size = batch.samples
 
     def cut(value: Any) -> Any:  # noqa: ANN401 - arguments of the user's model
         whole = isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
-        return value[:count] if whole else value
+        return value[where] if whole else value
 
     kwargs = {key: cut(value) for key, value in batch.kwargs.items()}
     args = tuple(map(cut, batch.args))

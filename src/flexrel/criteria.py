@@ -12,103 +12,18 @@ from itertools import zip_longest
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from flexrel.cost import Cost, unit_macs
-from flexrel.curvature import Curvature, LayerCurvature
 from flexrel.errors import UsageError
-from flexrel.records import Block, Protected, Scores, Site, Structure, layer_of, weight_of
+from flexrel.evidence import Evidence
+from flexrel.records import Damages, Scores, Structure
 from flexrel.scales import SCALES, Maker, Scale, alone, scaled
-from flexrel.statistics import PARTS, Part, SiteStatistics, Statistics
+from flexrel.statistics import PARTS, Part, Statistics
 
 Blend = Literal["sum", "product"]
 BLENDS: tuple[Blend, ...] = ("sum", "product")
 _NETWORK: tuple[Scale, Scale] = ("network", "network")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Evidence:
-    """What is known of one site's units. Everything is made on demand and freed after use."""
-
-    site: Site
-    tensors: Mapping[str, Tensor]  # of the dense network, by name
-    statistics: Statistics | None
-    macs: Cost = 0.0  # of one sample, that go with one unit, or with each
-    curvature: Curvature | None = None
-
-    def magnitude(self) -> Float[Tensor, "*units"]:
-        """Return how large each unit's weights are, in weight units. Higher means keep.
-
-        An element: its absolute value. A channel: the root mean square of the weights that make
-        it (ours: the mean, not the sum, so that wide layers are no better than narrow ones);
-        where several layers make it, their mean squares add up. A block: the root mean square of
-        its weights.
-        """
-        if self.site.blocks:
-            return torch.stack([self._size(block) for block in self.site.blocks])
-        if not self.site.slices:
-            return self._tensor(weight_of(self.site.name)).abs()
-        total = torch.zeros(self.site.units)
-        for part in self.site.slices:
-            if part.makes:
-                rows = self._tensor(part.tensor).movedim(part.axis, 0).flatten(1)
-                total += rows.square().mean(dim=1)[part.index].mean(dim=1)
-        return total.sqrt()
-
-    def relevance(self, part: Part) -> Float[Tensor, "*units"]:
-        """Return how much each unit mattered to the outputs. Higher means keep.
-
-        An element: `rel(w) = r_in + r_out` (arXiv 2405.13088). A channel: the relevance of its
-        values where a reader takes them in, averaged over kernel positions; of several readers,
-        the largest (ours; Yeom et al. 2021 score a channel by the relevance that arrives at it).
-        A block: the relevance that the layers give out which make what it adds to its input.
-
-        Raises:
-            UsageError: the statistics lack a layer that the site needs.
-        """
-        if self.site.blocks:
-            given = [[self._given(name, part) for name in b.makers] for b in self.site.blocks]
-            return torch.tensor([sum(relevances) for relevances in given])
-        if not self.site.slices:
-            return self._sums(self.site.name).parameter_relevance(part, torch.float32)
-        arrived = [
-            self._sums(layer_of(reader.tensor)).along(reader.axis, part)[reader.index].sum(dim=1)
-            for reader in self.site.slices
-            if reader.reads
-        ]
-        return torch.stack(arrived).amax(dim=0).float()
-
-    def curved(self, layer: str) -> LayerCurvature:
-        """Return the curvature of a layer.
-
-        Raises:
-            UsageError: it was not measured.
-        """
-        if self.curvature is None or layer not in self.curvature:
-            raise UsageError(
-                f"the curvature of {layer!r} was not measured; leave it alone with keep="
-            )
-        return self.curvature[layer]
-
-    def _size(self, block: Block) -> Tensor:
-        tensors = [self._tensor(name) for name in block.tensors]
-        weights = [tensor for tensor in tensors if tensor.ndim > 1] or tensors
-        squares = torch.stack([weight.square().sum() for weight in weights]).sum()
-        return (squares / sum(weight.numel() for weight in weights)).sqrt()
-
-    def _given(self, layer: str, part: Part) -> float:
-        return float(self._sums(layer).vectors(part)[1].sum())
-
-    def _tensor(self, name: str) -> Tensor:
-        return self.tensors[name].detach().float().cpu()
-
-    def _sums(self, layer: str) -> SiteStatistics:
-        if self.statistics is None or layer not in self.statistics:
-            raise UsageError(
-                f"the statistics have no relevance of {layer!r}; calibrate this very model"
-            )
-        return self.statistics[layer]
 
 
 @runtime_checkable
@@ -172,6 +87,30 @@ class Relevance:
         makers = _relevances(self.part, evidence)
         scale = self.scale or ("cost" if _in_units(evidence) else "network")
         return alone(makers, scale, _costs(evidence))
+
+
+@dataclass(frozen=True, slots=True)
+class OBS:
+    """Keep what no refit of the layers behind can make up for; for cuts that are repaired.
+
+    A unit's score is what its removal damages (`Evidence.damage`), over the multiply-adds that go
+    with it. No labels. Not for residual blocks.
+
+    Source:
+        Hassibi and Stork, 1993 (Optimal Brain Surgeon); the division by multiply-adds is ours.
+    """
+
+    name: str = "obs"
+    needs_relevance: bool = False
+    needs_damage: bool = True
+
+    def scores(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
+        """Yield what each unit's removal damages, over its multiply-adds; of weights, as it is."""
+        for site in evidence:
+            if site.site.blocks:
+                raise UsageError("criterion 'obs' can't score residual blocks; use another")
+            over = torch.as_tensor(site.macs).clamp_min(1.0) if site.site.slices else 1.0
+            yield (site.damage() / over).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,47 +192,12 @@ class FlexRel:
             yield m.pow_(1 - self.delta).mul_(r.pow_(self.delta))
 
 
-def without_unmeasured(structure: Structure, statistics: Statistics) -> Structure:
-    """Return the structure without the sites whose relevance was not measured, which it protects.
-
-    Raises:
-        ModelError: no site is left.
-    """
-    sites, protected = [], []
-    for whole in structure.sites:
-        site, passed = _measured_blocks(whole, statistics)
-        protected += passed
-        if site is None:
-            continue
-        missing = sorted(site.readers - statistics.keys())
-        if missing and not site.blocks:
-            reason = f"the relevance of {missing[0]} was not measured: none came to it"
-            protected.append(Protected(site.name, reason))
-        else:
-            sites.append(site)
-    return structure.only(sites, protected)
-
-
-def _measured_blocks(site: Site, statistics: Statistics) -> tuple[Site | None, list[Protected]]:
-    """Return the site with the blocks whose relevance was measured, and the others."""
-    missing = {b.module: [n for n in b.makers if n not in statistics] for b in site.blocks}
-    blocks = tuple(block for block in site.blocks if not missing[block.module])
-    others = [
-        Protected(name, f"the relevance of {layers[0]} was not measured: none came to it")
-        for name, layers in missing.items()
-        if layers
-    ]
-    if not site.blocks or not others:
-        return site, []
-    return (replace(site, shape=(len(blocks),), blocks=blocks) if blocks else None), others
-
-
 def scores_of(
     criterion: Criterion,
     structure: Structure,
     tensors: Mapping[str, Tensor],
     statistics: Statistics | None,
-    curvature: Curvature | None = None,
+    damages: Damages | None = None,
 ) -> Scores:
     """Return the criterion's scores for every site of the structure, checked.
 
@@ -302,7 +206,7 @@ def scores_of(
         structure: has the sites.
         tensors: the dense network's parameters and buffers, by name.
         statistics: of the dense network; None where the criterion needs none.
-        curvature: likewise.
+        damages: likewise, as `measure_damage` returns them.
 
     Returns:
         Site name -> float32 scores of the site's shape, on the CPU. Higher means keep. A block's is
@@ -315,7 +219,7 @@ def scores_of(
         raise UsageError(f"criterion {criterion.name!r} needs statistics; pass calibration data")
     macs = unit_macs(structure)
     entries = [replace(s, shape=s.layout.shape) if s.layout else s for s in structure.sites]
-    evidence = [Evidence(s, tensors, statistics, macs[s.name], curvature) for s in entries]
+    evidence = [Evidence(s, tensors, statistics, macs[s.name], damages) for s in entries]
     scores: dict[str, Tensor] = {}
     for site, made in zip_longest(entries, criterion.scores(evidence)):
         if site is None or not isinstance(made, Tensor):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flexrel.batches import Batch, RawBatch, read_batches
+from flexrel.batches import Batch, RawBatch, divided, read_batches
 from flexrel.errors import ModelError
 from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at
 from flexrel.records import Progress, Structure, silent
@@ -111,6 +111,7 @@ def measure_curvature(
     layers: Collection[str],
     progress: Progress = silent,
     *,
+    held: float = 0.0,
     seed: int = 0,
 ) -> Curvature:
     """Return the curvature of layers on a calibration set.
@@ -124,6 +125,7 @@ def measure_curvature(
         batches: gone through once, one forward and one backward pass each.
         layers: whose curvature is wanted; those that are never reached are left out.
         progress: told after each batch.
+        held: share of the samples that are left out, as `divided` does.
         seed: of the normal vectors and of the rows that are drawn.
 
     Raises:
@@ -133,7 +135,9 @@ def measure_curvature(
     generator = torch.Generator().manual_seed(seed)
     samples = sum(batch.samples for batch in read_batches(batches, model))
     with backward_to_inputs(model):
-        for batch in read_batches(batches, model):
+        for batch, _ in divided(batches, model, held):
+            if batch is None:
+                continue
             rows = -(-_ROWS * batch.samples // samples)
             found = _measure(model, batch, layers, rows, generator)
             total = found if total is None else total + found

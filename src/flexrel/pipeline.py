@@ -15,10 +15,11 @@ from flexrel.allocate import ALLOCATIONS
 from flexrel.batches import Batch, RawBatch, collect, first_samples, read_batches
 from flexrel.budgets import AccuracyDrop, Budget
 from flexrel.calibrate import calibrate
-from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, without_unmeasured
-from flexrel.curvature import measure_curvature, readers_of
+from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
+from flexrel.damage import measure_damage
 from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Accuracy, Divergence, Evaluate
+from flexrel.evidence import without_unmeasured
 from flexrel.forms import Forms, Subject
 from flexrel.inputs import unlikeness
 from flexrel.pack import Values
@@ -31,7 +32,6 @@ from flexrel.running import unwrapped
 from flexrel.search import most_removal
 from flexrel.starts import Start
 from flexrel.structure import saved
-from flexrel.surgeon import OBS, without_uncurved
 from flexrel.trials import Trials
 
 _EXAMPLE_SAMPLES = 2
@@ -142,7 +142,7 @@ def prune(
     statistics = None
     if compare or any(option.needs_relevance for option in options):
         statistics = calibrate(model, batches, rule, output, progress)
-    curving = any(getattr(option, "needs_curvature", False) for option in options)
+    damaging = any(getattr(option, "needs_damage", False) for option in options)
     divergence = Divergence(model, batches)
     order = ALLOCATIONS[allocation]
 
@@ -150,14 +150,14 @@ def prune(
         whole, structure = subject.network, subject.structure
         if statistics is not None:
             structure = without_unmeasured(structure, statistics)
-        curvature = None
-        if curving:
-            layers = readers_of(structure)
-            curvature = measure_curvature(whole, batches, layers, progress, seed=seed)
-            structure = without_uncurved(structure, curvature)
+        damages = None
+        if damaging:
+            damages, unknown = measure_damage(whole, structure, batches, progress, seed=seed)
+            known = [site for site in structure.sites if site.name in damages]
+            structure = structure.only(known, unknown)
         trials = Trials(
             *(whole, structure, statistics, order, values, evaluate, divergence, progress),
-            curvature=curvature,
+            damages=damages,
             multiple_of=multiple_of,
             repair=partial(repair, batches=batches) if repair else None,
         )

@@ -17,6 +17,7 @@ Role = Literal["producer", "consumer", "follower", "both"]
 Kind = Literal["channel", "head", "block"]
 
 Scores = Mapping[str, Tensor]  # site name -> one score per unit, of the site's shape; higher = keep
+Damages = Mapping[str, Tensor]  # site name -> what the removal of each unit costs, likewise
 Progress = Callable[[str, int, int | None], None]  # stage, steps done, steps in all if known
 
 

@@ -6,16 +6,14 @@ rest by least squares, costs `tr(S W_u [(G⁻¹)_uu]⁻¹ W_u')`, with `G` the s
 inputs and `S` those of the gradients at its outputs.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from flexrel.criteria import Evidence
 from flexrel.curvature import Curvature, LayerCurvature
-from flexrel.errors import UsageError
-from flexrel.records import Protected, Slice, Structure, layer_of, weight_of
+from flexrel.records import Site, Slice, layer_of, weight_of
 
 _RIDGE = 1e-3  # of the mean square of an input
 _TINY = 1e-9  # of the mean square of a gradient: keeps matrices of few samples regular
@@ -24,56 +22,63 @@ _FULL = 0.75  # of what is held, while at least so much of it is left
 _ROUNDS = 64  # at most, in which units of a site go; between them everything is refitted
 
 
-@dataclass(frozen=True, slots=True)
-class OBS:
-    """Keep what a least-squares refit can't make up for; for cuts that are repaired.
+def removal_costs(
+    site: Site, tensors: Mapping[str, Tensor], curvature: Curvature
+) -> Float[Tensor, "*units"]:
+    """Return what each unit's removal costs once the layers that read it are refitted.
 
-    Units of a layer go one after the other, the one first whose removal costs least once the
-    layers that read it are refitted; each is worth what its removal then cost, over the
-    multiply-adds that go with it. The cost is the squared change of the network's outputs, so that
-    layers compare. No labels.
+    Units go one after the other, the one first whose removal then costs least; each is worth what
+    that cost, and no less than the one before. Of single weights it is what that of each alone
+    does, so that a refit for many is not known.
+
+    Args:
+        site: of channels, heads, or single weights.
+        tensors: the network's parameters, by name.
+        curvature: of the layers that read the units, or, of single weights, of their own.
+
+    Returns:
+        float64, in squared outputs of the network, summed over the samples of the curvature.
 
     Source:
-        Hassibi and Stork, 1993; the greedy order over groups, and the division by multiply-adds,
-        are ours.
+        Hassibi and Stork, 1993; the greedy order over groups is ours.
     """
-
-    name: str = "obs"
-    needs_relevance: bool = False
-    needs_curvature: bool = True
-
-    def scores(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
-        """Yield what each unit's removal costs; of single weights, what that of each alone does."""
-        for site in evidence:
-            if site.site.blocks:
-                raise UsageError("criterion 'obs' can't score residual blocks; use another")
-            yield _units(site) if site.site.slices else _weights(site)
+    return _units(site, tensors, curvature) if site.slices else _weights(site, tensors, curvature)
 
 
-def without_uncurved(structure: Structure, curvature: Curvature) -> Structure:
-    """Return the structure without the sites of whose readers the curvature is not known.
+def refitted(
+    part: Slice, weight: Tensor, curvature: LayerCurvature, kept: Tensor
+) -> Float[Tensor, "..."]:
+    """Return the weight of a layer that does best with only some of the units that it reads.
 
-    Raises:
-        ModelError: no site is left.
+    Its bias stays as it is, so the fit is to outputs, not to their distance from a mean.
+
+    Args:
+        part: of the layer that reads the units.
+        weight: of the layer.
+        curvature: of the layer.
+        kept: `[units]`: which stay.
     """
-    sites, protected = [], []
-    for site in structure.sites:
-        missing = sorted(site.readers - curvature.keys())
-        if missing and not site.blocks:
-            reason = f"what a refit of {missing[0]} can make up for was not measured"
-            protected.append(Protected(site.name, reason))
-        else:
-            sites.append(site)
-    return structure.only(sites, protected)
+    rows, inputs = _rows(part.axis, weight, curvature)
+    means = curvature.inputs.centred().x.cpu()
+    xx = curvature.covariance().cpu() + means[:, :, None] * means[:, None, :]
+    _ridged_(xx)
+    here = torch.ones(inputs, dtype=torch.bool)
+    here[_columns(part, weight)[~kept].flatten()] = False
+    fitted = torch.zeros_like(rows)
+    root = torch.linalg.cholesky(xx[:, here][:, :, here])
+    fitted[:, :, here] = torch.cholesky_solve(xx[:, here] @ rows.mT, root).mT
+    shape = weight.shape if part.axis else weight.mT.shape
+    fitted = fitted.reshape(shape).to(weight)
+    return fitted if part.axis else fitted.mT
 
 
-def _units(site: Evidence) -> Tensor:
+def _units(site: Site, tensors: Mapping[str, Tensor], curvature: Curvature) -> Tensor:
     readers = [
-        _Reader(part, site.tensors[part.tensor], site.curved(layer_of(part.tensor)))
-        for part in site.site.slices
+        _Reader(part, tensors[part.tensor], curvature[layer_of(part.tensor)])
+        for part in site.slices
         if part.reads
     ]
-    count = site.site.units
+    count = site.units
     left = torch.arange(count)
     gone, costs = [left[:0]], [torch.empty(0, dtype=torch.float64)]
     while len(left):
@@ -86,8 +91,7 @@ def _units(site: Evidence) -> Tensor:
         for reader in readers:
             reader.remove_(taken, stay)
     grown = torch.cat(costs).cummax(0).values * (1 + _RANK * torch.arange(count))
-    worth = torch.empty(count, dtype=torch.float64).index_copy_(0, torch.cat(gone), grown)
-    return (worth / torch.as_tensor(site.macs).clamp_min(1.0)).float()
+    return torch.empty(count, dtype=torch.float64).index_copy_(0, torch.cat(gone), grown)
 
 
 class _Reader:
@@ -97,18 +101,13 @@ class _Reader:
     """
 
     def __init__(self, part: Slice, weight: Tensor, curvature: LayerCurvature) -> None:
-        rows = weight.detach().cpu().double()
-        rows = rows if part.axis else rows.mT  # [out, in / groups, *kernel]
-        kernel = rows[0, 0].numel()
-        groups, inputs = len(curvature.outputs), rows[0].numel()
+        rows, inputs = _rows(part.axis, weight, curvature)
         # S^(1/2)' W in the place of W: what a refit does to it is the same, and its squares add up
-        self._weight = _root(curvature.outputs.cpu()).mT @ rows.reshape(groups, -1, inputs)
+        self._weight = _root(curvature.outputs.cpu()).mT @ rows
         xx = curvature.covariance().cpu()
-        sizes = xx.diagonal(dim1=1, dim2=2).mean(1)
-        xx.diagonal(dim1=1, dim2=2).add_(_RIDGE * sizes[:, None].clamp_min(1e-30))
+        _ridged_(xx)
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(xx))
-        entries = part.index[..., None] * kernel + torch.arange(kernel)  # [units, inner, kernel]
-        self._columns = entries.flatten(1)
+        self._columns = _columns(part, weight)
         self._here = torch.ones(inputs, dtype=torch.bool)
 
     def errors(self) -> Tensor:
@@ -142,6 +141,27 @@ class _Reader:
             self._here = self._here[kept]
 
 
+def _rows(axis: int, weight: Tensor, curvature: LayerCurvature) -> tuple[Tensor, int]:
+    """Return the weight as `[groups, outputs, inputs]`, float64, and how many inputs there are."""
+    rows = weight.detach().cpu().double()
+    rows = rows if axis else rows.mT  # [out, in / groups, *kernel]
+    inputs = rows[0].numel()
+    return rows.reshape(len(curvature.outputs), -1, inputs), inputs
+
+
+def _columns(part: Slice, weight: Tensor) -> Tensor:
+    """Return which inputs of the layer are each unit's: `[units, ...]`."""
+    kernel = weight[0, 0].numel()
+    entries = part.index[..., None] * kernel + torch.arange(kernel)  # [units, inner, kernel]
+    return entries.flatten(1)
+
+
+def _ridged_(xx: Tensor) -> None:
+    """Add a little to the diagonals, so that they can be inverted."""
+    sizes = xx.diagonal(dim1=1, dim2=2).mean(1)
+    xx.diagonal(dim1=1, dim2=2).add_(_RIDGE * sizes[:, None].clamp_min(1e-30))
+
+
 def _root(squares: Tensor) -> Tensor:
     """Return the lower triangles whose products with their transposes are the matrices, nearly."""
     small = squares.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)[:, None]
@@ -156,17 +176,14 @@ def _root(squares: Tensor) -> Tensor:
         share *= 10
 
 
-def _weights(site: Evidence) -> Tensor:
+def _weights(site: Site, tensors: Mapping[str, Tensor], curvature: Curvature) -> Tensor:
     """Return what the removal of each single weight costs, of the weight's shape."""
-    curvature = site.curved(site.site.name)
-    weight = site.tensors[weight_of(site.site.name)].detach().float().cpu()
-    groups = len(curvature.outputs)
-    xx = curvature.covariance().cpu()
-    inputs = xx.shape[-1]
-    transposed = weight.ndim == 2 and weight.shape[1] != inputs  # noqa: PLR2004
-    rows = (weight.mT if transposed else weight).reshape(groups, -1, inputs)
-    xx.diagonal(dim1=1, dim2=2).add_(_RIDGE * xx.diagonal(dim1=1, dim2=2).mean(1)[:, None])
+    known, weight = curvature[site.name], tensors[weight_of(site.name)].detach()
+    transposed = weight.ndim == 2 and weight.shape[1] != known.inputs.x.shape[1]  # noqa: PLR2004
+    rows, _ = _rows(int(not transposed), weight, known)
+    xx = known.covariance().cpu()
+    _ridged_(xx)
     left = 1 / torch.linalg.inv(xx).diagonal(dim1=1, dim2=2)  # [g, k]
-    gradients = curvature.outputs.cpu().diagonal(dim1=1, dim2=2)
-    scores: Tensor = (rows.square() * left[:, None, :] * gradients[:, :, None]).float()
-    return scores.view(weight.mT.shape).mT if transposed else scores.view(weight.shape)
+    gradients = known.outputs.cpu().diagonal(dim1=1, dim2=2)
+    costs: Tensor = rows.square() * left[:, None, :] * gradients[:, :, None]
+    return costs.view(weight.mT.shape).mT if transposed else costs.view(weight.shape)

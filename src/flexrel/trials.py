@@ -13,11 +13,10 @@ from flexrel.allocate import Allocation, Order, Removal, order_of
 from flexrel.apply import apply
 from flexrel.budgets import Budget
 from flexrel.criteria import Criterion, scores_of
-from flexrel.curvature import Curvature
 from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Divergence, Evaluate, checked
 from flexrel.pack import Values, encode, round_
-from flexrel.records import Measurement, Plan, Progress, RecoveryStep, Structure
+from flexrel.records import Damages, Measurement, Plan, Progress, RecoveryStep, Structure
 from flexrel.recover import Recovered
 from flexrel.search import least_removal
 from flexrel.statistics import Statistics
@@ -48,7 +47,7 @@ class Trials:
     divergence: Divergence
     progress: Progress
     multiple_of: int = 1  # that widths are rounded up to
-    curvature: Curvature | None = None
+    damages: Damages | None = None
     repair: Recover | None = None  # of every network that is tried
     _last: tuple[Criterion, Order] | None = None  # orders are large; the last is often asked for
     _repaired: tuple[bytes, nn.Module, RecoveryStep] | None = None  # likewise
@@ -57,7 +56,7 @@ class Trials:
         """Return the order in which the criterion lets units go, or layers take N:M."""
         if self._last is None or self._last[0] is not criterion:
             tensors = named_tensors(self.model)
-            evidence = (tensors, self.statistics, self.curvature)
+            evidence = (tensors, self.statistics, self.damages)
             scores = scores_of(criterion, self.structure, *evidence)
             removal = order_of(self.structure, self.allocation(scores), self.multiple_of)
             self._last = (criterion, removal)

@@ -3,10 +3,9 @@
 import re
 
 from flexrel.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
-from flexrel.criteria import BLENDS, Criterion, FlexRel, Magnitude, Relevance
+from flexrel.criteria import BLENDS, OBS, Criterion, FlexRel, Magnitude, Relevance
 from flexrel.errors import UsageError
 from flexrel.relevance import RuleLike, rule_of
-from flexrel.surgeon import OBS
 
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+)\s*(%|[kMG]?)")
 _FACTORS = {"k": 10**3, "M": 10**6, "G": 10**9}

@@ -1,0 +1,117 @@
+"""What a cut damages that no repair brings back, measured.
+
+The curvature predicts what the removal of each unit costs once its readers are refitted. It takes
+errors at different positions, and in different layers, for independent, and small: by how much the
+damage is really larger is measured on samples that it was not fitted to, for each site by itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from flexrel.batches import Batch, RawBatch, divided, read_batches
+from flexrel.curvature import Curvature, measure_curvature, readers_of
+from flexrel.records import Damages, Progress, Protected, Site, Structure, layer_of, silent
+from flexrel.running import scores_in, tensors_of, undisturbed
+from flexrel.structure import named_tensors
+from flexrel.surgeon import refitted, removal_costs
+
+_HELD_OUT = 32  # samples, or a quarter of all if that is fewer
+_MOST_HELD = 0.25
+_LEAST = 0.1  # of the typical gain: a site that few samples show no harm of is not free
+
+
+def measure_damage(
+    model: nn.Module,
+    structure: Structure,
+    batches: Sequence[RawBatch],
+    progress: Progress = silent,
+    *,
+    seed: int = 0,
+) -> tuple[Damages, list[Protected]]:
+    """Return what the removal of each unit costs after a refit, and the sites that are not known.
+
+    Args:
+        model: runs in evaluation mode, and is left as it was.
+        structure: of it: channels, heads or single weights.
+        batches: calibration data, without labels: gone through once forward and backward, and 32
+            samples of it once for each site of channels or heads.
+        progress: told after each batch and each site.
+        seed: of random numbers.
+
+    Returns:
+        Site name -> float64 of the site's shape, in squared outputs of one sample; and the sites
+        of whose readers nothing is known, with reasons.
+
+    Raises:
+        ModelError: no gradient can go back through the model.
+    """
+    samples = sum(batch.samples for batch in read_batches(batches, model))
+    held = min(_HELD_OUT / max(samples, 1), _MOST_HELD)
+    curvature = measure_curvature(
+        model, batches, readers_of(structure), progress, held=held, seed=seed
+    )
+    tensors = named_tensors(model)
+    damages: dict[str, Tensor] = {}
+    unknown: list[Protected] = []
+    for site in structure.sites:
+        missing = sorted(site.readers - curvature.keys())
+        if site.blocks or missing:
+            layer = site.name if site.blocks else missing[0]
+            reason = f"what a refit of {layer} can make up for was not measured"
+            unknown.append(Protected(site.name, reason))
+        else:
+            costs = removal_costs(site, tensors, curvature) / max(curvature.samples, 1)
+            damages[site.name] = costs
+    sites = [site for site in structure.sites if site.slices and site.name in damages]
+    checks = [check for _, check in divided(batches, model, held) if check is not None]
+    gains = _gains(model, sites, damages, curvature, checks, progress)
+    return {name: costs * gains.get(name, 1.0) for name, costs in damages.items()}, unknown
+
+
+def _gains(
+    model: nn.Module,
+    sites: Sequence[Site],
+    damages: Damages,
+    curvature: Curvature,
+    checks: Sequence[Batch],
+    progress: Progress,
+) -> dict[str, float]:
+    """Return how many times as large as predicted the damage of each site is.
+
+    It is measured where the cheaper half of the site's units is gone.
+    """
+    tensors = named_tensors(model)
+    found: dict[str, float] = {}
+    with undisturbed(model), torch.no_grad():
+        whole = [_outputs(model, {}, batch) for batch in checks]
+        for done, site in enumerate(sites if checks else ()):
+            costs = damages[site.name]
+            gone = costs.argsort(stable=True)[: site.units // 2]
+            kept = torch.ones(site.units, dtype=torch.bool).index_fill_(0, gone, 0)
+            changed = {
+                part.tensor: refitted(
+                    part, tensors[part.tensor], curvature[layer_of(part.tensor)], kept
+                )
+                for part in site.slices
+                if part.reads
+            }
+            error = sum(
+                float((now - then).double().square().sum())
+                for batch, outputs in zip(checks, whole, strict=True)
+                for now, then in zip(_outputs(model, changed, batch), outputs, strict=True)
+            )
+            gain = error / sum(batch.samples for batch in checks) / float(costs[gone].sum() + 1e-30)
+            if 0 < gain < float("inf"):
+                found[site.name] = gain
+            progress("measuring damage", done + 1, len(sites))
+    typical = median(found.values()) if found else 1.0
+    return {site.name: max(found.get(site.name, typical), _LEAST * typical) for site in sites}
+
+
+def _outputs(model: nn.Module, changed: Mapping[str, Tensor], batch: Batch) -> list[Tensor]:
+    """Return the outputs that count, with other values in the place of some parameters."""
+    result = torch.func.functional_call(model, dict(changed), batch.args, dict(batch.kwargs))
+    return [tensor for tensor in tensors_of(scores_in(result)) if tensor.is_floating_point()]
