@@ -604,6 +604,7 @@ def test_progress_is_told_of_each_stage(perceptron):
     assert {stage.split(" with ")[0] for stage, _, _ in told} == {
         "calibrating",
         "measuring curvature",
+        "refitting readers",
         "measuring damage",
         "measuring dense",
         "repairing",

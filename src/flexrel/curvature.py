@@ -235,19 +235,17 @@ def _noise(one: Moments, other: Moments) -> Float[Tensor, "g"]:
     The difference of two sums varies as their sum does. Of one sample alone it is not known: the
     sum itself is the most that it can be.
     """
-    both = one + other
-    if not one.rows or not other.rows:
-        centred = both.centred()
-        apart = centred.xx * both.rows
+    if one.rows and other.rows:
+        rows = one.rows + other.rows
+        mean = (one.x + other.x) / rows
+        apart = one.xx * (rows / 2 / one.rows)
+        apart.sub_(other.xx, alpha=rows / 2 / other.rows)
+        shift = one.x * (rows / 2 / one.rows) - other.x * (rows / 2 / other.rows)
+        apart.baddbmm_(shift[:, :, None], mean[:, None, :], alpha=-1)  # about the mean of both
+        apart.baddbmm_(mean[:, :, None], shift[:, None, :], alpha=-1)
     else:
-        mean = both.x / both.rows
-        sums = []
-        for half in (one, other):
-            cross = half.x[:, :, None] * mean[:, None, :]
-            about = half.xx - cross - cross.mT + half.rows * mean[:, :, None] * mean[:, None, :]
-            sums.append(about * (both.rows / 2 / half.rows))
-        apart = sums[0] - sums[1]
-    return apart.square().sum((1, 2)) - apart.diagonal(dim1=1, dim2=2).square().sum(1)
+        apart = (one + other).centred().xx * (one.rows + other.rows)
+    return apart.square_().sum((1, 2)) - apart.diagonal(dim1=1, dim2=2).sum(1)
 
 
 def _followed(found: LayerCall) -> bool:

@@ -56,7 +56,7 @@ def measure_damage(
     tensors = named_tensors(model)
     damages: dict[str, Tensor] = {}
     unknown: list[Protected] = []
-    for site in structure.sites:
+    for done, site in enumerate(structure.sites):
         missing = sorted(site.readers - curvature.keys())
         if site.blocks or missing:
             layer = site.name if site.blocks else missing[0]
@@ -65,6 +65,7 @@ def measure_damage(
         else:
             costs = removal_costs(site, tensors, curvature) / max(curvature.samples, 1)
             damages[site.name] = costs
+        progress("refitting readers", done + 1, len(structure.sites))
     sites = [site for site in structure.sites if site.slices and site.name in damages]
     checks = [check for _, check in divided(batches, model, held) if check is not None]
     gains = _gains(model, sites, damages, curvature, checks, progress)
