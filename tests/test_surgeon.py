@@ -82,13 +82,12 @@ def test_constant_and_equal_inputs_are_scored():
     assert 1 in scores.argsort()[:2]  # its refit is the bias; of the equal two, one can go
 
 
-def test_products_of_independent_inputs_are_as_noisy_as_their_variance_says():
+@pytest.mark.parametrize("mean", [0.0, 10.0])
+def test_products_of_independent_inputs_are_as_noisy_as_their_variance_says(mean):
     """Products of two standard normal inputs vary by 1 a row, and sums of `n` rows by `n`."""
     model = nn.Sequential(nn.Linear(6, 2))
     found = [
-        measure_curvature(
-            model, [drawn(40, 6, seed=s).float(), drawn(8, 6, seed=99 + s).float()], ["0"]
-        )
+        measure_curvature(model, [mean + drawn(n, 6, seed=n * s).float() for n in (40, 8)], ["0"])
         for s in range(30)
     ]
 
