@@ -854,6 +854,22 @@ def test_few_samples_are_said_and_how_many_rows_are_wanted():
     assert not any("fitted to" in note for note in many)
 
 
+@pytest.mark.parametrize("sizes", [(1,), (3,), (1, 2)])
+def test_too_few_samples_to_hold_one_out_are_said(sizes):
+    model, inputs = mlp(), normal(sum(sizes), 6)
+    plan = plan_of(model, inputs[:1], {"0": [3]})
+    cut = apply(model, plan)
+
+    made = ClosedForm()(cut, model, plan, inputs.split(sizes))
+
+    (note,) = made.notes
+    assert note == (
+        f"nothing refitted: of {sum(sizes)} samples none can be held out to judge a refit by; "
+        "pass at least 4"
+    )
+    assert same_bits((bits(made.model)[0], *bits(cut)[1:]), bits(cut))
+
+
 def test_no_more_samples_are_read_than_asked_for():
     model, inputs = mlp(), normal(200, 6)
     plan = plan_of(model, inputs[:2], {"0": [3]})

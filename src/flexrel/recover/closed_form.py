@@ -25,7 +25,7 @@ from flexrel.structure import kept_positions, named_tensors
 _ROWS = 30_000  # of each layer that are fitted, but
 _ENTRIES = 2e7  # fewer where that would be more numbers, though
 _ROWS_AN_INPUT = 16  # at least
-_HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
+HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
 _EXAMPLE = 2  # samples
 _BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
 _LIVE = 5  # times a layer's inputs and outputs: what waits with them, of both networks
@@ -180,7 +180,7 @@ class _Repair:
             per_sample = left.outputs.numel() // (
                 samples * left.outputs.shape[1 if geometry else -1]
             )
-            held = (rows // per_sample + seen) % _HELD_OUT == _HELD_OUT - 1
+            held = (rows // per_sample + seen) % HELD_OUT == HELD_OUT - 1
             taken = inputs_at(left.call.inputs, weight, geometry, rows)
             for part in (~held, held):
                 of = moments(taken[part].float(), goals[part].float())

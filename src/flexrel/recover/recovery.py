@@ -6,9 +6,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from flexrel.batches import RawBatch
+from flexrel.batches import RawBatch, read_batches
 from flexrel.records import Plan, Progress, Training, silent
-from flexrel.recover.closed_form import LayerRepair, reconstruct_
+from flexrel.recover.closed_form import HELD_OUT, LayerRepair, reconstruct_
 from flexrel.structure import duplicate
 
 
@@ -64,6 +64,12 @@ class ClosedForm:
     ) -> Recovered:
         """Return a repaired copy of the network."""
         network = duplicate(pruned)
+        samples = sum(batch.samples for batch in read_batches(batches, dense))
+        if samples < HELD_OUT:
+            note = (
+                f"nothing refitted: of {samples} samples none can be held out to judge a refit by"
+            )
+            return Recovered(self.name, network, (f"{note}; pass at least {HELD_OUT}",))
         repairs, refused = reconstruct_(
             network, dense, plan, batches, progress, samples=self.samples, seed=self.seed
         )
