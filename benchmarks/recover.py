@@ -2,7 +2,8 @@
 
     python benchmarks/recover.py                     measure all (about two hours on two cores)
     python benchmarks/recover.py --only "resnet56 channels" --draws 0
-    python benchmarks/recover.py --train             also the fine-tuned networks (an hour more)
+    python benchmarks/recover.py --train --scores obs --only "resnet56 channels"
+                                                     also fine-tuned (half an hour a network)
     python benchmarks/recover.py --show              tables from the JSON alone
 
 Every network is cut to the same multiply-adds, or zeros, by each score, and repaired by the same
@@ -189,8 +190,8 @@ def gradients_of(model, batches):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def measure(case, draw, *, train):
-    """Return a block of results: one row a score."""
+def measure(case, draw, wanted, *, train):
+    """Return a block of results: one row a score, of those wanted."""
     packs = common.data_packs()
     model = packs.minilm() if case.network == "minilm" else packs.network(case.network)
     model = model.to(memory_format=torch.channels_last)
@@ -205,6 +206,7 @@ def measure(case, draw, *, train):
     took_relevance = time.monotonic() - began
     began = time.monotonic()
     criteria = criteria_of(case, gradients_of(model, data.calibrate))
+    criteria = [one for one in criteria if not wanted or one.name in wanted]
     damages = None
     if any(isinstance(criterion, OBS) for criterion in criteria):
         damages, unknown = measure_damage(model, structure, images)
@@ -314,12 +316,25 @@ def spread(values):
     return f"{statistics.mean(values):.1f}" + (f" ± {error:.1f}" if error is not None else "")
 
 
+def _taken(blocks, name, draw):
+    """Return the blocks without that of a case and draw, and its rows."""
+    mine = [b for b in blocks if (b["case"], b["draw"]) == (name, draw)]
+    return [b for b in blocks if b not in mine], [row for b in mine for row in b["rows"]]
+
+
+def _merged(old, new):
+    """Return the rows in the order of the table, new ones in the place of old ones."""
+    rows = {row["score"]: row for row in (*old, *new)}
+    return sorted(rows.values(), key=lambda row: list(SCORES).index(row["score"]))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--only", default="", help="part of a case's name")
     parser.add_argument("--draws", type=int, nargs="+", default=DRAWS)
+    parser.add_argument("--scores", nargs="+", help="their names; the others' rows stay")
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
@@ -327,8 +342,11 @@ def main():
     known = common.load(file)["blocks"] if (common.RESULTS / "recover.json").exists() else []
     for case in () if args.show else CASES:
         for draw in args.draws if args.only in case.name else ():
-            block = measure(case, draw, train=args.train)
-            known = [b for b in known if (b["case"], b["draw"]) != (case.name, draw)] + [block]
+            block = measure(case, draw, args.scores, train=args.train)
+            known, old = _taken(known, case.name, draw)
+            if args.scores:
+                block["rows"] = _merged(old, block["rows"])
+            known.append(block)
             order = [c.name for c in CASES]
             known.sort(key=lambda b: (order.index(b["case"]), b["draw"]))
             common.save(file, {"torch": torch.__version__, "blocks": known})
