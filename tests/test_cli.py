@@ -368,7 +368,14 @@ def test_amounts_are_shares_or_counts():
 
 def test_criteria_are_named_as_plans_name_them():
     assert parse_criterion("auto") is None
-    for made in (flexrel.Magnitude(), flexrel.Relevance(), flexrel.FlexRel(0.25)):
+    obs = flexrel.OBS(), flexrel.OBS(1.3)
+    for made in (flexrel.Magnitude(), flexrel.Relevance(), flexrel.FlexRel(0.25), *obs):
         assert parse_criterion(made.name) == made
     product = flexrel.FlexRel(0.5, blend="product")
     assert parse_criterion(product.name) == product
+
+
+@pytest.mark.parametrize("text", ["flexrel:50%", "obs:1k", "obs:", "obs:1:2", "flexrel:-1", "best"])
+def test_a_criterion_that_is_none_is_refused(text):
+    with pytest.raises(flexrel.UsageError, match="is not known; there are: auto, "):
+        parse_criterion(text)

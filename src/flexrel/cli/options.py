@@ -8,6 +8,7 @@ from flexrel.errors import UsageError
 from flexrel.relevance import RuleLike, rule_of
 
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+)\s*(%|[kMG]?)")
+_PLAIN = re.compile(r"[0-9]*\.?[0-9]+")
 _FACTORS = {"k": 10**3, "M": 10**6, "G": 10**9}
 _BUDGETS = "bytes=500kB, macs=50%, parameters=120k, sparsity=80%"
 
@@ -67,17 +68,19 @@ def parse_criterion(text: str) -> Criterion | None:
         return None
     if text == "obs":
         return OBS()
+    if name == "obs" and len(rest) == 1 and _PLAIN.fullmatch(rest[0]):
+        return OBS(float(rest[0]))
     if text == "magnitude":
         return Magnitude()
     if text == "relevance":
         return Relevance()
-    if name == "flexrel" and len(rest) in (1, 2) and _NUMBER.fullmatch(rest[0]):
+    if name == "flexrel" and len(rest) in (1, 2) and _PLAIN.fullmatch(rest[0]):
         blend = rest[1] if len(rest) > 1 else "sum"
         for known in BLENDS:
             if known == blend:
                 return FlexRel(float(rest[0]), blend=known)
     raise UsageError(
-        f"criterion {text!r} is not known; there are: auto, magnitude, relevance, obs, "
+        f"criterion {text!r} is not known; there are: auto, magnitude, relevance, obs, obs:COST, "
         "flexrel:DELTA and flexrel:DELTA:product with DELTA in [0, 1]"
     )
 
