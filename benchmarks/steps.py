@@ -1,0 +1,122 @@
+"""Cuts in steps: does it help to score again what a first cut and its repair left?
+
+    python benchmarks/steps.py          measure (about half an hour on two cores)
+    python benchmarks/steps.py --show   the table from the JSON alone
+
+The multiply-adds fall by the same factor in each step. After each the network is repaired, and
+damage, or relevance, is measured anew on it; at the end the dense network is cut by all the steps'
+plans together, and repaired once. Calibrated on `train`, reported on `test_a`; cases are those of
+`recover.py`.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+import common
+from flexrel import OBS, Relevance, cost
+from flexrel.allocate import Removal
+from flexrel.apply import apply
+from flexrel.batches import read_batches
+from flexrel.calibrate import calibrate
+from flexrel.criteria import scores_of
+from flexrel.damage import measure_damage
+from flexrel.evaluate import Divergence
+from flexrel.records import Plan
+from flexrel.recover import ClosedForm
+from flexrel.search import least_removal
+from flexrel.structure import analyse, named_tensors
+from recover import CASES, Data, accuracy, spread
+
+NETWORKS = ("resnet20", "resnet56")
+STEPS = (1, 2, 4)
+DRAWS = (0, 1, 2)
+
+
+def masks_after(network, images, criterion, limit):
+    """Return which units of each site stay when the network is cut to so many multiply-adds."""
+    (example,) = read_batches([images[0][:2]], network)
+    structure = analyse(network, example, "channel")
+    stats = damages = None
+    if criterion.needs_relevance:
+        stats = calibrate(network, images)
+    else:
+        damages, unknown = measure_damage(network, structure, images)
+        known = [site for site in structure.sites if site.name in damages]
+        structure = structure.only(known, unknown)
+    scores = scores_of(criterion, structure, named_tensors(network), stats, damages)
+    removal = Removal(structure, scores)
+    count = least_removal(lambda k: cost.macs(structure, removal.plan(k)), limit, removal.removable)
+    return removal.plan(removal.removable if count is None else count).masks
+
+
+def measure(case, draw):
+    """Return a block of results: one row a criterion and number of steps."""
+    packs = common.data_packs()
+    model = packs.network(case.network).to(memory_format=torch.channels_last)
+    data = Data(packs, case, draw)
+    images = [x for x, _ in data.calibrate]
+    (example,) = read_batches([images[0][:2]], model)
+    structure = analyse(model, example, "channel")
+    whole, divergence = cost.macs(structure), Divergence(model, images)
+    rows = []
+    for criterion in (OBS(), Relevance()):
+        for steps in STEPS:
+            began = time.monotonic()
+            masks = {s.name: torch.ones(s.units, dtype=torch.bool) for s in structure.sites}
+            network = model
+            for step in range(1, steps + 1):
+                limit = whole * case.level ** (step / steps)
+                for name, stay in masks_after(network, images, criterion, limit).items():
+                    masks[name][masks[name].nonzero()[:, 0][~stay]] = False
+                plan = Plan(structure, {name: mask.clone() for name, mask in masks.items()})
+                network = ClosedForm()(apply(model, plan), model, plan, images).model
+            row = {
+                "score": criterion.name,
+                "steps": steps,
+                "accuracy": accuracy(network, data.test),
+                "divergence": divergence(network),
+                "macs": cost.macs(structure, plan) / whole,
+                "seconds": time.monotonic() - began,
+            }
+            print(case.name, draw, row, flush=True)
+            rows.append(row)
+    return {"case": case.name, "draw": draw, "rows": rows}
+
+
+def table(blocks):
+    """Return the accuracy for each number of steps: mean and error over draws."""
+    rows = []
+    for name in dict.fromkeys(block["case"] for block in blocks):
+        found = [row for block in blocks if block["case"] == name for row in block["rows"]]
+        for score in dict.fromkeys(row["score"] for row in found):
+            mine = [[r for r in found if (r["score"], r["steps"]) == (score, n)] for n in STEPS]
+            seconds = (f"{statistics.mean(r['seconds'] for r in each):.0f} s" for each in mine)
+            accuracies = (spread([row["accuracy"] for row in each]) for each in mine)
+            rows.append([name, score, *accuracies, " / ".join(seconds)])
+    steps = [f"{n} step{'s' * (n > 1)}" for n in STEPS]
+    return common.table(["cut", "score", *steps, "time"], rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--show", action="store_true")
+    parser.add_argument("--draws", type=int, nargs="+", default=DRAWS)
+    args = parser.parse_args()
+    file = "steps"
+    known = common.load(file)["blocks"] if (common.RESULTS / "steps.json").exists() else []
+    cases = [c for c in CASES if c.network in NETWORKS and c.granularity == "channel"]
+    for case in () if args.show else cases[::-1]:
+        for draw in args.draws:
+            known = [b for b in known if (b["case"], b["draw"]) != (case.name, draw)]
+            known.append(measure(case, draw))
+            common.save(file, {"torch": torch.__version__, "blocks": known})
+    common.replace_section("steps", table(known))
+
+
+if __name__ == "__main__":
+    main()
