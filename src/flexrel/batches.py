@@ -1,7 +1,7 @@
 """One reading of a batch, whatever form the caller's loader gives it in."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flexrel.errors import UsageError
 
-RawBatch = Any  # a tensor, a tuple (inputs, labels), or a dict as a Hugging Face loader gives it
+RawBatch = Any  # a tensor, a tuple (inputs, labels), a dict as transformers give it, or a Batch
 _LABELS = ("labels", "label")
 _WEIGHTS = "sample_weight"
 
@@ -98,6 +98,8 @@ def _parts(raw: RawBatch, index: int) -> tuple[tuple[Any, ...], dict[str, Any], 
 
 def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
     """Return the batch of that number on the device, checked; raises as `read_batches` does."""
+    if isinstance(raw, Batch):
+        return replace(raw, index=index)
     args, kwargs, labels, weights = _parts(raw, index)
     given = [*args, *kwargs.values()]
     tensors = [v for v in given if isinstance(v, Tensor)]

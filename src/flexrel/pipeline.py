@@ -12,7 +12,7 @@ from torch import nn
 
 from flexrel import plan as plans
 from flexrel.allocate import ALLOCATIONS
-from flexrel.batches import Batch, RawBatch, collect, first_samples, read_batches
+from flexrel.batches import Batch, RawBatch, collect, divided, first_samples, read_batches
 from flexrel.budgets import AccuracyDrop, Budget
 from flexrel.calibrate import calibrate
 from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
@@ -35,6 +35,8 @@ from flexrel.structure import saved
 from flexrel.trials import Trials
 
 _EXAMPLE_SAMPLES = 2
+_JUDGED = 128  # calibration samples that judge and fit nothing, or
+_MOST_JUDGED = 0.25  # of all
 _ROUNDING = 1e-12  # 0.995 - 0.01 is a little above 0.985
 _SEARCH_STEPS = 128  # a target is searched to within 1/128 of the units
 _ROUNDS = 3  # of choosing a criterion where the last one led
@@ -137,13 +139,14 @@ def prune(
     batches = collect(calibration)
     example = _example(model, batches)
     unlike = unlikeness(model, batches)
+    fitted, judged = fitted_and_judged(batches, model)
     forms = Forms(model, example, batches, granularity, tuple(keep), form)
     subject = forms.first()
     statistics = None
     if compare or any(option.needs_relevance for option in options):
-        statistics = calibrate(model, batches, rule, output, progress)
+        statistics = calibrate(model, fitted, rule, output, progress)
     damaging = any(getattr(option, "needs_damage", False) for option in options)
-    divergence = Divergence(model, batches)
+    divergence = Divergence(model, judged)
     order = ALLOCATIONS[allocation]
 
     def solve(subject: Subject) -> tuple[Trials, Request, Criterion, Plan]:
@@ -152,14 +155,14 @@ def prune(
             structure = without_unmeasured(structure, statistics)
         damages = None
         if damaging:
-            damages, unknown = measure_damage(whole, structure, batches, progress, seed=seed)
+            damages, unknown = measure_damage(whole, structure, fitted, progress, seed=seed)
             known = [site for site in structure.sites if site.name in damages]
             structure = structure.only(known, unknown)
         trials = Trials(
             *(whole, structure, statistics, order, values, evaluate, divergence, progress),
             damages=damages,
             multiple_of=multiple_of,
-            repair=partial(repair, batches=batches) if repair else None,
+            repair=partial(repair, batches=fitted) if repair else None,
         )
         request = Request(target, tuple(budgets), trials.dense())
         return trials, request, *_solve(trials, request, options)
@@ -173,7 +176,7 @@ def prune(
     if not subject.structure.pattern.zeros:  # zeros change no shape: there is nothing to compare
         subject.verify(plan)
     network, achieved, recovery = trials.finished(
-        chosen, plan, partial(training, batches=batches) if training else None, request.budgets
+        chosen, plan, partial(training, batches=fitted) if training else None, request.budgets
     )
     rivals: tuple[Measurement, ...] = ()
     curves: tuple[Measurement, ...] = ()
@@ -209,6 +212,21 @@ def prune(
         seed=seed,
         versions=_versions(),
     )
+
+
+def fitted_and_judged(
+    batches: Sequence[RawBatch], model: nn.Module
+) -> tuple[Sequence[RawBatch], Sequence[RawBatch]]:
+    """Return what scores and repairs are fitted to, and what they are judged by.
+
+    A repair fits the very data it sees: by those, the criterion would be chosen that fits best,
+    not that which holds on others.
+    """
+    samples = sum(batch.samples for batch in read_batches(batches, model))
+    parts = list(divided(batches, model, min(_JUDGED / max(samples, 1), _MOST_JUDGED)))
+    fitted = [part for part, _ in parts if part is not None]
+    judged = [part for _, part in parts if part is not None]
+    return fitted, judged or fitted
 
 
 def _example(model: nn.Module, batches: Sequence[RawBatch]) -> Batch:
