@@ -83,13 +83,15 @@ def prune(
     Args:
         model: trained; never changed.
         calibration: batches of inputs as the network will see them, labels not needed; all of
-            them are kept in memory. The first is the example for multiply-adds and structure.
+            them are kept in memory. The first is the example for multiply-adds and structure. Of
+            the samples 128, or a quarter, are held out: nothing is fitted to them, and criteria,
+            repair and training are judged by how far they bring the outputs on these from the
+            dense network's.
         evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it.
         target: how much accuracy may be lost; with it, as much as possible is removed.
         budgets: what the network may cost at most; with them alone, as little as possible goes.
         criterion: what scores units. Of several, the one whose pruned network's outputs change
-            least on calibration data is taken; None stands for `candidates()`: magnitude,
-            relevance, and blends of several deltas.
+            least on the calibration samples held out is taken; None stands for `candidates()`.
         rule: of relevance, as in `calibrate`.
         output: what relevance starts from, as in `calibrate`.
         granularity: "channel" removes channels for real, and neurons and heads; "head" attention
@@ -107,7 +109,7 @@ def prune(
             measured on the way is repaired so. "none" changes nothing. A `FineTune`, or anything
             that fits `flexrel.Recovery`, goes on from the repaired network once its plan is
             found; "finetune:E" stands for `FineTune(epochs=E)` on the calibration data. A step
-            that does not bring the outputs on calibration data closer to the dense network's is
+            that does not bring the outputs on held-out samples closer to the dense network's is
             undone, and the result says what each brought.
         values: precision of the packed file, which is what a byte budget counts.
         form: "module" cuts the module itself, so that its class stays; "exported" cuts a
@@ -239,7 +241,7 @@ def _example(model: nn.Module, batches: Sequence[RawBatch]) -> Batch:
 def _solve(
     trials: Trials, request: Request, options: Sequence[Criterion]
 ) -> tuple[Criterion, Plan]:
-    """Return the criterion, chosen of several on calibration data, and its plan."""
+    """Return the criterion, chosen of several on held-out samples, and its plan."""
     if len(options) == 1:
         return options[0], _plan(trials, request, options[0])
     magnitude = Magnitude()  # what the first choice is made like

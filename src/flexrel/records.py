@@ -211,7 +211,7 @@ class Measurement:
     macs: int  # multiply-adds for one sample
     bytes: int  # of the packed file
     accuracy: float | None = None  # what `evaluate` said, in [0, 1]
-    divergence: float | None = None  # from the dense network on calibration data, lower is better
+    divergence: float | None = None  # from dense, on held-out calibration data; lower is better
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ class RecoveryStep:
     """What one way to bring accuracy back did to a pruned network."""
 
     name: str
-    before: float  # divergence from the dense network on calibration data, lower is better
+    before: float  # divergence from dense, on held-out calibration data; lower is better
     after: float
     kept: bool  # False: it brought nothing, and was undone
     notes: tuple[str, ...] = ()

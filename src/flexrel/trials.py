@@ -325,7 +325,7 @@ class Trials:
     def choose(
         self, candidates: Sequence[Criterion], plan_of: Callable[[Criterion], Plan | None]
     ) -> Criterion:
-        """Return the candidate whose plan's network diverges least on calibration data.
+        """Return the candidate whose plan's network diverges least on held-out samples.
 
         Args:
             candidates: to choose from; a tie goes to the earlier.

@@ -81,7 +81,7 @@ def recovery_lines(result: Result) -> Iterator[str]:
     for step in result.recovery:
         undone = "" if step.kept else "; undone"
         distance = f"{step.before:.4g} before, {step.after:.4g} after"
-        yield f"{step.name}: divergence on calibration data {distance}{undone}"
+        yield f"{step.name}: divergence on held-out calibration data {distance}{undone}"
         yield from (f"  {note}" for note in step.notes)
 
 
