@@ -202,3 +202,14 @@ def test_interrupts_and_our_own_errors_pass_as_they_are(error):
         call(Raises(error), read(X))
 
     assert caught.value is error
+
+
+def test_a_batch_that_was_read_is_a_batch_to_read():
+    model = nn.Linear(3, 2)
+    (once,) = read_batches([(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], model)
+
+    first, again = read_batches([torch.randn(2, 3), once], model)
+
+    assert (first.index, again.index) == (0, 1)
+    assert again.args is once.args
+    assert again.labels is once.labels

@@ -33,7 +33,9 @@ from flexrel import (
 from flexrel.allocate import Removal
 from flexrel.apply import apply
 from flexrel.criteria import scores_of
+from flexrel.evaluate import Divergence
 from flexrel.pack import encode
+from flexrel.pipeline import fitted_and_judged
 from flexrel.records import Plan
 from flexrel.structure import analyse
 from networks import (
@@ -614,6 +616,49 @@ def test_progress_is_told_of_each_stage(perceptron):
     }
     assert all(done >= 0 and (total is None or done <= total) for _, done, total in told)
     assert all(done >= 1 for done in {stage: done for stage, done, _ in told}.values())
+
+
+# --- what is fitted, and what judges --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "judged"),
+    [((40,), 10), ((20, 20), 10), ((3,), 0), ((1,) * 8, 2), ((600, 400), 128)],
+)
+def test_a_part_of_the_calibration_samples_judges_and_fits_nothing(perceptron, sizes, judged):
+    inputs = points(sum(sizes), seed=3)[0]
+    batches = list(inputs.split(sizes))
+
+    fitted, others = fitted_and_judged(batches, perceptron)
+
+    used = torch.cat([batch.args[0] for batch in fitted])
+    held = torch.cat([batch.args[0] for batch in others])
+    assert len(used) == len(inputs) - judged
+    assert len(held) == (judged or len(inputs))  # of too few all do both
+    if judged:
+        together = torch.cat([used, held])
+        assert torch.equal(together.sort(0).values, inputs.sort(0).values)
+
+
+def test_scores_see_the_one_part_and_the_divergence_the_other(perceptron):
+    inputs = points(40, seed=3)[0]
+
+    result = prune(
+        perceptron,
+        calibration=[inputs],
+        budgets=[Sparsity(0.5)],
+        criterion=Relevance(),
+        recover="none",
+    )
+
+    stats = flexrel.calibrate(perceptron, [inputs[:30]])
+    scores = scores_of(
+        Relevance(), result.plan.structure, dict(perceptron.named_parameters()), stats
+    )
+    expected = Removal(result.plan.structure, scores).plan(result.plan.structure.units // 2)
+    assert all(torch.equal(expected.masks[n], mask) for n, mask in result.plan.masks.items())
+    found = Divergence(perceptron, [inputs[30:]])(result.model)
+    assert result.achieved.divergence == pytest.approx(found)
 
 
 # --- what is refused ----------------------------------------------------------------------------
