@@ -467,15 +467,20 @@ def test_a_branch_makes_up_for_what_the_other_side_of_its_sum_lost(name):
 
 
 SCALES = {
-    "samples": lambda y: y * y[:, :1].sigmoid(),
-    "channels of each sample": lambda y: y * (5 * y.mean((2, 3), keepdim=True)).sigmoid(),
-    "positions": lambda y: y * torch.linspace(0.1, 2, 4).view(2, 2),
-    "rows of positions": lambda y: y * torch.tensor([[0.1], [2.0]]),
+    "samples": lambda y, _: y * y[:, :1].sigmoid(),
+    "channels of each sample": lambda y, _: y * (5 * y.mean((2, 3), keepdim=True)).sigmoid(),
+    "positions": lambda y, _: y * torch.linspace(0.1, 2, 4).view(2, 2),
+    "rows of positions": lambda y, _: y * torch.tensor([[0.1], [2.0]]),
+    "channels by what else comes in": lambda y, x: y * (5 * x[:, :1].mean((2, 3), True)).sigmoid(),
+    "channels of each sample by what else comes in": lambda y, x: (
+        y * (5 * x.mean((2, 3), keepdim=True)[:, [0, 1, 2, 0, 1]]).sigmoid()
+    ),
 }
 
 
+@pytest.mark.parametrize("first", [2, 1])  # samples in the first batch
 @pytest.mark.parametrize("name", SCALES)
-def test_a_branch_that_is_scaled_otherwise_than_by_channel_has_a_plain_goal(name):
+def test_a_branch_that_is_scaled_otherwise_than_by_channel_has_a_plain_goal(name, first):
     """What its sum lost can't be put on its outputs then by a number a channel."""
 
     class Gated(nn.Module):
@@ -485,11 +490,12 @@ def test_a_branch_that_is_scaled_otherwise_than_by_channel_has_a_plain_goal(name
             self.branch, self.last = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 3, 1)
 
         def forward(self, x):
-            return self.last(self.skip(x).sigmoid() + SCALES[name](self.branch(x)))
+            return self.last(self.skip(x).sigmoid() + SCALES[name](self.branch(x), x))
 
     model, inputs = random_(Gated()).eval(), normal(200, 3, 2, 2)
 
-    cut, network, made, _ = repaired(model, {"skip.0": [0, 3, 5, 6]}, inputs)
+    batches = [inputs[:first], inputs[first:]]
+    cut, network, made, _ = repaired(model, {"skip.0": [0, 3, 5, 6]}, inputs, batches=batches)
 
     assert torch.equal(network.branch.weight, cut.branch.weight)  # what it gives is right already
     assert torch.equal(network.branch.bias, cut.branch.bias)

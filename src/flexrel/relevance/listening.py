@@ -65,6 +65,8 @@ class Step:
             return False
         others = [value for value in self.given() if value is not tensor]
         if self.name in _SCALES:  # by a number a channel, and none a sample or position
+            if len(tensor) == 1 and any(other.ndim == tensor.ndim for other in others):
+                return False  # of one sample, those look like a number a channel
             spare = (1,) * tensor.ndim
             shapes = [(*spare[other.ndim :], *other.shape) for other in others]
             return all(o.numel() == s[axis] for o, s in zip(others, shapes, strict=True))
