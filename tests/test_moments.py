@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at
+from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at, samples_at
 from flexrel.relevance import Geometry
 
 few_examples = settings(max_examples=60, deadline=None, derandomize=True)
@@ -242,3 +242,41 @@ def test_no_rows_are_no_numbers_that_are_not():
 
     assert centred.rows == 0
     assert all(math.isfinite(t.abs().sum()) for t in (centred.x, centred.xx, centred.xy))
+
+
+# --- which sample a row is of -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "samples", "axis"),
+    [
+        ((4, 5), 4, 0),
+        ((4, 3, 5), 4, 0),  # tokens of each sample
+        ((3, 4, 5), 4, 1),  # tokens first
+        ((12, 5), 4, None),  # samples and tokens in one axis
+        ((2, 3, 4, 5), 4, 2),
+        ((2, 4, 3, 5), 4, 1),
+        ((4, 4, 5), 4, 0),
+        ((1, 5), 1, 0),
+    ],
+)
+def test_rows_of_a_linear_layer_are_of_their_samples(shape, samples, axis):
+    rows = torch.arange(math.prod(shape[:-1]))
+
+    found = samples_at(torch.zeros(shape), None, rows, samples)
+
+    if axis is None:
+        expected = torch.arange(samples).repeat_interleave(len(rows) // samples)
+    else:
+        view = [1] * (len(shape) - 1)
+        view[axis] = samples
+        expected = torch.arange(samples).view(view).expand(shape[:-1]).flatten()
+    assert torch.equal(found, expected)
+
+
+def test_rows_of_a_convolution_are_of_their_samples():
+    rows = torch.tensor([0, 5, 6, 11, 12, 17])
+
+    found = samples_at(torch.zeros(3, 7, 2, 3), geometry((1, 1), (0, 0), (1, 1), 1), rows, 3)
+
+    assert found.tolist() == [0, 0, 1, 1, 2, 2]

@@ -724,6 +724,33 @@ def test_one_sample_is_too_few_to_hold_any_out_so_nothing_changes(kind):
     assert same_bits((bits(network)[0], *bits(cut)[1:]), bits(cut))
 
 
+class Tokens(nn.Module):
+    """Its second layer sees all tokens of all samples in one axis, or tokens first."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 3)
+        self.tokens_first = first
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        hidden = hidden.transpose(0, 1) if self.tokens_first else hidden.reshape(-1, 8)
+        hidden = self.second(hidden).tanh()
+        hidden = hidden.transpose(0, 1) if self.tokens_first else hidden.view(len(x), -1, 7)
+        return self.third(hidden)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("samples", "changes"), [(3, False), (60, True)])
+def test_tokens_of_a_sample_are_held_out_together(first, samples, changes):
+    model = random_(Tokens(first)).eval()
+    inputs = normal(samples, 9, 6)
+
+    _, _, made, _ = repaired(model, {"first": [1, 4]}, inputs)
+
+    assert any(repair.changed for repair in made) is changes
+
+
 def test_batches_of_one_sample_each_are_fitted_together():
     model, inputs = mlp(), normal(60, 6)
     cut, network, *_ = repaired(model, {"0": [3]}, inputs, batches=[x[None] for x in inputs])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flexrel.batches import Batch, RawBatch, divided, read_batches
 from flexrel.errors import ModelError
-from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at
+from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at, samples_at
 from flexrel.records import Progress, Structure, silent
 from flexrel.relevance import LayerCall, Listening, Step, Weights, layer_call
 from flexrel.running import backward_to_inputs, call, rooted, scores_in, tensors_of
@@ -152,7 +152,7 @@ def _measure(
     rows: int,
     generator: torch.Generator,
 ) -> Curvature:
-    watch = _Watch(Weights(model), layers, rows, generator)
+    watch = _Watch(Weights(model), layers, batch.samples, rows, generator)
     roots, fresh = rooted(batch)
     with watch:
         result = scores_in(call(model, fresh))
@@ -177,9 +177,15 @@ class _Watch(Listening):
     """Takes down what wanted layers read, and the gradients that come back to them."""
 
     def __init__(
-        self, weights: Weights, layers: Collection[str], rows: int, generator: torch.Generator
+        self,
+        weights: Weights,
+        layers: Collection[str],
+        samples: int,
+        rows: int,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
+        self._samples = samples
         self.inputs: dict[str, Moments] = {}
         self.noise: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
@@ -209,9 +215,8 @@ class _Watch(Listening):
         affine = found.affine
         rows = drawn_rows(outputs, affine.geometry, self._rows, self._generator)
         taken = inputs_at(affine.inputs.detach(), affine.weight, affine.geometry, rows)
-        axis = 1 if affine.geometry else -1
-        per_sample = outputs.numel() // (len(outputs) * outputs.shape[axis])
-        first = (rows // per_sample < len(outputs) // 2).to(taken.device)
+        numbers = samples_at(outputs, affine.geometry, rows, self._samples)
+        first = (numbers < self._samples // 2).to(taken.device)
         halves = moments(taken[first].float()), moments(taken[~first].float())
         self._add(self.inputs, found.layer, halves[0] + halves[1])
         self._add(self.noise, found.layer, _noise(*halves))

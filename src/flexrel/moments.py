@@ -38,6 +38,25 @@ def drawn_rows(
     return torch.randperm(rows, generator=generator)[:most].sort().values
 
 
+def samples_at(
+    outputs: Tensor, geometry: Geometry | None, rows: Int64[Tensor, "rows"], samples: int
+) -> Int64[Tensor, "rows"]:
+    """Return which sample each row is of, as far as the shape of the outputs tells.
+
+    Args:
+        outputs: of the layer, samples first; or positions first and samples second, as attention
+            has them; or both in one axis.
+        geometry: of a convolution; None of a linear layer.
+        rows: as `drawn_rows` numbers them.
+        samples: how many there are.
+    """
+    if geometry is None and len(outputs) != samples and samples in outputs.shape[1:-1]:
+        axis = outputs.shape[:-1].index(samples)
+        return rows // max(outputs.shape[axis + 1 : -1].numel(), 1) % samples
+    channels = outputs.shape[-1 if geometry is None else 1]
+    return rows * samples // max(outputs.numel() // max(channels, 1), 1)
+
+
 def inputs_at(
     inputs: Tensor, weight: Tensor, geometry: Geometry | None, rows: Int64[Tensor, "rows"]
 ) -> Float[Tensor, "rows groups inputs"]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.batches import Batch, RawBatch, first_samples, read_batches
-from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at
+from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at, samples_at
 from flexrel.records import Plan, Progress, silent, weight_of
 from flexrel.recover.passing import Passing, Stop
 from flexrel.recover.solve import solve
@@ -99,7 +99,7 @@ def reconstruct_(
                 (_at(one, use.key, False), _at(other, use.key, repair.changed))
                 for one, other in pairs
             ]
-            found = repair.layer_(use, stops)
+            found = repair.layer_(use, stops, [one.samples for one, _ in pairs])
             made += [found] if found else []
             progress("repairing", done + 1, len(uses))
         return made, refused
@@ -156,8 +156,16 @@ class _Repair:
     changed: bool = False  # whether the last layer was
     _kept: dict[tuple[str, int], Tensor] | None = None
 
-    def layer_(self, use: Use, stops: Sequence[tuple[Stop, Stop]]) -> LayerRepair | None:
-        """Fit the layer to its goals; None if there is nothing to repair."""
+    def layer_(
+        self, use: Use, stops: Sequence[tuple[Stop, Stop]], samples: Sequence[int]
+    ) -> LayerRepair | None:
+        """Fit the layer to its goals; None if there is nothing to repair.
+
+        Args:
+            use: of the layer.
+            stops: of the dense and of the pruned network, for each batch.
+            samples: how many each batch has.
+        """
         call = stops[0][1].call
         geometry, weight = call.geometry, call.weight
         groups = geometry.groups if geometry else 1
@@ -166,21 +174,17 @@ class _Repair:
         fit: Moments | None = None
         check: Moments | None = None
         apart = size = 0.0
-        seen, total = 0, sum(len(left.outputs) for _, left in stops)
+        seen = 0
         self.changed = False
-        for whole, left in stops:
-            samples = len(left.outputs)
-            rows = drawn_rows(
-                left.outputs, geometry, max(most * samples // total, 1), self.generator
-            )
+        for count, (whole, left) in zip(samples, stops, strict=True):
+            share = max(most * count // sum(samples), 1)
+            rows = drawn_rows(left.outputs, geometry, share, self.generator)
             goals = self._goals(use, whole, left, rows)
             now = outputs_at(left.outputs, geometry, rows)
             apart += float((goals - now).square().sum())
             size += float((now - now.mean(0)).square().sum())
-            per_sample = left.outputs.numel() // (
-                samples * left.outputs.shape[1 if geometry else -1]
-            )
-            held = (rows // per_sample + seen) % HELD_OUT == HELD_OUT - 1
+            numbers = samples_at(left.outputs, geometry, rows, count) + seen
+            held = numbers % HELD_OUT == HELD_OUT - 1
             taken = inputs_at(left.call.inputs, weight, geometry, rows)
             for part in (~held, held):
                 of = moments(taken[part].float(), goals[part].float())
@@ -188,7 +192,7 @@ class _Repair:
                     check = of if check is None else check + of
                 else:
                     fit = of if fit is None else fit + of
-            seen += samples
+            seen += count
         if apart <= _SAME**2 * size or fit is None or check is None or not check.rows:
             return None
         shape = (groups, -1, inputs)
