@@ -734,9 +734,9 @@ class Tokens(nn.Module):
 
     def forward(self, x):
         hidden = self.first(x).relu()
-        hidden = hidden.transpose(0, 1) if self.tokens_first else hidden.reshape(-1, 8)
+        hidden = hidden.transpose(0, 1) if self.tokens_first else hidden.flatten(0, 1)
         hidden = self.second(hidden).tanh()
-        hidden = hidden.transpose(0, 1) if self.tokens_first else hidden.view(len(x), -1, 7)
+        hidden = hidden.transpose(0, 1) if self.tokens_first else hidden.unflatten(0, x.shape[:2])
         return self.third(hidden)
 
 
