@@ -47,7 +47,6 @@ DRAWS = (0, 1, 2)  # of calibration images
 EPOCHS = 8
 SCORES = {  # as in the table
     "obs": "OBS",
-    "obs:1.3": "OBS, cost 1.3",
     "flexrel:0.333333:product": "product",
     "flexrel:0.5": "blend",
     "magnitude": "magnitude",
@@ -118,7 +117,7 @@ class Taylor:
 
 def criteria_of(case, gradients):
     """Return the scores compared."""
-    own = [OBS(), OBS(1.3)] if case.granularity == "channel" else [FlexRel(1 / 3, "product")]
+    own = [OBS()] if case.granularity == "channel" else [FlexRel(1 / 3, "product")]
     others = [] if gradients is None else [Taylor(gradients)]
     return [*own, FlexRel(), Magnitude(), Relevance(), *others]
 

@@ -96,27 +96,13 @@ class OBS:
     A unit's score is what its removal damages (`Evidence.damage`), over the multiply-adds that go
     with it. No labels. Not for residual blocks.
 
-    Attributes:
-        cost: the power of the multiply-adds that damage is divided by. Above 1, more goes where
-            units cost most, in the first layers as a rule: the refits of all the layers behind
-            make up for some of what is damaged there.
-
     Source:
         Hassibi and Stork, 1993 (Optimal Brain Surgeon); the division by multiply-adds is ours.
     """
 
-    cost: float = 1.0
+    name: str = "obs"
     needs_relevance: bool = False
     needs_damage: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.cost < float("inf"):
-            raise UsageError(f"cost={self.cost!r}; it is a power of multiply-adds, from 0 on")
-
-    @property
-    def name(self) -> str:
-        """Name in plans and reports."""
-        return "obs" if self.cost == 1 else f"obs:{self.cost:g}"
 
     def scores(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
         """Yield what each unit's removal damages, over its multiply-adds; of weights, as it is."""
@@ -124,7 +110,7 @@ class OBS:
             if site.site.blocks:
                 raise UsageError("criterion 'obs' can't score residual blocks; use another")
             macs = torch.as_tensor(site.macs if site.site.slices else 1.0).double().clamp_min(1.0)
-            yield (site.damage() / macs**self.cost).float()
+            yield (site.damage() / macs).float()
 
 
 @dataclass(frozen=True, slots=True)

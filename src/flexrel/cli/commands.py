@@ -128,7 +128,7 @@ def prune(
     ] = None,
     granularity: Annotated[str, typer.Option(help=", ".join(GRANULARITIES))] = "channel",
     criterion: Annotated[
-        str, typer.Option(help="auto, magnitude, relevance, obs, obs:COST or flexrel:DELTA")
+        str, typer.Option(help="auto, magnitude, relevance, obs or flexrel:DELTA")
     ] = "auto",
     allocation: Annotated[str, typer.Option(help=", ".join(ALLOCATIONS))] = "global",
     keep: Annotated[list[str] | None, typer.Option(help="a layer to leave alone")] = None,

@@ -68,8 +68,6 @@ def parse_criterion(text: str) -> Criterion | None:
         return None
     if text == "obs":
         return OBS()
-    if name == "obs" and len(rest) == 1 and _PLAIN.fullmatch(rest[0]):
-        return OBS(float(rest[0]))
     if text == "magnitude":
         return Magnitude()
     if text == "relevance":
@@ -80,7 +78,7 @@ def parse_criterion(text: str) -> Criterion | None:
             if known == blend:
                 return FlexRel(float(rest[0]), blend=known)
     raise UsageError(
-        f"criterion {text!r} is not known; there are: auto, magnitude, relevance, obs, obs:COST, "
+        f"criterion {text!r} is not known; there are: auto, magnitude, relevance, obs, "
         "flexrel:DELTA and flexrel:DELTA:product with DELTA in [0, 1]"
     )
 
