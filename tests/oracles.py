@@ -18,16 +18,19 @@ def needs(name):
     package = name.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed; it comes with the extra 'oracles'")
-    if package in {"torchvision", "transformers", "timm", "zennit"}:
-        _declare_operators()
+    _declare_operators()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on import; not ours to mend
         return importlib.import_module(name)
 
 
 def _declare_operators():
-    """Declare what torchvision's wheel compiles for CUDA only and looks up when it is imported."""
-    if not _declared and importlib.util.find_spec("torchvision") is not None:
+    """Declare what torchvision's wheel compiles for CUDA only, where it doesn't load without."""
+    if _declared or importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -13,6 +13,7 @@ from flexrel import MaskHolder, UsageError
 from flexrel.records import weight_of
 from flexrel.structure import gone_entries
 from networks import random_
+from oracles import needs
 from trainings import Tied, adam, group_plan, labelled, perceptron, pruned, sgd, weights
 
 
@@ -137,9 +138,11 @@ def test_lightning_calls_after_each_batch(monkeypatch):
     assert zeros_are_held(network, plan)
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # of Lightning's own code
 def test_lightning_itself_calls_after_each_batch(tmp_path):
-    pytorch = pytest.importorskip("lightning.pytorch")
+    pytorch = needs("lightning.pytorch")
     network, plan = pruned(perceptron())
+    network.train()
 
     class Classifier(pytorch.LightningModule):
         def __init__(self):
@@ -185,7 +188,7 @@ def test_without_a_trainer_installed_the_error_names_what_to_install(monkeypatch
 
 def test_transformers_calls_after_each_step():
     """Through the very object that hands a trainer's events to callbacks."""
-    handlers = pytest.importorskip("transformers.trainer_callback")
+    handlers = needs("transformers.trainer_callback")
     network, plan = pruned(perceptron())
     optimizer = adam(network.parameters())
     callback = MaskHolder(network, plan).transformers_callback()
@@ -201,8 +204,8 @@ def test_transformers_calls_after_each_step():
 
 
 def test_the_trainer_of_transformers_itself_holds_the_zeros(tmp_path):
-    pytest.importorskip("accelerate")
-    transformers = pytest.importorskip("transformers")
+    needs("accelerate")
+    transformers = needs("transformers")
     network, plan = pruned(perceptron())
 
     class Classifier(nn.Module):
