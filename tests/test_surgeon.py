@@ -196,6 +196,15 @@ def test_the_gradients_are_those_of_the_outputs_whatever_the_class():
     assert torch.allclose(torch.cat(found).mean(0), rows.T @ rows, rtol=0.3, atol=0.05)
 
 
+def test_gradients_of_many_positions_are_those_of_some_times_as_many():
+    """Of outputs that are the network's, each of 160,000 positions adds 1 to its own square."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 1))
+
+    found = measure_curvature(model, [torch.randn(1, 1, 400, 400)], ["0"])["0"].outputs[0]
+
+    assert torch.allclose(found / 160_000, torch.eye(3, dtype=torch.float64), atol=0.02)
+
+
 def test_curvature_of_batches_adds_up_to_that_of_all():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))

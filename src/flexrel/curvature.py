@@ -8,6 +8,7 @@ would matter: a Kronecker-factored quadratic model of the network's outputs (Mar
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from flexrel.running import backward_to_inputs, call, rooted, scores_in, tensors
 _Sum = TypeVar("_Sum", Moments, Tensor)
 
 _ROWS = 20_000  # of a layer's inputs, over all batches
+_GRADIENTS = 100_000  # rows of its outputs, likewise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +36,8 @@ class LayerCurvature:
     Attributes:
         inputs: second moments of its inputs, by groups, of rows drawn at random.
         outputs: `[g, j, j]`, float64: products of the gradients at its outputs, summed over all
-            positions of all samples, in squared outputs of the network.
+            positions of all samples, in squared outputs of the network; where there are many, of
+            rows drawn at random, as many times as large as there are more.
         noise: `[g]`, float64: how far the products of different inputs, summed over the rows, are
             expected to be from what as many rows of other samples would give: the sum of the
             squared distances.
@@ -138,8 +141,7 @@ def measure_curvature(
         for batch, _ in divided(batches, model, held):
             if batch is None:
                 continue
-            rows = -(-_ROWS * batch.samples // samples)
-            found = _measure(model, batch, layers, rows, generator)
+            found = _measure(model, batch, layers, batch.samples / samples, generator)
             total = found if total is None else total + found
             progress("measuring curvature", batch.index + 1, len(batches))
     return total if total is not None else Curvature({}, 0)
@@ -149,10 +151,10 @@ def _measure(
     model: nn.Module,
     batch: Batch,
     layers: Collection[str],
-    rows: int,
+    share: float,
     generator: torch.Generator,
 ) -> Curvature:
-    watch = _Watch(Weights(model), layers, batch.samples, rows, generator)
+    watch = _Watch(Weights(model), layers, batch.samples, share, generator)
     roots, fresh = rooted(batch)
     with watch:
         result = scores_in(call(model, fresh))
@@ -181,7 +183,7 @@ class _Watch(Listening):
         weights: Weights,
         layers: Collection[str],
         samples: int,
-        rows: int,
+        share: float,  # of all samples
         generator: torch.Generator,
     ) -> None:
         super().__init__()
@@ -191,7 +193,8 @@ class _Watch(Listening):
         self.outputs: dict[str, Tensor] = {}
         self.leaves: list[Tensor] = []  # results that depend on no input
         self._weights, self._layers = weights, layers
-        self._rows, self._generator = rows, generator
+        self._rows, self._gradients = ceil(share * _ROWS), ceil(share * _GRADIENTS)
+        self._generator = generator
 
     def ran(self, step: Step) -> Any:  # noqa: ANN401
         """Run the operation, and watch it if it is a layer's."""
@@ -224,11 +227,11 @@ class _Watch(Listening):
     def _add_outputs(self, found: LayerCall, gradient: Tensor) -> None:
         geometry = found.affine.geometry
         groups = geometry.groups if geometry else 1
-        flat = outputs_at(
-            gradient, geometry, torch.arange(gradient.numel() // len(found.affine.weight))
-        )
+        drawn = drawn_rows(gradient, geometry, self._gradients, self._generator)
+        flat = outputs_at(gradient, geometry, drawn)
         rows = flat.float().unflatten(1, (groups, -1)).transpose(0, 1)
-        self._add(self.outputs, found.layer, (rows.mT @ rows).double())
+        more = gradient.numel() / max(flat.numel(), 1)
+        self._add(self.outputs, found.layer, (rows.mT @ rows).double() * more)
 
     def _add(self, to: dict[str, _Sum], layer: str, found: _Sum) -> None:
         to[layer] = to[layer] + found if layer in to else found
