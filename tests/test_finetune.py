@@ -270,14 +270,33 @@ def test_validation_is_the_mean_over_samples_in_evaluation_mode():
 
 def test_a_share_of_the_batches_is_held_out_and_never_trained_on():
     data = labelled(10, samples=2)
-    seen = []
+    trained_on, held_out = [], []
 
-    _, _, trained = run(
-        2, batches=data, validation=0.25, augment=lambda x, _: seen.append(id(x)) or x
-    )
+    def seen(x, _):
+        (trained_on if torch.is_grad_enabled() else held_out).append(id(x))
+        return x
 
-    assert len(set(seen)) == 8  # round(2.5) is 2
+    _, _, trained = run(2, batches=data, validation=0.25, augment=seen)
+
+    assert len(set(trained_on)) == 8  # round(2.5) is 2
+    assert len(set(held_out)) == 2
+    assert not set(trained_on) & set(held_out)
     assert trained.training.validated_on == "2 of 10 batches, held out"
+
+
+def test_what_is_held_out_is_seen_augmented_too_and_alike_each_time():
+    noises = []
+
+    def noisy(x, draw):
+        noise = torch.randn(x.shape, generator=draw)
+        if not torch.is_grad_enabled():
+            noises.append(noise)
+        return x + noise
+
+    run(2, batches=labelled(4), validation=0.25, augment=noisy)
+
+    assert len(noises) == 3  # before and after each epoch
+    assert all(noise.equal(noises[0]) for noise in noises)
 
 
 @pytest.mark.parametrize(("count", "share", "said"), [(2, 0.99, "1 of 2"), (9, 0.01, "1 of 9")])
@@ -341,7 +360,7 @@ def test_without_labels_all_of_the_loss_is_the_distance_from_the_dense_network()
     network, plan = pruned(dense)
     data = [x for x, _ in labelled(8)]
 
-    trained = FineTune(4)(network, dense, plan, data)
+    trained = FineTune(20)(network, dense, plan, data)
 
     assert trained.training.distillation == 1.0
     distance = flexrel.evaluate.Divergence(dense, [x for x, _ in labelled(4, seed=5)])

@@ -34,11 +34,12 @@ class LayerCurvature:
     """What is known of one layer; sums.
 
     Attributes:
-        inputs: second moments of its inputs, by groups, of rows drawn at random.
+        inputs: second moments of its inputs, by groups, of rows drawn at random; float32, since
+            they are large and the ridge on them is larger than what that loses.
         outputs: `[g, j, j]`, float64: products of the gradients at its outputs, summed over all
             positions of all samples, in squared outputs of the network; where there are many, of
             rows drawn at random, as many times as large as there are more.
-        noise: `[g]`, float64: how far the products of different inputs, summed over the rows, are
+        noise: `[g]`: how far the products of different inputs, summed over the rows, are
             expected to be from what as many rows of other samples would give: the sum of the
             squared distances.
     """
@@ -220,7 +221,7 @@ class _Watch(Listening):
         taken = inputs_at(affine.inputs.detach(), affine.weight, affine.geometry, rows)
         numbers = samples_at(outputs, affine.geometry, rows, self._samples)
         first = (numbers < self._samples // 2).to(taken.device)
-        halves = moments(taken[first].float()), moments(taken[~first].float())
+        halves = [moments(taken[at].float(), dtype=torch.float32) for at in (first, ~first)]
         self._add(self.inputs, found.layer, halves[0] + halves[1])
         self._add(self.noise, found.layer, _noise(*halves))
 

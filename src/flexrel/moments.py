@@ -106,7 +106,7 @@ def outputs_at(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """Second moments of inputs and goals of a layer's groups: sums over rows, float64.
+    """Second moments of inputs and goals of a layer's groups: sums over rows.
 
     A layer of `g` groups is `g` independent ones, of `k` inputs and `j` outputs each.
     """
@@ -144,13 +144,16 @@ class Moments:
 
 
 def moments(
-    inputs: Float[Tensor, "rows g k"], goals: Float[Tensor, "rows out"] | None = None
+    inputs: Float[Tensor, "rows g k"],
+    goals: Float[Tensor, "rows out"] | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Moments:
     """Return the second moments of some rows.
 
     Args:
         inputs: as `inputs_at` returns them.
         goals: what each row's outputs should be, the groups one after the other; None: none.
+        dtype: of the sums.
     """
     groups = inputs.shape[1]
     goals = inputs.new_zeros(len(inputs), 0) if goals is None else goals
@@ -158,9 +161,9 @@ def moments(
     x = inputs.transpose(0, 1)
     return Moments(
         len(inputs),
-        x.double().sum(1),
-        y.double().sum(1),
-        (x.mT @ x).double(),
-        (x.mT @ y).double(),
-        y.double().square().sum(1),
+        x.sum(1, dtype=dtype),
+        y.sum(1, dtype=dtype),
+        (x.mT @ x).to(dtype),
+        (x.mT @ y).to(dtype),
+        y.to(dtype).square().sum(1),
     )

@@ -59,8 +59,8 @@ def refitted(
         kept: `[units]`: which stay.
     """
     rows, inputs = _rows(part.axis, weight, curvature)
-    means = curvature.inputs.centred().x.cpu()
-    xx = curvature.covariance().cpu() + means[:, :, None] * means[:, None, :]
+    means = curvature.inputs.centred().x.cpu().double()
+    xx = curvature.covariance().cpu().double() + means[:, :, None] * means[:, None, :]
     _ridged_(xx)
     here = torch.ones(inputs, dtype=torch.bool)
     here[_columns(part, weight)[~kept].flatten()] = False
@@ -105,7 +105,7 @@ class _Reader:
         rows, inputs = _rows(part.axis, weight, curvature)
         # S^(1/2)' W in the place of W: what a refit does to it is the same, and its squares add up
         self._weight = (_root(curvature.outputs.cpu()).mT @ rows).float()
-        xx = curvature.covariance().cpu()
+        xx = curvature.covariance().cpu().double()
         _ridged_(xx)
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(xx)).float()
         self._columns = _columns(part, weight)
@@ -182,7 +182,7 @@ def _weights(site: Site, tensors: Mapping[str, Tensor], curvature: Curvature) ->
     known, weight = curvature[site.name], tensors[weight_of(site.name)].detach()
     transposed = weight.ndim == 2 and weight.shape[1] != known.inputs.x.shape[1]  # noqa: PLR2004
     rows, _ = _rows(int(not transposed), weight, known)
-    xx = known.covariance().cpu()
+    xx = known.covariance().cpu().double()
     _ridged_(xx)
     left = 1 / torch.linalg.inv(xx).diagonal(dim1=1, dim2=2)  # [g, k]
     gradients = known.outputs.cpu().diagonal(dim1=1, dim2=2)

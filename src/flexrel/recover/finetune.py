@@ -59,7 +59,9 @@ class FineTune:
         temperature: that class scores are divided by in that distance.
         patience: end after so many epochs without a lower loss on validation batches.
         augment: from the first input tensor of a batch, and a generator on its device, to the
-            tensor that is trained on instead; both networks see it.
+            tensor that is trained on instead; both networks see it. What is held out of a list is
+            seen so too, the same in each epoch: if the dense network was trained on these very
+            samples, it and what was cut from it remember them as they are.
         precision: of training steps. "float32" is the network's own precision, "bfloat16" autocast
             to that, "auto" the latter on an accelerator that is made for it.
         device: name of the device to train on; "auto": where the network is, or an accelerator.
@@ -160,6 +162,7 @@ class FineTune:
                 epochs=self.epochs,
                 patience=self.patience,
                 augment=self.augment,
+                augment_validation=isinstance(self.validation, float | int),
                 seed=self.seed,
             )
             with MaskHolder(student, plan).hold(optimizer), undisturbed(teacher):

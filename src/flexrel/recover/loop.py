@@ -36,6 +36,7 @@ class Run:
     epochs: int
     patience: int | None
     augment: Augment | None
+    augment_validation: bool
     seed: int
     done: int = 0  # steps
     training: list[float] = field(default_factory=list)  # mean loss of each epoch
@@ -85,9 +86,13 @@ class Run:
     def measure_(self) -> None:
         """Add the loss on validation batches, and keep the network if it is the best so far."""
         total, samples = 0.0, 0
+        device = device_of(self.student)
+        draw = torch.Generator(device).manual_seed(_seed(self.seed, 0, "augment"))  # always alike
         with undisturbed(self.student), torch.no_grad():
-            seed_(device_of(self.student), _seed(self.seed, 0, "validation"))  # a loader may draw
-            for batch in self.validation.read(self.student):
+            seed_(device, _seed(self.seed, 0, "validation"))  # a loader may draw
+            for whole in self.validation.read(self.student):
+                changed = self.augment if self.augment_validation else None
+                batch = whole if changed is None else augmented(whole, changed, draw)
                 value = float(self.objective(self.student, batch, weighted=False))
                 total, samples = total + value * batch.samples, samples + batch.samples
         loss = _mean(total, samples, "validation")
