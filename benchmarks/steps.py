@@ -19,11 +19,12 @@ import common
 from flexrel import OBS, Relevance, cost
 from flexrel.allocate import Removal
 from flexrel.apply import apply
-from flexrel.batches import read_batches
+from flexrel.batches import first_samples
 from flexrel.calibrate import calibrate
 from flexrel.criteria import scores_of
 from flexrel.damage import measure_damage
 from flexrel.evaluate import Divergence
+from flexrel.pipeline import fitted_and_judged
 from flexrel.records import Plan
 from flexrel.recover import ClosedForm
 from flexrel.search import least_removal
@@ -37,8 +38,7 @@ DRAWS = (0, 1, 2)
 
 def masks_after(network, images, criterion, limit):
     """Return which units of each site stay when the network is cut to so many multiply-adds."""
-    (example,) = read_batches([images[0][:2]], network)
-    structure = analyse(network, example, "channel")
+    structure = analyse(network, first_samples(images[0], 2), "channel")
     stats = damages = None
     if criterion.needs_relevance:
         stats = calibrate(network, images)
@@ -57,10 +57,9 @@ def measure(case, draw):
     packs = common.data_packs()
     model = packs.network(case.network).to(memory_format=torch.channels_last)
     data = Data(packs, case, draw)
-    images = [x for x, _ in data.calibrate]
-    (example,) = read_batches([images[0][:2]], model)
-    structure = analyse(model, example, "channel")
-    whole, divergence = cost.macs(structure), Divergence(model, images)
+    images, judged = fitted_and_judged(data.calibrate, model)
+    structure = analyse(model, first_samples(images[0], 2), "channel")
+    whole, divergence = cost.macs(structure), Divergence(model, judged)
     rows = []
     for criterion in (OBS(), Relevance()):
         for steps in STEPS:

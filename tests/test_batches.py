@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flexrel import FlexrelError, ModelError, UsageError
-from flexrel.batches import first_samples, read_batches
+from flexrel.batches import divided, first_samples, joined, read_batches
 from flexrel.running import call
 
 X = torch.arange(6.0).view(3, 2)
@@ -213,3 +213,47 @@ def test_a_batch_that_was_read_is_a_batch_to_read():
     assert (first.index, again.index) == (0, 1)
     assert again.args is once.args
     assert again.labels is once.labels
+
+
+@pytest.mark.parametrize(
+    ("raw", "parts"),
+    [
+        ([X, X[:1], X[1:]], 1),
+        ([(X, LABELS), (X[:2], LABELS[:2])], 1),
+        ([{"x": X, "sample_weight": [1, 0, 2]}, {"x": X, "sample_weight": [1, 1, 1]}], 1),
+        ([X, (X, LABELS)], 2),  # with labels and without
+        ([X, X[:, :1], X[:, :1]], 2),  # of another length, as sentences have
+        ([X, X.double(), X], 3),
+        ([{"x": X, "scale": torch.ones(2)}] * 2, 2),  # not by samples
+        ([{"x": X, "mode": "fast"}] * 2, 2),
+        ([{"x": X, "y": X}, {"y": X, "x": X}], 2),
+        ([X], 1),
+        ([], 0),
+    ],
+)
+def test_neighbours_are_joined_where_all_that_they_hold_is_by_samples(raw, parts):
+    batches = list(read_batches(raw, nn.Module()))
+
+    found = joined(batches)
+
+    assert len(found) == parts
+    assert sum(batch.samples for batch in found) == sum(batch.samples for batch in batches)
+    if parts == 1:
+        for place, tensor in enumerate(found[0].tensors):
+            assert tensor.equal(torch.cat([batch.tensors[place] for batch in batches]))
+        for name in ("labels", "weights"):
+            given = [getattr(batch, name) for batch in batches]
+            if given[0] is not None:
+                assert getattr(found[0], name).equal(torch.cat(given))
+    elif parts:
+        assert found[0] is batches[0]
+
+
+def test_what_is_divided_and_joined_again_is_all_there_was():
+    kept, held = zip(*divided([X, X + 6, X + 12], nn.Module(), 1 / 3), strict=True)
+
+    (rest,), (out,) = (joined(b for b in part if b is not None) for part in (kept, held))
+
+    both = torch.cat([rest.args[0], out.args[0]]).flatten()
+    assert both.sort().values.tolist() == list(range(18))
+    assert rest.samples == 2 * out.samples == 6

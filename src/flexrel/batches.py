@@ -1,6 +1,6 @@
 """One reading of a batch, whatever form the caller's loader gives it in."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -177,6 +177,47 @@ def divided(
             samples_in(batch, slice(stay)) if stay else None,
             samples_in(batch, slice(stay, None)) if out else None,
         )
+
+
+def joined(batches: Iterable[Batch]) -> list[Batch]:
+    """Return fewer, larger batches: neighbours in one where all that they hold is by samples."""
+    groups: list[list[Batch]] = []
+    for batch in batches:
+        if groups and _alike(groups[-1][0], batch):
+            groups[-1].append(batch)
+        else:
+            groups.append([batch])
+    return [_joined(group) if len(group) > 1 else group[0] for group in groups]
+
+
+def _alike(one: Batch, other: Batch) -> bool:
+    """Return whether the batches differ in their samples alone, and can follow one another."""
+    if len(one.args) != len(other.args) or list(one.kwargs) != list(other.kwargs):
+        return False
+    parts = _by_samples(one), _by_samples(other)
+    shapes = [[t if t is None else (t.shape[1:], t.dtype) for t in part or ()] for part in parts]
+    return None not in parts and shapes[0] == shapes[1]
+
+
+def _by_samples(batch: Batch) -> list[Tensor | None] | None:
+    """Return all that the batch holds, if every value of it is one entry a sample, or missing."""
+    values = [*batch.args, *batch.kwargs.values(), batch.labels, batch.weights]
+    fit = (v is None or (isinstance(v, Tensor) and v.shape[:1] == (batch.samples,)) for v in values)
+    return values if all(fit) else None
+
+
+def _joined(group: Sequence[Batch]) -> Batch:
+    def cat(values: Sequence[Tensor | None]) -> Any:  # noqa: ANN401 - None where there is none
+        return None if values[0] is None else torch.cat([v for v in values if v is not None])
+
+    first = group[0]
+    return Batch(
+        first.index,
+        tuple(cat(values) for values in zip(*(batch.args for batch in group), strict=True)),
+        {name: cat([batch.kwargs[name] for batch in group]) for name in first.kwargs},
+        cat([batch.labels for batch in group]),
+        cat([batch.weights for batch in group]),
+    )
 
 
 def first_samples(batch: Batch, count: int) -> Batch:

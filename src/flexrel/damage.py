@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from flexrel.batches import Batch, RawBatch, divided, read_batches
+from flexrel.batches import Batch, RawBatch, divided, joined, read_batches
 from flexrel.curvature import Curvature, measure_curvature, readers_of
 from flexrel.records import Damages, Progress, Protected, Site, Structure, layer_of, silent
 from flexrel.running import scores_in, tensors_of, undisturbed
@@ -67,7 +67,7 @@ def measure_damage(
             damages[site.name] = costs
         progress("refitting readers", done + 1, len(structure.sites))
     sites = [site for site in structure.sites if site.slices and site.name in damages]
-    checks = [check for _, check in divided(batches, model, held) if check is not None]
+    checks = joined(check for _, check in divided(batches, model, held) if check is not None)
     gains = _gains(model, sites, damages, curvature, checks, progress)
     return {name: costs * gains.get(name, 1.0) for name, costs in damages.items()}, unknown
 
