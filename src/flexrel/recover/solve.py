@@ -38,9 +38,12 @@ class Solution:
 
 def error_of(weight: Float[Tensor, "g j k"], bias: Float[Tensor, "g j"], on: Moments) -> float:
     """Return the mean squared error of a layer's outputs, summed over outputs, on some rows."""
-    m = on.centred()
-    through = weight @ m.xx
-    squares = m.yy - 2 * (weight * m.xy.mT).sum(2) + (through * weight).sum(2)
+    return _error(weight, bias, on.centred())
+
+
+def _error(weight: Tensor, bias: Tensor, centred: Moments) -> float:
+    m = centred
+    squares = m.yy - 2 * (weight * m.xy.mT).sum(2) + ((weight @ m.xx) * weight).sum(2)
     apart = m.y - bias - (weight @ m.x[:, :, None]).squeeze(2)
     return float((squares + apart.square()).clamp_min(0).sum())
 
@@ -65,51 +68,57 @@ def solve(
         support: which weights may be other than 0; None: all.
     """
     weight, bias = weight.double(), bias.double()
-    best = Solution(weight, bias, None, error_of(weight, bias, check), 0.0)
-    before = after = best.before
-    options: list[tuple[float | None, Tensor]] = [(None, weight)] if free_bias else []
-    options += [(r, _fitted(fit, weight, bias, r, free_bias, support)) for r in RIDGES]
+    judge = check.centred()
+    system = _System(fit, weight, bias, free_bias)
+    before = after = _error(weight, bias, judge)
     chosen: float | None = None
     taken: Tensor | None = None
-    for ridge, found in options:
-        error = error_of(found, _bias(fit, found, bias, free_bias), check)
+    for ridge in ((None,) if free_bias else ()) + RIDGES:
+        found = weight if ridge is None else system.solved(ridge, support)
+        error = _error(found, system.bias(found), judge)
         if error < after:
             after, chosen, taken = error, ridge, found
     if taken is None:
         return Solution(weight, bias, None, before, before)
-    every = fit + check
-    found = weight if chosen is None else _fitted(every, weight, bias, chosen, free_bias, support)
+    del system, judge  # of wide layers they are large
+    every = _System(fit + check, weight, bias, free_bias)
+    found = weight if chosen is None else every.solved(chosen, support)
     if not found.isfinite().all():  # of inputs that hardly vary, rounding leaves little
         found = taken
-    return Solution(found, _bias(every, found, bias, free_bias), chosen, before, after)
+    return Solution(found, every.bias(found), chosen, before, after)
 
 
-def _bias(rows: Moments, weight: Tensor, bias: Tensor, free: bool) -> Tensor:  # noqa: FBT001
-    m = rows.centred()
-    return m.y - (weight @ m.x[:, :, None]).squeeze(2) if free else bias
+class _System:
+    """The normal equations of a layer on some rows, for the change of its weights."""
 
+    def __init__(self, rows: Moments, weight: Tensor, bias: Tensor, free_bias: bool) -> None:  # noqa: FBT001
+        self._weight, self._bias, self._free = weight, bias, free_bias
+        if free_bias:
+            m = rows.centred()
+            self._x, self._y = m.x, m.y
+            xx, xy = m.xx, m.xy
+        else:
+            xx = rows.xx / rows.rows
+            xy = (rows.xy - rows.x[:, :, None] * bias[:, None, :]) / rows.rows
+        size = xx.diagonal(dim1=1, dim2=2).clamp_min(0)
+        floor = _SMALL * size.mean(1, keepdim=True).clamp_min(1e-30)
+        self._scale = (size + floor).rsqrt()[:, None, :]  # [g, 1, k]
+        self._left = (xy.mT - weight @ xx) * self._scale
+        self._xx = xx.mul_(self._scale).mul_(self._scale.mT)
 
-def _fitted(
-    rows: Moments,
-    weight: Tensor,
-    bias: Tensor,
-    ridge: float,
-    free_bias: bool,  # noqa: FBT001
-    support: Tensor | None,
-) -> Tensor:
-    if free_bias:
-        m = rows.centred()
-        xx, xy = m.xx, m.xy
-    else:
-        xx = rows.xx / rows.rows
-        xy = (rows.xy - rows.x[:, :, None] * bias[:, None, :]) / rows.rows
-    size = xx.diagonal(dim1=1, dim2=2).clamp_min(0)
-    scale = (size + _SMALL * size.mean(1, keepdim=True).clamp_min(1e-30)).rsqrt()  # [g, k]
-    left = (xy.mT - weight @ xx) * scale[:, None, :]
-    xx = xx * scale[:, :, None] * scale[:, None, :]
-    xx.diagonal(dim1=1, dim2=2).add_(ridge)
-    change = _exact(xx, left) if support is None else _within(xx, left, support)
-    return weight + change * scale[:, None, :]
+    def solved(self, ridge: float, support: Tensor | None) -> Tensor:
+        """Return the weights that do best with such a ridge."""
+        xx = self._xx.clone()
+        xx.diagonal(dim1=1, dim2=2).add_(ridge)
+        left = self._left
+        change = _exact(xx, left) if support is None else _within(xx, left, support)
+        return self._weight + change * self._scale
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """Return the bias that does best with such weights, or that which can't change."""
+        if not self._free:
+            return self._bias
+        return self._y - (weight @ self._x[:, :, None]).squeeze(2)
 
 
 def _exact(xx: Tensor, left: Tensor) -> Tensor:
