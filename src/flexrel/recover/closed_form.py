@@ -74,7 +74,9 @@ def reconstruct_(
     Returns:
         What became of each layer, in order; and the layers that can't be repaired, with reasons.
     """
+    threads = torch.get_num_threads()
     with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)  # passes change what new threads have
         for network in (pruned, dense):
             stack.enter_context(undisturbed(network))
         stack.enter_context(torch.no_grad())
@@ -95,10 +97,8 @@ def reconstruct_(
                 pairs.append((Passing(dense, batch, keys), Passing(pruned, batch, keys)))
                 stack.callback(pairs[-1][0].close)
                 stack.callback(pairs[-1][1].close)
-            stops = [
-                (_at(one, use.key, False), _at(other, use.key, repair.changed))
-                for one, other in pairs
-            ]
+            stops = [_both(pair, use.key, repair.changed) for pair in pairs]
+            torch.set_num_threads(threads)
             found = repair.layer_(use, stops, [one.samples for one, _ in pairs])
             made += [found] if found else []
             progress("repairing", done + 1, len(uses))
@@ -114,12 +114,19 @@ def _affordable(uses: Sequence[Use]) -> list[float]:
     return found[::-1]
 
 
-def _at(passing: Passing, key: Key, changed: bool) -> Stop:  # noqa: FBT001
-    """Let the pass go on to the layer."""
-    while (stop := passing.advance(changed=changed)) is not None:
+def _both(pair: tuple[Passing, Passing], key: Key, changed: bool) -> tuple[Stop, Stop]:  # noqa: FBT001
+    """Let a batch go on to the layer, through both networks at once."""
+    whole, left = pair
+    whole.start()
+    left.start(changed=changed)
+    return _at(whole, key), _at(left, key)
+
+
+def _at(passing: Passing, key: Key) -> Stop:
+    while (stop := passing.stopped()) is not None:
         if stop.key == key:
             return stop
-        changed = False  # it joins late: what it comes through was repaired before
+        passing.start()  # it joins late: what it comes through was repaired before
     raise RuntimeError(f"{key} did not run again")
 
 

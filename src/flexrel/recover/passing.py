@@ -2,8 +2,8 @@
 
 Repair goes layer by layer: a layer is fitted to the inputs that the layers before it, repaired
 already, really give it. To run the network from the start for each layer would take as many passes
-as it has layers. Here one pass a batch is enough: each runs in a thread of its own, one at a time,
-and waits at every layer until all have come there and the layer is repaired.
+as it has layers. Here one pass a batch is enough: each runs in a thread of its own, one at a time
+in each network, and waits at every layer until all have come there and the layer is repaired.
 """
 
 import threading
@@ -84,7 +84,7 @@ class Passing(Listening):
         self._stop: Stop | None = None
         self._raised: BaseException | None = None
         self._go, self._came = threading.Semaphore(0), threading.Semaphore(0)
-        self._ended = self._given_up = self._changed = False
+        self._running = self._ended = self._given_up = self._changed = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     @property
@@ -92,22 +92,30 @@ class Passing(Listening):
         """How many there are in its batch."""
         return self._batch.samples
 
-    def advance(self, *, changed: bool = False) -> Stop | None:
-        """Go on to the next stop and return it; None at the end.
+    def start(self, *, changed: bool = False) -> None:
+        """Let the pass go on to its next stop; `stopped` waits for it.
 
         Args:
             changed: whether the layer that the pass waits at was changed, so that it runs again.
+        """
+        if self._ended:
+            return
+        self._changed = changed
+        self._running = True
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._go.release()
+
+    def stopped(self) -> Stop | None:
+        """Return where the pass stopped; None at the end.
 
         Raises:
             Whatever the network raises.
         """
-        if self._ended:
+        if not self._running:
             return None
-        if not self._thread.is_alive():
-            self._thread.start()
-        self._changed = changed
-        self._go.release()
         self._came.acquire()
+        self._running = False
         if self._raised is not None:
             raise self._raised
         return self._stop
@@ -121,6 +129,7 @@ class Passing(Listening):
 
     def _run(self) -> None:
         self._go.acquire()
+        torch.set_num_threads(1)  # of this thread; the pools of many get in each other's way
         try:
             with torch.no_grad(), self:
                 call(self._model, self._batch)
