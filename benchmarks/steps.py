@@ -31,7 +31,7 @@ from flexrel.search import least_removal
 from flexrel.structure import analyse, named_tensors
 from recover import CASES, Data, accuracy, spread
 
-NETWORKS = ("resnet20", "resnet56")
+NETWORK = "resnet20"
 STEPS = (1, 2, 4)
 DRAWS = (0, 1, 2)
 
@@ -108,7 +108,7 @@ def main():
     args = parser.parse_args()
     file = "steps"
     known = common.load(file)["blocks"] if (common.RESULTS / "steps.json").exists() else []
-    cases = [c for c in CASES if c.network in NETWORKS and c.granularity == "channel"]
+    cases = [c for c in CASES if c.network == NETWORK and c.granularity == "channel"]
     for case in () if args.show else cases[::-1]:
         for draw in args.draws:
             known = [b for b in known if (b["case"], b["draw"]) != (case.name, draw)]
