@@ -1,5 +1,6 @@
 """Repair by least squares: what can be made up for is, and nothing else is touched."""
 
+import contextlib
 import copy
 import sys
 import threading
@@ -375,6 +376,29 @@ def test_a_network_that_raises_half_way_leaves_nothing_behind(at):
     assert torch.equal(torch.get_rng_state(), state)
     assert same_bits(bits(model), dense)
     assert bits(cut)[1:] == modes
+
+
+@pytest.mark.parametrize("at", [0, 8])
+def test_torch_computes_with_as_many_threads_as_before(at):
+    failing, found = Failing(0), []
+    model = nn.Sequential(*mlp()[:2], failing, *mlp()[2:])
+    inputs = normal(40, 6)
+    plan = plan_of(model, inputs[:2], {"0": [3]})
+    cut = apply(model, plan)
+    failing.count[0], failing.at = 0, at
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ModelError) if at else contextlib.nullcontext():
+            reconstruct_(cut, model, plan, inputs.split(10))
+        new = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        new.start()
+        new.join()
+        found.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(threads)
+
+    assert found == [3, 3]
 
 
 # --- zeros stay zeros -------------------------------------------------------------------------
