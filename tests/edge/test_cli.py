@@ -58,6 +58,8 @@ def test_inspect_json_says_the_same_to_a_program(packed, capsys):
         "values_bytes": 8,
         "positions_codec": "raw",
         "positions_bytes": 8,
+        "scales_codec": None,
+        "scales_bytes": 0,
         "bytes": 16,
     }
 

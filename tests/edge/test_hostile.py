@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import re
 import struct
 import zlib
 from types import SimpleNamespace
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from flexrel_edge import PackError, codec, decode, encode
-from flexrel_edge.codec import positions_from
+from flexrel_edge import FlexrelError, PackError, coders, decode, encode
 from flexrel_edge.format import describe
-from flexrel_edge.records import gap_dtype
+from flexrel_edge.records import Entry, check_growth, gap_dtype
+from flexrel_edge.tensor import positions_from
 
 SMALL = {
     "bias": np.float32([0.5, -1.5]),
@@ -243,6 +244,27 @@ def test_an_index_that_is_no_index_is_refused(index, reason):
         (["w", "float32", [1], 1, "raw"], f4(1), "an index row"),
         (["w", "float32", [1], 1, "raw", 4, "raw"], f4(1), "an index row"),
         (["w", "float32", [1], 1, "raw", 4, None, 0], f4(1), "an index row"),
+        (["w", "float32", [1], 1, "raw", 1, None, 0, None, 0], b"\1", "an index row"),
+        (["w", "float32", [1], 1, "raw", 1, None, 4, "raw", 4], b"\1" + f4(1, 1), "in no codec"),
+        (["w", "float32", [], 1, "raw", 1, None, 0, "raw", 4], b"\1" + f4(1), "that has rows"),
+        (["w", "float32", [0], 0, "raw", 0, None, 0, "raw", 0], b"", "that has rows"),
+        (["w", "float32", [2, 0], 0, "raw", 0, None, 0, "raw", 8], f4(1, 1), "that has rows"),
+        (["w", "float64", [1], 1, "raw", 1, None, 0, "raw", 4], b"\1" + f4(1), "is float64"),
+        (["w", "int8", [1], 1, "raw", 1, None, 0, "raw", 4], b"\1" + f4(1), "is int8"),
+        (["w", "float32", [1], 1, "raw", 4, None, 0, "raw", 4], f4(1, 1), "takes exactly 1"),
+        (["w", "float32", [2], 2, "raw", 2, None, 0, "raw", 4], b"\1\2" + f4(1), "exactly 8"),
+        (["w", "float32", [1], 1, "raw", 1, None, 0, "zip", 3], b"\1\2\3\4", "codec 'zip'"),
+        (["w", "float32", [1], 1, "raw", 1, None, 0, "raw", 4], b"\1" + f4(0), "a scale"),
+        (["w", "float32", [1], 1, "raw", 1, None, 0, "raw", 4], b"\1" + f4(-1), "a scale"),
+        (["w", "float32", [1], 1, "raw", 1, None, 0, "raw", 4], b"\1" + f4(np.nan), "a scale"),
+        (["w", "float32", [1], 1, "raw", 1, None, 0, "raw", 4], b"\1" + f4(np.inf), "a scale"),
+        (["w", "float32", [1], 1, "raw", 1, None, 0, "raw", 4], b"\1" + f4(3e38), "a scale"),
+        (["w", "float32", [2], 2, "raw", 2, None, 0, "raw", 8], b"\1\0" + f4(1, 1), "found 1"),
+        (
+            ["w", "float32", [2], 1, "raw", 1, "raw", 4, "raw", 8],
+            b"\0" + u4(0) + f4(1, 1),
+            "kept position is zero",
+        ),
         (["w", "float32", [1], True, "raw", 4], f4(1), "an index row"),
         (["w", "float32", [1], 1.0, "raw", 4], f4(1), "an index row"),
         (["w", "float32", 1, 1, "raw", 4], f4(1), "an index row"),
@@ -298,10 +320,28 @@ def test_names_that_repeat_or_do_not_ascend_are_refused(first, second):
     assert "names must ascend" in refusal(built(*rows, parts=f4(1, 2)))
 
 
-def test_tensors_that_are_too_large_only_together_are_refused():
-    rows = [[name, "int8", [2**35], 0, "raw", 0, "raw", 0] for name in "abc"]
+@pytest.mark.parametrize(("axis", "names"), [(2**35, "abc"), (2**28 + 2**21, "w"), (2**28, "ab")])
+def test_tensors_that_together_are_far_larger_than_their_file_are_refused(axis, names):
+    rows = [[name, "int8", [axis], 0, "raw", 0, "raw", 0] for name in names]
 
-    assert "version 1 allows 68719476736" in refusal(built(*rows))
+    assert re.search("version 1 allows 269[0-9]{6} in a file of 3", refusal(built(*rows)))
+
+
+def test_a_larger_file_may_hold_more_up_to_a_bound():
+    row = ["w", "int8", [2**28 + 2**21], 0, "raw", 0, "raw", 0]
+    entry = Entry("w", "int8", (2**36,), 0, "raw", 0, "raw", 0)
+
+    assert describe(built(row, metadata={"k": "%x" % 3**1500})).tensors[0].total == row[2][0]
+    check_growth([entry], 2**26)
+    with pytest.raises(PackError, match="version 1 allows 68719476736 in a file of 1099511627776"):
+        check_growth([entry, entry], 2**40)
+
+
+def test_a_tensor_of_zeros_that_a_reader_would_refuse_is_not_packed():
+    zeros = np.broadcast_to(np.int8(0), (2**10, 2**19))
+
+    with pytest.raises(FlexrelError, match="can't pack: the tensors have 536870912 bytes"):
+        encode({"w": zeros})
 
 
 def test_a_tensor_for_which_memory_is_short_is_refused(monkeypatch):
@@ -363,7 +403,7 @@ def test_a_codec_that_stops_early_leaves_no_element_unset(monkeypatch):
     chunk = SimpleNamespace(read_page_into=lambda *_: (progress, len(CODED)))
     file = SimpleNamespace(chunk_decompressor=lambda *_: (chunk, 0))
     fake = SimpleNamespace(FileDecompressor=SimpleNamespace(new=lambda _: (file, 0)))
-    monkeypatch.setattr(codec, "wrapped", fake)
+    monkeypatch.setattr(coders, "wrapped", fake)
 
     data = built(["w", "float32", [32], 32, "pcodec-1", len(CODED)], parts=CODED)
 

@@ -39,6 +39,26 @@ GOLDEN = (
     + bytes.fromhex("d9d52eef")  # adler32
     + PARTS
 )
+SCALED = (
+    bytes.fromhex("f800000000000000")
+    + b'{"__metadata__":{"format":"flexrel",'
+    + b'"sha256":"6f39c243337efac9e62349e43f3f6660a22429dbb754b02612cce099b36f919b",'
+    + b'"version":"1"},'
+    + b'"data":{"data_offsets":[133,165],"dtype":"U8","shape":[32]},'
+    + b'"index":{"data_offsets":[0,133],"dtype":"U8","shape":[133]}} '
+    + bytes.fromhex("7801 01 7a00 85ff")
+    + b'{"metadata":{},"tensors":['
+    + b'["e","float32",[2,3],4,"raw",6,null,0,"raw",8],'
+    + b'["f","float32",[2,2],2,"raw",2,"raw",8,"raw",8]]}'
+    + bytes.fromhex("e412235d")
+    + bytes.fromhex(
+        "01fe00 00817f"  # e: 1, -2, 0; 0, -127, 127
+        "0000003f 00002041"  # times 0.5; times 10
+        "03ff"  # f, values: 3, -1
+        "01000000 01000000"  # f, gaps: 1 zero before each
+        "0000803f 00004040"  # times 1; times 3
+    )
+)
 TENSORS = {
     "a": np.array([True, False, True]),
     "b": Bfloat16(np.array(0x3FC0, np.uint16)),
@@ -58,6 +78,14 @@ def test_the_golden_file_means_what_was_written_by_hand():
     assert packed.tensors["d"].shape == (0, 2)
     dtypes = [packed.tensors[name].dtype for name in "acd"]
     assert dtypes == [np.bool_, np.float32, np.uint8]
+
+
+def test_the_golden_file_of_whole_numbers_and_scales():
+    tensors = decode(SCALED).tensors
+
+    assert tensors["e"].tolist() == [[0.5, -1, 0], [0, -1270, 1270]]
+    assert tensors["f"].tolist() == [[0, 3], [0, -3]]
+    assert [tensors[name].dtype for name in "ef"] == [np.float32, np.float32]
 
 
 def test_the_writer_lays_out_the_same_index_and_parts():

@@ -4,9 +4,12 @@ weights = flexrel_edge.read("model.flexrel")   # {name: numpy array}
 """
 
 from flexrel_edge.errors import FlexrelError, PackError
-from flexrel_edge.files import inspect, read, write
+from flexrel_edge.fetch import Patience, Pulled, pull
+from flexrel_edge.files import diff, inspect, patch, read, sign, write
 from flexrel_edge.format import decode, encode
 from flexrel_edge.records import Bfloat16, Contents, Entry, Packed
+from flexrel_edge.session import session
+from flexrel_edge.versions import rollback
 
 __version__ = "0.1.0"
 
@@ -17,10 +20,18 @@ __all__ = [
     "FlexrelError",
     "PackError",
     "Packed",
+    "Patience",
+    "Pulled",
     "__version__",
     "decode",
+    "diff",
     "encode",
     "inspect",
+    "patch",
+    "pull",
     "read",
+    "rollback",
+    "session",
+    "sign",
     "write",
 ]

@@ -4,20 +4,20 @@ Exit codes: 0 done, 1 can't be written as asked, 2 wrong usage (a missing file t
 damaged or not trusted.
 """
 
-# ruff: noqa: T201  (the one place that prints)
+# ruff: noqa: T201  (errors are printed)
+
+from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from typing import Any
 
+from flexrel_edge import commands
 from flexrel_edge.errors import FlexrelError
-from flexrel_edge.files import inspect, read_packed, replace_file
-from flexrel_edge.records import Contents, Entry
-from flexrel_edge.unpacked import to_safetensors
 
+Parsers = Any  # what argparse adds commands to; it has no public name
 _WRONG_USAGE = 2
 
 
@@ -42,11 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="flexrel-edge", description="Look into, verify and unpack packed networks."
+        prog="flexrel-edge", description="Look into, verify, unpack and update packed networks."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_readers(parsers)
+    _add_updaters(parsers)
+    _add_signers(parsers)
+    return parser
 
-    command = commands.add_parser(
+
+def _add_readers(parsers: Parsers) -> None:
+    command = parsers.add_parser(
         "inspect",
         help="say what a packed file holds",
         description="Say what a packed file holds. Verifies the checksum, decodes no tensor.",
@@ -54,80 +60,115 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("file")
     command.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    command.set_defaults(run=_inspect)
+    _add_trust(command)
+    command.set_defaults(run=commands.do_inspect)
 
-    command = commands.add_parser(
+    command = parsers.add_parser(
         "verify",
         help="check every byte of a packed file",
         description="Check every byte of a packed file by decoding all of it.",
     )
     command.add_argument("file")
-    command.set_defaults(run=_verify)
+    _add_trust(command)
+    command.set_defaults(run=commands.do_verify)
 
-    command = commands.add_parser(
+    command = parsers.add_parser(
         "unpack",
-        help="write a packed file's tensors as safetensors",
-        description="Write a packed file's tensors, dense, as a safetensors file.",
+        help="write a packed file's tensors as safetensors, or its network as .onnx",
+        description="Write a packed file's tensors, dense, as a safetensors file; or, where it "
+        "carries an ONNX graph, as the network that it is, if the name ends in .onnx.",
     )
     command.add_argument("file")
-    command.add_argument("out")
-    command.set_defaults(run=_unpack)
-    return parser
+    command.add_argument("out", help="to write; an .onnx, or else safetensors")
+    _add_trust(command)
+    command.set_defaults(run=commands.do_unpack)
 
-
-def _inspect(args: argparse.Namespace) -> int:
-    contents = inspect(args.file)
-    if args.json:
-        print(json.dumps(_facts(contents)))
-        return 0
-    kept = sum(entry.kept for entry in contents.tensors)
-    total = sum(entry.total for entry in contents.tensors)
-    print(
-        f"{len(contents.tensors)} tensors, {kept:,} of {total:,} elements kept, "
-        f"{contents.bytes:,} bytes, format version {contents.version}"
+    command = parsers.add_parser(
+        "run",
+        help="run a packed file that carries its ONNX graph",
+        description="Run a packed file that carries its ONNX graph, in onnxruntime.",
+        epilog="example: flexrel-edge run net.flexrel --input x.npy --output y.npz --repeat 20",
     )
-    print(f"sha256 {contents.sha256}")
-    for key, text in contents.metadata.items():
-        print(f"{_line(key)}: {_line(text)}")
-    for entry in contents.tensors:
-        codecs = "+".join(filter(None, (entry.values_codec, entry.positions_codec)))
-        print(
-            f"{_line(entry.name)}  {entry.dtype}{list(entry.shape)}  {entry.kind} {codecs}  "
-            f"{entry.kept:,} of {entry.total:,} kept  {entry.bytes:,} bytes"
-        )
-    return 0
+    command.add_argument("file")
+    command.add_argument("--input", required=True, help=".npy, or .npz of arrays by input")
+    command.add_argument("--output", help=".npz to write, of arrays by output")
+    command.add_argument("--repeat", type=int, default=0, help="run so often more, and time it")
+    command.add_argument("--threads", type=int, default=0, help="of one run; 0: one a core")
+    _add_trust(command)
+    command.set_defaults(run=commands.do_run)
 
 
-def _verify(args: argparse.Namespace) -> int:
-    packed = read_packed(args.file)
-    print(f"{args.file}: whole, {len(packed.tensors)} tensors")
-    return 0
+def _add_updaters(parsers: Parsers) -> None:
+    command = parsers.add_parser(
+        "diff",
+        help="write what makes one packed file of another",
+        description="Write an update: what makes one packed file of another, byte for byte.",
+        epilog="example: flexrel-edge diff monday.flexrel friday.flexrel friday.fxd",
+    )
+    command.add_argument("old")
+    command.add_argument("new")
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument("update", nargs="?")
+    where.add_argument("--beside", action="store_true", help="beside NEW, where `pull` looks")
+    command.set_defaults(run=commands.do_diff)
+
+    command = parsers.add_parser(
+        "patch",
+        help="make the new packed file of the old one and an update",
+        description="Make the new packed file of the old one and an update; all are verified.",
+        epilog="example: flexrel-edge patch net.flexrel friday.fxd net.flexrel",
+    )
+    command.add_argument("old")
+    command.add_argument("update")
+    command.add_argument("new", help="to write; it may be the old one's path")
+    command.add_argument("--allow-older", action="store_true", help="take a lower counter too")
+    _add_trust(command)
+    command.set_defaults(run=commands.do_patch)
+
+    command = parsers.add_parser(
+        "pull",
+        help="bring a packed file up to date with one elsewhere",
+        description="Bring a packed file up to date with one elsewhere, by an update if there is "
+        "one beside it; the version that was there stays as FILE.previous.",
+        epilog="example: flexrel-edge pull https://models.example/net.flexrel net.flexrel",
+    )
+    command.add_argument("url", help="http(s), a path, or what fsspec knows")
+    command.add_argument("file")
+    command.add_argument("--attempts", type=int, default=8, help="that bring nothing, in a row")
+    command.add_argument("--allow-older", action="store_true", help="take a lower counter too")
+    command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_trust(command)
+    command.set_defaults(run=commands.do_pull)
+
+    command = parsers.add_parser(
+        "rollback",
+        help="put the version back that was there before the last pull",
+        description="Put FILE.previous in the place of FILE, and the other way round.",
+    )
+    command.add_argument("file")
+    command.set_defaults(run=commands.do_rollback)
 
 
-def _unpack(args: argparse.Namespace) -> int:
-    data = to_safetensors(read_packed(args.file))
-    replace_file(args.out, data)
-    print(f"{args.out}: {len(data):,} bytes")
-    return 0
+def _add_signers(parsers: Parsers) -> None:
+    command = parsers.add_parser(
+        "keygen",
+        help="make a pair of keys for signatures",
+        description="Write NAME.key, which signs and stays secret, and NAME.pub, for devices.",
+    )
+    command.add_argument("name")
+    command.set_defaults(run=commands.do_keygen)
+
+    command = parsers.add_parser(
+        "sign",
+        help="sign a packed file",
+        description="Sign a packed file and its counter of versions, in place; Ed25519.",
+        epilog="example: flexrel-edge sign net.flexrel --key fleet.key",
+    )
+    command.add_argument("file")
+    command.add_argument("--key", required=True, help="PEM file of a private key")
+    command.add_argument("--counter", type=int, help="of versions; else the seconds since 1970")
+    command.set_defaults(run=commands.do_sign)
 
 
-def _facts(contents: Contents) -> dict[str, object]:
-    return {
-        "version": contents.version,
-        "bytes": contents.bytes,
-        "sha256": contents.sha256,
-        "metadata": contents.metadata,
-        "kept": sum(entry.kept for entry in contents.tensors),
-        "total": sum(entry.total for entry in contents.tensors),
-        "tensors": [_entry_facts(entry) for entry in contents.tensors],
-    }
-
-
-def _entry_facts(entry: Entry) -> dict[str, object]:
-    derived = {"kind": entry.kind, "total": entry.total, "bytes": entry.bytes}
-    return asdict(entry) | derived
-
-
-def _line(text: str) -> str:
-    """Keep what a file says from moving the cursor or breaking the line."""
-    return text if text.isprintable() else ascii(text)
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--trust", metavar="KEY", help="public key that must have signed it")

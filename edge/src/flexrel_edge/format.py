@@ -1,36 +1,44 @@
 """Whole files as bytes to tensors and back. The layout is in docs/format.md."""
 
+from __future__ import annotations
+
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Union
 
 import numpy as np
 
-from flexrel_edge.codec import Coded, Part, decode_tensor, encode_tensor
+from flexrel_edge.codec import Part
+from flexrel_edge.container import FILE, VERSION, Signed, Trust, header_of, read_header
 from flexrel_edge.errors import FlexrelError, PackError
-from flexrel_edge.index import canonical, decode_index, encode_index, is_metadata
+from flexrel_edge.index import decode_index, encode_index, is_metadata
 from flexrel_edge.records import (
+    CODERS,
+    PCODEC,
     STORAGE,
     Array,
     Bfloat16,
     Contents,
     Entry,
     Packed,
+    check_growth,
     is_name,
     show,
 )
+from flexrel_edge.source import InMemory, Piece, Source
+from flexrel_edge.tensor import Coded, decode_tensor, encode_tensor
 
-VERSION: Final = 1
+Tensor = Union[Array, Bfloat16]
+_PIECE: Final = 2**20  # bytes
 NO_METADATA: Final[Mapping[str, str]] = MappingProxyType({})
-_PREFIX: Final = 8  # bytes: the header's length
-_MAX_HEADER: Final = 2**16  # bytes; version 1 needs some 300
-_PICKLES: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def encode(
-    tensors: Mapping[str, Array | Bfloat16], *, metadata: Mapping[str, str] = NO_METADATA
+    tensors: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, str] = NO_METADATA,
+    codec: str = PCODEC,
 ) -> bytes:
     """Pack tensors without losing a bit.
 
@@ -38,6 +46,7 @@ def encode(
         tensors: by name; of bool, an integer or floating dtype of 8 to 64 bits, or `Bfloat16`;
             of any shape. Their order does not matter.
         metadata: texts to keep with them.
+        codec: "pcodec-1", or "zstd-1" for devices that pcodec has no wheel for; larger files.
 
     Returns:
         The bytes of a version 1 file; the same for the same tensors, metadata and codecs.
@@ -45,28 +54,22 @@ def encode(
     Raises:
         FlexrelError: a name, a dtype, a shape or the metadata can't be packed.
     """
+    if codec not in CODERS:
+        raise FlexrelError(f"codec {show(codec)} is not known; there are: {', '.join(CODERS)}")
     for name in tensors:
         if not is_name(name):
             raise FlexrelError(f"can't pack a tensor named {show(name)}: use a non-empty text")
     if not is_metadata(metadata):
         raise FlexrelError("can't pack these metadata: every key and every value must be a text")
-    entries: list[Entry] = []
-    parts: list[bytes | memoryview] = []
     try:
-        for name in sorted(tensors):
-            entry, coded = _encode_tensor(name, tensors[name])
-            entries.append(entry)
-            parts.append(coded.values.data)
-            if coded.positions is not None:
-                parts.append(coded.positions.data)
-        index = encode_index(entries, metadata)
+        coded = [_encode_tensor(name, tensors[name], codec) for name in sorted(tensors)]
+        index = encode_index([entry for entry, _ in coded], metadata)
+        parts = [part.data for _, one in coded for part in one.parts]
+        data = _joined(index, parts)
+        check_growth((entry for entry, _ in coded), len(data))
     except PackError as error:  # the same rules as for reading, but no file is at fault
         raise FlexrelError(f"can't pack: {error}") from error
-    sha256 = hashlib.sha256(index)
-    for part in parts:
-        sha256.update(part)
-    length = sum(map(len, parts))
-    return b"".join([_header(sha256.hexdigest(), len(index), length), index, *parts])
+    return data
 
 
 def decode(data: bytes) -> Packed:
@@ -81,21 +84,7 @@ def decode(data: bytes) -> Packed:
     Raises:
         PackError: the bytes are not what `encode` writes; the message says where.
     """
-    contents, at = _open(data)
-    view = memoryview(data)
-    tensors: dict[str, Array | Bfloat16] = {}
-    for entry in contents.tensors:
-        try:
-            tensors[entry.name] = _decode_tensor(entry, view[at : at + entry.bytes])
-        except PackError as error:
-            raise PackError(f"tensor {show(entry.name)}: {error}") from error
-        except MemoryError as error:
-            raise PackError(
-                f"tensor {show(entry.name)} takes {entry.dense_bytes} bytes unpacked, "
-                "more memory than there is"
-            ) from error
-        at += entry.bytes
-    return Packed(tensors, contents.metadata, contents.version)
+    return Reader(InMemory(data)).packed()
 
 
 def describe(data: bytes) -> Contents:
@@ -110,27 +99,119 @@ def describe(data: bytes) -> Contents:
     Raises:
         PackError: the file is damaged, its tensors' own bytes apart.
     """
-    return _open(data)[0]
+    return Reader(InMemory(data)).contents
 
 
-def _encode_tensor(name: str, tensor: Array | Bfloat16) -> tuple[Entry, Coded]:
+class Reader:
+    """A packed file whose checksum and index are verified, and whose tensors come when asked for.
+
+    Args:
+        source: of the whole file.
+        trust: one of these keys must have signed it; None: nobody need have.
+
+    Raises:
+        PackError: it is damaged, its tensors' own bytes apart, or not trusted.
+    """
+
+    def __init__(self, source: Source, trust: Trust | None = None) -> None:
+        header = read_header(source, trust=trust)
+        self.index = bytes(source.read(header.start, header.index))
+        entries, metadata = decode_index(self.index)
+        declared, held = sum(entry.bytes for entry in entries), header.parts
+        if declared != held:
+            raise PackError(f"the index declares {declared} bytes of parts, found {held}")
+        check_growth(entries, source.size)
+        counter = None if header.signed is None else header.signed.counter
+        self.contents = Contents(VERSION, source.size, header.sha256, metadata, entries, counter)
+        self.header = header
+        self._source = source
+        self._starts: dict[str, int] = {}
+        at = header.start + header.index
+        for entry in entries:
+            self._starts[entry.name] = at
+            at += entry.bytes
+
+    def tensor(self, entry: Entry) -> Tensor:
+        """Decode one tensor.
+
+        Args:
+            entry: of `contents`.
+
+        Raises:
+            PackError: its parts are damaged, or take more memory than there is.
+        """
+        try:
+            return self._tensor(entry)
+        except PackError as error:
+            raise PackError(f"tensor {show(entry.name)}: {error}") from error
+        except MemoryError as error:
+            raise PackError(
+                f"tensor {show(entry.name)} takes {entry.dense_bytes} bytes unpacked, "
+                "more memory than there is"
+            ) from error
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Decode one tensor after the other, each with its name, in ascending order of names."""
+        return ((entry.name, self.tensor(entry)) for entry in self.contents.tensors)
+
+    def verify(self) -> None:
+        """Decode every tensor and keep none."""
+        for entry in self.contents.tensors:
+            self.tensor(entry)
+
+    def packed(self) -> Packed:
+        """Decode all of it."""
+        return Packed(dict(self.tensors()), self.contents.metadata, self.contents.version)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the bytes of the file as they are, in order."""
+        return self.resealed(self.header.signed)
+
+    def resealed(self, signed: Signed | None) -> Iterator[Piece]:
+        """Yield the bytes of the file, in order, with another signature or none."""
+        header, size = self.header, self._source.size
+        yield header_of(header.sha256, header.index, header.parts, FILE, signed)
+        for at in range(header.start, size, _PIECE):
+            yield self._source.read(at, min(_PIECE, size - at))
+
+    def parts(self, entry: Entry) -> Coded:
+        """Return a tensor's parts as they are in the file."""
+        at = self._starts[entry.name]
+        parts: list[Part | None] = []
+        for codec, size in entry.lengths:
+            parts.append(None if codec is None else Part(codec, self._source.read(at, size)))
+            at += size
+        values, positions, scales = parts
+        if values is None:
+            raise PackError("has no values")
+        return Coded(entry.kept, values, positions, scales)
+
+    def _tensor(self, entry: Entry) -> Tensor:
+        tensor = decode_tensor(self.parts(entry), entry)
+        if entry.dtype == "bfloat16":
+            return Bfloat16(tensor)
+        return tensor.view(np.bool_) if entry.dtype == "bool" else tensor
+
+
+def _encode_tensor(name: str, tensor: Tensor, codec: str) -> tuple[Entry, Coded]:
     dtype, values = _stored(name, tensor)
-    flat = np.ascontiguousarray(values).reshape(-1)
-    coded = encode_tensor(flat)
+    coded = encode_tensor(np.ascontiguousarray(values).reshape(values.shape), codec)
     entry = Entry(
         name=name,
         dtype=dtype,
         shape=values.shape,
         kept=coded.kept,
         values_codec=coded.values.codec,
-        values_bytes=len(coded.values.data),
-        positions_codec=coded.positions.codec if coded.positions else None,
-        positions_bytes=len(coded.positions.data) if coded.positions else 0,
+        values_bytes=len(coded.values),
+        positions_codec=None if coded.positions is None else coded.positions.codec,
+        positions_bytes=0 if coded.positions is None else len(coded.positions),
+        scales_codec=None if coded.scales is None else coded.scales.codec,
+        scales_bytes=0 if coded.scales is None else len(coded.scales),
     )
     return entry, coded
 
 
-def _stored(name: str, tensor: Array | Bfloat16) -> tuple[str, Array]:
+def _stored(name: str, tensor: Tensor) -> tuple[str, Array]:
     """Name the dtype, and lay the elements out as `STORAGE` says."""
     if isinstance(tensor, Bfloat16):
         return "bfloat16", tensor.bits
@@ -149,80 +230,9 @@ def _stored(name: str, tensor: Array | Bfloat16) -> tuple[str, Array]:
     return dtype, bits
 
 
-def _decode_tensor(entry: Entry, data: memoryview) -> Array | Bfloat16:
-    values, positions = data[: entry.values_bytes], data[entry.values_bytes :]
-    coded = Coded(
-        entry.kept,
-        Part(entry.values_codec, values),
-        Part(entry.positions_codec, positions) if entry.positions_codec else None,
-    )
-    tensor = decode_tensor(coded, entry).reshape(entry.shape)
-    if entry.dtype == "bfloat16":
-        return Bfloat16(tensor)
-    return tensor.view(np.bool_) if entry.dtype == "bool" else tensor
-
-
-def _open(data: bytes) -> tuple[Contents, int]:
-    """Check all but the parts themselves; also say where the first part begins."""
-    start, sha256, length = _read_header(data)
-    found = hashlib.sha256(memoryview(data)[start:]).hexdigest()
-    if found != sha256:
-        raise PackError(f"the checksum is {found}, the header says {show(sha256)}: damaged")
-    if data[:start] != _header(found, length, len(data) - start - length):
-        raise PackError("the header is not written as version 1 writes it")
-    entries, metadata = decode_index(data[start : start + length])
-    declared, held = sum(entry.bytes for entry in entries), len(data) - start - length
-    if declared != held:
-        raise PackError(f"the index declares {declared} bytes of parts, found {held}")
-    return Contents(VERSION, len(data), found, metadata, entries), start + length
-
-
-def _header(sha256: str, index: int, parts: int) -> bytes:
-    text = canonical(
-        {
-            "__metadata__": {"format": "flexrel", "sha256": sha256, "version": str(VERSION)},
-            "data": {"data_offsets": [index, index + parts], "dtype": "U8", "shape": [parts]},
-            "index": {"data_offsets": [0, index], "dtype": "U8", "shape": [index]},
-        }
-    )
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(_PREFIX, "little") + text
-
-
-def _read_header(data: bytes) -> tuple[int, object, int]:
-    """Say where the index begins, which checksum is declared, and how long the index is."""
-    if len(data) < _PREFIX:
-        raise PackError(f"cut short: {len(data)} bytes, {_PREFIX} needed for the header's length")
-    size = int.from_bytes(data[:_PREFIX], "little")
-    if size > min(len(data) - _PREFIX, _MAX_HEADER):
-        if data.startswith(_PICKLES):
-            raise PackError("looks like a pickle or a torch file; pickles are never read")
-        raise PackError(
-            f"not a FlexRel file, or cut short: it declares a header of {size} bytes, "
-            f"has {len(data) - _PREFIX} left, and {_MAX_HEADER} are allowed"
-        )
-    start = _PREFIX + size
-    try:
-        header = json.loads(data[_PREFIX:start])
-        marks = header["__metadata__"]
-        name, version = marks["format"], marks["version"]
-    except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise PackError("not a FlexRel file: its header does not have FlexRel's marks") from error
-    if name != "flexrel":
-        raise PackError(f"not a FlexRel file: the header names format {show(name)}")
-    if version != str(VERSION):
-        found = show(version).strip("'")
-        raise PackError(f"version {found}, this reader knows {VERSION}: update flexrel-edge")
-    try:
-        sha256, length = marks["sha256"], header["index"]["shape"][0]
-        end = header["data"]["data_offsets"][1]
-    except (LookupError, TypeError) as error:
-        raise PackError("the header lacks the checksum, the index or the data") from error
-    if end != len(data) - start:
-        raise PackError(
-            f"the header declares {show(end)} bytes after it, found {len(data) - start}: "
-            "cut short, or bytes too many"
-        )
-    if type(length) is not int or not 0 <= length <= len(data) - start:
-        raise PackError(f"the header declares an index of {show(length)} bytes")
-    return start, sha256, length
+def _joined(index: bytes, parts: list[Piece]) -> bytes:
+    sha256 = hashlib.sha256(index)
+    for part in parts:
+        sha256.update(part)
+    length = sum(map(len, parts))
+    return b"".join([header_of(sha256.hexdigest(), len(index), length), index, *parts])

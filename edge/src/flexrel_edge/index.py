@@ -1,18 +1,22 @@
 """The index of a packed file: entries and metadata to compressed JSON and back."""
 
+from __future__ import annotations
+
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Final
 
 from flexrel_edge.errors import PackError
-from flexrel_edge.records import MAX_DENSE, Entry, is_text, show
+from flexrel_edge.records import RAW, Entry, is_text, show
 
 MAX_INDEX: Final = 2**24  # bytes of JSON; some 250,000 tensors
 _ZLIB_RATIO: Final = 1032  # no zlib stream expands further
 _ROW_OF_DENSE: Final = (str, str, list, int, str, int)
 _ROW_OF_SPARSE: Final = (*_ROW_OF_DENSE, str, int)
+_ROW_OF_SCALED: Final = (*_ROW_OF_DENSE, type(None), int, str, int)
+_ROW_OF_BOTH: Final = (*_ROW_OF_SPARSE, str, int)
+_ROWS: Final = (_ROW_OF_DENSE, _ROW_OF_SPARSE, _ROW_OF_SCALED, _ROW_OF_BOTH)
 
 
 def canonical(value: object) -> bytes:
@@ -36,9 +40,7 @@ def encode_index(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes
     _check_all(entries)
     rows = [_row(entry) for entry in entries]
     text = canonical({"metadata": dict(metadata), "tensors": rows})
-    if len(text) > MAX_INDEX:
-        raise PackError(f"the index has {len(text)} bytes of JSON, version 1 allows {MAX_INDEX}")
-    return zlib.compress(text, 9)
+    return deflate(text)
 
 
 def decode_index(data: bytes) -> tuple[tuple[Entry, ...], dict[str, str]]:
@@ -53,14 +55,7 @@ def decode_index(data: bytes) -> tuple[tuple[Entry, ...], dict[str, str]]:
     Raises:
         PackError: `encode_index` would not write this.
     """
-    text = _inflate(data)
-    try:
-        index = json.loads(text)
-        rewritten = canonical(index)
-    except (ValueError, RecursionError) as error:
-        raise PackError("the index is not JSON") from error
-    if rewritten != text:
-        raise PackError("the index is not in canonical JSON: sorted, compact, ASCII")
+    index = parsed(inflate(data))
     if not isinstance(index, dict) or sorted(index) != ["metadata", "tensors"]:
         raise PackError("the index is not an object of metadata and tensors")
     metadata, rows = index["metadata"], index["tensors"]
@@ -71,6 +66,18 @@ def decode_index(data: bytes) -> tuple[tuple[Entry, ...], dict[str, str]]:
     entries = tuple(_entry(row) for row in rows)
     _check_all(entries)
     return entries, metadata
+
+
+def parsed(text: bytes) -> object:
+    """Read JSON that `canonical` wrote; PackError for any other."""
+    try:
+        value = json.loads(text)
+        rewritten = canonical(value)
+    except (ValueError, RecursionError) as error:
+        raise PackError("the index is not JSON") from error
+    if rewritten != text:
+        raise PackError("the index is not in canonical JSON: sorted, compact, ASCII")
+    return value
 
 
 def is_metadata(value: object) -> bool:
@@ -89,14 +96,16 @@ def _row(entry: Entry) -> list[object]:
         entry.values_codec,
         entry.values_bytes,
     ]
-    if entry.positions_codec is not None:
+    if entry.positions_codec is not None or entry.scales_codec is not None:
         row += [entry.positions_codec, entry.positions_bytes]
+    if entry.scales_codec is not None:
+        row += [entry.scales_codec, entry.scales_bytes]
     return row
 
 
 def _entry(row: object) -> Entry:
     types = tuple(map(type, row)) if isinstance(row, list) else ()
-    if not isinstance(row, list) or types not in (_ROW_OF_DENSE, _ROW_OF_SPARSE):
+    if not isinstance(row, list) or types not in _ROWS:
         raise PackError(f"an index row is neither of a dense nor of a sparse tensor: {show(row)}")
     name, dtype, shape, *rest = row
     if any(type(axis) is not int for axis in shape):
@@ -105,20 +114,26 @@ def _entry(row: object) -> Entry:
 
 
 def _check_all(entries: Sequence[Entry]) -> None:
-    for before, after in pairwise(entries):
+    for before, after in zip(entries, entries[1:]):
         if before.name >= after.name:
             raise PackError(
                 f"tensor {show(after.name)} comes after {show(before.name)} in the index; "
                 "names must ascend, none twice"
             )
-    dense_bytes = sum(entry.dense_bytes for entry in entries)
-    if dense_bytes > MAX_DENSE:
-        raise PackError(
-            f"the tensors have {show(dense_bytes)} bytes unpacked, version 1 allows {MAX_DENSE}"
-        )
+    codecs = {codec for entry in entries for codec, _ in entry.lengths} - {RAW, None}
+    if len(codecs) > 1:
+        raise PackError(f"parts are in {' and '.join(sorted(map(str, codecs)))}; one alone may be")
 
 
-def _inflate(data: bytes) -> bytes:
+def deflate(text: bytes) -> bytes:
+    """Compress the JSON of an index; PackError if it is more than a reader takes."""
+    if len(text) > MAX_INDEX:
+        raise PackError(f"the index has {len(text)} bytes of JSON, version 1 allows {MAX_INDEX}")
+    return zlib.compress(text, 9)
+
+
+def inflate(data: bytes) -> bytes:
+    """Decompress it again; PackError for anything but one whole stream that is not too long."""
     limit = min(MAX_INDEX, len(data) * _ZLIB_RATIO)
     inflater = zlib.decompressobj()
     try:

@@ -1,7 +1,9 @@
 """The nouns of a packed file. Frozen; an entry is validated when made."""
 
+from __future__ import annotations
+
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -15,10 +17,14 @@ Array = NDArray[Any]
 
 RAW: Final = "raw"
 PCODEC: Final = "pcodec-1"
-CODECS: Final = (RAW, PCODEC)
+ZSTD: Final = "zstd-1"
+CODERS: Final = (PCODEC, ZSTD)  # what parts that are not raw are coded with
+CODECS: Final = (RAW, *CODERS)
 
 MAX_RANK: Final = 32  # numpy before version 2 has no more axes
 MAX_DENSE: Final = 2**36  # bytes; of a whole file once unpacked
+_LEAST_DENSE: Final = 2**28  # bytes that the smallest file may have unpacked
+_GROWTH: Final = 2**12  # and so many more for each byte of the file
 
 # dtype as the index names it -> how its bits lie in a part, little-endian
 STORAGE: Final[Mapping[str, np.dtype[Any]]] = {
@@ -36,12 +42,15 @@ STORAGE: Final[Mapping[str, np.dtype[Any]]] = {
     "uint32": np.dtype("<u4"),
     "uint64": np.dtype("<u8"),
 }
+SCALED: Final = STORAGE["float32"]  # the one dtype that whole numbers can stand for
+WHOLE: Final = STORAGE["int8"]  # they
+SCALES: Final = STORAGE["float32"]  # what they are multiplied by
 
 _repr = reprlib.Repr()
 _repr.maxstring, _repr.maxlong, _repr.maxlist = 100, 24, MAX_RANK + 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Bfloat16:
     """A bfloat16 tensor, which numpy has no type for.
 
@@ -57,7 +66,7 @@ class Bfloat16:
             raise FlexrelError(f"the bits of a Bfloat16 are uint16, found {self.bits.dtype}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Entry:
     """What the index says of one tensor. A wrong entry can't be made.
 
@@ -70,6 +79,9 @@ class Entry:
         values_bytes: length of the part with the values: all of them, or the kept ones.
         positions_codec: one of `CODECS`; None for a dense tensor.
         positions_bytes: length of the part with the gaps between kept elements.
+        scales_codec: one of `CODECS`; None where the values are as they are. Else they are int8,
+            and the float32 that each stands for is it times the scale of its row.
+        scales_bytes: length of the part with the scales, one an entry of the first axis.
     """
 
     name: str
@@ -80,6 +92,8 @@ class Entry:
     values_bytes: int
     positions_codec: str | None = None
     positions_bytes: int = 0
+    scales_codec: str | None = None
+    scales_bytes: int = 0
 
     @property
     def total(self) -> int:
@@ -92,9 +106,38 @@ class Entry:
         return "dense" if self.positions_codec is None else "sparse"
 
     @property
+    def lengths(self) -> tuple[tuple[str | None, int], ...]:
+        """Codec and bytes of values, positions and scales; None where there is no such part."""
+        return (
+            (self.values_codec, self.values_bytes),
+            (self.positions_codec, self.positions_bytes),
+            (self.scales_codec, self.scales_bytes),
+        )
+
+    @property
     def bytes(self) -> int:
-        """Length of both parts."""
-        return self.values_bytes + self.positions_bytes
+        """Length of all parts."""
+        return sum(size for _, size in self.lengths)
+
+    @property
+    def storage(self) -> np.dtype[Any]:
+        """How the tensor's elements lie in memory."""
+        return STORAGE[self.dtype]
+
+    @property
+    def values_dtype(self) -> np.dtype[Any]:
+        """How the values lie in their part: as in memory, or as whole numbers."""
+        return self.storage if self.scales_codec is None else WHOLE
+
+    @property
+    def rows(self) -> int:
+        """Length of the first axis; 1 for a scalar."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def columns(self) -> int:
+        """Elements in each row."""
+        return prod(self.shape[1:])
 
     @property
     def dense_bytes(self) -> int:
@@ -119,32 +162,35 @@ class Entry:
             )
         if not 0 <= self.kept <= self.total:
             raise PackError(f"{title} keeps {show(self.kept)} of {self.total} elements")
-        if self.positions_codec is None:
-            self._check_part("values", self.values_codec, self.values_bytes, self.total)
+        self._check_scales(title)
+        stored = self.total if self.positions_codec is None else self.kept
+        dtype = self.values_dtype
+        self._check_part("values", self.values_codec, self.values_bytes, stored, dtype)
+        if self.positions_codec is not None:
+            if self.kept == self.total:
+                raise PackError(f"{title} is sparse, but has no zero")
+            gaps = gap_dtype(self.total)
+            self._check_part("positions", self.positions_codec, self.positions_bytes, stored, gaps)
+        elif self.positions_bytes:
+            raise PackError(f"{title} has {self.positions_bytes} bytes of positions in no codec")
+
+    def _check_scales(self, title: str) -> None:
+        if self.scales_codec is None:
             return
-        if self.kept == self.total:
-            raise PackError(f"{title} is sparse, but has no zero")
-        self._check_part("values", self.values_codec, self.values_bytes, self.kept)
-        self._check_part("positions", self.positions_codec, self.positions_bytes, self.kept)
-
-    def _check_part(self, what: str, codec: str, size: int, count: int) -> None:
-        title = f"tensor {show(self.name)}"
-        if codec not in CODECS:
+        if self.storage != SCALED or not self.shape or not self.total:
             raise PackError(
-                f"{title} has its {what} in codec {show(codec)}; "
-                f"version 1 knows {' and '.join(CODECS)}"
+                f"{title} has scales, but is {self.dtype} of shape {show(list(self.shape))}; "
+                f"they are for {SCALED} that has rows"
             )
-        dtype = STORAGE[self.dtype] if what == "values" else gap_dtype(self.total)
-        raw = count * dtype.itemsize
-        fits = size == raw if codec == RAW else 0 < size < raw
-        if not fits:
-            raise PackError(
-                f"{title} has {show(size)} bytes of {codec} {what} for {count} elements of "
-                f"{dtype.itemsize} bytes; raw takes exactly {raw}, a codec fewer"
-            )
+        self._check_part("scales", self.scales_codec, self.scales_bytes, self.rows, SCALES)
+
+    def _check_part(
+        self, what: str, codec: str, size: int, count: int, dtype: np.dtype[Any]
+    ) -> None:
+        check_part(f"tensor {show(self.name)}", what, codec, size, count, dtype)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """All that a file holds.
 
@@ -159,7 +205,7 @@ class Packed:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Contents:
     """What a file says of itself, its checksum verified, no tensor decoded.
 
@@ -169,6 +215,8 @@ class Contents:
         sha256: of the index and the data, hexadecimal.
         metadata: what the packer added.
         tensors: in ascending order of their names.
+        counter: of versions, that was signed with the checksum; None: it is not signed. Who has
+            no key to check the signature by takes its word.
     """
 
     version: int
@@ -176,6 +224,45 @@ class Contents:
     sha256: str
     metadata: dict[str, str]
     tensors: tuple[Entry, ...]
+    counter: int | None = None
+
+    @property
+    def codec(self) -> str:
+        """What its parts are coded with, those that are not raw."""
+        found = {codec for entry in self.tensors for codec, _ in entry.lengths}
+        return ZSTD if ZSTD in found else PCODEC
+
+
+def check_part(
+    title: str, what: str, codec: str, size: int, count: int, dtype: np.dtype[Any]
+) -> None:
+    """Refuse a part whose codec is unknown, or whose length can't be that of so many elements."""
+    if codec not in CODECS:
+        raise PackError(
+            f"{title} has its {what} in codec {show(codec)}; version 1 knows {', '.join(CODECS)}"
+        )
+    raw = count * dtype.itemsize
+    fits = size == raw if codec == RAW else 0 < size < raw
+    if not fits:
+        raise PackError(
+            f"{title} has {show(size)} bytes of {codec} {what} for {count} elements of "
+            f"{dtype.itemsize} bytes; raw takes exactly {raw}, a codec fewer"
+        )
+
+
+def check_growth(entries: Iterable[Entry], size: int) -> None:
+    """Refuse tensors that would take far more memory than a file of this size may ask for.
+
+    Raises:
+        PackError: they do.
+    """
+    dense_bytes = sum(entry.dense_bytes for entry in entries)
+    allowed = min(MAX_DENSE, _LEAST_DENSE + _GROWTH * size)
+    if dense_bytes > allowed:
+        raise PackError(
+            f"the tensors have {show(dense_bytes)} bytes unpacked; version 1 allows {allowed} "
+            f"in a file of {size} bytes"
+        )
 
 
 def gap_dtype(total: int) -> np.dtype[Any]:

@@ -1,12 +1,17 @@
 """Unpacked tensors as an ordinary safetensors file, for other programs."""
 
+from __future__ import annotations
+
 import json
+from io import BufferedIOBase
 from typing import Final
 
 from flexrel_edge.errors import FlexrelError
-from flexrel_edge.records import Array, Bfloat16, Packed
+from flexrel_edge.format import Reader, Tensor
+from flexrel_edge.records import Bfloat16
 
 _DTYPES: Final = {
+    "bfloat16": "BF16",
     "bool": "BOOL",
     "float16": "F16",
     "float32": "F32",
@@ -22,38 +27,45 @@ _DTYPES: Final = {
 }
 
 
-def to_safetensors(packed: Packed) -> bytes:
-    """Write all tensors dense, and the metadata, in the safetensors format.
+def write_safetensors(packed: Reader, out: BufferedIOBase) -> int:
+    """Write all tensors dense, and the metadata, in the safetensors format, one after the other.
 
     Args:
-        packed: as `decode` gives it.
+        packed: that is read.
+        out: written to, from where it stands; wide dtypes come first so that all tensors lie
+            aligned.
 
     Returns:
-        The bytes of the file, wide dtypes first so that all tensors lie aligned.
+        How many bytes were written.
 
     Raises:
-        FlexrelError: a tensor has the one name that safetensors keeps for itself.
+        FlexrelError: a tensor has the one name that safetensors keeps for itself; nothing was
+            written.
+        PackError: a tensor is damaged.
     """
-    if "__metadata__" in packed.tensors:
-        raise FlexrelError("safetensors can't hold a tensor named '__metadata__'; rename it first")
-    header: dict[str, object] = {"__metadata__": packed.metadata} if packed.metadata else {}
-    parts: list[bytes] = []
+    entries = sorted(packed.contents.tensors, key=lambda e: (-e.storage.itemsize, e.name))
+    metadata = packed.contents.metadata
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     at = 0
-    arrays = [(name, *_plain(tensor)) for name, tensor in packed.tensors.items()]
-    for name, dtype, array in sorted(arrays, key=lambda item: (-item[2].itemsize, item[0])):
-        header[name] = {
-            "dtype": dtype,
-            "shape": array.shape,
-            "data_offsets": [at, at + array.nbytes],
+    for entry in entries:
+        if entry.name == "__metadata__":
+            raise FlexrelError(
+                "safetensors can't hold a tensor named '__metadata__'; rename it first"
+            )
+        end = at + entry.total * entry.storage.itemsize
+        header[entry.name] = {
+            "dtype": _DTYPES[entry.dtype],
+            "shape": entry.shape,
+            "data_offsets": [at, end],
         }
-        parts.append(array.tobytes())
-        at += array.nbytes
+        at = end
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    out.write(len(text).to_bytes(8, "little") + text)
+    for entry in entries:
+        out.write(_bytes_of(packed.tensor(entry)))
+    return 8 + len(text) + at
 
 
-def _plain(tensor: Array | Bfloat16) -> tuple[str, Array]:
-    if isinstance(tensor, Bfloat16):
-        return "BF16", tensor.bits
-    return _DTYPES[tensor.dtype.name], tensor
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return (tensor.bits if isinstance(tensor, Bfloat16) else tensor).data

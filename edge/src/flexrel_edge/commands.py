@@ -1,0 +1,175 @@
+"""What each command of `flexrel-edge` does: one library call, and its outcome to stdout.
+
+Each takes the parsed arguments and returns an exit code.
+"""
+
+# ruff: noqa: D103, T201  (a function a command; the one place that prints)
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+
+from flexrel_edge.errors import FlexrelError
+from flexrel_edge.fetch import Patience, pull, update_name
+from flexrel_edge.files import diff, inspect, opened, patch, replacing, sign
+from flexrel_edge.graph import write_onnx
+from flexrel_edge.records import Array, Contents, Entry
+from flexrel_edge.session import run, session
+from flexrel_edge.trust import write_keys
+from flexrel_edge.unpacked import write_safetensors
+from flexrel_edge.versions import rollback
+
+_LONG: Final = 200  # characters of metadata, of which more would fill the terminal
+
+
+def do_inspect(args: argparse.Namespace) -> int:
+    contents = inspect(args.file, args.trust)
+    if args.json:
+        print(json.dumps(_facts(contents)))
+        return 0
+    kept = sum(entry.kept for entry in contents.tensors)
+    total = sum(entry.total for entry in contents.tensors)
+    print(
+        f"{len(contents.tensors)} tensors, {kept:,} of {total:,} elements kept, "
+        f"{contents.bytes:,} bytes, format version {contents.version}"
+    )
+    print(f"sha256 {contents.sha256}")
+    if contents.counter is not None:
+        checked = f"by {args.trust}" if args.trust else "not checked: pass --trust KEY"
+        print(f"signed, {checked}; counter {contents.counter}")
+    for key, text in contents.metadata.items():
+        print(f"{_line(key)}: {_short(_line(text))}")
+    for entry in contents.tensors:
+        codecs = (entry.values_codec, entry.positions_codec, entry.scales_codec)
+        kind = entry.kind if entry.scales_codec is None else f"{entry.kind} {entry.values_dtype}"
+        print(
+            f"{_line(entry.name)}  {entry.dtype}{list(entry.shape)}  {kind} "
+            f"{'+'.join(filter(None, codecs))}  "
+            f"{entry.kept:,} of {entry.total:,} kept  {entry.bytes:,} bytes"
+        )
+    return 0
+
+
+def do_verify(args: argparse.Namespace) -> int:
+    with opened(args.file, args.trust) as packed:
+        packed.verify()
+    trusted = f", signed by {args.trust}" if args.trust else ""
+    print(f"{args.file}: whole, {len(packed.contents.tensors)} tensors{trusted}")
+    return 0
+
+
+def do_unpack(args: argparse.Namespace) -> int:
+    with opened(args.file, args.trust) as packed, replacing(args.out) as out:
+        write = write_onnx if Path(args.out).suffix == ".onnx" else write_safetensors
+        size = write(packed, out)
+    print(f"{args.out}: {size:,} bytes")
+    return 0
+
+
+def do_run(args: argparse.Namespace) -> int:
+    inputs = _arrays(args.input)
+    ran = run(session(args.file, threads=args.threads, trust=args.trust), inputs, args.repeat)
+    if args.output:
+        with replacing(args.output) as out, ZipFile(out, "w") as archive:
+            for name, array in ran.outputs.items():  # np.savez would take some names for options
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+    for name, array in ran.outputs.items():
+        print(f"{_line(name)}: {array.dtype}{list(array.shape)}")
+    if ran.milliseconds is not None:
+        print(f"median of {args.repeat} runs: {ran.milliseconds:.3g} ms")
+    return 0
+
+
+def _arrays(path: str) -> Array | dict[str, Array]:
+    """Read plain numpy arrays; pickled objects are refused."""
+    try:
+        with Path(path).open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else {k: found[k] for k in found}
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise FlexrelError(f"{path}: is no file of plain numpy arrays: {error}") from error
+
+
+def do_diff(args: argparse.Namespace) -> int:
+    update = update_name(args.new, inspect(args.old).sha256) if args.beside else args.update
+    size = diff(args.old, args.new, update)
+    share = size / Path(args.new).stat().st_size
+    print(f"{update}: {size:,} bytes, {share:.1%} of {args.new}")
+    return 0
+
+
+def do_patch(args: argparse.Namespace) -> int:
+    older = args.allow_older
+    size = patch(args.old, args.update, args.new, trust=args.trust, allow_older=older)
+    print(f"{args.new}: {size:,} bytes")
+    return 0
+
+
+def do_pull(args: argparse.Namespace) -> int:
+    done = pull(
+        args.url,
+        args.file,
+        trust=args.trust,
+        allow_older=args.allow_older,
+        patience=Patience(attempts=args.attempts),
+    )
+    if args.json:
+        print(json.dumps(asdict(done)))
+        return 0
+    how = {"kept": "up to date", "update": "by an update", "whole": "as a whole"}[done.how]
+    print(f"{args.file}: {how}, {done.bytes:,} bytes, {done.transferred:,} transferred")
+    return 0
+
+
+def do_rollback(args: argparse.Namespace) -> int:
+    rollback(args.file)
+    print(f"{args.file}: the previous version is back")
+    return 0
+
+
+def do_keygen(args: argparse.Namespace) -> int:
+    private, public = f"{args.name}.key", f"{args.name}.pub"
+    write_keys(private, public)
+    print(f"{private}: signs; keep it secret\n{public}: for devices, as --trust {public}")
+    return 0
+
+
+def do_sign(args: argparse.Namespace) -> int:
+    counter = sign(args.file, args.key, args.counter)
+    print(f"{args.file}: signed, counter {counter}")
+    return 0
+
+
+def _facts(contents: Contents) -> dict[str, object]:
+    return {
+        "version": contents.version,
+        "bytes": contents.bytes,
+        "sha256": contents.sha256,
+        "counter": contents.counter,
+        "metadata": contents.metadata,
+        "kept": sum(entry.kept for entry in contents.tensors),
+        "total": sum(entry.total for entry in contents.tensors),
+        "tensors": [_entry_facts(entry) for entry in contents.tensors],
+    }
+
+
+def _entry_facts(entry: Entry) -> dict[str, object]:
+    derived = {"kind": entry.kind, "total": entry.total, "bytes": entry.bytes}
+    return asdict(entry) | derived
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONG else f"{text[:_LONG]}... ({len(text):,} characters)"
+
+
+def _line(text: str) -> str:
+    """Keep what a file says from moving the cursor or breaking the line."""
+    return text if text.isprintable() else ascii(text)

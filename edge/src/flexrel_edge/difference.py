@@ -1,0 +1,158 @@
+"""What an update says: of each tensor the shortest way to make it of the old one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flexrel_edge.axes import NEW, axis_maps
+from flexrel_edge.codec import Part, encode_part
+from flexrel_edge.container import UPDATE, header_of
+from flexrel_edge.delta import Delta, delta_of
+from flexrel_edge.format import Reader
+from flexrel_edge.index import canonical, deflate
+from flexrel_edge.records import PCODEC, Array, Entry
+from flexrel_edge.tensor import Coded, bits_of, decode_stored
+from flexrel_edge.update import MAP, SAME, WHOLE, relocated
+
+_ROW = 60  # bytes that a changed tensor takes in the index, about
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to make a tensor of the old one."""
+
+    maps: tuple[Array, ...]
+    delta: Delta
+    scales: Part | None
+
+    def __len__(self) -> int:
+        return len(self.delta) + (len(self.scales) if self.scales else 0)
+
+
+@dataclass
+class _Maps:
+    """Maps of axes: most tensors of a network share theirs with others."""
+
+    found: list[Array] = field(default_factory=list)
+
+    def number(self, entries: Array) -> int:
+        """Return a map's number; it is added if it is new."""
+        for number, known in enumerate(self.found):
+            if np.array_equal(known, entries):
+                return number
+        self.found.append(entries)
+        return len(self.found) - 1
+
+    def between(self, old: int, new: int) -> Iterator[Array]:
+        """Yield those that could lead from an axis of one length to one of another."""
+        return (m for m in self.found if len(m) == new and m.max(initial=0) <= old)
+
+
+def difference(old: Reader, new: Reader) -> bytes:
+    """Return the bytes of an update.
+
+    Args:
+        old: the file that whoever gets it has.
+        new: the file that it is to become, byte for byte.
+
+    Raises:
+        PackError: one of them is damaged.
+    """
+    before = {entry.name: entry for entry in old.contents.tensors}
+    codec = new.contents.codec
+    maps = _Maps()
+    rows: dict[str, object] = {}
+    parts: dict[str, list[bytes | memoryview]] = {}
+    for entry in sorted(new.contents.tensors, key=lambda e: -e.total):  # the largest tell most
+        was, coded = before.get(entry.name), new.parts(entry)
+        rows[entry.name], parts[entry.name] = WHOLE, [part.data for part in coded.parts]
+        if was is None:
+            continue
+        whole = old.parts(was)
+        if was == entry and whole == coded:
+            rows[entry.name], parts[entry.name] = SAME, []
+        elif _comparable(was, entry):
+            way = _shortest(was, whole, entry, coded, maps, codec)
+            if way is not None and len(way) + _ROW < entry.bytes:
+                rows[entry.name], parts[entry.name] = _written(way, maps)
+    return _joined(old, new, maps, rows, parts)
+
+
+def _comparable(was: Entry, entry: Entry) -> bool:
+    kinds = [(e.dtype, e.scales_codec is None, len(e.shape)) for e in (was, entry)]
+    return kinds[0] == kinds[1]
+
+
+def _shortest(
+    was: Entry, whole: Coded, entry: Entry, coded: Coded, maps: _Maps, codec: str
+) -> _Way | None:
+    old, old_scales = decode_stored(whole, was)
+    new, new_scales = decode_stored(coded, entry)
+    old = old.reshape(was.shape)
+    ways: list[_Way] = []
+    for axes in _axes(old, new.reshape(entry.shape), maps):
+        scales = None
+        if old_scales is not None and new_scales is not None:
+            kept = relocated(old_scales, axes[:1], (len(new_scales),))
+            scales = None if np.array_equal(bits_of(kept), bits_of(new_scales)) else coded.scales
+        base = relocated(old, axes, entry.shape).reshape(-1)
+        ways.append(_Way(axes, delta_of(base, new, codec), scales))
+    return min(ways, key=len, default=None)
+
+
+def _axes(old: Array, new: Array, maps: _Maps) -> Iterator[tuple[Array, ...]]:
+    """Yield the maps that may lead from one to the other; none where they have the same shape."""
+    if old.shape == new.shape:
+        yield ()
+    elif new.ndim == 1:
+        yield from ((known,) for known in maps.between(len(old), len(new)))
+    found = axis_maps(old, new)
+    if found is not None:
+        axes = tuple((entries - NEW).astype(MAP) for entries in found)
+        identity = all(np.array_equal(m, np.arange(1, len(m) + 1)) for m in axes)
+        if old.shape != new.shape or not identity:
+            yield axes
+
+
+def _written(way: _Way, maps: _Maps) -> tuple[list[object], list[bytes | memoryview]]:
+    numbers = [maps.number(entries) for entries in way.maps]
+    streams = [[s.count, s.part.codec, len(s.part)] for s in way.delta.streams]
+    parts = [stream.part.data for stream in way.delta.streams]
+    if way.scales is not None:
+        parts.append(way.scales.data)
+    return [numbers, streams, int(way.scales is not None)], parts
+
+
+def _joined(
+    old: Reader,
+    new: Reader,
+    maps: _Maps,
+    rows: dict[str, object],
+    parts: dict[str, list[bytes | memoryview]],
+) -> bytes:
+    names: Sequence[str] = [entry.name for entry in new.contents.tensors]
+    mapped = [encode_part(entries, new.contents.codec) for entries in maps.found]
+    content: dict[str, object] = {
+        "base": old.contents.sha256,
+        "index": len(new.index),
+        "maps": [[len(m), p.codec, len(p)] for m, p in zip(maps.found, mapped)],
+        "result": new.contents.sha256,
+        "tensors": [rows[name] for name in names],
+    }
+    if new.contents.codec != PCODEC:
+        content["codec"] = new.contents.codec
+    if new.header.signed is not None:
+        content["signed"] = list(new.header.signed.texts)
+    index = deflate(canonical(content))
+    pieces = [index, new.index, *(part.data for part in mapped)]
+    for name in names:
+        pieces += parts[name]
+    sha256 = hashlib.sha256()
+    for piece in pieces:
+        sha256.update(piece)
+    length = sum(map(len, pieces)) - len(index)
+    return b"".join([header_of(sha256.hexdigest(), len(index), length, UPDATE), *pieces])

@@ -1,0 +1,221 @@
+"""Where files are pulled from: http(s), local paths, and what fsspec knows, from any byte on."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from flexrel_edge.errors import FlexrelError
+
+_CHUNK: Final = 2**16  # bytes that are asked for at once
+_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_PASSING: Final = frozenset({408, 425, 429})  # of the 4xx, those that may not come again
+_CLIENT: Final = range(400, 500)
+
+
+class MissingError(FlexrelError):
+    """There is no such file, or it is not for us; asking again would not help."""
+
+
+class Unreachable(Exception):  # noqa: N818 - what happened; an error if it goes on
+    """Something between here and there failed, that may not fail the next time.
+
+    Args:
+        reason: for the message.
+        wait: seconds that the other side asks for.
+    """
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a remote file gives from a byte on.
+
+    Attributes:
+        start: the byte; 0 also where another was asked for, if the file changed or has no ranges.
+        total: length of the whole file, where that is told.
+        tag: changes when the file does; empty: unknown.
+        chunks: the bytes; Unreachable where they end in a failure.
+        close: to be called when no more are needed.
+    """
+
+    start: int
+    total: int | None
+    tag: str
+    chunks: Iterator[bytes]
+    close: Callable[[], None]
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """One file somewhere."""
+
+    name: str
+
+    def open(self, start: int, stop: int | None, tag: str) -> Answer:
+        """Open it from a byte on, up to another at least, if it still has the tag.
+
+        Raises:
+            MissingError: it is not there.
+            Unreachable: it may be, the next time.
+        """
+        ...
+
+
+def remote_of(url: str, timeout: float) -> Remote:
+    """Return the file at a URL, or at a local path; `timeout` in seconds, of each wait."""
+    scheme = urlsplit(url).scheme
+    if scheme in ("http", "https"):
+        return _Http(url, timeout)
+    if scheme == "file":
+        return _Local(unquote(urlsplit(url).path))
+    return _Local(url) if len(scheme) <= 1 else _Fsspec(url)  # a letter is a drive
+
+
+def beside(url: str, ending: str) -> str:
+    """Return the URL with more at the end of its path, before any query."""
+    parts = urlsplit(url)
+    if len(parts.scheme) <= 1:
+        return url + ending
+    return urlunsplit(parts._replace(path=parts.path + ending))
+
+
+class _Local:
+    def __init__(self, path: str) -> None:
+        self.name = path
+
+    def open(self, start: int, stop: int | None, tag: str) -> Answer:
+        del stop
+        try:
+            file = Path(self.name).open("rb")  # noqa: SIM115 - the answer closes it
+        except FileNotFoundError as error:
+            raise MissingError(f"{self.name}: no such file") from error
+        found = Path(self.name).stat()
+        known = f"{found.st_mtime_ns}-{found.st_size}"
+        start = file.seek(_resumed(start, found.st_size, tag, known))
+        return Answer(start, found.st_size, known, _chunks(file.read, ()), file.close)
+
+
+class _Fsspec:
+    def __init__(self, url: str) -> None:
+        self.name = url
+
+    def open(self, start: int, stop: int | None, tag: str) -> Answer:
+        del stop
+        system, path = self._system()
+        try:
+            found = system.info(path)
+            file = system.open(path, "rb")
+        except FileNotFoundError as error:
+            raise MissingError(f"{self.name}: no such file") from error
+        except OSError as error:
+            raise Unreachable(_line(error)) from error
+        total = int(found["size"])
+        changed = (str(found.get(key, "")) for key in ("ETag", "mtime", "created", "LastModified"))
+        known = "-".join((str(total), *changed))
+        start = file.seek(_resumed(start, total, tag, known))
+        return Answer(start, total, known, _chunks(file.read, (OSError,)), file.close)
+
+    def _system(self) -> tuple[Any, str]:
+        if find_spec("fsspec") is None:
+            raise FlexrelError(
+                f"{self.name}: anything but http(s) and local paths needs fsspec: "
+                "pip install 'flexrel-edge[fsspec]'"
+            )
+        from fsspec.core import url_to_fs  # noqa: PLC0415
+
+        try:
+            system, path = url_to_fs(self.name)
+        except (ImportError, ValueError) as error:
+            raise FlexrelError(f"{self.name}: {_line(error)}") from error
+        return system, path
+
+
+class _Http:
+    def __init__(self, url: str, timeout: float) -> None:
+        self.name = url
+        self._timeout = timeout
+
+    def open(self, start: int, stop: int | None, tag: str) -> Answer:
+        headers = {"Accept-Encoding": "identity"}
+        if start or stop is not None:
+            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+        if start and tag:
+            headers["If-Range"] = tag
+        request = urllib.request.Request(self.name, headers=headers)  # noqa: S310 - http(s) alone
+        try:
+            found = _OPENER.open(request, timeout=self._timeout)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and "Range" in headers:
+                return self.open(0, None, "")  # it is shorter than that, by now
+            raise self._refused(error) from error
+        except _LINK as error:
+            raise Unreachable(_line(error)) from error
+        return self._answer(found, start)
+
+    def _answer(self, found: Any, asked: int) -> Answer:  # noqa: ANN401 - urllib has no type for it
+        headers = found.headers
+        if headers.get("Content-Encoding", "identity") != "identity":
+            found.close()
+            raise FlexrelError(f"{self.name}: the server sends it in another encoding")
+        tag = headers.get("ETag") or headers.get("Last-Modified") or ""
+        tag = "" if tag.startswith("W/") else tag  # a weak one does not tell byte from byte
+        start, total = 0, headers.get("Content-Length")
+        if found.status == http.client.PARTIAL_CONTENT:
+            at = _RANGE.fullmatch(headers.get("Content-Range", ""))
+            if at is None or int(at[1]) != asked:
+                found.close()
+                raise Unreachable("the server answers with another range than was asked for")
+            start, total = asked, at[2]
+        length = None if total is None else int(total)
+        return Answer(start, length, tag, _chunks(found.read1, _LINK), found.close)
+
+    def _refused(self, error: urllib.error.HTTPError) -> MissingError | Unreachable:
+        what = f"{error.code} {error.reason}"
+        if error.code in _CLIENT and error.code not in _PASSING:
+            return MissingError(f"{self.name}: {what}")
+        wait = error.headers.get("Retry-After", "")
+        return Unreachable(what, float(wait) if wait.isdecimal() else 0.0)
+
+
+class _Redirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any) -> Any:  # noqa: ANN401 - as urllib has it
+        request, to = args[0], args[-1]
+        if request.type == "https" and urlsplit(to).scheme != "https":
+            raise FlexrelError(f"{request.full_url}: leads to {to}, which is not encrypted")
+        return super().redirect_request(*args)
+
+
+_OPENER: Final = urllib.request.build_opener(_Redirect)
+_LINK: Final = (http.client.HTTPException, OSError)  # what a bad connection raises
+
+
+def _resumed(start: int, total: int, tag: str, known: str) -> int:
+    return start if start <= total and tag in ("", known) else 0
+
+
+def _chunks(read: Callable[[int], bytes], failures: tuple[type[Exception], ...]) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = read(_CHUNK)
+        except failures as error:
+            raise Unreachable(_line(error)) from error
+        if not chunk:
+            return
+        yield chunk
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
