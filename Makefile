@@ -33,7 +33,10 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/channels.py
 	$(BIN)/python benchmarks/recover.py --train
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/link.py
 	$(BIN)/python benchmarks/curves.py
+	$(BIN)/python benchmarks/wire.py
+	$(BIN)/python benchmarks/updates.py
 	$(BIN)/python benchmarks/signals.py --networks resnet20
 	$(BIN)/python benchmarks/signals.py --networks resnet56 vgg16 --only '$(SIGNALS)'
 

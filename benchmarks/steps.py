@@ -19,12 +19,11 @@ import common
 from flexrel import OBS, Relevance, cost
 from flexrel.allocate import Removal
 from flexrel.apply import apply
-from flexrel.batches import first_samples
+from flexrel.batches import first_samples, fitted_and_judged
 from flexrel.calibrate import calibrate
 from flexrel.criteria import scores_of
 from flexrel.damage import measure_damage
 from flexrel.evaluate import Divergence
-from flexrel.pipeline import fitted_and_judged
 from flexrel.records import Plan
 from flexrel.recover import ClosedForm
 from flexrel.search import least_removal

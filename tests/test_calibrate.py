@@ -770,6 +770,10 @@ def test_a_wrong_request_is_a_usage_error_of_one_line(of, batches, options, says
     assert "\n" not in str(caught.value)
 
 
+def best_is_0(x):
+    return -(x * torch.tensor([1.0, 0.0, 1.0])).abs()
+
+
 def breaks_autograd(x):
     y = x.exp()
     y += 1
@@ -787,7 +791,7 @@ def breaks_autograd(x):
         (Returns(torch.Tensor.detach), ROWS, {}, "no gradient reaches the input"),
         (Returns(torch.ones_like), ROWS, {}, "no gradient reaches the input"),
         (Returns(torch.zeros_like), ROWS, {}, "no gradient reaches the input"),
-        (Returns(lambda x: -x.relu()), ROWS * 9, {}, "relevance is 0 in all 1 layers for all 2"),
+        (Returns(best_is_0), ROWS, {}, "relevance is 0 in all 1 layers for all 2"),
         (Returns(breaks_autograd), ROWS, {}, "can't go back through the model on batch 0"),
         (Returns(lambda x: x / 0), ROWS, {}, "NaN or infinite in batch 0; it first is in"),
         (Returns(raises(RuntimeError("bad\nluck"))), ROWS, {}, r"\(2, 3\)\): bad$"),

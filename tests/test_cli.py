@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import flexrel
+import flexrel_edge
 from flexrel.cli import main
 from flexrel.cli.options import parse_budget, parse_criterion, parse_target
 
@@ -98,10 +99,10 @@ def test_the_packed_file_is_the_pruned_network(net, tmp_path, capsys):
     assert small == json.loads((out / "result.json").read_text())["achieved"]["parameters"]
 
 
-def load_factory(net):
+def load_factory(net, name="make"):
     space = {}
     exec(net.read_text(), space)  # noqa: S102 - the test's own text
-    return space["make"]
+    return space[name]
 
 
 def test_inspect_and_unpack_read_what_prune_wrote(net, tmp_path, capsys):
@@ -169,6 +170,34 @@ def test_weights_come_from_three_kinds_of_file(net, tmp_path, capsys, name):
 
     found = flexrel.load(packed, into=load_factory(net)()).state_dict()
     assert all(torch.equal(found[k], v) for k, v in model.state_dict().items())
+
+
+def test_pack_rounds_on_the_calibration_data(net, tmp_path, capsys):
+    expected, packed = tmp_path / "expected.flexrel", tmp_path / "out.flexrel"
+    make, inputs = load_factory(net), load_factory(net, "inputs")
+    done = flexrel.pack(make(), expected, "int4", calibration=inputs())
+    options = ("--values", "int4", "--calibration", f"{net}:inputs")
+
+    assert main(["pack", f"{net}:make", "-o", str(packed), *options]) == 0
+
+    assert packed.read_bytes() == expected.read_bytes()
+    assert f"{done.bytes:,} bytes" in capsys.readouterr().out
+    assert main(["pack", f"{net}:make", "-o", str(packed), "--values", "int4"]) == 0
+    assert packed.read_bytes() != expected.read_bytes()
+
+
+def test_pack_says_what_a_precision_costs_and_finds_one(net, tmp_path, capsys):
+    packed = tmp_path / "out.flexrel"
+    data = ("--calibration", f"{net}:inputs", "--evaluation", f"{net}:labelled")
+    options = ("--values", "auto", "--target", "accuracy-drop=100%", "--metadata", "licence=MIT")
+
+    assert main(["pack", f"{net}:make", "-o", str(packed), *data, *options]) == 0
+
+    said = capsys.readouterr().out
+    assert "int4" in said
+    assert "accuracy" in said
+    assert "divergence" in said
+    assert flexrel_edge.inspect(packed).metadata["licence"] == "MIT"
 
 
 class Evil:
@@ -378,3 +407,66 @@ def test_criteria_are_named_as_plans_name_them():
 def test_a_criterion_that_is_none_is_refused(text):
     with pytest.raises(flexrel.UsageError, match="is not known; there are: auto, "):
         parse_criterion(text)
+
+
+# --- exports ------------------------------------------------------------------------------------
+
+
+def test_an_export_without_its_extra_is_refused_before_the_work(net, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    out = tmp_path / "out"
+
+    assert prune(net, "--budget", "macs=60%", "--out", str(out), "--export", "onnx") == 2
+
+    assert "pip install 'flexrel[export]'" in one_line(capsys.readouterr().err)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "out", "--export", "tflite"], "there are: onnx, pt2, graph"),
+        (["--export", "pt2"], "--export writes into --out DIR"),
+    ],
+)
+def test_an_export_that_can_not_be_is_refused_before_the_work(net, capsys, options, message):
+    assert prune(net, "--budget", "macs=60%", *options) == 2
+    assert message in one_line(capsys.readouterr().err)
+
+
+def test_a_network_is_exported_as_its_packed_file_cuts_it(net, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert prune(net, "--budget", "macs=60%", "--out", str(out), "--export", "pt2") == 0
+    assert "report.html, model.pt2" in capsys.readouterr().out
+    again = tmp_path / "again.pt2"
+    weights = ["--weights", str(out / "model.flexrel")]
+
+    assert main(["export", f"{net}:make", str(again), "--data", f"{net}:inputs", *weights]) == 0
+
+    x = torch.randn(3, 1, 6, 6)
+    one, two = (torch.export.load(path).module()(x) for path in (out / "model.pt2", again))
+    assert torch.equal(one, two)
+
+
+def test_data_without_a_batch_is_no_example(net, tmp_path, capsys):
+    out = tmp_path / "net.pt2"
+
+    assert main(["export", f"{net}:make", str(out), "--data", f"{net}:none"]) == 2
+    assert "the data hold no batch" in one_line(capsys.readouterr().err)
+
+
+def test_pack_says_how_many_samples_its_graph_is_fixed_to(net, tmp_path, capsys):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="it comes with the extra 'export'")
+    net.write_text(
+        NETWORK.replace("nn.Flatten()", "nn.Unflatten(1, (5, 1)), nn.Flatten(0), Rows()").replace(
+            "def make",
+            "class Rows(nn.Module):\n    def forward(self, x): return x.view(8, 80)\n\ndef make",
+        )
+    )
+    out = tmp_path / "net.flexrel"
+
+    assert main(["pack", f"{net}:make", "-o", str(out), "--graph", f"{net}:inputs"]) == 0
+    assert capsys.readouterr().err == (
+        f"warning: the ONNX graph in {out} takes 8 samples a call, no more or less\n"
+    )

@@ -5,10 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import flexrel
+import flexrel_edge.cli
 from flexrel import demo
 from flexrel.cli import main
 
@@ -100,12 +102,17 @@ def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch):
     assert (tmp_path / "pruned" / "model.flexrel").is_file()
 
 
-def test_the_command_line_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+def test_the_command_line_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (example,) = (b for b in blocks("sh") if "flexrel prune" in b)
     shutil.copytree(Path(__file__).parent.parent / "examples", tmp_path / "examples")
+    np.save("digits.npy", np.zeros((2, 1, 8, 8), np.float32))
+    text = "".join(blocks("sh")).replace("\\\n", " ")
+    programs = {"flexrel": main, "flexrel-edge": flexrel_edge.cli.main}
+    lines = [line.split() for line in text.splitlines() if line.split()[0] in programs]
 
-    for line in example.replace("\\\n", " ").strip().splitlines():
-        assert main(line.split()[1:]) == 0, line
+    for program, *arguments in lines:
+        assert programs[program](arguments) == 0, (program, arguments)
 
+    assert [program for program, *_ in lines].count("flexrel-edge") == 1
     assert (tmp_path / "pruned" / "report.html").is_file()
+    assert [scores.shape for scores in np.load("scores.npz").values()] == [(2, 10)]

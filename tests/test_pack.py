@@ -13,8 +13,10 @@ from torch import nn
 import flexrel_edge
 from flexrel import ModelError, PackError, UsageError, load, pack
 from flexrel.apply import apply
+from flexrel.cli import main
 from flexrel.pack import encode
 from flexrel.structure import analyse
+from flexrel_edge.trust import write_keys
 from networks import (
     Call,
     attributes_are_true,
@@ -55,7 +57,7 @@ def same_state(one, two):
 @pytest.mark.parametrize("granularity", ["element", "channel"])
 def test_a_packed_network_loads_into_a_fresh_dense_one(granularity, tmp_path):
     pruned = cut(small(), granularity)
-    size = pack(pruned, tmp_path / "model.flexrel")
+    size = pack(pruned, tmp_path / "model.flexrel").bytes
 
     fresh = small(seed=9)
     loaded = load(tmp_path / "model.flexrel", into=fresh)
@@ -116,13 +118,26 @@ def test_tied_weights_are_packed_once_and_stay_tied(tmp_path):
         return model
 
     model, untied = tied(), copy.deepcopy(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)))
-    size = pack(model, tmp_path / "m")
+    size = pack(model, tmp_path / "m").bytes
     fresh = load(tmp_path / "m", into=tied())
 
     assert size < 0.7 * len(encode(untied))
     assert fresh[1].weight is fresh[0].weight
     same_state(fresh, model)
     same_state(load(tmp_path / "m", into=untied), model)
+
+
+def test_a_network_is_loaded_from_those_who_are_trusted(tmp_path):
+    path, network = tmp_path / "n.flexrel", nn.Linear(3, 2)
+    pack(network, path)
+    write_keys(tmp_path / "a.key", tmp_path / "a.pub")
+    with pytest.raises(PackError, match="is not signed"):
+        load(path, nn.Linear(3, 2), trust=tmp_path / "a.pub")
+
+    assert main(["sign", str(path), "--key", str(tmp_path / "a.key")]) == 0
+
+    loaded = load(path, nn.Linear(3, 2), trust=tmp_path / "a.pub")
+    assert torch.equal(loaded.weight, network.weight)
 
 
 def test_tied_layers_that_were_cut_load_tied(tmp_path):
@@ -212,8 +227,8 @@ def test_a_value_that_float16_can_not_hold_is_refused(tmp_path):
 
 
 def test_an_unknown_precision_is_refused_with_those_that_are_known():
-    with pytest.raises(UsageError, match="'int4' is not known; there are: float32, float16"):
-        unchecked(encode)(small(), "int4")
+    with pytest.raises(UsageError, match="'int5' is not known; there are: float32, bfloat16"):
+        unchecked(encode)(small(), "int5")
 
 
 def test_state_that_is_no_tensor_is_refused():

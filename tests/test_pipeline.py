@@ -32,10 +32,10 @@ from flexrel import (
 )
 from flexrel.allocate import Removal
 from flexrel.apply import apply
+from flexrel.batches import fitted_and_judged
 from flexrel.criteria import scores_of
 from flexrel.evaluate import Divergence
 from flexrel.pack import encode
-from flexrel.pipeline import fitted_and_judged
 from flexrel.records import Plan
 from flexrel.structure import analyse
 from networks import (
@@ -693,7 +693,7 @@ UNKNOWN = {
     "granularity": "there are: element, channel",
     "rule": "'other' is not known; there are: gradient-input",
     "output": "'other' is not known; pass auto, label, predicted, norm",
-    "values": "there are: float32, float16",
+    "values": "there are: auto, float32, bfloat16, float16",
 }
 SCRIPT = """
 import json, torch, flexrel

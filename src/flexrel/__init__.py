@@ -12,7 +12,8 @@ from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
 from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
 from flexrel.evaluate import Accuracy
 from flexrel.evidence import Evidence
-from flexrel.pack import load, pack
+from flexrel.export import export
+from flexrel.pack import Written, load, pack
 from flexrel.pipeline import prune
 from flexrel.plan import Plan
 from flexrel.records import Measurement
@@ -73,10 +74,12 @@ __all__ = [
     "Sparsity",
     "Statistics",
     "UsageError",
+    "Written",
     "ZPlus",
     "__version__",
     "apply",
     "calibrate",
+    "export",
     "load",
     "pack",
     "prune",

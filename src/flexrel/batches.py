@@ -12,6 +12,8 @@ from flexrel.errors import UsageError
 RawBatch = Any  # a tensor, a tuple (inputs, labels), a dict as transformers give it, or a Batch
 _LABELS = ("labels", "label")
 _WEIGHTS = "sample_weight"
+_JUDGED = 128  # calibration samples that judge and fit nothing, or
+_MOST_JUDGED = 0.25  # of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +220,21 @@ def _joined(group: Sequence[Batch]) -> Batch:
         cat([batch.labels for batch in group]),
         cat([batch.weights for batch in group]),
     )
+
+
+def fitted_and_judged(
+    batches: Sequence[RawBatch], model: nn.Module
+) -> tuple[Sequence[RawBatch], Sequence[RawBatch]]:
+    """Return what scores and repairs are fitted to, and what they are judged by.
+
+    A repair fits the very data it sees: by those, the criterion would be chosen that fits best,
+    not that which holds on others.
+    """
+    samples = sum(batch.samples for batch in read_batches(batches, model))
+    parts = list(divided(batches, model, min(_JUDGED / max(samples, 1), _MOST_JUDGED)))
+    fitted = [part for part, _ in parts if part is not None]
+    judged = [part for _, part in parts if part is not None]
+    return fitted, judged or fitted
 
 
 def first_samples(batch: Batch, count: int) -> Batch:

@@ -1,18 +1,24 @@
 """The spine: one stage a line, from a network and what the target can afford to the result."""
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
-from operator import itemgetter
 from typing import Literal
 
 from torch import nn
 
 from flexrel import plan as plans
 from flexrel.allocate import ALLOCATIONS
-from flexrel.batches import Batch, RawBatch, collect, divided, first_samples, read_batches
+from flexrel.batches import (
+    Batch,
+    RawBatch,
+    collect,
+    first_samples,
+    fitted_and_judged,
+    read_batches,
+)
 from flexrel.budgets import AccuracyDrop, Budget
 from flexrel.calibrate import calibrate
 from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
@@ -22,24 +28,20 @@ from flexrel.evaluate import Accuracy, Divergence, Evaluate
 from flexrel.evidence import without_unmeasured
 from flexrel.forms import Forms, Subject
 from flexrel.inputs import unlikeness
-from flexrel.pack import Values
-from flexrel.records import FORMS, Form, Measurement, Plan, Progress, silent
+from flexrel.making import Making
+from flexrel.precision import Asked, Values
+from flexrel.records import Form, Measurement, Progress, silent
 from flexrel.recover import Recovery, recoveries
 from flexrel.relevance import RuleLike, rule_of
 from flexrel.request import Request, check_request
 from flexrel.result import Result
 from flexrel.running import unwrapped
-from flexrel.search import most_removal
+from flexrel.solving import Found, least_of, plan_of, solved
 from flexrel.starts import Start
 from flexrel.structure import saved
 from flexrel.trials import Trials
 
 _EXAMPLE_SAMPLES = 2
-_JUDGED = 128  # calibration samples that judge and fit nothing, or
-_MOST_JUDGED = 0.25  # of all
-_ROUNDING = 1e-12  # 0.995 - 0.01 is a little above 0.985
-_SEARCH_STEPS = 128  # a target is searched to within 1/128 of the units
-_ROUNDS = 3  # of choosing a criterion where the last one led
 _CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # shares of units removed
 
 
@@ -72,7 +74,7 @@ def prune(
     keep: Sequence[str] = (),
     multiple_of: int = 1,
     recover: str | Recovery = "closed-form",
-    values: Values = "float32",
+    values: Asked = "float32",
     form: Form = "auto",
     compare: bool = False,
     seed: int = 0,
@@ -111,7 +113,11 @@ def prune(
             found; "finetune:E" stands for `FineTune(epochs=E)` on the calibration data. A step
             that does not bring the outputs on held-out samples closer to the dense network's is
             undone, and the result says what each brought.
-        values: precision of the packed file, which is what a byte budget counts.
+        values: precision of the packed file, which is what a byte budget counts. Accuracy is that
+            of the rounded network; "int8" and "int4" round, where weights are repaired, so that
+            the layers' outputs on calibration data change least. "auto" finds the precision too:
+            with a target that of the smallest file, with a budget on bytes that of the least
+            change of outputs, else the coarsest that hardly adds to what the cut changes.
         form: "module" cuts the module itself, so that its class stays; "exported" cuts a
             self-contained program that `torch.export` makes of it, where numbers in its code are
             no obstacle, and which is in evaluation mode for good; "auto" takes the program only
@@ -131,12 +137,8 @@ def prune(
         if isinstance(criterion, Criterion)
         else criterion or candidates(granularity, recover)
     )
-    check_request(target, budgets, evaluate, allocation, values, granularity, multiple_of)
+    check_request(target, budgets, evaluate, allocation, values, granularity, multiple_of, form)
     repair, training = recoveries(recover, seed)
-    if form not in FORMS:
-        raise UsageError(f"form {form!r} is not known; there are: {', '.join(FORMS)}")
-    if form == "exported" and granularity == "depth":
-        raise UsageError("a program has no blocks to remove; use form='module' for depth")
     model = unwrapped(model)
     batches = collect(calibration)
     example = _example(model, batches)
@@ -150,8 +152,9 @@ def prune(
     damaging = any(getattr(option, "needs_damage", False) for option in options)
     divergence = Divergence(model, judged)
     order = ALLOCATIONS[allocation]
+    repairing = (partial(repair, batches=fitted), fitted) if repair else ()
 
-    def solve(subject: Subject) -> tuple[Trials, Request, Criterion, Plan]:
+    def solve(subject: Subject) -> tuple[Request, Found]:
         whole, structure = subject.network, subject.structure
         if statistics is not None:
             structure = without_unmeasured(structure, statistics)
@@ -160,25 +163,29 @@ def prune(
             damages, unknown = measure_damage(whole, structure, fitted, progress, seed=seed)
             known = [site for site in structure.sites if site.name in damages]
             structure = structure.only(known, unknown)
-        trials = Trials(
-            *(whole, structure, statistics, order, values, evaluate, divergence, progress),
-            damages=damages,
-            multiple_of=multiple_of,
-            repair=partial(repair, batches=fitted) if repair else None,
-        )
-        request = Request(target, tuple(budgets), trials.dense())
-        return trials, request, *_solve(trials, request, options)
+
+        @cache
+        def trials_in(values: Values) -> Trials:
+            making = Making(whole, values, divergence, progress, *repairing)
+            return Trials(making, structure, statistics, order, evaluate, multiple_of, damages)
+
+        dense = trials_in("float32" if values == "auto" else values).dense()
+        request = Request(target, tuple(budgets), dense)
+        return request, solved(trials_in, values, request, options)
 
     try:
-        trials, request, chosen, plan = solve(subject)
+        request, found = solve(subject)
     except BudgetError as error:
         subject = forms.next(subject, error)
-        trials, request, chosen, plan = solve(subject)
-    dense = request.dense
+        request, found = solve(subject)
+    trials, chosen, plan, dense = found.trials, found.criterion, found.plan, request.dense
     if not subject.structure.pattern.zeros:  # zeros change no shape: there is nothing to compare
         subject.verify(plan)
     network, achieved, recovery = trials.finished(
-        chosen, plan, partial(training, batches=fitted) if training else None, request.budgets
+        chosen,
+        plan,
+        partial(training, batches=fitted) if training else None,
+        request.most_bytes,
     )
     rivals: tuple[Measurement, ...] = ()
     curves: tuple[Measurement, ...] = ()
@@ -188,6 +195,7 @@ def prune(
     return Result(
         model=network,
         program=saved(subject.program, network) if subject.program else None,
+        example=next(read_batches(batches[:1], model)),
         plan=plans.Plan(plan.structure, plan.masks),
         criterion=chosen,
         dense=dense,
@@ -207,7 +215,8 @@ def prune(
             "output": statistics.output if statistics else None,
             "allocation": allocation,
             "recover": recover if isinstance(recover, str) else recover.name,
-            "values": values,
+            "values": trials.making.values,
+            "values_asked": values,
             "samples_a_call": subject.samples,
             "calibration_samples": sum(batch.samples for batch in read_batches(batches, model)),
         },
@@ -216,88 +225,11 @@ def prune(
     )
 
 
-def fitted_and_judged(
-    batches: Sequence[RawBatch], model: nn.Module
-) -> tuple[Sequence[RawBatch], Sequence[RawBatch]]:
-    """Return what scores and repairs are fitted to, and what they are judged by.
-
-    A repair fits the very data it sees: by those, the criterion would be chosen that fits best,
-    not that which holds on others.
-    """
-    samples = sum(batch.samples for batch in read_batches(batches, model))
-    parts = list(divided(batches, model, min(_JUDGED / max(samples, 1), _MOST_JUDGED)))
-    fitted = [part for part, _ in parts if part is not None]
-    judged = [part for _, part in parts if part is not None]
-    return fitted, judged or fitted
-
-
 def _example(model: nn.Module, batches: Sequence[RawBatch]) -> Batch:
     first = next(read_batches(batches[:1], model), None)
     if first is None:
         raise UsageError("the calibration set is empty; pass at least one batch")
     return first_samples(first, _EXAMPLE_SAMPLES)
-
-
-def _solve(
-    trials: Trials, request: Request, options: Sequence[Criterion]
-) -> tuple[Criterion, Plan]:
-    """Return the criterion, chosen of several on held-out samples, and its plan."""
-    if len(options) == 1:
-        return options[0], _plan(trials, request, options[0])
-    magnitude = Magnitude()  # what the first choice is made like
-    simplest = trials.removal(magnitude)
-    if request.target is None:
-        count = _least(trials, request, magnitude)
-        plan_of: Callable[[Criterion], Plan | None] = partial(_plan, trials, request)
-        if any(budget.resource == "bytes" for budget in request.budgets):  # packing takes long
-            plan_of = partial(trials.as_costly, simplest.plan(count))
-        chosen = trials.choose(options, plan_of)
-        return chosen, _plan(trials, request, chosen)
-    found: list[tuple[int, Criterion, Plan]] = []
-    like = simplest.plan(simplest.removable // 2)
-    for _ in range(_ROUNDS):  # where the plan lands decides what is best there
-        chosen = trials.choose(options, partial(trials.as_costly, like))
-        if any(chosen is tried for _, tried, _ in found):
-            break
-        try:
-            like = _plan(trials, request, chosen)
-        except BudgetError:
-            if found:
-                break
-            raise
-        found.append((trials.bytes(like), chosen, like))
-    _, best, plan = min(found, key=itemgetter(0))
-    return best, plan
-
-
-def _least(trials: Trials, request: Request, criterion: Criterion) -> int:
-    """Return the least that goes: what the budgets ask, and N:M on all layers without a target."""
-    everywhere = request.target is None
-    return trials.units_for(criterion, request.budgets, request.dense, all_layers=everywhere)
-
-
-def _plan(trials: Trials, request: Request, criterion: Criterion) -> Plan:
-    """Return the criterion's plan: to the budgets, or beyond them as far as the target allows."""
-    least = _least(trials, request, criterion)
-    removal = trials.removal(criterion)
-    floor = request.floor
-    if floor is None:
-        return trials.filled(criterion, least, request.budgets, request.dense)
-    accuracies: dict[int, float] = {}
-
-    def good(count: int) -> bool:
-        plan = removal.plan(count)
-        accuracies[count] = trials.accuracy(plan)
-        trials.progress(f"searching with {criterion.name}", len(accuracies), None)
-        reached = accuracies[count] >= floor - _ROUNDING
-        return reached and trials.within(plan, request.budgets, request.dense)
-
-    resolution = removal.removable // _SEARCH_STEPS
-    count = most_removal(good, least, removal.removable, resolution)
-    if count is None:
-        advice = "That is what the budgets leave; raise them or allow a larger drop."
-        raise BudgetError("accuracy", floor, accuracies[least], advice)
-    return removal.plan(count)
 
 
 def _rivals(trials: Trials, request: Request, chosen: Criterion) -> tuple[Measurement, ...]:
@@ -310,9 +242,9 @@ def _rivals(trials: Trials, request: Request, chosen: Criterion) -> tuple[Measur
         if criterion.name == chosen.name:
             continue
         try:
-            plan = _plan(trials, request, criterion)
+            plan = plan_of(trials, request, criterion)
         except BudgetError:
-            count = _least(trials, request, criterion)
+            count = least_of(trials, request, criterion)
             plan = trials.removal(criterion).plan(count)
         rivals.append(trials.measure(criterion, plan)[1])
     return tuple(rivals)
@@ -328,7 +260,7 @@ def _curves(trials: Trials, chosen: Criterion, dense: Measurement) -> tuple[Meas
         for share in _CURVE:
             plan = removal.plan(int(share * removal.removable))
             points.append(trials.measure(criterion, plan)[1])
-            trials.progress("measuring curves", len(points), 3 * (len(_CURVE) + 1))
+            trials.making.progress("measuring curves", len(points), 3 * (len(_CURVE) + 1))
     return tuple(points)
 
 

@@ -1,6 +1,7 @@
 """What was asked of a network: limits, relative to the dense one, and whether they make sense."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from flexrel.allocate import ALLOCATIONS
@@ -8,8 +9,8 @@ from flexrel.budgets import RESOURCES, AccuracyDrop, Budget
 from flexrel.errors import UsageError
 from flexrel.evaluate import Evaluate
 from flexrel.granularity import Pattern
-from flexrel.pack import VALUES
-from flexrel.records import Measurement
+from flexrel.precision import VALUES, check_values
+from flexrel.records import FORMS, Measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,12 @@ class Request:
         if self.target is None or self.dense.accuracy is None:
             return None
         return max(self.dense.accuracy - self.target.amount, 0.0)
+
+    @property
+    def most_bytes(self) -> float:
+        """The most bytes that the budgets allow; infinity without one on them."""
+        limits = (b.limit(self.dense.bytes) for b in self.budgets if b.resource == "bytes")
+        return min(limits, default=math.inf)
 
     def limits(self) -> dict[str, float | None]:
         """Return every limit in its resource's unit, None where nothing was asked for."""
@@ -51,6 +58,7 @@ def check_request(
     values: str,
     granularity: str,
     multiple_of: int,
+    form: str,
 ) -> None:
     """Raise UsageError unless all that was asked makes sense together."""
     if not isinstance(budgets, Sequence):
@@ -60,19 +68,23 @@ def check_request(
             raise UsageError(
                 f"{budget!r} is no budget that can be counted; one is on {', '.join(RESOURCES)}"
             )
-    if values not in VALUES:
-        raise UsageError(f"values {values!r} is not known; there are: {', '.join(VALUES)}")
+    check_values(values, ("auto", *VALUES))
+    _check_known("form", form, FORMS)
+    _check_known("allocation", allocation, ALLOCATIONS)
+    if form == "exported" and granularity == "depth":
+        raise UsageError("a program has no blocks to remove; use form='module' for depth")
     pattern = Pattern.of(granularity)
     if target is None and not budgets and pattern.unit != "group":
         raise UsageError("nothing to prune to; pass target=AccuracyDrop(0.01) or budgets=[...]")
     if target is not None and evaluate is None:
         raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
-    if allocation not in ALLOCATIONS:
-        raise UsageError(
-            f"allocation {allocation!r} is not known; there are: {', '.join(ALLOCATIONS)}"
-        )
     if multiple_of < 1 or (multiple_of > 1 and pattern.unit not in ("channel", "head")):
         raise UsageError(
             f"multiple_of={multiple_of} of granularity {granularity!r}; the widths of channels and "
             "heads can be rounded up to a multiple of 1 or more"
         )
+
+
+def _check_known(name: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} {value!r} is not known; there are: {', '.join(known)}")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from torch import nn
 
+from flexrel.batches import Batch
 from flexrel.criteria import Criterion, FlexRel
 from flexrel.evaluate import standard_error
+from flexrel.export import EXPORTS, check_exports, exported, fixed, graph_notes
 from flexrel.pack import encode
 from flexrel.plan import Plan
 from flexrel.records import Measurement, RecoveryStep
@@ -39,6 +41,7 @@ class Result:
         seed: of every random number.
         versions: of all that had a part in it.
         program: content of `model.pt2`, if the network is an exported program.
+        example: the first calibration batch, which exports are made with.
     """
 
     model: nn.Module
@@ -56,6 +59,7 @@ class Result:
     seed: int
     versions: Mapping[str, str]
     program: bytes | None = None
+    example: Batch | None = None
 
     @property
     def form(self) -> Literal["module", "exported"]:
@@ -128,23 +132,47 @@ class Result:
         """Return the report: one HTML page that needs nothing else."""
         return render(self.as_json(), self.plan.as_json())
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | Path, export: Sequence[str] = ()) -> tuple[str, ...]:
         """Write `model.flexrel`, `plan.json`, `result.json` and `report.html`, all or none.
 
         For an exported program also `model.pt2`, for `torch.export.load`.
 
         Args:
             directory: made if it is not there; files of these names in it are replaced.
+            export: more to write: "onnx", a `model.onnx`; "pt2", a `model.pt2`; "graph", the ONNX
+                graph inside of `model.flexrel`, which a byte budget does not count.
+
+        Returns:
+            What there is to know of the exports, a line each.
+
+        Raises:
+            UsageError: an unknown export, or ONNX without the extra "export".
+            ModelError: the network can't be exported; nothing was written.
         """
+        check_exports(export)
         folder = Path(directory)
+        graph = self.example if "graph" in export else None
+        packed = encode(self.model, self.options["values"], graph)
+        notes = graph_notes("model.flexrel", packed) if graph else []
+        limit = self.requested.get("bytes")
+        if limit is not None and len(packed) > limit:
+            notes.append(
+                f"model.flexrel has {len(packed):,} bytes with its ONNX graph; the budget of "
+                f"{limit:,.0f} counts it without"
+            )
         files = {
-            "model.flexrel": encode(self.model, self.options["values"]),
+            "model.flexrel": packed,
             "plan.json": self.plan.encode(),
             "result.json": _dump(self.as_json()),
             "report.html": self.report().encode(),
         }
         if self.program is not None:
             files["model.pt2"] = self.program
+        for kind in EXPORTS:
+            name = f"model.{kind}"
+            if kind in export and name not in files:
+                files[name], samples = exported(self.model, self.example, kind)
+                notes += [] if samples is None else [fixed(name, samples)]
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
             for name, data in files.items():
@@ -152,6 +180,7 @@ class Result:
             folder.mkdir(exist_ok=True)
             for name in files:
                 (Path(beside) / name).replace(folder / name)
+        return tuple(notes)
 
 
 def _measurement(m: Measurement) -> dict[str, Any]:

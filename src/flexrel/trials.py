@@ -1,26 +1,23 @@
 """Plans of one network made and measured: what the spine asks again and again while it searches."""
 
-import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil
 
 from torch import nn
 
 from flexrel import cost
 from flexrel.allocate import Allocation, Order, Removal, order_of
-from flexrel.apply import apply
 from flexrel.budgets import Budget
 from flexrel.criteria import Criterion, scores_of
 from flexrel.errors import BudgetError, UsageError
-from flexrel.evaluate import Divergence, Evaluate, checked
-from flexrel.pack import Values, encode, round_
-from flexrel.records import Damages, Measurement, Plan, Progress, RecoveryStep, Structure
-from flexrel.recover import Recovered
+from flexrel.evaluate import Evaluate, checked
+from flexrel.making import Making, Recover
+from flexrel.records import Damages, Measurement, Plan, RecoveryStep, Structure
 from flexrel.search import least_removal
 from flexrel.statistics import Statistics
-from flexrel.structure import duplicate, named_tensors
+from flexrel.structure import named_tensors
 
 _BYTES_TOLERANCE = 0.002  # a byte budget is met from below, to within this share of it
 _ROUNDING = 1e-12  # 1 - 0.9 is a little above 0.1
@@ -30,7 +27,6 @@ _BYTES_AIMS = 5  # tries to bring a repaired network's file within a budget
 _BYTES_STEPS = 1000  # of the units, where bytes rose as units went
 
 
-Recover = Callable[..., Recovered]  # a Recovery that has its calibration data already
 Limit = tuple[Callable[[Structure, Plan], int], float]  # what counts a cost, and the most allowed
 
 
@@ -38,89 +34,57 @@ Limit = tuple[Callable[[Structure, Plan], int], float]  # what counts a cost, an
 class Trials:
     """One network, its structure and statistics, and how it is judged."""
 
-    model: nn.Module
+    making: Making
     structure: Structure
     statistics: Statistics | None
     allocation: Allocation
-    values: Values
     evaluate: Evaluate | None
-    divergence: Divergence
-    progress: Progress
     multiple_of: int = 1  # that widths are rounded up to
     damages: Damages | None = None
-    repair: Recover | None = None  # of every network that is tried
     _last: tuple[Criterion, Order] | None = None  # orders are large; the last is often asked for
-    _repaired: tuple[bytes, nn.Module, RecoveryStep] | None = None  # likewise
 
     def removal(self, criterion: Criterion) -> Order:
         """Return the order in which the criterion lets units go, or layers take N:M."""
         if self._last is None or self._last[0] is not criterion:
-            tensors = named_tensors(self.model)
+            tensors = named_tensors(self.making.model)
             evidence = (tensors, self.statistics, self.damages)
             scores = scores_of(criterion, self.structure, *evidence)
             removal = order_of(self.structure, self.allocation(scores), self.multiple_of)
             self._last = (criterion, removal)
         return self._last[1]
 
-    def network(self, plan: Plan) -> nn.Module:
-        """Return the plan's network, repaired, with the values that its packed file will hold."""
-        network = duplicate(self._recovered(plan)[0]) if self.repair else apply(self.model, plan)
-        round_(network, self.values)
-        return network
-
-    def _recovered(self, plan: Plan) -> tuple[nn.Module, tuple[RecoveryStep, ...]]:
-        """Return the plan's network, repaired where that helps, in full precision."""
-        pruned = apply(self.model, plan)
-        if self.repair is None:
-            return pruned, ()
-        known = hashlib.sha256(b"".join(mask.numpy().tobytes() for mask in plan.masks.values()))
-        if self._repaired is None or self._repaired[0] != known.digest():
-            network, step = self._improved(pruned, self.repair, plan)
-            self._repaired = known.digest(), network, step
-        return self._repaired[1], (self._repaired[2],)
-
-    def _improved(
-        self, network: nn.Module, recover: Recover, plan: Plan
-    ) -> tuple[nn.Module, RecoveryStep]:
-        """Return the network recovered, or as it is if that is closer to the dense one."""
-        made = recover(pruned=network, dense=self.model, plan=plan, progress=self.progress)
-        before, after = self.divergence(network), self.divergence(made.model)
-        kept = made.training.best > 0 if made.training else after <= before
-        step = RecoveryStep(made.name, before, after, kept, made.notes)
-        return (made.model if kept else network), step
-
     def dense(self) -> Measurement:
         """Measure the network as it came."""
-        self.progress("measuring dense", 0, 1)
+        self.making.progress("measuring dense", 0, 1)
         measurement = Measurement(
             criterion="dense",
             removed=0.0,
             parameters=cost.parameters(self.structure),
             macs=cost.macs(self.structure),
-            bytes=len(encode(self.model, self.values)),
-            accuracy=checked(self.evaluate, self.model) if self.evaluate else None,
+            bytes=self.making.size(self.making.model),
+            accuracy=checked(self.evaluate, self.making.model) if self.evaluate else None,
             divergence=0.0,
         )
-        self.progress("measuring dense", 1, 1)
+        self.making.progress("measuring dense", 1, 1)
         return measurement
 
     def measure(self, criterion: Criterion, plan: Plan) -> tuple[nn.Module, Measurement]:
         """Return the plan's network and what it costs and does."""
-        network = self.network(plan)
+        network = self.making.network(plan)
         return network, self._measured(criterion, plan, network)
 
     def _measured(self, criterion: Criterion, plan: Plan, network: nn.Module) -> Measurement:
-        self.progress(f"measuring {criterion.name}", 0, 1)
+        self.making.progress(f"measuring {criterion.name}", 0, 1)
         measurement = Measurement(
             criterion=criterion.name,
             removed=cost.sparsity(self.structure, plan),
             parameters=cost.parameters(self.structure, plan),
             macs=cost.macs(self.structure, plan),
-            bytes=len(encode(network, self.values)),
+            bytes=self.making.size(network),
             accuracy=checked(self.evaluate, network) if self.evaluate else None,
-            divergence=self.divergence(network),
+            divergence=self.making.divergence(network),
         )
-        self.progress(f"measuring {criterion.name}", 1, 1)
+        self.making.progress(f"measuring {criterion.name}", 1, 1)
         return measurement
 
     def finished(
@@ -128,7 +92,7 @@ class Trials:
         criterion: Criterion,
         plan: Plan,
         training: Recover | None,
-        budgets: Sequence[Budget],
+        most_bytes: float,
     ) -> tuple[nn.Module, Measurement, tuple[RecoveryStep, ...]]:
         """Return the plan's network, trained if that is asked for, and what was done to it.
 
@@ -136,34 +100,33 @@ class Trials:
             criterion: that made the plan.
             plan: that was chosen.
             training: goes on from the repaired network.
-            budgets: that training must keep to; one on bytes it could break.
+            most_bytes: what training may not make the file exceed.
         """
         network, measured = self.measure(criterion, plan)
-        repaired, steps = self._recovered(plan)
+        if self.making.repair is None:
+            return network, measured, ()
+        steps = self.making.made(plan).steps
         if training is None:
             return network, measured, steps
-        trained, step = self._improved(repaired, training, plan)
-        if not step.kept:
-            return network, measured, (*steps, step)
-        round_(trained, self.values)
-        found = self._measured(criterion, plan, trained)
-        limits = [
-            b.limit(len(encode(self.model, self.values))) for b in budgets if b.resource == "bytes"
-        ]
-        if limits and found.bytes > min(limits):
-            note = f"undone: its file has {found.bytes:,} bytes, above {min(limits):,.0f}"
+        trained = self.making.trained(plan, training)
+        if isinstance(trained, RecoveryStep):
+            return network, measured, (*steps, trained)
+        found = self._measured(criterion, plan, trained.rounded)
+        if found.bytes > most_bytes:
+            step = trained.steps[1]
+            note = f"undone: its file has {found.bytes:,} bytes, above {most_bytes:,.0f}"
             return network, measured, (*steps, replace(step, kept=False, notes=(*step.notes, note)))
-        return trained, found, (*steps, step)
+        return trained.rounded, found, trained.steps
 
     def accuracy(self, plan: Plan) -> float:
         """Return what `evaluate` says of the plan's network."""
         if self.evaluate is None:
             raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
-        return checked(self.evaluate, self.network(plan))
+        return checked(self.evaluate, self.making.network(plan))
 
     def bytes(self, plan: Plan) -> int:
         """Return the size of the plan's packed file."""
-        return len(encode(self.network(plan), self.values))
+        return self.making.size(self.making.network(plan))
 
     def units_for(
         self,
@@ -255,7 +218,7 @@ class Trials:
                 if self.multiple_of > 1:
                     advice = f"Every layer keeps a multiple of {self.multiple_of}."
                 return self._units_for_sparsity(removal, wanted, advice)
-            count = ceil(wanted * self.structure.units)
+            count = math.ceil(wanted * self.structure.units)
             if (count - 1) / self.structure.units >= wanted:  # 0.07 * 100 is above 7
                 count -= 1
             if count > removal.removable:
@@ -299,10 +262,8 @@ class Trials:
 
     def _size(self, removal: Order, count: int) -> int:
         """Return the size of the file of the network without `count` units, not repaired."""
-        self.progress("packing", count, removal.removable)
-        network = apply(self.model, removal.plan(count))
-        round_(network, self.values)
-        return len(encode(network, self.values))
+        self.making.progress("packing", count, removal.removable)
+        return self.making.size(self.making.unrepaired(removal.plan(count)))
 
     def _units_for_sparsity(self, removal: Order, wanted: float, advice: str) -> int:
         """Return the least number to ask for where that is not how many units go."""
@@ -334,8 +295,10 @@ class Trials:
 
         def divergence(index: int) -> float:
             plan = plan_of(candidates[index])
-            self.progress("choosing a criterion", index + 1, len(candidates))
-            return float("inf") if plan is None else self.divergence(self.network(plan))
+            self.making.progress("choosing a criterion", index + 1, len(candidates))
+            return (
+                float("inf") if plan is None else self.making.divergence(self.making.network(plan))
+            )
 
         return candidates[min(range(len(candidates)), key=divergence)]
 

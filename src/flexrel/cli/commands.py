@@ -1,4 +1,4 @@
-"""One function a command; each reads its arguments, makes one library call and prints."""
+"""One function a command: it reads its arguments, makes one library call and prints."""
 
 import json
 import sys
@@ -13,32 +13,23 @@ import typer
 from jinja2 import UndefinedError
 from rich.console import Console
 
-import flexrel_edge.cli
+import flexrel_edge
 from flexrel import demo
 from flexrel.allocate import ALLOCATIONS
-from flexrel.apply import apply
 from flexrel.calibrate import calibrate as calibrate_model
+from flexrel.cli import packing
+from flexrel.cli.arguments import DATA, AsJson, Model, Output, Rule, Seed, Weights
 from flexrel.cli.options import parse_budget, parse_criterion, parse_rule, parse_target
-from flexrel.cli.show import (
-    conservation,
-    plan_tables,
-    progress_bars,
-    recovery_lines,
-    table,
-    what_it_is,
-)
+from flexrel.cli.show import conservation, progress_bars, recovery_lines, table, what_it_is
 from flexrel.cli.sources import read_data, read_model
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.evaluate import Accuracy
+from flexrel.export import EXPORTS, check_exports
 from flexrel.granularity import GRANULARITIES
-from flexrel.pack import VALUES
-from flexrel.pack import pack as pack_model
 from flexrel.pipeline import prune as prune_model
-from flexrel.plan import Plan
+from flexrel.precision import VALUES
 from flexrel.records import FORMS
-from flexrel.relevance import RULES
 from flexrel.report import percent, render
-from flexrel.starts import OUTPUTS
 from flexrel.statistics import Statistics
 
 app = typer.Typer(
@@ -47,23 +38,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[
-    str, typer.Argument(help="file.py:factory, package.module:factory or demo:digits")
-]
-Weights = Annotated[
-    Path | None, typer.Option(help=".safetensors, .flexrel, or a state dict saved by torch")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
-Seed = Annotated[int, typer.Option(help="of every random number")]
-Rule = Annotated[
-    str,
-    typer.Option(
-        help=f"of relevance: {', '.join(RULES)}; by layer: features.*=gamma,head*=epsilon"
-    ),
-]
-Output = Annotated[str, typer.Option(help=f"what relevance starts from: {', '.join(OUTPUTS)}")]
-DATA = "file.py:factory, package.module:factory, an .npz with x and y, or demo:digits"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,7 +112,9 @@ def prune(
     recover: Annotated[
         str, typer.Option(help="none, closed-form, or finetune:EPOCHS on the calibration data")
     ] = "closed-form",
-    values: Annotated[str, typer.Option(help=f"in the file: {', '.join(VALUES)}")] = "float32",
+    values: Annotated[
+        str, typer.Option(help=f"in the file: auto, {', '.join(VALUES)}")
+    ] = "float32",
     form: Annotated[
         str, typer.Option(help=f"what is cut: {', '.join(FORMS)}; the last where code fixes sizes")
     ] = "auto",
@@ -147,6 +123,10 @@ def prune(
     ] = True,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="directory for the results")] = None,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(help="into --out too: onnx, pt2; graph: ONNX inside of model.flexrel"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Return the smallest network that keeps to a target and budgets.
@@ -155,6 +135,10 @@ def prune(
     --evaluation data.py:labelled --target accuracy-drop=1% --out pruned
     """
     _check_directory(out)
+    exports = export or []
+    check_exports(exports)
+    if exports and out is None:
+        raise UsageError("--export writes into --out DIR; name one")
     budgets = [parse_budget(text) for text in budget or []]
     goal = parse_target(target) if target else None
     scorer = parse_criterion(criterion)
@@ -182,20 +166,20 @@ def prune(
             seed=seed,
             progress=progress,
         )
-        if out is not None:
-            result.save(out)
+        notes = () if out is None else result.save(out, exports)
     if as_json:
         typer.echo(json.dumps(result.as_json()))
         return
     Console().print(table(result))
     for line in recovery_lines(result):
         typer.echo(line)
-    for line in result.warnings:
+    for line in (*result.warnings, *notes):
         typer.echo(f"warning: {line}", err=True)
     typer.echo(what_it_is(result))
     if out is not None:
-        program = ", model.pt2" if result.form == "exported" else ""
-        typer.echo(f"Wrote {out}/: model.flexrel, plan.json, result.json, report.html{program}")
+        kinds = {*exports, *(["pt2"] if result.form == "exported" else [])}
+        more = "".join(f", model.{kind}" for kind in EXPORTS if kind in kinds)
+        typer.echo(f"Wrote {out}/: model.flexrel, plan.json, result.json, report.html{more}")
 
 
 @app.command()
@@ -248,53 +232,6 @@ def merge(
 
 
 @app.command()
-def pack(
-    model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="packed file")],
-    weights: Weights = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="a plan.json, carried out on the network first")
-    ] = None,
-    values: Annotated[str, typer.Option(help=f"in the file: {', '.join(VALUES)}")] = "float32",
-    seed: Seed = 0,
-) -> None:
-    """Pack a network as it is, or as a plan cuts it."""
-    cut = Plan.load(plan) if plan else None
-    with progress_bars() as progress:
-        network = read_model(model, weights, seed, progress)
-        network = apply(network, cut) if cut else network
-        size = pack_model(network, out, values)  # type: ignore[arg-type]  # checked by pack
-    typer.echo(f"{out}: {size:,} bytes")
-
-
-@app.command()
-def inspect(
-    file: Annotated[Path, typer.Argument(help="packed file, or a plan.json")],
-    as_json: AsJson = False,
-) -> None:
-    """Say what a packed file holds, or what a plan does and why."""
-    if file.suffix == ".json":
-        plan = Plan.load(file)
-        if as_json:
-            typer.echo(json.dumps(plan.as_json()))
-            return
-        console = Console()
-        for shown in plan_tables(plan):
-            console.print(shown)
-        return
-    raise typer.Exit(flexrel_edge.cli.main(["inspect", str(file), *["--json"] * as_json]))
-
-
-@app.command()
-def unpack(
-    file: Annotated[Path, typer.Argument(help="packed file")],
-    out: Annotated[Path, typer.Argument(help="safetensors file to write")],
-) -> None:
-    """Write a packed file's tensors as safetensors."""
-    raise typer.Exit(flexrel_edge.cli.main(["unpack", str(file), str(out)]))
-
-
-@app.command()
 def report(
     directory: Annotated[Path, typer.Argument(help="that prune --out wrote")],
     show: Annotated[bool, typer.Option("--open", help="open it in a browser")] = False,
@@ -318,3 +255,5 @@ def report(
 
 
 _RECORDS = ("result.json", "plan.json")
+
+app.add_typer(packing.app)

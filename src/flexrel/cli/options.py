@@ -1,6 +1,8 @@
-"""Budgets, targets and criteria as they are written on the command line."""
+"""Budgets, targets, criteria and metadata as they are written on the command line."""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from flexrel.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
 from flexrel.criteria import BLENDS, OBS, Criterion, FlexRel, Magnitude, Relevance
@@ -81,6 +83,17 @@ def parse_criterion(text: str) -> Criterion | None:
         f"criterion {text!r} is not known; there are: auto, magnitude, relevance, obs, "
         "flexrel:DELTA and flexrel:DELTA:product with DELTA in [0, 1]"
     )
+
+
+def parse_metadata(texts: Sequence[str]) -> dict[str, str]:
+    """Return the metadata that each `name=text`, or `name=@file` with the text in a file, gives."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals or name in found:
+            raise UsageError(f"metadata {text!r} is not NAME=TEXT or NAME=@FILE, each name once")
+        found[name] = Path(value[1:]).read_text() if value.startswith("@") else value
+    return found
 
 
 def _amount(text: str, amount: str) -> float:

@@ -74,6 +74,13 @@ def read_data(spec: str, role: str) -> Iterable[RawBatch]:
     return batches if iter(batches) is not batches else list(batches)
 
 
+def first_batch(batches: Iterable[RawBatch]) -> RawBatch:
+    """Return the first of the batches; UsageError if there is none."""
+    for batch in batches:
+        return batch
+    raise UsageError("the data hold no batch; one is needed as an example")
+
+
 def read_weights(path: Path, model: nn.Module) -> None:
     """Copy the weights of a file into the model, in place."""
     if not path.is_file():

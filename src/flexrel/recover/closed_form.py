@@ -17,6 +17,7 @@ from flexrel.batches import Batch, RawBatch, first_samples, read_batches
 from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at, samples_at
 from flexrel.records import Plan, Progress, silent, weight_of
 from flexrel.recover.passing import Passing, Stop
+from flexrel.recover.rounding import round_solution
 from flexrel.recover.solve import solve
 from flexrel.recover.uses import Key, Use, uses_of
 from flexrel.running import undisturbed
@@ -53,23 +54,26 @@ class LayerRepair:
 def reconstruct_(
     pruned: nn.Module,
     dense: nn.Module,
-    plan: Plan,
+    plan: Plan | None,
     batches: Sequence[RawBatch],
     progress: Progress = silent,
     *,
     samples: int = 1024,
     seed: int = 0,
+    largest: int | None = None,
 ) -> tuple[list[LayerRepair], dict[str, str]]:
     """Refit the weights of the pruned network in place, layer by layer.
 
     Args:
         pruned: what the plan made of `dense`.
         dense: the network as it came; not changed.
-        plan: says which outputs are left, and which weights must stay zero.
+        plan: says which outputs are left, and which weights must stay zero; None: all are left,
+            and the zeros there are stay.
         batches: calibration data, without labels.
         progress: told after each layer.
         samples: no more than so many are used.
         seed: of the rows that are drawn.
+        largest: round the weights too, to whole numbers up to it times a scale for each output.
 
     Returns:
         What became of each layer, in order; and the layers that can't be repaired, with reasons.
@@ -87,7 +91,8 @@ def reconstruct_(
         keys = {use.key: use for use in uses}
         pairs: list[tuple[Passing, Passing]] = []
         waiting = _limited(batches, dense, samples)
-        repair = _Repair(dense, pruned, plan, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        repair = _Repair(dense, pruned, plan, generator, largest)
         made: list[LayerRepair] = []
         for done, (use, most) in enumerate(zip(uses, _affordable(uses), strict=True)):
             while sum(one.samples for one, _ in pairs) < most:
@@ -158,8 +163,9 @@ class _Repair:
 
     dense: nn.Module
     pruned: nn.Module
-    plan: Plan
+    plan: Plan | None
     generator: torch.Generator
+    largest: int | None
     changed: bool = False  # whether the last layer was
     _kept: dict[tuple[str, int], Tensor] | None = None
 
@@ -200,20 +206,23 @@ class _Repair:
                 else:
                     fit = of if fit is None else fit + of
             seen += count
-        if apart <= _SAME**2 * size or fit is None or check is None or not check.rows:
+        if fit is None or check is None or not check.rows:
+            return None
+        rounds = self.largest is not None and not use.transposed  # the file scales by axis 0
+        if apart <= _SAME**2 * size and not rounds:
             return None
         shape = (groups, -1, inputs)
         bias = torch.zeros(len(weight), device=weight.device) if call.bias is None else call.bias
-        mask = self._support(use)
-        found = solve(
-            fit,
-            check,
-            weight.detach().reshape(shape),
-            bias.detach().reshape(groups, -1),
-            free_bias=use.bias or use.mean is not None,
-            support=None if mask is None else mask.reshape(shape),
-        )
-        self.changed = found.after < found.before
+        mask = self._support(use, weight)
+        support = None if mask is None else mask.reshape(shape)
+        old = weight.detach().reshape(shape), bias.detach().reshape(groups, -1)
+        free_bias = use.bias or use.mean is not None
+        found = solve(fit, check, *old, free_bias=free_bias, support=support)
+        if rounds and self.largest is not None:
+            found = round_solution(
+                found, fit + check, self.largest, free_bias=free_bias, support=support
+            )
+        self.changed = rounds or found.after < found.before
         if self.changed:
             weight.copy_(found.weight.reshape(weight.shape))
             shift = found.bias.flatten() - bias
@@ -248,7 +257,7 @@ class _Repair:
 
     def _outputs(self, use: Use, count: int) -> Tensor:
         """Return which of the dense layer's outputs are left."""
-        if self.plan.structure.pattern.zeros:
+        if self.plan is None or self.plan.structure.pattern.zeros:
             return torch.ones(count, dtype=torch.bool)
         if self._kept is None:
             self._kept = kept_positions(named_tensors(self.dense), self.plan)
@@ -259,8 +268,10 @@ class _Repair:
             return torch.ones(count, dtype=torch.bool)
         return kept[use.rows[0] : use.rows[1]] if use.rows else kept
 
-    def _support(self, use: Use) -> Tensor | None:
-        """Return which weights may be other than zero, where the plan says."""
+    def _support(self, use: Use, weight: Tensor) -> Tensor | None:
+        """Return which weights may be other than zero, where the plan or the weight says."""
+        if self.plan is None:
+            return None if bool(weight.all()) else weight != 0
         if not self.plan.structure.pattern.zeros:
             return None
         mask = self.plan.masks.get(use.key.layer)

@@ -15,8 +15,8 @@ from flexrel.structure.cut import (
     set_number_,
     shrink_,
 )
-from flexrel.structure.probe import disagreement, duplicate
-from flexrel.structure.program import Program, export, saved, trains
+from flexrel.structure.probe import difference, disagreement, duplicate, outputs
+from flexrel.structure.program import Program, export, quiet, saved, torch_program, trains
 from flexrel.structure.skip import passed_over, skip_
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Transposed",
     "analyse",
     "changed",
+    "difference",
     "disagreement",
     "duplicate",
     "export",
@@ -34,11 +35,14 @@ __all__ = [
     "mask_",
     "named_tensors",
     "number_in",
+    "outputs",
     "passed_over",
+    "quiet",
     "resize_",
     "saved",
     "set_number_",
     "shrink_",
     "skip_",
+    "torch_program",
     "trains",
 ]

@@ -51,18 +51,34 @@ def export(model: nn.Module, example: Batch, whole: Batch | None = None) -> Prog
     Raises:
         ModelError: the model can't be exported, or computes something else then.
     """
-    try:
-        example = _doubled(example)
-        exported, dynamic = _export(model, example, dynamic=True), True
-    except ModelError:
-        example = whole or example
-        exported, dynamic = _export(model, example, dynamic=False), False
+    exported, example, dynamic = torch_program(model, example, whole)
     graph = _plain(exported.module(), model)
     want, have = outputs(model, example), outputs(graph, example)
     found = difference(want, want, have)
     if isinstance(found, str) or found > _AGREE:
         raise ModelError(f"the model can't be exported: the program's outputs differ, {found}")
     return Program(graph, example, dynamic)
+
+
+def torch_program(
+    model: nn.Module, example: Batch, whole: Batch | None = None
+) -> tuple[torch.export.ExportedProgram, Batch, bool]:
+    """Return the model as torch's own program, what it was exported on, and if it is dynamic.
+
+    Args:
+        model: as for `export`.
+        example: likewise.
+        whole: likewise.
+
+    Raises:
+        ModelError: the model can't be exported.
+    """
+    try:
+        example = _doubled(example)
+        return _export(model, example, dynamic=True), example, True
+    except ModelError:
+        example = whole or example
+        return _export(model, example, dynamic=False), example, False
 
 
 _AGREE = 1e-4  # the difference that export may make, as a share of the largest output
@@ -75,7 +91,7 @@ def saved(program: Program, network: nn.Module) -> bytes:
         ModelError: it can't be exported any more.
     """
     file = io.BytesIO()
-    with _quiet():
+    with quiet():
         torch.export.save(_export(network, program.example, dynamic=program.dynamic), file)
     return file.getvalue()
 
@@ -102,7 +118,7 @@ def _export(model: nn.Module, example: Batch, *, dynamic: bool) -> torch.export.
             shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
     given = shapes.dynamic_shapes(model, example.args, dict(example.kwargs)) if dynamic else None
     try:
-        with undisturbed(model), slow_path(), torch.enable_grad(), _quiet():
+        with undisturbed(model), slow_path(), torch.enable_grad(), quiet():
             return torch.export.export(
                 model, example.args, dict(example.kwargs), dynamic_shapes=given, strict=False
             )
@@ -118,7 +134,7 @@ def _why(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what torch says while it exports, warnings of its own and whole graphs, to itself."""
     before = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):

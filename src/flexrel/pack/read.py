@@ -1,117 +1,50 @@
-"""Networks to packed files and back; the format itself is flexrel_edge's."""
+"""Packed files back into networks."""
 
 import json
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 import flexrel_edge
 from flexrel.errors import PackError, UsageError
+from flexrel.pack.state import Numbers, read, state_of
 from flexrel.records import weight_of
 from flexrel.structure import (
     Layer,
     Number,
     Transposed,
-    changed,
     number_in,
-    passed_over,
     resize_,
     set_number_,
     skip_,
 )
-from flexrel_edge.files import read_packed, replace_file
+from flexrel_edge.files import read_packed
 from flexrel_edge.records import Array
 
-Values = Literal["float32", "float16"]
-VALUES: tuple[Values, ...] = ("float32", "float16")
-
-Numbers = Mapping[Number, int]
-_NUMBER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?")
 _NO_NUMBERS: Numbers = {}
 
 
-def encode(model: nn.Module, values: Values = "float32") -> bytes:
-    """Return the packed file's bytes: the state of the model, losslessly, or in float16.
-
-    What a cut changed and the state does not tell goes along: numbers that modules size axes by,
-    such as `num_heads` and `groups`, and buffers that are not persistent.
-
-    Args:
-        model: whose parameters and persistent buffers are packed; tied ones once.
-        values: "float32" packs every tensor as it is; "float16" rounds float32 tensors.
-
-    Raises:
-        UsageError: an unknown precision, a value that float16 can't hold, or state that is no
-            tensor.
-    """
-    if values not in VALUES:
-        raise UsageError(f"values {values!r} is not known; there are: {', '.join(VALUES)}")
-    first: dict[tuple[Any, ...], str] = {}
-    arrays: dict[str, Any] = {}
-    tied: dict[str, str] = {}
-    numbers, buffers = changed(model)
-    for name, tensor in _state(model, buffers).items():
-        if not isinstance(tensor, Tensor):
-            raise UsageError(f"{name} is a {type(tensor).__name__}; only tensors can be packed")
-        where = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        if tensor.numel() and where in first:
-            tied[name] = first[where]
-            continue
-        first[where] = name
-        arrays[name] = _array(name, tensor, values)
-    metadata = {"tied": json.dumps(tied)} if tied else {}
-    if numbers:
-        metadata["attributes"] = _written(numbers)
-    if over := passed_over(model):
-        metadata["passed_over"] = json.dumps(over)
-    if isinstance(model, fx.GraphModule):
-        metadata["form"] = "exported"
-    return flexrel_edge.encode(arrays, metadata=metadata)
-
-
-def round_(model: nn.Module, values: Values) -> None:
-    """Round the model's tensors, in place, to what its packed file will hold."""
-    if values == "float16":
-        with torch.no_grad():
-            for name, tensor in _state(model, changed(model)[1]).items():
-                if tensor.dtype == torch.float32:
-                    tensor.copy_(_half(name, tensor))
-
-
-def pack(model: nn.Module, path: str | Path, values: Values = "float32") -> int:
-    """Write the model to a packed file, whole or not at all; return its size in bytes.
-
-    Args:
-        model: as for `encode`.
-        path: of the file; replaced if it is there.
-        values: as for `encode`.
-    """
-    data = encode(model, values)
-    replace_file(Path(path), data)
-    return len(data)
-
-
-def load(path: str | Path, into: nn.Module) -> nn.Module:
+def load(path: str | Path, into: nn.Module, *, trust: str | Path | None = None) -> nn.Module:
     """Return `into` with the packed weights: its shapes are cut to fit, then the weights copied.
 
     Args:
         path: of a packed file.
         into: the dense architecture, changed in place.
+        trust: file of public keys, one of which must have signed it.
 
     Raises:
         UsageError: there is no such file, or its tensors do not fit the model; `into` is as
             it was.
-        PackError: the file is damaged.
+        PackError: the file is damaged, or not trusted.
     """
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file")
-    packed = read_packed(path)
+    packed = read_packed(path, trust)
     if packed.metadata.get("form") == "exported" and not isinstance(into, fx.GraphModule):
         raise UsageError(
             f"{path} is of an exported program, whose code was cut too, which no class can take; "
@@ -124,7 +57,7 @@ def load(path: str | Path, into: nn.Module) -> nn.Module:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise PackError(f"{path}: its list of tied tensors is damaged: {error}") from error
     try:
-        numbers = _read(packed.metadata.get("attributes", "{}"))
+        numbers = read(packed.metadata.get("attributes", "{}"))
     except (ValueError, AttributeError, RecursionError) as error:
         raise PackError(f"{path}: its list of attributes is damaged: {error}") from error
     try:
@@ -183,11 +116,11 @@ def fit(
     Raises:
         UsageError: names, shapes or numbers do not fit; the model is as it was.
     """
-    state = _state(model, tensors)
+    state = state_of(model, tensors)
     biases = _new_biases(model, tensors, numbers, source)
     _check_names(state, tensors.keys() - biases.keys(), source)
     tied: dict[int, str] = {}
-    for name, slot in _state(model, tensors, keep_vars=True).items():
+    for name, slot in state_of(model, tensors, keep_vars=True).items():
         other = tied.setdefault(id(slot), name)
         one, two = tensors[other], tensors[name]
         if one is not two and not torch.equal(one, two):
@@ -203,7 +136,7 @@ def fit(
     known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     resize_(model, {name: tensor for name, tensor in smaller.items() if name in known})
     with torch.no_grad():
-        for name, slot in _state(model, tensors).items():
+        for name, slot in state_of(model, tensors).items():
             slot.copy_(tensors[name])
     for name, layer in biases.items():
         weight = layer.get_parameter("weight")
@@ -268,57 +201,6 @@ def _check_number(model: nn.Module, number: Number, value: int, source: str) -> 
         raise UsageError(
             f"{source} does not fit the model: {number} is {value}, the model's is {have}"
         )
-
-
-def _state(
-    model: nn.Module, unsaved: Collection[str], *, keep_vars: bool = False
-) -> dict[str, Any]:
-    """Return the model's state dict, and those of its other buffers that are named."""
-    state: dict[str, Any] = model.state_dict(keep_vars=keep_vars)
-    more = {name: b for name, b in model.named_buffers() if name in unsaved and name not in state}
-    return {**state, **more}
-
-
-def _written(numbers: Numbers) -> str:
-    """Return `{"module": {"name": value, "name[place]": value}}`."""
-    content: dict[str, dict[str, int]] = {}
-    for number, value in numbers.items():
-        content.setdefault(number.module, {})[str(number._replace(module=""))] = value
-    return json.dumps(content)
-
-
-def _read(text: str) -> Numbers:
-    """Return what `_written` wrote.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    numbers: dict[Number, int] = {}
-    for module, entries in json.loads(text).items():
-        for key, value in entries.items():
-            found = _NUMBER.fullmatch(key)
-            if found is None or type(value) is not int:
-                raise ValueError(f"{key!r} is {value!r}")
-            name, place = found.groups()
-            numbers[Number(module, name, int(place) if place else None)] = value
-    return numbers
-
-
-def _array(name: str, tensor: Tensor, values: Values) -> Array | flexrel_edge.Bfloat16:
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return flexrel_edge.Bfloat16(tensor.view(torch.uint16).numpy())
-    if values == "float16" and tensor.dtype == torch.float32:
-        tensor = _half(name, tensor)
-    return tensor.numpy()
-
-
-def _half(name: str, tensor: Tensor) -> Tensor:
-    half = tensor.half()
-    if bool((half.isinf() & tensor.isfinite()).any()):
-        largest = float(tensor.abs().max())
-        raise UsageError(f"{name} has a value of {largest:.3g}, which float16 can't hold")
-    return half
 
 
 def _tensor(array: Array | flexrel_edge.Bfloat16) -> Tensor:

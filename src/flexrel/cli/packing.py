@@ -1,0 +1,169 @@
+"""The commands on packed files, as those in `commands`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import flexrel_edge.cli
+from flexrel.apply import apply
+from flexrel.cli.arguments import DATA, AsJson, Model, Seed, Weights
+from flexrel.cli.options import parse_metadata, parse_target
+from flexrel.cli.show import plan_tables, progress_bars
+from flexrel.cli.sources import first_batch, read_data, read_model
+from flexrel.evaluate import Accuracy
+from flexrel.export import check_path, fixed, graph_notes
+from flexrel.export import export as export_model
+from flexrel.pack import pack as pack_model
+from flexrel.plan import Plan
+from flexrel.precision import VALUES
+from flexrel.report import percent
+
+app = typer.Typer()
+
+
+@app.command()
+def pack(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="packed file")],
+    weights: Weights = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="a plan.json, carried out on the network first")
+    ] = None,
+    values: Annotated[
+        str, typer.Option(help=f"in the file: auto, {', '.join(VALUES)}")
+    ] = "float32",
+    calibration: Annotated[
+        str | None, typer.Option(help=f"int8 and int4 round so that outputs on it stay; {DATA}")
+    ] = None,
+    graph: Annotated[
+        str | None, typer.Option(help=f"carry the ONNX graph too, made with inputs of {DATA}")
+    ] = None,
+    evaluation: Annotated[str | None, typer.Option(help=f"labelled data; {DATA}")] = None,
+    target: Annotated[str | None, typer.Option(help="accuracy-drop=1%, for --values auto")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="NAME=TEXT or NAME=@FILE: labels, licence, ...")
+    ] = None,
+    codec: Annotated[
+        str, typer.Option(help="pcodec-1, or zstd-1 for devices that pcodec has no wheel for")
+    ] = "pcodec-1",
+    seed: Seed = 0,
+) -> None:
+    """Pack a network as it is, or as a plan cuts it."""
+    cut = Plan.load(plan) if plan else None
+    data = read_data(calibration, "calibration") if calibration else ()
+    example = first_batch(read_data(graph, "calibration")) if graph else None
+    texts = parse_metadata(metadata or [])
+    goal = parse_target(target) if target else None
+    evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
+    with progress_bars() as progress:
+        network = read_model(model, weights, seed, progress)
+        network = apply(network, cut) if cut else network
+        done = pack_model(
+            network,
+            out,
+            values,  # type: ignore[arg-type]  # checked
+            calibration=data,
+            evaluate=evaluate,
+            target=goal,
+            graph=example,
+            metadata=texts,
+            codec=codec,
+        )
+    typer.echo(f"{out}: {done.bytes:,} bytes, {done.values}")
+    if done.accuracy is not None and done.accuracy_before is not None:
+        typer.echo(f"accuracy {percent(done.accuracy_before)} -> {percent(done.accuracy)}")
+    if done.divergence is not None:
+        typer.echo(f"divergence of its outputs from the network's: {done.divergence:.3g}")
+    for line in graph_notes(str(out), out.read_bytes()) if graph else ():
+        typer.echo(f"warning: {line}", err=True)
+
+
+@app.command("export")
+def export_command(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="to write; an .onnx or .pt2")],
+    data: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
+    weights: Weights = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="a plan.json, carried out on the network first")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Write a network for other programs: as ONNX, or as a program of torch.export.
+
+    Example: flexrel export net.py:make net.onnx --data data.py:inputs --weights
+    pruned/model.flexrel
+    """
+    check_path(out)
+    example = first_batch(read_data(data, "calibration"))
+    cut = Plan.load(plan) if plan else None
+    with progress_bars() as progress:
+        network = read_model(model, weights, seed, progress)
+        network = apply(network, cut) if cut else network
+        samples = export_model(network, example, out)
+    typer.echo(f"{out}: {out.stat().st_size:,} bytes")
+    if samples is not None:
+        typer.echo(f"warning: {fixed(out.name, samples)}", err=True)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="packed file, or a plan.json")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a packed file holds, or what a plan does and why."""
+    if file.suffix == ".json":
+        plan = Plan.load(file)
+        if as_json:
+            typer.echo(json.dumps(plan.as_json()))
+            return
+        console = Console()
+        for shown in plan_tables(plan):
+            console.print(shown)
+        return
+    raise typer.Exit(flexrel_edge.cli.main(["inspect", str(file), *["--json"] * as_json]))
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(help="packed file")],
+    out: Annotated[Path, typer.Argument(help="to write; an .onnx, or else safetensors")],
+) -> None:
+    """Write a packed file's tensors as safetensors, or its network as .onnx if it has the graph."""
+    raise typer.Exit(flexrel_edge.cli.main(["unpack", str(file), str(out)]))
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="packed file that devices have")],
+    new: Annotated[Path, typer.Argument(help="packed file that they are to have")],
+    update: Annotated[Path, typer.Argument(help="to write")],
+) -> None:
+    """Write an update: what makes one packed file of another, byte for byte."""
+    raise typer.Exit(flexrel_edge.cli.main(["diff", str(old), str(new), str(update)]))
+
+
+@app.command()
+def patch(
+    old: Annotated[Path, typer.Argument(help="packed file")],
+    update: Annotated[Path, typer.Argument(help="that diff wrote")],
+    new: Annotated[Path, typer.Argument(help="packed file to write; it may be the old one")],
+) -> None:
+    """Make the new packed file of the old one and an update; all are verified."""
+    raise typer.Exit(flexrel_edge.cli.main(["patch", str(old), str(update), str(new)]))
+
+
+@app.command()
+def sign(
+    file: Annotated[Path, typer.Argument(help="packed file, signed in place")],
+    key: Annotated[Path, typer.Option(help="PEM file of an Ed25519 private key")],
+    counter: Annotated[
+        int | None, typer.Option(help="of versions; else the seconds since 1970")
+    ] = None,
+) -> None:
+    """Sign a packed file; `flexrel-edge keygen` makes keys, and devices check with --trust."""
+    counted = [] if counter is None else ["--counter", str(counter)]
+    raise typer.Exit(flexrel_edge.cli.main(["sign", str(file), "--key", str(key), *counted]))

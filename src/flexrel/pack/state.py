@@ -1,0 +1,47 @@
+"""What a packed file holds of a network: its tensors, and numbers that no shape tells."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import nn
+
+from flexrel.structure import Number
+
+Numbers = Mapping[Number, int]
+_NUMBER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?")
+
+
+def state_of(
+    model: nn.Module, unsaved: Collection[str], *, keep_vars: bool = False
+) -> dict[str, Any]:
+    """Return the model's state dict, and those of its other buffers that are named."""
+    state: dict[str, Any] = model.state_dict(keep_vars=keep_vars)
+    more = {name: b for name, b in model.named_buffers() if name in unsaved and name not in state}
+    return {**state, **more}
+
+
+def written(numbers: Numbers) -> str:
+    """Return `{"module": {"name": value, "name[place]": value}}`."""
+    content: dict[str, dict[str, int]] = {}
+    for number, value in numbers.items():
+        content.setdefault(number.module, {})[str(number._replace(module=""))] = value
+    return json.dumps(content)
+
+
+def read(text: str) -> Numbers:
+    """Return what `written` wrote.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    numbers: dict[Number, int] = {}
+    for module, entries in json.loads(text).items():
+        for key, value in entries.items():
+            found = _NUMBER.fullmatch(key)
+            if found is None or type(value) is not int:
+                raise ValueError(f"{key!r} is {value!r}")
+            name, place = found.groups()
+            numbers[Number(module, name, int(place) if place else None)] = value
+    return numbers
