@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +187,12 @@ def killed(name, target, size):
 
 
 def came(target):
-    return max((path.stat().st_size for path in target.parent.glob(".*.part")), default=0)
+    """How much of a file is there; parts of others come and go meanwhile."""
+    sizes = [0]
+    for part in target.parent.glob(".*.part"):
+        with suppress(FileNotFoundError):
+            sizes.append(part.stat().st_size)
+    return max(sizes)
 
 
 def files_of(packs, name):

@@ -214,8 +214,9 @@ EMPTY = canonical({"metadata": {}, "tensors": []})
         (zlib.compress(EMPTY)[:-1], "cut short"),
         (zlib.compress(EMPTY)[:-1] + b"x", "does not decompress"),
         (zlib.compress(EMPTY) + b"x", "1 bytes follow"),
-        (BOMB, "more than 16777216 bytes"),
-        (zlib.compress(b"[" * 100_000), "not JSON"),
+        (BOMB, "more than 4194304 bytes"),
+        (zlib.compress(b" " * 2**20, 9), "more than 66"),
+        (zlib.compress(b"[" * 50_000), "not JSON"),
         (zlib.compress(b"\xff"), "not JSON"),
         (zlib.compress(b"1" * 5000), "not JSON"),
         (zlib.compress(EMPTY + b" "), "canonical"),
@@ -408,6 +409,26 @@ def test_a_codec_that_stops_early_leaves_no_element_unset(monkeypatch):
     data = built(["w", "float32", [32], 32, "pcodec-1", len(CODED)], parts=CODED)
 
     assert "holds 31 of 32 elements" in refusal(data)
+
+
+class PanicException(BaseException):
+    """As pcodec's Rust raises it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [(PanicException("index\nout"), PackError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_a_codec_that_panics_is_a_refusal_and_an_interrupt_is_not(error, found, monkeypatch):
+    def panicking(_):
+        raise error
+
+    fake = SimpleNamespace(FileDecompressor=SimpleNamespace(new=panicking))
+    monkeypatch.setattr(coders, "wrapped", fake)
+    data = built(["w", "float32", [32], 32, "pcodec-1", len(CODED)], parts=CODED)
+
+    with pytest.raises(found, match="index out" if found is PackError else None):
+        decode(data)
 
 
 def test_a_pcodec_part_of_another_type_is_refused():

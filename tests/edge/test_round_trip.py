@@ -221,8 +221,14 @@ def test_metadata_that_are_no_utf8_are_refused():
 
 
 def test_more_metadata_than_a_reader_takes_are_refused():
-    with pytest.raises(FlexrelError, match="version 1 allows 16777216"):
+    with pytest.raises(FlexrelError, match="version 1 allows 4194304"):
         encode({}, metadata={"note": "x" * 2**24})
+
+
+def test_metadata_that_repeat_come_back_though_readers_bound_how_far_an_index_expands():
+    metadata = {"text": "a" * 10**6}
+
+    assert flexrel_edge.decode(encode({}, metadata=metadata)).metadata == metadata
 
 
 def test_bfloat16_bits_of_another_width_are_refused():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 import flexrel_edge
 from flexrel_edge import Bfloat16, PackError, encode
+from flexrel_edge.axes import moved
 from flexrel_edge.cli import main
 from flexrel_edge.container import UPDATE, header_of
 from flexrel_edge.delta import changed_by, delta_of
@@ -108,7 +110,9 @@ def test_whatever_changed_the_new_file_comes_out_byte_for_byte(pair):
     assert sent(*pair) > 0
 
 
-@given(data=st.data(), dtype=st.sampled_from(DTYPES), length=st.integers(0, 30))
+@given(
+    data=st.data(), dtype=st.sampled_from(sorted({*DTYPES} - {"bool"})), length=st.integers(0, 30)
+)
 @settings(max_examples=300)
 def test_a_delta_makes_one_array_of_the_other(data, dtype, length):
     old, new = (data.draw(arrays(dtype, (length,))) for _ in range(2))
@@ -116,6 +120,16 @@ def test_a_delta_makes_one_array_of_the_other(data, dtype, length):
     found = changed_by(old, delta_of(old, new))
 
     assert found.tobytes() == new.tobytes()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_a_delta_of_several_runs_makes_one_array_of_the_other(dtype, share):
+    draw = rng()
+    old = draw.integers(-2, 3, 2**19 + 5).astype(dtype)
+    new = np.where(draw.random(len(old)) < share, draw.integers(-2, 3, len(old)), old).astype(dtype)
+
+    assert np.array_equal(changed_by(old, delta_of(old, new)), new)
 
 
 def test_nothing_changed_is_next_to_nothing():
@@ -334,7 +348,7 @@ def test_a_hostile_update_is_refused(row, parts, changes, reason):
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [
-        ([1, 2, 3], "would have shape [3], the index says [4]"),
+        ([1, 2, 3], "has shape [4], the maps of its axes have [3] entries"),
         ([1, 2, 3, 5], "a map names entry 5 of an axis of 4"),
         ([0, 0, 0, 0], "in parts of other lengths"),
     ],
@@ -347,6 +361,48 @@ def test_a_map_that_does_not_fit_is_refused(entries, reason):
         b"".join(Update(InMemory(data)).pieces(before))
 
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "lengths", "reason"),
+    [
+        ([0, 0], [4], "the maps of its axes have [4, 4] entries"),
+        ([0], [2**40], "the maps of its axes have [1099511627776] entries"),
+        ([0], [4, 2**40], "map 1 is of no tensor"),
+        ([], [2**40], "map 0 is of no tensor"),
+    ],
+)
+def test_maps_that_no_axis_takes_are_refused_before_one_is_decoded(numbers, lengths, reason):
+    maps = [[length, "pcodec-1", 1] for length in lengths]
+    _, data = update_with([numbers, [NO] * 5, 0], bytes(len(maps)), maps=maps)
+
+    with pytest.raises(PackError) as caught:
+        Update(InMemory(data))
+
+    assert reason in str(caught.value)
+
+
+def test_what_is_moved_takes_no_more_on_the_way_than_at_both_ends():
+    wide, tall = np.ones((1, 5000), np.int8), np.full(5000, 0)
+
+    for old, maps in ((wide, [tall, tall[:1]]), (wide.T, [tall[:1], tall])):
+        tracemalloc.start()
+        new = moved(old, maps)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert (new == 1).all()
+        assert peak < 10 * (old.nbytes + new.nbytes + 2 * tall.nbytes)
+
+
+def test_an_update_for_which_memory_is_short_is_refused(monkeypatch):
+    def no_memory(*_):
+        raise MemoryError
+
+    before, data = update_with(ADDED, ADD)
+    monkeypatch.setattr(flexrel_edge.update, "changed_by", no_memory)
+
+    with pytest.raises(PackError, match="'w' takes more memory to update than there is"):
+        b"".join(Update(InMemory(data)).pieces(before))
 
 
 def test_an_update_may_not_ask_for_far_more_memory_than_there_are_bytes():

@@ -45,8 +45,12 @@ def axis_maps(old: Array, new: Array) -> list[Array] | None:
 
 
 def moved(old: Array, maps: Sequence[Array]) -> Array:
-    """Return the old array with the entries of its axes where the maps say; zeros where new."""
-    for axis, entries in enumerate(maps):
+    """Return the old array with the entries of its axes where the maps say; zeros where new.
+
+    Axes that shrink go first, so that nothing on the way is larger than both ends.
+    """
+    for axis in sorted(range(len(maps)), key=lambda n: len(maps[n]) > old.shape[n]):
+        entries = maps[axis]
         old = np.take(old, np.maximum(entries, 0), axis)
         gone = [slice(None)] * axis + [entries == NEW]
         old[tuple(gone)] = np.zeros(1, old.dtype)[0]

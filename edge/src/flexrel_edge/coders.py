@@ -19,6 +19,8 @@ except ImportError:  # there is no wheel of it for every device
 RUN: Final = 2**18  # elements that are coded as one
 _LEVEL: Final = 19  # of zstd
 _WINDOW: Final = 22  # log2 of bytes: no run is longer
+_REFUSALS: Final = (RuntimeError, TypeError, ValueError)  # of pcodec
+_PANIC: Final = "PanicException"
 
 
 def encode_run(values: Array, codec: str) -> bytes:
@@ -72,7 +74,9 @@ def _decode_pcodec_into(values: Array, run: bytes) -> None:
         file, header = wrapped.FileDecompressor.new(run)
         chunk, meta = file.chunk_decompressor(run[header:], number_type)
         progress, page = chunk.read_page_into(run[header + meta :], len(values), values)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except BaseException as error:  # a panic of its Rust is no Exception, and has no public type
+        if not isinstance(error, _REFUSALS) and type(error).__name__ != _PANIC:
+            raise
         reason = " ".join(str(error).split())
         raise PackError(f"{PCODEC} does not decode: {reason}") from error
     if progress.n_processed != len(values) or not progress.finished:

@@ -7,15 +7,17 @@ apart; each is a list of gaps, as positions in a packed file are, among what it 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from flexrel_edge.codec import Part, decode_part, encode_part
+from flexrel_edge.codec import Part, encode_part, runs_of
+from flexrel_edge.coders import RUN
 from flexrel_edge.errors import PackError
 from flexrel_edge.records import PCODEC, Array, gap_dtype
-from flexrel_edge.tensor import bits_of, positions_from
+from flexrel_edge.tensor import bits_of, gaps_of, positions_from
 
 STREAMS: Final = 5  # of a delta
 
@@ -71,21 +73,19 @@ def delta_of(old: Array, new: Array, codec: str = PCODEC) -> Delta:
     def stream(values: Array) -> Stream:
         return Stream(len(values), encode_part(values, codec))
 
-    def gaps(at: Array) -> Stream:
-        between = np.diff(at, prepend=-1)
-        between -= 1
-        return stream(between.astype(gap_dtype(len(old))))
+    def gaps(mask: Array) -> Stream:
+        return stream(gaps_of(mask, gap_dtype(len(old))))
 
     before, after = bits_of(old) != 0, bits_of(new) != 0
     both = before & after
     steps = _ordered(new[both]) - _ordered(old[both])
-    moved = np.flatnonzero(steps)
+    moved = steps != 0
     some = gaps(moved), stream(_signed(steps[moved]))
     every = gaps(moved[:0]), stream(_signed(steps))
     changed, found = min(some, every, key=lambda pair: sum(map(len, pair)))
     return Delta(
-        gaps(np.flatnonzero(~after[before])),
-        gaps(np.flatnonzero(after[~before])),
+        gaps(~after[before]),
+        gaps(after[~before]),
         stream(new[after & ~before]),
         changed,
         found,
@@ -102,33 +102,65 @@ def changed_by(old: Array, delta: Delta) -> Array:
     Raises:
         PackError: the delta is not of an array like this.
     """
-    kept, zeros = np.flatnonzero(bits_of(old)), np.flatnonzero(bits_of(old) == 0)
-    removed = _places(delta.removed, kept, len(old))
-    added = _places(delta.added, zeros, len(old))
     new = old.copy()
-    new[removed] = np.zeros(1, old.dtype)[0]
-    both = np.flatnonzero(bits_of(new))
-    places = both
-    if delta.steps.count != len(both) or delta.changed.count:
-        places = _places(delta.changed, both, len(old))
-    if delta.steps.count != len(places) or delta.fresh.count != len(added):
+    mask = bits_of(old) != 0
+    for at in _places(delta.removed, mask):
+        new[at] = np.zeros(1, old.dtype)[0]
+    both = bits_of(new) != 0
+    np.logical_not(mask, out=mask)
+    every = not delta.changed.count and delta.steps.count == np.count_nonzero(both)
+    changed = delta.steps.count if every else delta.changed.count
+    if delta.steps.count != changed or delta.fresh.count != delta.added.count:
         raise PackError(
-            f"{delta.steps.count} steps for {len(places)} elements that changed, "
-            f"{delta.fresh.count} values for {len(added)} that came"
+            f"{delta.steps.count} steps for {changed} elements that changed, "
+            f"{delta.fresh.count} values for {delta.added.count} that came"
         )
-    steps = decode_part(delta.steps.part, np.dtype(f"<i{old.itemsize}"), len(places))
-    new[places] = _unordered(_ordered(new[places]) + bits_of(steps), old.dtype)
-    new[added] = decode_part(delta.fresh.part, old.dtype, len(added))
+    moved = _chosen(both, _all(changed)) if every else _places(delta.changed, both)
+    signed = np.dtype(f"<i{old.itemsize}")
+    for at, steps in zip(moved, runs_of(delta.steps.part, signed, changed)):
+        new[at] = _unordered(_ordered(new[at]) + bits_of(steps), old.dtype)
+    for at, values in zip(
+        _places(delta.added, mask), runs_of(delta.fresh.part, old.dtype, delta.fresh.count)
+    ):
+        new[at] = values
     return new
 
 
-def _places(stream: Stream, among: Array, total: int) -> Array:
-    if stream.count > len(among):
-        raise PackError(f"{stream.count} elements of {len(among)} are said to differ")
-    if not stream.count:
-        return among[:0]
-    gaps = decode_part(stream.part, gap_dtype(total), stream.count)
-    return among[positions_from(gaps, len(among))]
+def _places(stream: Stream, mask: Array) -> Iterator[Array]:
+    """Yield the indices of the true elements that a stream names, `RUN` at a time."""
+    among = int(np.count_nonzero(mask))
+    if stream.count > among:
+        raise PackError(f"{stream.count} elements of {among} are said to differ")
+    return _chosen(mask, _ordinals(stream, len(mask), among))
+
+
+def _ordinals(stream: Stream, total: int, among: int) -> Iterator[Array]:
+    last = -1
+    for gaps in runs_of(stream.part, gap_dtype(total), stream.count):
+        ordinals = positions_from(gaps, among, last)
+        if len(ordinals):
+            last = int(ordinals[-1])
+        yield ordinals
+
+
+def _all(count: int) -> Iterator[Array]:
+    return (np.arange(at, min(at + RUN, count)) for at in range(0, count, RUN))
+
+
+def _chosen(mask: Array, runs: Iterable[Array]) -> Iterator[Array]:
+    """Yield where the true elements with these ordinals are; they ascend from run to run."""
+    blocks = range(0, len(mask), RUN)
+    ends = np.cumsum([np.count_nonzero(mask[at : at + RUN]) for at in blocks], dtype=np.int64)
+    for ordinals in runs:
+        cuts = np.searchsorted(ordinals, ends)
+        places = np.empty_like(ordinals)
+        first = 0
+        for block, cut, end in zip(blocks, cuts.tolist(), ends.tolist()):
+            if cut > first:
+                true = np.flatnonzero(mask[block : block + RUN])
+                places[first:cut] = true[ordinals[first:cut] - (end - len(true))] + block
+                first = cut
+        yield places
 
 
 def _ordered(values: Array) -> Array:

@@ -10,8 +10,9 @@ from typing import Final
 from flexrel_edge.errors import PackError
 from flexrel_edge.records import RAW, Entry, is_text, show
 
-MAX_INDEX: Final = 2**24  # bytes of JSON; some 250,000 tensors
-_ZLIB_RATIO: Final = 1032  # no zlib stream expands further
+MAX_INDEX: Final = 2**22  # bytes of JSON; some 60,000 tensors
+_LEAST_INDEX: Final = 2**16  # bytes that the smallest may expand to
+_EXPANSION: Final = 64  # and else so many for each byte
 _ROW_OF_DENSE: Final = (str, str, list, int, str, int)
 _ROW_OF_SPARSE: Final = (*_ROW_OF_DENSE, str, int)
 _ROW_OF_SCALED: Final = (*_ROW_OF_DENSE, type(None), int, str, int)
@@ -129,12 +130,13 @@ def deflate(text: bytes) -> bytes:
     """Compress the JSON of an index; PackError if it is more than a reader takes."""
     if len(text) > MAX_INDEX:
         raise PackError(f"the index has {len(text)} bytes of JSON, version 1 allows {MAX_INDEX}")
-    return zlib.compress(text, 9)
+    data = zlib.compress(text, 9)
+    return data if len(text) <= _most(len(data)) else zlib.compress(text, 0)
 
 
 def inflate(data: bytes) -> bytes:
     """Decompress it again; PackError for anything but one whole stream that is not too long."""
-    limit = min(MAX_INDEX, len(data) * _ZLIB_RATIO)
+    limit = _most(len(data))
     inflater = zlib.decompressobj()
     try:
         text = inflater.decompress(data, limit + 1)
@@ -147,3 +149,8 @@ def inflate(data: bytes) -> bytes:
     if inflater.unused_data:
         raise PackError(f"{len(inflater.unused_data)} bytes follow the index's zlib stream")
     return text
+
+
+def _most(size: int) -> int:
+    """How many bytes of JSON an index of so many bytes may hold: small files stay small."""
+    return min(MAX_INDEX, max(_LEAST_INDEX, _EXPANSION * size))

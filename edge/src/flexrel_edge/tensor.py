@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from flexrel_edge.records import SCALED, SCALES, Array, Entry, gap_dtype
 from flexrel_edge.scales import MAX_SCALE, on_grid, scaled
 
 _MATRIX: Final = 2  # axes: fewer have no rows that could share a scale
-_STRIDE: Final = 2**15  # elements that are placed together
+_STRIDE: Final = 2**15  # elements whose places are in memory together
 _ROW: Final = 16  # bytes that scales may take in the index
 
 
@@ -80,13 +80,12 @@ def encode_stored(values: Array, scales: Array | None, codec: str, *, sparse: bo
         The same parts for the same arguments and release of the codec.
     """
     coded = None if scales is None else encode_part(scales, codec)
-    at = np.flatnonzero(bits_of(values))
+    kept = bits_of(values) != 0
+    count = int(np.count_nonzero(kept))
     if not sparse:
-        return Coded(len(at), encode_part(values, codec), None, coded)
-    gaps = np.diff(at, prepend=-1)
-    gaps -= 1
-    positions = encode_part(gaps.astype(gap_dtype(len(values))), codec)
-    return Coded(len(at), encode_part(values[at], codec), positions, coded)
+        return Coded(count, encode_part(values, codec), None, coded)
+    positions = encode_part(gaps_of(kept, gap_dtype(len(values))), codec)
+    return Coded(count, encode_part(values[kept], codec), positions, coded)
 
 
 def _ways(tensor: Array) -> Iterator[tuple[Array, Array | None]]:
@@ -160,6 +159,27 @@ def _spread(values: Part, positions: Part, entry: Entry) -> Array:
             last = int(at[-1])
             spread[at] = run[start : start + _STRIDE]
     return spread
+
+
+def gaps_of(kept: Array, dtype: np.dtype[Any]) -> Array:
+    """Say where a mask is true, as `positions_from` takes it.
+
+    Args:
+        kept: `[total]`, bool.
+        dtype: that holds `total - 1`.
+
+    Returns:
+        `[kept]`: how many elements lie between one that is kept and the next.
+    """
+    gaps = np.empty(np.count_nonzero(kept), dtype)
+    done, last = 0, -1
+    for start in range(0, len(kept), _STRIDE):
+        at = np.flatnonzero(kept[start : start + _STRIDE])
+        if len(at):
+            at += start
+            gaps[done : done + len(at)] = np.diff(at, prepend=last) - 1
+            done, last = done + len(at), int(at[-1])
+    return gaps
 
 
 def positions_from(gaps: Array, total: int, last: int = -1) -> Array:

@@ -90,6 +90,7 @@ class Update:
         self._rows = [_row(row, self._maps) for row in rows]
         if len(rows) != len(self.tensors):
             raise PackError(f"{len(rows)} rows for {len(self.tensors)} tensors")
+        self._check_maps()
         parts = sum(entry.bytes for entry in self.tensors)
         self._header = header_of(self.result, length, parts, FILE, self.signed)
         held = header.parts - length - sum(size for _, _, size in self._maps)
@@ -138,6 +139,10 @@ class Update:
                 yield from self._tensor(row, entry, before.get(entry.name), old, maps, at)
             except PackError as error:
                 raise PackError(f"tensor {show(entry.name)}: {error}") from error
+            except MemoryError as error:
+                raise PackError(
+                    f"tensor {show(entry.name)} takes more memory to update than there is"
+                ) from error
             at += size
 
     def _tensor(
@@ -191,6 +196,21 @@ class Update:
             raise PackError("has scales in one of the files and not in the other")
         return encode_stored(values, scales, self._codec, sparse=entry.positions_codec is not None)
 
+    def _check_maps(self) -> None:
+        """Refuse maps that are not as long as the axes they are for, before one is decoded."""
+        unused = set(range(len(self._maps)))
+        for row, entry in zip(self._rows, self.tensors):
+            if isinstance(row, _Row) and row.maps:
+                lengths = tuple(self._maps[number][0] for number in row.maps)
+                if lengths != entry.shape:
+                    raise PackError(
+                        f"tensor {show(entry.name)} has shape {show(list(entry.shape))}, "
+                        f"the maps of its axes have {show(list(lengths))} entries"
+                    )
+                unused -= set(row.maps)
+        if unused:
+            raise PackError(f"map {min(unused)} is of no tensor")
+
     def _length(self, row: _Row | int, entry: Entry) -> int:
         if not isinstance(row, _Row):
             return entry.bytes if row == WHOLE else 0
@@ -199,15 +219,15 @@ class Update:
 
 def relocated(old: Array, maps: Sequence[Array], shape: tuple[int, ...]) -> Array:
     """Return the old array with its axes mapped; PackError unless it then has the shape."""
-    if maps and len(maps) != old.ndim:
-        raise PackError(f"{len(maps)} maps for {old.ndim} axes")
+    found = tuple(map(len, maps)) if maps else old.shape
+    if found != shape or old.ndim != len(shape):
+        raise PackError(
+            f"would have shape {list(found)} of {old.ndim} axes, the index says {list(shape)}"
+        )
     for axis, entries in enumerate(maps):
         if len(entries) and int(entries.max()) > old.shape[axis]:
             raise PackError(f"a map names entry {entries.max()} of an axis of {old.shape[axis]}")
-    found = moved(old, [entries.astype(np.int64) + NEW for entries in maps]) if maps else old
-    if found.shape != shape:
-        raise PackError(f"would have shape {list(found.shape)}, the index says {list(shape)}")
-    return found
+    return moved(old, [entries.astype(np.int64) + NEW for entries in maps]) if maps else old
 
 
 def stream_dtypes(entry: Entry) -> tuple[np.dtype[Any], ...]:
