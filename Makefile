@@ -37,6 +37,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/curves.py
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/updates.py
+	$(BIN)/python benchmarks/kill.py
+	$(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/signals.py --networks resnet20
 	$(BIN)/python benchmarks/signals.py --networks resnet56 vgg16 --only '$(SIGNALS)'
 
