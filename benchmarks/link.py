@@ -7,8 +7,8 @@ Two network namespaces joined by a pair of virtual interfaces, `tc tbf` on the s
 one side, `flexrel-edge pull` on the other. Sent are: the network as it came; with 20 % of its
 weights left, in float32 and in int8; and the update from one such int8 file to another, whose
 relevance comes from other images. Then the connection is cut 20 times, at random bytes, by a proxy
-that counts what it sends, and each time a new process goes on; and once more the device's process
-is killed.
+that counts what it sends, and the pull goes on; and once more the device's process is killed 20
+times, and each time a new one goes on.
 """
 
 import argparse
@@ -121,14 +121,14 @@ def received():
     return found[0]["stats64"]["rx"]["bytes"]
 
 
-def url(name, port=PORT):
+def url(name, port):
     return f"http://{ADDRESS}:{port}/{name}"
 
 
-def pull(name, target):
+def pull(name, target, port=PORT):
     """Pull as a device does; return what it says, its seconds, and the bytes on the link."""
     before, began = received(), time.perf_counter()
-    said = json.loads(run(*within(DEVICE, *PULL, url(name), target, "--json")))
+    said = json.loads(run(*within(DEVICE, *PULL, url(name, port), target, "--json")))
     seconds = time.perf_counter() - began
     return said, round(seconds, 2), received() - before
 
@@ -141,9 +141,7 @@ def cut(name, target, size):
     proxy = subprocess.Popen(within(SERVER, *command))
     time.sleep(2)
     try:
-        pulling = within(DEVICE, *PULL, url(name, PROXY), target, "--attempts", 1)
-        while subprocess.run(pulling, check=False, capture_output=True).returncode:
-            pass
+        pull(name, target, PROXY)
     finally:
         proxy.terminate()
         proxy.wait()
@@ -178,7 +176,7 @@ def killed(name, target, size):
     """Pull, kill it 20 times as random bytes have come, and pull to the end."""
     draw = random.Random(0)  # noqa: S311
     for goal in sorted(draw.randrange(size) for _ in range(CUTS)):
-        device = subprocess.Popen(within(DEVICE, *PULL, url(name), target))
+        device = subprocess.Popen(within(DEVICE, *PULL, url(name, PORT), target))
         while device.poll() is None and came(target) < goal:
             time.sleep(0.001)
         device.kill()

@@ -147,47 +147,47 @@ class Entry:
     def __post_init__(self) -> None:
         if not is_name(self.name):
             raise PackError(f"tensor name {show(self.name)} is not a non-empty text")
-        title = f"tensor {show(self.name)}"
+        try:
+            self._check()
+        except PackError as error:
+            raise PackError(f"tensor {show(self.name)} {error}") from None
+
+    def _check(self) -> None:
         if self.dtype not in STORAGE:
-            raise PackError(f"{title} has dtype {show(self.dtype)}, unknown to version 1")
-        if len(self.shape) > MAX_RANK or any(not 0 <= axis <= MAX_DENSE for axis in self.shape):
+            raise PackError(f"has dtype {show(self.dtype)}, unknown to version 1")
+        if len(self.shape) > MAX_RANK or not all(0 <= axis <= MAX_DENSE for axis in self.shape):
             raise PackError(
-                f"{title} has shape {show(list(self.shape))}; "
+                f"has shape {show(list(self.shape))}; "
                 f"it may have {MAX_RANK} axes of 0 to {MAX_DENSE} elements"
             )
         if self.dense_bytes > MAX_DENSE:
             raise PackError(
-                f"{title} has shape {show(list(self.shape))}, {show(self.dense_bytes)} bytes "
+                f"has shape {show(list(self.shape))}, {show(self.dense_bytes)} bytes "
                 f"unpacked; version 1 allows {MAX_DENSE}"
             )
-        if not 0 <= self.kept <= self.total:
-            raise PackError(f"{title} keeps {show(self.kept)} of {self.total} elements")
-        self._check_scales(title)
-        stored = self.total if self.positions_codec is None else self.kept
-        dtype = self.values_dtype
-        self._check_part("values", self.values_codec, self.values_bytes, stored, dtype)
+        total = self.total
+        if not 0 <= self.kept <= total:
+            raise PackError(f"keeps {show(self.kept)} of {total} elements")
+        self._check_scales()
+        stored = total if self.positions_codec is None else self.kept
+        check_part("values", self.values_codec, self.values_bytes, stored, self.values_dtype)
         if self.positions_codec is not None:
-            if self.kept == self.total:
-                raise PackError(f"{title} is sparse, but has no zero")
-            gaps = gap_dtype(self.total)
-            self._check_part("positions", self.positions_codec, self.positions_bytes, stored, gaps)
+            if self.kept == total:
+                raise PackError("is sparse, but has no zero")
+            gaps = gap_dtype(total)
+            check_part("positions", self.positions_codec, self.positions_bytes, stored, gaps)
         elif self.positions_bytes:
-            raise PackError(f"{title} has {self.positions_bytes} bytes of positions in no codec")
+            raise PackError(f"has {self.positions_bytes} bytes of positions in no codec")
 
-    def _check_scales(self, title: str) -> None:
+    def _check_scales(self) -> None:
         if self.scales_codec is None:
             return
         if self.storage != SCALED or not self.shape or not self.total:
             raise PackError(
-                f"{title} has scales, but is {self.dtype} of shape {show(list(self.shape))}; "
+                f"has scales, but is {self.dtype} of shape {show(list(self.shape))}; "
                 f"they are for {SCALED} that has rows"
             )
-        self._check_part("scales", self.scales_codec, self.scales_bytes, self.rows, SCALES)
-
-    def _check_part(
-        self, what: str, codec: str, size: int, count: int, dtype: np.dtype[Any]
-    ) -> None:
-        check_part(f"tensor {show(self.name)}", what, codec, size, count, dtype)
+        check_part("scales", self.scales_codec, self.scales_bytes, self.rows, SCALES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,19 +233,17 @@ class Contents:
         return ZSTD if ZSTD in found else PCODEC
 
 
-def check_part(
-    title: str, what: str, codec: str, size: int, count: int, dtype: np.dtype[Any]
-) -> None:
+def check_part(what: str, codec: str, size: int, count: int, dtype: np.dtype[Any]) -> None:
     """Refuse a part whose codec is unknown, or whose length can't be that of so many elements."""
     if codec not in CODECS:
         raise PackError(
-            f"{title} has its {what} in codec {show(codec)}; version 1 knows {', '.join(CODECS)}"
+            f"has its {what} in codec {show(codec)}; version 1 knows {', '.join(CODECS)}"
         )
     raw = count * dtype.itemsize
     fits = size == raw if codec == RAW else 0 < size < raw
     if not fits:
         raise PackError(
-            f"{title} has {show(size)} bytes of {codec} {what} for {count} elements of "
+            f"has {show(size)} bytes of {codec} {what} for {count} elements of "
             f"{dtype.itemsize} bytes; raw takes exactly {raw}, a codec fewer"
         )
 

@@ -183,7 +183,7 @@ class Update:
         values = relocated(values.reshape(was.shape), axes, entry.shape).reshape(-1)
         streams = []
         for (count, codec, size), dtype in zip(row.streams, stream_dtypes(entry)):
-            check_part("it", "difference", codec, size, count, dtype)
+            check_part("difference", codec, size, count, dtype)
             streams.append(Stream(count, Part(codec, self._source.read(at, size))))
             at += size
         values = changed_by(values, Delta(*streams))
@@ -263,7 +263,7 @@ def _fields(content: object) -> _Fields:
 
 def _mapped(row: object) -> tuple[int, str, int]:
     stream = _counted(row)
-    check_part("a map", "entries", stream[1], stream[2], stream[0], MAP)
+    check_part("map", stream[1], stream[2], stream[0], MAP)
     return stream
 
 
