@@ -290,6 +290,7 @@ def update_with(row, parts=b"", *, maps=(), **changes):
         "result": "0" * 64,
         "index": len(NEW_INDEX),
         "maps": list(maps),
+        "shared": [],
         "tensors": [row],
     }
     return before, sealed(content | changes, NEW_INDEX + parts)
@@ -297,6 +298,10 @@ def update_with(row, parts=b"", *, maps=(), **changes):
 
 ADD = np.uint32([0]).tobytes() + np.float32([7]).tobytes()
 ADDED = [[], [NO, [1, "raw", 4], [1, "raw", 4], NO, NO], 0]
+
+
+ADD_SHARED = [[], [0, 1, 1, 0, 0], 0]
+ADD_STREAMS = [[1, "raw", 4], [1, "raw", 4]]
 
 
 @pytest.mark.parametrize(
@@ -331,6 +336,17 @@ ADDED = [[], [NO, [1, "raw", 4], [1, "raw", 4], NO, NO], 0]
         (ADDED, ADD, {"index": 1.0}, "of another type"),
         (ADDED, ADD, {"tensors": {}}, "of another type"),
         (ADDED, ADD, {"maps": [[1, "raw", 3]]}, "raw takes exactly 4"),
+        (ADD_SHARED, ADD, {"shared": ADD_STREAMS}, "another checksum"),
+        (ADD_SHARED, ADD, {"shared": []}, "shared streams have [] elements, tensors have [1, 1]"),
+        (ADD_SHARED, ADD, {"shared": [[1, "raw", 4], [2, "raw", 8]]}, "have [1, 2] elements"),
+        (ADD_SHARED, ADD, {"shared": [[1, "raw", 4], [1, "raw", 3]]}, "raw takes exactly 4"),
+        (ADD_SHARED, ADD, {"shared": [[1, "raw", 4], 1]}, "is not a count, a codec and a length"),
+        (ADD_SHARED, ADD, {"shared": 0}, "of another type"),
+        (ADDED, ADD, {"shared": [[1, "raw", 4]]}, "have [1] elements, tensors have []"),
+        ([[], [0, 5, 5, 0, 0], 0], b"", {}, "of 4 elements has 5 in a shared stream"),
+        ([[], [0, -1, 0, 0, 0], 0], b"", {}, "is not a count, a codec and a length"),
+        ([[], [0, True, 0, 0, 0], 0], b"", {}, "is not a count, a codec and a length"),
+        ([[], [0, 0, 1, 0, 0], 0], b"1234", {"shared": [[1, "raw", 4]]}, "1 values for 0 that"),
         (ADDED, ADD, {"tensors": [ADDED, ADDED]}, "2 rows for 1 tensors"),
         (ADDED, ADD, {"more": 1}, "is not an object of base, index"),
     ],
@@ -405,6 +421,22 @@ def test_an_update_for_which_memory_is_short_is_refused(monkeypatch):
         b"".join(Update(InMemory(data)).pieces(before))
 
 
+def test_a_tensor_has_no_more_than_some_elements_in_a_shared_stream():
+    rows = [["w", "int8", [5000], 5000, "raw", 5000]]
+    index = zlib.compress(canonical({"metadata": {}, "tensors": rows}), 9)
+    content = {
+        "base": "0" * 64,
+        "result": "0" * 64,
+        "index": len(index),
+        "maps": [],
+        "shared": [[4097, "raw", 4097]],
+        "tensors": [[[], [0, 0, 0, 0, 4097], 0]],
+    }
+
+    with pytest.raises(PackError, match="has 4097 in a shared stream, 4096 may be"):
+        Update(InMemory(sealed(content, index + bytes(4097))))
+
+
 def test_an_update_may_not_ask_for_far_more_memory_than_there_are_bytes():
     rows = [["w", "int8", [2**30], 0, "raw", 0, "raw", 0]]
     index = zlib.compress(canonical({"metadata": {}, "tensors": rows}), 9)
@@ -414,6 +446,7 @@ def test_an_update_may_not_ask_for_far_more_memory_than_there_are_bytes():
         "result": "0" * 64,
         "index": len(index),
         "maps": [],
+        "shared": [],
         "tensors": [1],
     }
 

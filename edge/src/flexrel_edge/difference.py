@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from flexrel_edge.axes import NEW, axis_maps
-from flexrel_edge.codec import Part, encode_part
+from flexrel_edge.changes import MAP, SAME, SHARED, WHOLE, Kind, stream_dtypes
+from flexrel_edge.codec import Part, decode_part, encode_part
 from flexrel_edge.container import UPDATE, header_of
 from flexrel_edge.delta import Delta, delta_of
 from flexrel_edge.format import Reader
 from flexrel_edge.index import canonical, deflate
 from flexrel_edge.records import PCODEC, Array, Entry
 from flexrel_edge.tensor import Coded, bits_of, decode_stored
-from flexrel_edge.update import MAP, SAME, WHOLE, relocated
+from flexrel_edge.update import relocated
 
 _ROW = 60  # bytes that a changed tensor takes in the index, about
 
@@ -52,6 +53,23 @@ class _Maps:
         return (m for m in self.found if len(m) == new and m.max(initial=0) <= old)
 
 
+@dataclass
+class _Shared:
+    """Streams of few elements, which are coded together: a codec takes some bytes for each."""
+
+    found: dict[Kind, dict[str, Array]] = field(default_factory=dict)
+
+    def add(self, name: str, place: int, values: Array) -> None:
+        """Take a tensor's stream, if it has elements."""
+        if len(values):
+            self.found.setdefault((place, values.dtype.str), {})[name] = values
+
+    def streams(self) -> Iterator[Array]:
+        """Yield each kind's, in their order; in it tensors are in the order of their names."""
+        for _, tensors in sorted(self.found.items()):
+            yield np.concatenate([values for _, values in sorted(tensors.items())])
+
+
 def difference(old: Reader, new: Reader) -> bytes:
     """Return the bytes of an update.
 
@@ -64,7 +82,7 @@ def difference(old: Reader, new: Reader) -> bytes:
     """
     before = {entry.name: entry for entry in old.contents.tensors}
     codec = new.contents.codec
-    maps = _Maps()
+    maps, shared = _Maps(), _Shared()
     rows: dict[str, object] = {}
     parts: dict[str, list[bytes | memoryview]] = {}
     for entry in sorted(new.contents.tensors, key=lambda e: -e.total):  # the largest tell most
@@ -78,8 +96,8 @@ def difference(old: Reader, new: Reader) -> bytes:
         elif _comparable(was, entry):
             way = _shortest(was, whole, entry, coded, maps, codec)
             if way is not None and len(way) + _ROW < entry.bytes:
-                rows[entry.name], parts[entry.name] = _written(way, maps)
-    return _joined(old, new, maps, rows, parts)
+                rows[entry.name], parts[entry.name] = _written(way, entry, maps, shared)
+    return _joined(old, new, maps, shared, rows, parts)
 
 
 def _comparable(was: Entry, entry: Entry) -> bool:
@@ -118,10 +136,19 @@ def _axes(old: Array, new: Array, maps: _Maps) -> Iterator[tuple[Array, ...]]:
             yield axes
 
 
-def _written(way: _Way, maps: _Maps) -> tuple[list[object], list[bytes | memoryview]]:
+def _written(
+    way: _Way, entry: Entry, maps: _Maps, shared: _Shared
+) -> tuple[list[object], list[bytes | memoryview]]:
     numbers = [maps.number(entries) for entries in way.maps]
-    streams = [[s.count, s.part.codec, len(s.part)] for s in way.delta.streams]
-    parts = [stream.part.data for stream in way.delta.streams]
+    streams: list[object] = []
+    parts: list[bytes | memoryview] = []
+    for place, (stream, dtype) in enumerate(zip(way.delta.streams, stream_dtypes(entry))):
+        if stream.count <= SHARED:
+            shared.add(entry.name, place, decode_part(stream.part, dtype, stream.count))
+            streams.append(stream.count)
+        else:
+            streams.append([stream.count, stream.part.codec, len(stream.part)])
+            parts.append(stream.part.data)
     if way.scales is not None:
         parts.append(way.scales.data)
     return [numbers, streams, int(way.scales is not None)], parts
@@ -131,24 +158,29 @@ def _joined(
     old: Reader,
     new: Reader,
     maps: _Maps,
+    shared: _Shared,
     rows: dict[str, object],
     parts: dict[str, list[bytes | memoryview]],
 ) -> bytes:
     names: Sequence[str] = [entry.name for entry in new.contents.tensors]
-    mapped = [encode_part(entries, new.contents.codec) for entries in maps.found]
+    codec = new.contents.codec
+    streams = [*maps.found, *shared.streams()]
+    coded = [encode_part(values, codec) for values in streams]
+    written = [[len(v), p.codec, len(p)] for v, p in zip(streams, coded)]
     content: dict[str, object] = {
         "base": old.contents.sha256,
         "index": len(new.index),
-        "maps": [[len(m), p.codec, len(p)] for m, p in zip(maps.found, mapped)],
+        "maps": written[: len(maps.found)],
         "result": new.contents.sha256,
+        "shared": written[len(maps.found) :],
         "tensors": [rows[name] for name in names],
     }
-    if new.contents.codec != PCODEC:
-        content["codec"] = new.contents.codec
+    if codec != PCODEC:
+        content["codec"] = codec
     if new.header.signed is not None:
         content["signed"] = list(new.header.signed.texts)
     index = deflate(canonical(content))
-    pieces = [index, new.index, *(part.data for part in mapped)]
+    pieces = [index, new.index, *(part.data for part in coded)]
     for name in names:
         pieces += parts[name]
     sha256 = hashlib.sha256()

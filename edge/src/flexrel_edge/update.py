@@ -4,58 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Optional
+from typing import Any
 
 import numpy as np
 
 from flexrel_edge.axes import NEW, moved
-from flexrel_edge.codec import Part, decode_part
-from flexrel_edge.container import (
-    FILE,
-    UPDATE,
-    Signed,
-    Trust,
-    check_trust,
-    header_of,
-    read_header,
+from flexrel_edge.changes import (
+    MAP,
+    WHOLE,
+    Change,
+    Kind,
+    Row,
+    check_streams,
+    content_of,
+    shared_kinds,
+    stream_dtypes,
 )
-from flexrel_edge.delta import STREAMS, Delta, Stream, changed_by
+from flexrel_edge.codec import Part, decode_part
+from flexrel_edge.container import FILE, UPDATE, Trust, check_trust, header_of, read_header
+from flexrel_edge.delta import Delta, Stream, changed_by
 from flexrel_edge.errors import PackError
 from flexrel_edge.format import Reader
 from flexrel_edge.index import decode_index, inflate, parsed
-from flexrel_edge.records import (
-    CODERS,
-    PCODEC,
-    Array,
-    Entry,
-    check_growth,
-    check_part,
-    gap_dtype,
-    show,
-)
+from flexrel_edge.records import RAW, Array, Entry, check_growth, check_part, show
 from flexrel_edge.source import Source
 from flexrel_edge.tensor import Coded, decode_stored, encode_stored
-
-SAME: Final = 0  # the tensor's row: its parts are those of the old file
-WHOLE: Final = 1  # its parts are in the update, as they will be in the file
-MAP: Final = np.dtype("<u4")  # an entry of an axis: which it was, counted from 1; 0: none
-_HEX: Final = 64  # digits of a SHA-256
-
-
-@dataclass(frozen=True)
-class _Row:
-    """How one tensor comes about, if neither as it was nor whole.
-
-    Attributes:
-        maps: numbers of the maps of its axes; empty: they are as they were.
-        streams: `[count, codec, bytes]` of each stream of a `Delta`.
-        scales: whether the update has its scales; else they are as they were, rows moved.
-    """
-
-    maps: tuple[int, ...]
-    streams: tuple[tuple[int, str, int], ...]
-    scales: bool
 
 
 class Update:
@@ -77,24 +50,22 @@ class Update:
 
     def __init__(self, source: Source, trust: Trust | None = None) -> None:
         header = read_header(source, UPDATE)
-        content = parsed(inflate(bytes(source.read(header.start, header.index))))
-        self._source, self._at = source, header.start + header.index
-        self.base, self.result, self.signed, self._codec, length, maps, rows = _fields(content)
+        content = content_of(parsed(inflate(bytes(source.read(header.start, header.index)))))
+        self._content, self._source, self._at = content, source, header.start + header.index
+        self.base, self.result, self.signed = content.base, content.result, content.signed
         if trust is not None:
             check_trust(trust, self.result, self.signed)
-        if not 0 <= length <= header.parts:
-            raise PackError(f"the new index is said to have {show(length)} bytes")
-        self._index = bytes(source.read(self._at, length))
+        if not 0 <= content.index <= header.parts:
+            raise PackError(f"the new index is said to have {show(content.index)} bytes")
+        self._index = bytes(source.read(self._at, content.index))
         self.tensors, _ = decode_index(self._index)
-        self._maps = [_mapped(row) for row in maps]
-        self._rows = [_row(row, self._maps) for row in rows]
-        if len(rows) != len(self.tensors):
-            raise PackError(f"{len(rows)} rows for {len(self.tensors)} tensors")
-        self._check_maps()
+        if len(content.rows) != len(self.tensors):
+            raise PackError(f"{len(content.rows)} rows for {len(self.tensors)} tensors")
+        check_streams(content, self.tensors)
         parts = sum(entry.bytes for entry in self.tensors)
-        self._header = header_of(self.result, length, parts, FILE, self.signed)
-        held = header.parts - length - sum(size for _, _, size in self._maps)
-        declared = sum(map(self._length, self._rows, self.tensors))
+        self._header = header_of(self.result, content.index, parts, FILE, self.signed)
+        held = header.parts - content.index - sum(s for _, _, s in content.maps + content.shared)
+        declared = sum(map(_length, content.rows, self.tensors))
         if declared != held:
             raise PackError(f"the index declares {declared} bytes of parts, found {held}")
 
@@ -116,7 +87,7 @@ class Update:
         check_growth(self.tensors, size)
         yield self._header
         sha256 = hashlib.sha256()
-        for piece in self._content(old):
+        for piece in self._pieces(old):
             sha256.update(piece)
             yield piece
         if sha256.hexdigest() != self.result:
@@ -125,18 +96,25 @@ class Update:
                 "another release of the codec; fetch the whole file"
             )
 
-    def _content(self, old: Reader) -> Iterator[bytes | memoryview]:
+    def _pieces(self, old: Reader) -> Iterator[bytes | memoryview]:
         yield self._index
         before = {entry.name: entry for entry in old.contents.tensors}
         at = self._at + len(self._index)
         maps: list[Array] = []
-        for count, codec, size in self._maps:
+        for count, codec, size in self._content.maps:
             maps.append(decode_part(Part(codec, self._source.read(at, size)), MAP, count))
             at += size
-        for row, entry in zip(self._rows, self.tensors):
-            size = self._length(row, entry)
+        shared = _Shared()
+        for (place, dtype), (count, codec, size) in zip(
+            shared_kinds(self._content.rows, self.tensors), self._content.shared
+        ):
+            part = Part(codec, self._source.read(at, size))
+            shared.add(place, decode_part(part, np.dtype(dtype), count))
+            at += size
+        for row, entry in zip(self._content.rows, self.tensors):
+            size = _length(row, entry)
             try:
-                yield from self._tensor(row, entry, before.get(entry.name), old, maps, at)
+                yield from self._tensor(row, entry, before.get(entry.name), old, maps, shared, at)
             except PackError as error:
                 raise PackError(f"tensor {show(entry.name)}: {error}") from error
             except MemoryError as error:
@@ -147,11 +125,12 @@ class Update:
 
     def _tensor(
         self,
-        row: _Row | int,
+        row: Row,
         entry: Entry,
         was: Entry | None,
         old: Reader,
         maps: Sequence[Array],
+        shared: _Shared,
         at: int,
     ) -> Iterator[bytes | memoryview]:
         if row == WHOLE:
@@ -160,11 +139,11 @@ class Update:
         if was is None:
             raise PackError("the old file has no tensor of this name")
         parts = old.parts(was)
-        if not isinstance(row, _Row):
+        if not isinstance(row, Change):
             if was.lengths != entry.lengths:
                 raise PackError("is said to be as it was, but was stored otherwise")
         else:
-            parts = self._changed(row, entry, was, parts, maps, at)
+            parts = self._changed(row, entry, was, parts, maps, shared, at)
             found = tuple((part.codec, len(part)) for part in parts.parts)
             if found != tuple(pair for pair in entry.lengths if pair[0] is not None):
                 raise PackError(
@@ -174,7 +153,14 @@ class Update:
         yield from (part.data for part in parts.parts)
 
     def _changed(
-        self, row: _Row, entry: Entry, was: Entry, parts: Coded, maps: Sequence[Array], at: int
+        self,
+        row: Change,
+        entry: Entry,
+        was: Entry,
+        parts: Coded,
+        maps: Sequence[Array],
+        shared: _Shared,
+        at: int,
     ) -> Coded:
         values, scales = decode_stored(parts, was)
         if values.dtype != entry.values_dtype:
@@ -182,7 +168,11 @@ class Update:
         axes = [maps[number] for number in row.maps]
         values = relocated(values.reshape(was.shape), axes, entry.shape).reshape(-1)
         streams = []
-        for (count, codec, size), dtype in zip(row.streams, stream_dtypes(entry)):
+        for place, (stream, dtype) in enumerate(zip(row.streams, stream_dtypes(entry))):
+            if isinstance(stream, int):
+                streams.append(shared.take(place, dtype, stream))
+                continue
+            count, codec, size = stream
             check_part("difference", codec, size, count, dtype)
             streams.append(Stream(count, Part(codec, self._source.read(at, size))))
             at += size
@@ -194,27 +184,33 @@ class Update:
             scales = relocated(scales, axes[:1], (entry.rows,))
         if (scales is None) != (entry.scales_codec is None):
             raise PackError("has scales in one of the files and not in the other")
-        return encode_stored(values, scales, self._codec, sparse=entry.positions_codec is not None)
+        return encode_stored(
+            values, scales, self._content.codec, sparse=entry.positions_codec is not None
+        )
 
-    def _check_maps(self) -> None:
-        """Refuse maps that are not as long as the axes they are for, before one is decoded."""
-        unused = set(range(len(self._maps)))
-        for row, entry in zip(self._rows, self.tensors):
-            if isinstance(row, _Row) and row.maps:
-                lengths = tuple(self._maps[number][0] for number in row.maps)
-                if lengths != entry.shape:
-                    raise PackError(
-                        f"tensor {show(entry.name)} has shape {show(list(entry.shape))}, "
-                        f"the maps of its axes have {show(list(lengths))} entries"
-                    )
-                unused -= set(row.maps)
-        if unused:
-            raise PackError(f"map {min(unused)} is of no tensor")
 
-    def _length(self, row: _Row | int, entry: Entry) -> int:
-        if not isinstance(row, _Row):
-            return entry.bytes if row == WHOLE else 0
-        return sum(size for _, _, size in row.streams) + row.scales * entry.scales_bytes
+class _Shared:
+    """Streams of many tensors, each of which takes the next elements."""
+
+    def __init__(self) -> None:
+        self._left: dict[Kind, Array] = {}
+
+    def add(self, place: int, values: Array) -> None:
+        self._left[place, values.dtype.str] = values
+
+    def take(self, place: int, dtype: np.dtype[Any], count: int) -> Stream:
+        if not count:
+            return Stream(0, Part(RAW, b""))
+        values = self._left[place, dtype.str]
+        self._left[place, dtype.str] = values[count:]
+        return Stream(count, Part(RAW, values[:count].tobytes()))
+
+
+def _length(row: Row, entry: Entry) -> int:
+    """Return how many bytes an update has of a tensor's own."""
+    if isinstance(row, Change):
+        return row.bytes + row.scales * entry.scales_bytes
+    return entry.bytes if row == WHOLE else 0
 
 
 def relocated(old: Array, maps: Sequence[Array], shape: tuple[int, ...]) -> Array:
@@ -228,62 +224,3 @@ def relocated(old: Array, maps: Sequence[Array], shape: tuple[int, ...]) -> Arra
         if len(entries) and int(entries.max()) > old.shape[axis]:
             raise PackError(f"a map names entry {entries.max()} of an axis of {old.shape[axis]}")
     return moved(old, [entries.astype(np.int64) + NEW for entries in maps]) if maps else old
-
-
-def stream_dtypes(entry: Entry) -> tuple[np.dtype[Any], ...]:
-    """Return of what the streams of a tensor's delta are."""
-    gaps, values = gap_dtype(entry.total), entry.values_dtype
-    return (gaps, gaps, values, gaps, np.dtype(f"<i{values.itemsize}"))
-
-
-_Fields = tuple[str, str, Optional[Signed], str, int, list[object], list[object]]
-
-
-def _fields(content: object) -> _Fields:
-    names = ["base", "index", "maps", "result", "tensors"]
-    if not isinstance(content, dict) or sorted(content.keys() - {"codec", "signed"}) != names:
-        raise PackError(f"the index is not an object of {', '.join(names)}")
-    signed = None
-    if "signed" in content:
-        texts = content["signed"]
-        if not isinstance(texts, list) or len(texts) != 2:  # noqa: PLR2004 - as it says
-            raise PackError(f"{show(texts)} is not a counter and a signature")
-        signed = Signed.of(*texts)
-    codec = content.get("codec", PCODEC)
-    if codec not in CODERS:
-        raise PackError(f"{show(codec)} is no codec; version 1 knows {', '.join(CODERS)}")
-    base, length, maps, result, rows = (content[name] for name in names)
-    for sum_ in (base, result):
-        if not isinstance(sum_, str) or len(sum_) != _HEX or set(sum_) - set("0123456789abcdef"):
-            raise PackError(f"{show(sum_)} is no SHA-256 in hexadecimal")
-    if type(length) is not int or not isinstance(maps, list) or not isinstance(rows, list):
-        raise PackError("the index has a length, maps or tensors of another type")
-    return base, result, signed, codec, length, maps, rows
-
-
-def _mapped(row: object) -> tuple[int, str, int]:
-    stream = _counted(row)
-    check_part("map", stream[1], stream[2], stream[0], MAP)
-    return stream
-
-
-def _counted(row: object) -> tuple[int, str, int]:
-    if isinstance(row, list) and [type(field) for field in row] == [int, str, int]:
-        count, codec, size = row
-        if count >= 0 and size >= 0:
-            return count, codec, size
-    raise PackError(f"{show(row)} is not a count, a codec and a length")
-
-
-def _row(row: object, maps: Sequence[object]) -> _Row | int:
-    if type(row) is int and row in (SAME, WHOLE):
-        return row
-    fields = 3
-    if isinstance(row, list) and len(row) == fields:
-        axes, streams, scales = row
-        numbers = isinstance(axes, list) and all(
-            type(n) is int and 0 <= n < len(maps) for n in axes
-        )
-        if numbers and isinstance(streams, list) and len(streams) == STREAMS and scales in (0, 1):
-            return _Row(tuple(axes), tuple(map(_counted, streams)), bool(scales))
-    raise PackError(f"a row is neither of an old, a new nor a changed tensor: {show(row)}")
