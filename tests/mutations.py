@@ -43,6 +43,7 @@ OTHERS = (None, True, 1.5, [], {}, [[]], "x" * 300)
 def _tensors(seed):
     draw = np.random.default_rng(seed)
     weight = draw.standard_normal((12, 9)).astype(np.float32)
+    four = np.tile(np.arange(4), (512, 1))
     whole = draw.integers(-7, 8, (6, 40)).astype(np.float32)
     return {
         "bias": weight[0],
@@ -53,6 +54,11 @@ def _tensors(seed):
         "long": np.repeat(draw.integers(0, 3, 40), 20),
         "scaled": whole * np.float32(0.25),
         "sparse": np.where(draw.random((8, 5, 3, 3)) < 0.2, 1.5, 0).astype(np.float32),
+        "2 of 4": np.where(draw.permuted(four, axis=1) < 2, 2.5, 0).reshape(16, 128),
+        "blocks": np.where(draw.random((16, 16)) < 0.3, 7, 0)
+        .astype(np.int8)
+        .repeat(8, 0)
+        .repeat(8, 1),
     }
 
 

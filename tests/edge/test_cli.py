@@ -60,6 +60,7 @@ def test_inspect_json_says_the_same_to_a_program(packed, capsys):
         "positions_bytes": 8,
         "scales_codec": None,
         "scales_bytes": 0,
+        "pattern": None,
         "bytes": 16,
     }
 

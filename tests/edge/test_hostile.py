@@ -14,8 +14,8 @@ import safetensors.numpy
 
 from flexrel_edge import FlexrelError, PackError, coders, decode, encode
 from flexrel_edge.format import describe
+from flexrel_edge.positions import positions_from
 from flexrel_edge.records import Entry, check_growth, gap_dtype
-from flexrel_edge.tensor import positions_from
 
 SMALL = {
     "bias": np.float32([0.5, -1.5]),

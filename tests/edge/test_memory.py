@@ -17,17 +17,36 @@ ONE = ROWS * COLUMNS * 4  # bytes of one tensor, unpacked
 SLACK = 2.5 * 2**20  # two runs of a codec, or a piece of the checksum
 
 
+def masks(rng):
+    score = rng.random((ROWS, COLUMNS // 4, 4))
+    return {
+        "sparse": rng.random((ROWS, COLUMNS)) < 0.5,
+        "sparse groups of 4": (score.argsort(-1).argsort(-1) < 2).reshape(ROWS, COLUMNS),
+        "sparse block:4x4": (rng.random((ROWS // 4, COLUMNS // 4)) < 0.5).repeat(4, 0).repeat(4, 1),
+    }
+
+
 def weights(kind, number):
     rng = np.random.default_rng(number)
     values = rng.standard_normal((ROWS, COLUMNS)).astype(np.float32)
-    if "sparse" in kind:
-        values[rng.random(values.shape) < 0.5] = 0
+    if kind.startswith("sparse"):
+        values[~masks(rng)[kind.removesuffix(" scaled")]] = 0
     if "scaled" in kind:
         values = np.rint(values * 30).clip(-127, 127) * np.float32(2**-9) + np.float32(0)
     return values
 
 
-@pytest.fixture(params=["dense", "sparse", "dense scaled", "sparse scaled"])
+@pytest.fixture(
+    params=[
+        "dense",
+        "sparse",
+        "dense scaled",
+        "sparse scaled",
+        "sparse groups of 4",
+        "sparse block:4x4",
+        "sparse block:4x4 scaled",
+    ]
+)
 def packed(request, tmp_path):
     path = tmp_path / "net.flexrel"
     flexrel_edge.write(path, {f"w{n}": weights(request.param, n) for n in range(TENSORS)})

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from flexrel_edge.positions import bits_of
 from flexrel_edge.records import Array
-from flexrel_edge.tensor import bits_of
 
 NEW: Final = -1  # an entry of an axis that was not there before
 _UNLIKE: Final = 4  # bytes that make neighbours unlike others

@@ -16,8 +16,8 @@ import numpy as np
 from flexrel_edge.codec import Part, encode_part, runs_of
 from flexrel_edge.coders import RUN
 from flexrel_edge.errors import PackError
+from flexrel_edge.positions import bits_of, gaps_of, positions_from
 from flexrel_edge.records import PCODEC, Array, gap_dtype
-from flexrel_edge.tensor import bits_of, gaps_of, positions_from
 
 STREAMS: Final = 5  # of a delta
 

@@ -15,8 +15,9 @@ from flexrel_edge.container import UPDATE, header_of
 from flexrel_edge.delta import Delta, delta_of
 from flexrel_edge.format import Reader
 from flexrel_edge.index import canonical, deflate
+from flexrel_edge.positions import bits_of
 from flexrel_edge.records import PCODEC, Array, Entry
-from flexrel_edge.tensor import Coded, bits_of, decode_stored
+from flexrel_edge.tensor import Coded, decode_stored
 from flexrel_edge.update import relocated
 
 _ROW = 60  # bytes that a changed tensor takes in the index, about

@@ -184,7 +184,7 @@ class Reader:
         values, positions, scales = parts
         if values is None:
             raise PackError("has no values")
-        return Coded(entry.kept, values, positions, scales)
+        return Coded(entry.kept, values, positions, scales, entry.pattern)
 
     def _tensor(self, entry: Entry) -> Tensor:
         tensor = decode_tensor(self.parts(entry), entry)
@@ -207,6 +207,7 @@ def _encode_tensor(name: str, tensor: Tensor, codec: str) -> tuple[Entry, Coded]
         positions_bytes=0 if coded.positions is None else len(coded.positions),
         scales_codec=None if coded.scales is None else coded.scales.codec,
         scales_bytes=0 if coded.scales is None else len(coded.scales),
+        pattern=coded.pattern,
     )
     return entry, coded
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from typing import Any, Final
 
 from flexrel_edge.errors import PackError
-from flexrel_edge.records import RAW, Entry, is_text, show
+from flexrel_edge.records import RAW, Blocks, Entry, Groups, Pattern, is_text, show
 
 MAX_INDEX: Final = 2**22  # bytes of JSON; some 60,000 tensors
 _LEAST_INDEX: Final = 2**16  # bytes that the smallest may expand to
@@ -17,7 +18,18 @@ _ROW_OF_DENSE: Final = (str, str, list, int, str, int)
 _ROW_OF_SPARSE: Final = (*_ROW_OF_DENSE, str, int)
 _ROW_OF_SCALED: Final = (*_ROW_OF_DENSE, type(None), int, str, int)
 _ROW_OF_BOTH: Final = (*_ROW_OF_SPARSE, str, int)
-_ROWS: Final = (_ROW_OF_DENSE, _ROW_OF_SPARSE, _ROW_OF_SCALED, _ROW_OF_BOTH)
+_ROWS: Final = (
+    _ROW_OF_DENSE,
+    _ROW_OF_SPARSE,
+    (*_ROW_OF_SPARSE, list),
+    _ROW_OF_SCALED,
+    _ROW_OF_BOTH,
+    (*_ROW_OF_BOTH, list),
+)
+_PATTERNS: Final[Mapping[tuple[type, ...], Callable[..., Pattern]]] = {
+    (int, int): Groups,
+    (int, int, int): Blocks,
+}
 
 
 def canonical(value: object) -> bytes:
@@ -101,6 +113,8 @@ def _row(entry: Entry) -> list[object]:
         row += [entry.positions_codec, entry.positions_bytes]
     if entry.scales_codec is not None:
         row += [entry.scales_codec, entry.scales_bytes]
+    if entry.pattern is not None:
+        row.append(list(astuple(entry.pattern)))
     return row
 
 
@@ -111,7 +125,18 @@ def _entry(row: object) -> Entry:
     name, dtype, shape, *rest = row
     if any(type(axis) is not int for axis in shape):
         raise PackError(f"tensor {show(name)} has a shape that is not of integers: {show(shape)}")
-    return Entry(name, dtype, tuple(shape), *rest)
+    pattern = _pattern(name, rest.pop()) if types[-1] is list else None
+    said: list[Any] = [name, dtype, tuple(shape), *rest]
+    unsaid = (None, 0, None, 0)[len(said) - len(_ROW_OF_DENSE) :]
+    said += [*unsaid, pattern]
+    return Entry(*said)
+
+
+def _pattern(name: str, numbers: list[object]) -> Pattern:
+    kind = _PATTERNS.get(tuple(map(type, numbers)))
+    if kind is None:
+        raise PackError(f"tensor {show(name)} has a pattern that is none: {show(numbers)}")
+    return kind(*numbers)
 
 
 def _check_all(entries: Sequence[Entry]) -> None:

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ STORAGE: Final[Mapping[str, np.dtype[Any]]] = {
 SCALED: Final = STORAGE["float32"]  # the one dtype that whole numbers can stand for
 WHOLE: Final = STORAGE["int8"]  # they
 SCALES: Final = STORAGE["float32"]  # what they are multiplied by
+GROUP: Final = STORAGE["uint8"]  # a bit for each element of a group
 
 _repr = reprlib.Repr()
 _repr.maxstring, _repr.maxlong, _repr.maxlist = 100, 24, MAX_RANK + 1
@@ -67,6 +68,37 @@ class Bfloat16:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Zeros come by blocks of a matrix: the first axis by all others.
+
+    Attributes:
+        rows: of a block; they divide the first axis.
+        columns: of a block; they divide the elements of a row.
+        kept: blocks that are not all zero.
+    """
+
+    rows: int
+    columns: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which elements are kept is said by groups along an axis.
+
+    Attributes:
+        size: elements of a group, 2 to 8; it divides the axis.
+        axis: counted from 0.
+    """
+
+    size: int
+    axis: int
+
+
+Pattern = Union[Blocks, Groups]
+
+
+@dataclass(frozen=True)
 class Entry:
     """What the index says of one tensor. A wrong entry can't be made.
 
@@ -78,10 +110,11 @@ class Entry:
         values_codec: one of `CODECS`.
         values_bytes: length of the part with the values: all of them, or the kept ones.
         positions_codec: one of `CODECS`; None for a dense tensor.
-        positions_bytes: length of the part with the gaps between kept elements.
+        positions_bytes: length of the part that says which elements are kept.
         scales_codec: one of `CODECS`; None where the values are as they are. Else they are int8,
             and the float32 that each stands for is it times the scale of its row.
         scales_bytes: length of the part with the scales, one an entry of the first axis.
+        pattern: by what positions are said; None: by gaps between elements.
     """
 
     name: str
@@ -94,6 +127,7 @@ class Entry:
     positions_bytes: int = 0
     scales_codec: str | None = None
     scales_bytes: int = 0
+    pattern: Pattern | None = None
 
     @property
     def total(self) -> int:
@@ -102,8 +136,12 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """Say "dense" (all values are stored) or "sparse" (positions and kept values)."""
-        return "dense" if self.positions_codec is None else "sparse"
+        """Say "dense" (all values are stored), or "sparse" (positions and kept values) and how."""
+        if self.positions_codec is None:
+            return "dense"
+        if isinstance(self.pattern, Blocks):
+            return f"sparse block:{self.pattern.rows}x{self.pattern.columns}"
+        return "sparse" if self.pattern is None else f"sparse groups of {self.pattern.size}"
 
     @property
     def lengths(self) -> tuple[tuple[str | None, int], ...]:
@@ -128,6 +166,23 @@ class Entry:
     def values_dtype(self) -> np.dtype[Any]:
         """How the values lie in their part: as in memory, or as whole numbers."""
         return self.storage if self.scales_codec is None else WHOLE
+
+    @property
+    def stored(self) -> int:
+        """Number of values in their part: all, those kept, or those of kept blocks."""
+        if self.positions_codec is None:
+            return self.total
+        if isinstance(self.pattern, Blocks):
+            return self.pattern.kept * self.pattern.rows * self.pattern.columns
+        return self.kept
+
+    @property
+    def positions(self) -> tuple[int, np.dtype[Any]]:
+        """How many numbers say which elements are kept, and of what dtype."""
+        if isinstance(self.pattern, Groups):
+            return self.total // self.pattern.size, GROUP
+        kept = self.kept if self.pattern is None else self.pattern.kept
+        return kept, gap_dtype(self.total)
 
     @property
     def rows(self) -> int:
@@ -169,15 +224,32 @@ class Entry:
         if not 0 <= self.kept <= total:
             raise PackError(f"keeps {show(self.kept)} of {total} elements")
         self._check_scales()
-        stored = total if self.positions_codec is None else self.kept
-        check_part("values", self.values_codec, self.values_bytes, stored, self.values_dtype)
+        if self.pattern is not None:
+            self._check_pattern(self.pattern)
+        check_part("values", self.values_codec, self.values_bytes, self.stored, self.values_dtype)
         if self.positions_codec is not None:
             if self.kept == total:
                 raise PackError("is sparse, but has no zero")
-            gaps = gap_dtype(total)
-            check_part("positions", self.positions_codec, self.positions_bytes, stored, gaps)
+            check_part("positions", self.positions_codec, self.positions_bytes, *self.positions)
         elif self.positions_bytes:
             raise PackError(f"has {self.positions_bytes} bytes of positions in no codec")
+
+    def _check_pattern(self, pattern: Pattern) -> None:
+        if isinstance(pattern, Groups):
+            size, axis = pattern.size, pattern.axis
+            fits = 1 < size <= 8 * GROUP.itemsize and 0 <= axis < len(self.shape)
+            fits = fits and self.shape[axis] % size == 0
+        else:
+            rows, columns, kept = pattern.rows, pattern.columns, pattern.kept
+            fits = rows > 0 and columns > 0 and rows * columns > 1 and bool(self.shape)
+            fits = fits and self.rows % rows == 0 and self.columns % columns == 0
+            fits = fits and 0 <= kept < self.total // (rows * columns)
+            fits = fits and kept <= self.kept <= kept * rows * columns
+        if not fits or not self.total or self.positions_codec is None:
+            raise PackError(
+                f"keeps {self.kept} of shape {show(list(self.shape))} by {show(pattern)}, "
+                "which does not fit"
+            )
 
     def _check_scales(self) -> None:
         if self.scales_codec is None:

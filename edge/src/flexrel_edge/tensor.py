@@ -4,18 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from flexrel_edge.codec import Part, decode_part, encode_part, runs_of
 from flexrel_edge.errors import PackError
-from flexrel_edge.records import SCALED, SCALES, Array, Entry, gap_dtype
+from flexrel_edge.positions import (
+    STRIDE,
+    bits_of,
+    grid,
+    likely,
+    masks_of,
+    parted,
+    positions_from,
+)
+from flexrel_edge.records import (
+    GROUP,
+    SCALED,
+    SCALES,
+    Array,
+    Blocks,
+    Entry,
+    Groups,
+    Pattern,
+    gap_dtype,
+)
 from flexrel_edge.scales import MAX_SCALE, on_grid, scaled
 
 _MATRIX: Final = 2  # axes: fewer have no rows that could share a scale
-_STRIDE: Final = 2**15  # elements whose places are in memory together
-_ROW: Final = 16  # bytes that scales may take in the index
+_SCALED: Final = 16  # bytes that scales may take in the index
+_PATTERN: Final = 8  # and a pattern
 
 
 @dataclass(frozen=True)
@@ -25,14 +44,16 @@ class Coded:
     Attributes:
         kept: elements with a bit pattern other than zero.
         values: all of them (dense), or the kept ones (sparse); whole numbers if there are scales.
-        positions: gaps between kept elements; None: dense.
+        positions: which elements are kept; None: dense.
         scales: one for each row, by which whole numbers are multiplied; None: values as they are.
+        pattern: by what positions say it; None: by gaps.
     """
 
     kept: int
     values: Part
     positions: Part | None = None
     scales: Part | None = None
+    pattern: Pattern | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -42,11 +63,6 @@ class Coded:
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
-
-
-def bits_of(values: Array) -> Array:
-    """See each element as the unsigned integer of its width, so that -0.0 and NaN count as kept."""
-    return values.view(np.dtype(f"<u{values.itemsize}"))
 
 
 def encode_tensor(tensor: Array, codec: str) -> Coded:
@@ -59,42 +75,58 @@ def encode_tensor(tensor: Array, codec: str) -> Coded:
     Returns:
         The parts, and how many elements have a bit pattern other than zero.
     """
-    found = [
-        encode_stored(values, scales, codec, sparse=sparse)
-        for values, scales in _ways(tensor)
-        for sparse in ((False, True) if not bits_of(values).all() else (False,))
-    ]
-    return min(found, key=lambda coded: len(coded) + _ROW * (coded.scales is not None))
+    found = []
+    for values, scales in _ways(tensor):
+        found.append(encode_stored(values, scales, codec, sparse=False))
+        if not bits_of(values).all():
+            by_gaps = encode_stored(values, scales, codec, sparse=True)
+            patterns = likely(values, len(by_gaps.positions or ()))
+            found.append(by_gaps)
+            found += (
+                encode_stored(values, scales, codec, sparse=True, pattern=p) for p in patterns
+            )
+    return min(found, key=_cost)
 
 
-def encode_stored(values: Array, scales: Array | None, codec: str, *, sparse: bool) -> Coded:
+def _cost(coded: Coded) -> int:
+    return len(coded) + _SCALED * (coded.scales is not None) + _PATTERN * bool(coded.pattern)
+
+
+def encode_stored(
+    values: Array,
+    scales: Array | None,
+    codec: str,
+    *,
+    sparse: bool,
+    pattern: Pattern | None = None,
+) -> Coded:
     """Code what stands for the elements, in one way.
 
     Args:
-        values: `[total]`, contiguous: the elements, or whole numbers.
+        values: of the tensor's shape, contiguous: the elements, or whole numbers.
         scales: `[rows]`, what whole numbers are multiplied by.
         codec: of parts that are not raw.
         sparse: whether positions are coded, and zeros are not; then there must be one.
+        pattern: by which positions say it; None: by gaps.
 
     Returns:
         The same parts for the same arguments and release of the codec.
     """
     coded = None if scales is None else encode_part(scales, codec)
-    kept = bits_of(values) != 0
-    count = int(np.count_nonzero(kept))
+    count = int(np.count_nonzero(bits_of(values)))
     if not sparse:
-        return Coded(count, encode_part(values, codec), None, coded)
-    positions = encode_part(gaps_of(kept, gap_dtype(len(values))), codec)
-    return Coded(count, encode_part(values[kept], codec), positions, coded)
+        return Coded(count, encode_part(values.reshape(-1), codec), None, coded)
+    positions, stored, pattern = parted(values, pattern)
+    return Coded(count, encode_part(stored, codec), encode_part(positions, codec), coded, pattern)
 
 
 def _ways(tensor: Array) -> Iterator[tuple[Array, Array | None]]:
-    """Yield what can stand for the elements, flat, and the scales it takes."""
-    yield tensor.reshape(-1), None
+    """Yield what can stand for the elements, and the scales it takes."""
+    yield tensor, None
     if tensor.dtype == SCALED and tensor.ndim >= _MATRIX and tensor.size:
         grid = on_grid(tensor.reshape(len(tensor), -1))
         if grid is not None:
-            yield grid[0].reshape(-1), grid[1]
+            yield grid[0].reshape(tensor.shape), grid[1]
 
 
 def decode_tensor(coded: Coded, entry: Entry) -> Array:
@@ -149,57 +181,58 @@ def decode_stored(coded: Coded, entry: Entry) -> tuple[Array, Array | None]:
 def _spread(values: Part, positions: Part, entry: Entry) -> Array:
     """Put kept values where they belong."""
     spread = np.zeros(entry.total, entry.values_dtype)
+    if isinstance(entry.pattern, Blocks):
+        _spread_blocks(spread.reshape(entry.shape), values, positions, entry, entry.pattern)
+    elif isinstance(entry.pattern, Groups):
+        _spread_groups(spread, values, positions, entry, entry.pattern)
+    else:
+        _spread_elements(spread, values, positions, entry)
+    return spread
+
+
+def _spread_elements(spread: Array, values: Part, positions: Part, entry: Entry) -> None:
     gaps = runs_of(positions, gap_dtype(entry.total), entry.kept)
     last = -1
     for run, between in zip(runs_of(values, entry.values_dtype, entry.kept), gaps):
         if not bits_of(run).all():
             raise PackError("a value at a kept position is zero")
-        for start in range(0, len(run), _STRIDE):
-            at = positions_from(between[start : start + _STRIDE], entry.total, last)
+        for start in range(0, len(run), STRIDE):
+            at = positions_from(between[start : start + STRIDE], entry.total, last)
             last = int(at[-1])
-            spread[at] = run[start : start + _STRIDE]
-    return spread
+            spread[at] = run[start : start + STRIDE]
 
 
-def gaps_of(kept: Array, dtype: np.dtype[Any]) -> Array:
-    """Say where a mask is true, as `positions_from` takes it.
-
-    Args:
-        kept: `[total]`, bool.
-        dtype: that holds `total - 1`.
-
-    Returns:
-        `[kept]`: how many elements lie between one that is kept and the next.
-    """
-    gaps = np.empty(np.count_nonzero(kept), dtype)
-    done, last = 0, -1
-    for start in range(0, len(kept), _STRIDE):
-        at = np.flatnonzero(kept[start : start + _STRIDE])
-        if len(at):
-            at += start
-            gaps[done : done + len(at)] = np.diff(at, prepend=last) - 1
-            done, last = done + len(at), int(at[-1])
-    return gaps
+def _spread_groups(
+    spread: Array, values: Part, positions: Part, entry: Entry, groups: Groups
+) -> None:
+    codes = decode_part(positions, GROUP, entry.positions[0])
+    kept = decode_part(values, entry.values_dtype, entry.kept)
+    if not bits_of(kept).all():
+        raise PackError("a value at a kept position is zero")
+    found = 0
+    for at, mask in masks_of(codes, entry.shape, groups):
+        before, found = found, found + int(np.count_nonzero(mask))
+        if found > entry.kept:
+            break
+        spread[at : at + len(mask)][mask] = kept[before:found]
+    if found != entry.kept:
+        raise PackError(f"declares {entry.kept} kept elements, found another number in its groups")
 
 
-def positions_from(gaps: Array, total: int, last: int = -1) -> Array:
-    """Turn gaps into the flat indices of kept elements.
-
-    Args:
-        gaps: `[kept]`, unsigned: how many elements lie between one kept element and the next.
-        total: number of elements of the tensor, below 2**62.
-        last: index of the kept element before them; -1: there is none.
-
-    Returns:
-        `[kept]`, int64, strictly ascending, in `last + 1 ... total - 1`.
-
-    Raises:
-        PackError: they run past the end of the tensor.
-    """
-    # The float64 sum can't wrap and is right to 1e-9 here; below twice the total, int64 is exact.
-    if gaps.sum(dtype=np.float64) < 2.0 * total:
-        positions = np.cumsum(gaps, dtype=np.int64)
-        positions += np.arange(last + 1, last + 1 + len(gaps))
-        if len(gaps) == 0 or positions[-1] < total:
-            return positions
-    raise PackError(f"a kept position lies beyond the {total} elements")
+def _spread_blocks(
+    spread: Array, values: Part, positions: Part, entry: Entry, blocks: Blocks
+) -> None:
+    size = blocks.rows * blocks.columns
+    gaps = decode_part(positions, gap_dtype(entry.total), blocks.kept)
+    stored = decode_part(values, entry.values_dtype, entry.stored)
+    stored = stored.reshape(-1, blocks.rows, blocks.columns)
+    if not bits_of(stored).any((1, 2)).all():
+        raise PackError("a block at a kept position is zero")
+    if np.count_nonzero(bits_of(stored)) != entry.kept:
+        raise PackError(f"declares {entry.kept} kept elements, its blocks have another number")
+    there, last = grid(spread, blocks), -1
+    for start in range(0, blocks.kept, STRIDE):
+        at = positions_from(gaps[start : start + STRIDE], entry.total // size, last)
+        last = int(at[-1])
+        down, across = np.divmod(at, there.shape[2])
+        there[down, :, across, :] = stored[start : start + STRIDE]

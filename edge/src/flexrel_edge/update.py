@@ -185,7 +185,11 @@ class Update:
         if (scales is None) != (entry.scales_codec is None):
             raise PackError("has scales in one of the files and not in the other")
         return encode_stored(
-            values, scales, self._content.codec, sparse=entry.positions_codec is not None
+            values.reshape(entry.shape),
+            scales,
+            self._content.codec,
+            sparse=entry.positions_codec is not None,
+            pattern=entry.pattern,
         )
 
 
