@@ -3,6 +3,7 @@
     python benchmarks/wire.py                        measure what is missing, then write the table
     python benchmarks/wire.py --only resnet56        these networks alone
     python benchmarks/wire.py --again                measure also what results/wire.json has
+    python benchmarks/wire.py --speed                of that, measure the speeds alone again
 
 Needs the extra "bench". One core. The largest magnitudes stay: what is measured is the encoder.
 """
@@ -150,7 +151,6 @@ def measured(tensors, data):
     stored = plain(tensors)
     raw = safetensors(stored)
     compressor = zstandard.ZstdCompressor(level=19)
-    dense = sum(tensor.nbytes for tensor in tensors.values())
     width, entropy = bounds(stored)
     return {
         "ours": len(data),
@@ -160,9 +160,15 @@ def measured(tensors, data):
         "xz": len(lzma.compress(raw, preset=9)),
         "zstd": len(compressor.compress(raw)),
         "bitmask": bitmask(stored, compressor),
+        "large": large(stored),
+    } | speeds(tensors, data)
+
+
+def speeds(tensors, data):
+    dense = sum(tensor.nbytes for tensor in tensors.values())
+    return {
         "encode": speed(lambda: flexrel_edge.encode(tensors), 1, dense),
         "decode": speed(lambda: flexrel_edge.decode(data), RUNS, dense),
-        "large": large(stored),
     }
 
 
@@ -226,6 +232,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--again", action="store_true", help="measure also what is there")
+    parser.add_argument("--speed", action="store_true", help="measure the speeds alone again")
     parser.add_argument("--show", action="store_true", help="the table, from the JSON")
     args = parser.parse_args()
     content = load()
@@ -235,11 +242,16 @@ def main():
         for name in args.only:
             model, sample = network(packs, name)
             for cut, make in cuts(model, sample):
-                wanted = [v for v in VALUES if args.again or f"{name} {cut} {v}" not in content]
+                there = [v for v in VALUES if f"{name} {cut} {v}" in content]
+                wanted = (
+                    there if args.speed else [v for v in VALUES if args.again or v not in there]
+                )
                 made = make() if wanted else None
                 for values in wanted:
                     data = encode(made, values)
-                    row = measured(flexrel_edge.decode(data).tensors, data)
+                    tensors = flexrel_edge.decode(data).tensors
+                    row = content.get(f"{name} {cut} {values}", {})
+                    row |= speeds(tensors, data) if args.speed else measured(tensors, data)
                     content[f"{name} {cut} {values}"] = row
                     common.save("wire", content)
                     print(name, cut, values, row["ours"], flush=True)
