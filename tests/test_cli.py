@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -470,3 +471,21 @@ def test_pack_says_how_many_samples_its_graph_is_fixed_to(net, tmp_path, capsys)
     assert capsys.readouterr().err == (
         f"warning: the ONNX graph in {out} takes 8 samples a call, no more or less\n"
     )
+
+
+def test_an_update_is_written_where_one_says_or_where_devices_look(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("old", 1), ("new", 2)):
+        weights = np.random.default_rng(0).random(4000)
+        flexrel_edge.write(name, {"w": np.append(weights, value)})
+    base = flexrel_edge.inspect("old").sha256[:16]
+
+    assert main(["diff", "old", "new", "up.fxd"]) == 0
+    assert main(["diff", "old", "new", "--beside"]) == 0
+    assert main(["patch", "old", "up.fxd", "made"]) == 0
+
+    assert Path(f"new.{base}.fxd").read_bytes() == Path("up.fxd").read_bytes()
+    assert Path("made").read_bytes() == Path("new").read_bytes()
+    capsys.readouterr()
+    assert main(["diff", "old", "new"]) == 2
+    assert "update --beside" in capsys.readouterr().err

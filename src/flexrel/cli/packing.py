@@ -140,10 +140,14 @@ def unpack(
 def diff(
     old: Annotated[Path, typer.Argument(help="packed file that devices have")],
     new: Annotated[Path, typer.Argument(help="packed file that they are to have")],
-    update: Annotated[Path, typer.Argument(help="to write")],
+    update: Annotated[Path | None, typer.Argument(help="to write")] = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="write it beside NEW, where `flexrel-edge pull` looks")
+    ] = False,
 ) -> None:
     """Write an update: what makes one packed file of another, byte for byte."""
-    raise typer.Exit(flexrel_edge.cli.main(["diff", str(old), str(new), str(update)]))
+    where = [*(["--beside"] if beside else []), *([] if update is None else [str(update)])]
+    raise typer.Exit(flexrel_edge.cli.main(["diff", str(old), str(new), *where]))
 
 
 @app.command()
