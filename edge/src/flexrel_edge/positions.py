@@ -117,14 +117,14 @@ def masks_of(codes: Array, shape: tuple[int, ...], groups: Groups) -> Iterator[t
     """
     if (codes >> groups.size).any():
         raise PackError(f"a group of {groups.size} has a code beyond its bits")
-    outer, along, inner = _axes(shape, groups)
-    each = along * inner  # codes
-    step = max(STRIDE // max(each * groups.size, 1), 1)
-    codes = codes.reshape(outer, along, 1, inner)
-    shifts = np.arange(groups.size, dtype=np.uint8).reshape(1, 1, -1, 1)
-    for at in range(0, outer, step):
+    inner = prod(shape[groups.axis + 1 :])
+    each = inner * groups.size  # elements that lie together
+    step = max(STRIDE // each, 1)
+    codes = codes.reshape(-1, 1, inner)
+    shifts = np.arange(groups.size, dtype=np.uint8).reshape(1, -1, 1)
+    for at in range(0, len(codes), step):
         bits = codes[at : at + step] >> shifts & 1
-        yield at * each * groups.size, bits.reshape(-1).view(np.bool_)
+        yield at * each, bits.reshape(-1).view(np.bool_)
 
 
 def likely(values: Array, gaps: int) -> list[Pattern]:
@@ -154,17 +154,11 @@ def likely(values: Array, gaps: int) -> list[Pattern]:
 
 
 def _codes(kept: Array, groups: Groups) -> Array:
-    outer, along, inner = _axes(kept.shape, groups)
-    parts = kept.reshape(outer, along, groups.size, inner).view(GROUP)
-    codes = parts[:, :, 0].copy()
+    parts = kept.reshape(-1, groups.size, prod(kept.shape[groups.axis + 1 :])).view(GROUP)
+    codes = parts[:, 0].copy()
     for place in range(1, groups.size):
-        codes |= parts[:, :, place] << place
+        codes |= parts[:, place] << place
     return codes.reshape(-1)
-
-
-def _axes(shape: tuple[int, ...], groups: Groups) -> tuple[int, int, int]:
-    axis = groups.axis
-    return prod(shape[:axis]), shape[axis] // groups.size, prod(shape[axis + 1 :])
 
 
 def _blocks(kept: Array, total: int, width: int) -> list[tuple[float, Pattern]]:

@@ -223,16 +223,19 @@ def _spread_blocks(
     spread: Array, values: Part, positions: Part, entry: Entry, blocks: Blocks
 ) -> None:
     size = blocks.rows * blocks.columns
-    gaps = decode_part(positions, gap_dtype(entry.total), blocks.kept)
     stored = decode_part(values, entry.values_dtype, entry.stored)
-    stored = stored.reshape(-1, blocks.rows, blocks.columns)
-    if not bits_of(stored).any((1, 2)).all():
-        raise PackError("a block at a kept position is zero")
     if np.count_nonzero(bits_of(stored)) != entry.kept:
         raise PackError(f"declares {entry.kept} kept elements, its blocks have another number")
-    there, last = grid(spread, blocks), -1
-    for start in range(0, blocks.kept, STRIDE):
-        at = positions_from(gaps[start : start + STRIDE], entry.total // size, last)
-        last = int(at[-1])
-        down, across = np.divmod(at, there.shape[2])
-        there[down, :, across, :] = stored[start : start + STRIDE]
+    stored = stored.reshape(-1, blocks.rows, blocks.columns)
+    there, step = grid(spread, blocks), max(STRIDE // size, 1)
+    done, last = 0, -1
+    for gaps in runs_of(positions, gap_dtype(entry.total), blocks.kept):
+        for start in range(0, len(gaps), step):
+            at = positions_from(gaps[start : start + step], entry.total // size, last)
+            last = int(at[-1])
+            some = stored[done : done + len(at)]
+            if not bits_of(some).any((1, 2)).all():
+                raise PackError("a block at a kept position is zero")
+            down, across = np.divmod(at, there.shape[2])
+            there[down, :, across, :] = some
+            done += len(at)
