@@ -120,11 +120,11 @@ def masks_of(codes: Array, shape: tuple[int, ...], groups: Groups) -> Iterator[t
     inner = prod(shape[groups.axis + 1 :])
     each = inner * groups.size  # elements that lie together
     step = max(STRIDE // each, 1)
-    codes = codes.reshape(-1, 1, inner)
-    shifts = np.arange(groups.size, dtype=np.uint8).reshape(1, -1, 1)
+    codes = codes.reshape(-1, inner)
+    masks = np.arange(256)[:, None] >> np.arange(groups.size) & 1 != 0  # of each code
     for at in range(0, len(codes), step):
-        bits = codes[at : at + step] >> shifts & 1
-        yield at * each, bits.reshape(-1).view(np.bool_)
+        found = masks.take(codes[at : at + step], axis=0)  # far faster than an index
+        yield at * each, found.transpose(0, 2, 1).reshape(-1)
 
 
 def likely(values: Array, gaps: int) -> list[Pattern]:

@@ -210,11 +210,12 @@ def _spread_groups(
     if not bits_of(kept).all():
         raise PackError("a value at a kept position is zero")
     found = 0
-    for at, mask in masks_of(codes, entry.shape, groups):
-        before, found = found, found + int(np.count_nonzero(mask))
+    for start, mask in masks_of(codes, entry.shape, groups):
+        at = np.flatnonzero(mask)
+        before, found = found, found + len(at)
         if found > entry.kept:
             break
-        spread[at : at + len(mask)][mask] = kept[before:found]
+        spread[start:][at] = kept[before:found]
     if found != entry.kept:
         raise PackError(f"declares {entry.kept} kept elements, found another number in its groups")
 
