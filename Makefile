@@ -33,6 +33,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/channels.py
 	$(BIN)/python benchmarks/recover.py --train
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/link.py
 	$(BIN)/python benchmarks/curves.py
 	$(BIN)/python benchmarks/wire.py
