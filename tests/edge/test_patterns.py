@@ -174,6 +174,12 @@ def test_zeros_one_by_one_are_gaps(shape):
     assert likely(values, 10**9 if values.ndim < 2 or not values.any() else 0) == []
 
 
+def test_blocks_of_which_none_is_zero_are_not_tried():
+    board = np.indices((16, 144)).sum(0) % 2  # every block of two has one
+
+    assert not any(isinstance(p, Blocks) for p in likely(board.astype(np.int8), 10**6))
+
+
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_an_update_of_such_tensors_makes_the_new_file(precision):
     def network(seed):

@@ -178,6 +178,8 @@ def _blocks(kept: Array, total: int, width: int) -> list[tuple[float, Pattern]]:
                 continue
             blocks = narrow.reshape(-1, rows, narrow.shape[1]).any(1)
             there = np.count_nonzero(blocks)
+            if there == blocks.size:
+                continue  # dense says it as well
             zeros = there * rows * columns - count
             where = _entropy(np.array([there, blocks.size - there]))
             found.append((where + zeros * width / 2, Blocks(rows, columns, 0)))
