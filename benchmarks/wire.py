@@ -14,6 +14,7 @@ import lzma
 import math
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -76,6 +77,30 @@ def without_elements(model, share):
     return pruned
 
 
+def in_groups(model):
+    """Return a copy with the 2 smallest of every 4 input channels zero, where 4 divides them."""
+    pruned = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in matrices(pruned):
+            if weight.shape[1] % 4 == 0:
+                parts = weight.movedim(1, -1).unflatten(-1, (-1, 4))
+                parts.masked_fill_(parts.abs().argsort(-1).argsort(-1) < 2, 0)
+    return pruned
+
+
+def in_blocks(model, share):
+    """Return a copy of whose blocks of 4 x 4 the smallest are zero, in each matrix they divide."""
+    pruned = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in matrices(pruned):
+            matrix = weight.view(len(weight), -1)
+            if all(side % 4 == 0 for side in matrix.shape):
+                blocks = matrix.unflatten(1, (-1, 4)).unflatten(0, (-1, 4))
+                size = blocks.abs().mean((1, 3), keepdim=True)
+                blocks.masked_fill_(size <= size.quantile(share), 0)
+    return pruned
+
+
 def plain(tensors):
     """Return the tensors as others would store them: on a grid as whole numbers and scales."""
     stored = {}
@@ -92,6 +117,17 @@ def plain(tensors):
 
 def bits(tensor):
     return tensor.reshape(-1).view(f"u{tensor.itemsize}")
+
+
+def mask_of_groups(total, kept):
+    """Return the bytes that tell which 2 of every 4 are kept."""
+    return total / 4 * math.log2(6) / 8 if 2 * kept == total else mask_bytes(total, kept)
+
+
+def mask_of_blocks(total, kept):
+    """Return the bytes that tell which blocks of 16 are kept."""
+    whole = total % 16 == kept % 16 == 0
+    return mask_bytes(total // 16, kept // 16) if whole else mask_bytes(total, kept)
 
 
 def mask_bytes(total, kept):
@@ -115,13 +151,13 @@ def entropy_bytes(values):
     return min(each / 8, values.itemsize) * len(values)
 
 
-def bounds(tensors):
+def bounds(tensors, mask=mask_bytes):
     """Return bytes of mask and kept values at their width, and at their order-0 entropy."""
     masks = width = entropy = 0.0
     for tensor in tensors.values():
         flat = bits(tensor)
         kept = flat[flat != 0]
-        masks += mask_bytes(len(flat), len(kept))
+        masks += mask(len(flat), len(kept))
         width += kept.nbytes
         entropy += entropy_bytes(kept)
     return masks + width, masks + entropy
@@ -146,12 +182,12 @@ def speed(work, runs, size):
     return size / 1e6 / statistics.median(seconds)
 
 
-def measured(tensors, data):
+def measured(tensors, data, mask):
     """Return a row for tensors and their packed file."""
     stored = plain(tensors)
     raw = safetensors(stored)
     compressor = zstandard.ZstdCompressor(level=19)
-    width, entropy = bounds(stored)
+    width, entropy = bounds(stored, mask)
     return {
         "ours": len(data),
         "width": width,
@@ -160,7 +196,7 @@ def measured(tensors, data):
         "xz": len(lzma.compress(raw, preset=9)),
         "zstd": len(compressor.compress(raw)),
         "bitmask": bitmask(stored, compressor),
-        "large": large(stored),
+        "large": large(stored, mask),
     } | speeds(tensors, data)
 
 
@@ -172,26 +208,30 @@ def speeds(tensors, data):
     }
 
 
-def large(stored):
+def large(stored, mask):
     """Return ours over both bounds of each sparse float16 tensor above a million elements."""
     found = {}
     for name, tensor in stored.items():
         if tensor.dtype == np.float16 and tensor.size > LARGE and not tensor.all():
             ours = len(encode_tensor(np.ascontiguousarray(tensor), PCODEC))
-            found[name] = [ours / bound for bound in bounds({name: tensor})]
+            found[name] = [ours / bound for bound in bounds({name: tensor}, mask)]
     return found
 
 
 def cuts(model, sample):
-    """Yield the name of each cut, and what makes the model of it."""
+    """Yield the name of each cut, what makes the model of it, and the bound of its masks."""
     for share in SHARES:
-        yield f"elements {share:.0%}", lambda share=share: without_elements(model, share)
-    yield f"channels 1/{1 / LEFT:.0f}", lambda: without_channels(model, sample)
+        pruned = partial(without_elements, model, share)
+        yield f"elements {share:.0%}", pruned, mask_bytes
+    yield f"channels 1/{1 / LEFT:.0f}", lambda: without_channels(model, sample), mask_bytes
     both = SHARES[1]
     yield (
         f"channels 1/{1 / LEFT:.0f}, elements {both:.0%}",
         lambda: without_elements(without_channels(model, sample), both),
+        mask_bytes,
     )
+    yield "2:4", partial(in_groups, model), mask_of_groups
+    yield f"block:4x4 {both:.0%}", partial(in_blocks, model, both), mask_of_blocks
 
 
 def show(content):
@@ -241,7 +281,7 @@ def main():
         packs = common.data_packs()
         for name in args.only:
             model, sample = network(packs, name)
-            for cut, make in cuts(model, sample):
+            for cut, make, mask in cuts(model, sample):
                 there = [v for v in VALUES if f"{name} {cut} {v}" in content]
                 wanted = (
                     there if args.speed else [v for v in VALUES if args.again or v not in there]
@@ -251,7 +291,7 @@ def main():
                     data = encode(made, values)
                     tensors = flexrel_edge.decode(data).tensors
                     row = content.get(f"{name} {cut} {values}", {})
-                    row |= speeds(tensors, data) if args.speed else measured(tensors, data)
+                    row |= speeds(tensors, data) if args.speed else measured(tensors, data, mask)
                     content[f"{name} {cut} {values}"] = row
                     common.save("wire", content)
                     print(name, cut, values, row["ours"], flush=True)
