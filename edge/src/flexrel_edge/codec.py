@@ -82,6 +82,9 @@ def _coded_runs(part: Part, count: int) -> Iterator[tuple[int, bytes]]:
     """Yield the runs of a part that is not raw, each with the place of its first element."""
     data = memoryview(part.data)
     starts = range(0, count, RUN)
+    if len(starts) == 1:
+        yield 0, bytes(data)
+        return
     head = (len(starts) - 1) * _LENGTH.itemsize
     if head > len(data):
         raise PackError(f"{len(data)} bytes of {part.codec} are too few for {len(starts)} runs")

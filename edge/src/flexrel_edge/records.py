@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, Final, Union
 
@@ -129,7 +130,7 @@ class Entry:
     scales_bytes: int = 0
     pattern: Pattern | None = None
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Number of elements, kept or not."""
         return prod(self.shape)
