@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -20,7 +21,8 @@ from flexrel_edge.records import PCODEC, Array, Entry
 from flexrel_edge.tensor import Coded, decode_stored
 from flexrel_edge.update import relocated
 
-_ROW = 60  # bytes that a changed tensor takes in the index, about
+_ROW: Final = 8  # bytes that a changed tensor takes in the index, about
+_MAP: Final = 16  # and a map, beside one for each entry
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class _Way:
     delta: Delta
     scales: Part | None
 
-    def __len__(self) -> int:
-        return len(self.delta) + (len(self.scales) if self.scales else 0)
+    def cost(self, known: _Maps) -> int:
+        """Return about how many bytes it takes; maps that are known take none."""
+        new = sum(_MAP + len(entries) for entries in self.maps if known.place(entries) is None)
+        return len(self.delta) + (len(self.scales) if self.scales else 0) + _ROW + new
 
 
 @dataclass
@@ -41,13 +45,17 @@ class _Maps:
 
     found: list[Array] = field(default_factory=list)
 
+    def place(self, entries: Array) -> int | None:
+        """Return a map's number; None if it is new."""
+        places = (n for n, known in enumerate(self.found) if np.array_equal(known, entries))
+        return next(places, None)
+
     def number(self, entries: Array) -> int:
         """Return a map's number; it is added if it is new."""
-        for number, known in enumerate(self.found):
-            if np.array_equal(known, entries):
-                return number
-        self.found.append(entries)
-        return len(self.found) - 1
+        place = self.place(entries)
+        if place is None:
+            self.found.append(entries)
+        return len(self.found) - 1 if place is None else place
 
     def between(self, old: int, new: int) -> Iterator[Array]:
         """Yield those that could lead from an axis of one length to one of another."""
@@ -96,7 +104,7 @@ def difference(old: Reader, new: Reader) -> bytes:
             rows[entry.name], parts[entry.name] = SAME, []
         elif _comparable(was, entry):
             way = _shortest(was, whole, entry, coded, maps, codec)
-            if way is not None and len(way) + _ROW < entry.bytes:
+            if way is not None and way.cost(maps) < entry.bytes:
                 rows[entry.name], parts[entry.name] = _written(way, entry, maps, shared)
     return _joined(old, new, maps, shared, rows, parts)
 
@@ -120,7 +128,7 @@ def _shortest(
             scales = None if np.array_equal(bits_of(kept), bits_of(new_scales)) else coded.scales
         base = relocated(old, axes, entry.shape).reshape(-1)
         ways.append(_Way(axes, delta_of(base, new, codec), scales))
-    return min(ways, key=len, default=None)
+    return min(ways, key=lambda way: way.cost(maps), default=None)
 
 
 def _axes(old: Array, new: Array, maps: _Maps) -> Iterator[tuple[Array, ...]]:
