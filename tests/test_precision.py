@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
@@ -54,6 +54,7 @@ def test_vectors_keep_11_significant_bits(values):
     rows=hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=ordinary),
     largest=st.sampled_from([7, 127]),
 )
+@example(rows=np.float32([[0, 1e-45]]), largest=7)
 @settings(max_examples=200)
 def test_of_the_scales_tried_each_row_gets_the_one_that_costs_least(rows, largest):
     rows = torch.from_numpy(rows)
@@ -67,9 +68,8 @@ def test_of_the_scales_tried_each_row_gets_the_one_that_costs_least(rows, larges
         cost = float(((to_grid(row[None], scale[None], largest) - row) ** 2 * weights).sum())
         for clip in (1, 0.9, 0.75, 0.5):
             fraction, exponent = math.frexp(clip * top / largest)
-            tried = torch.tensor(
-                [[math.ldexp(math.ceil(fraction * 256 - 1e-4), exponent - 8) or 1.0]]
-            )
+            tried = math.ldexp(math.ceil(fraction * 256 - 1e-4), exponent - 8) or 1.0
+            tried = torch.tensor([[tried]]).clamp_min(torch.finfo(torch.float32).tiny)
             other = float(((to_grid(row[None], tried, largest) - row) ** 2 * weights).sum())
             assert cost <= other * (1 + 1e-3) + 1e-30
 
