@@ -51,7 +51,8 @@ $(VENV)/.python:
 	python3 -m venv $(VENV)
 	touch $@
 
+# Without the oracles some tests are skipped.
 $(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: $(VENV)/.python $(PROJECT)
 	$(PIP) -e edge -e '.[$*]'
-	$(if $(filter dev,$*),-$(PIP) -e edge -e '.[oracles]')  # without them some tests are skipped
+	$(if $(filter dev,$*),-$(PIP) -e edge -e '.[oracles]')
 	touch $@
