@@ -48,6 +48,21 @@ def test_a_plan_of_channels_by_hand():
     assert cost.sparsity(structure, plan) == (1 + 1) / (4 + 2)
 
 
+@pytest.mark.parametrize(("resource", "of"), [("parameters", cost.parameters), ("MACs", cost.macs)])
+def test_what_goes_with_a_unit_is_what_the_network_lacks_without_it(resource, of):
+    structure = read(small(), IMAGE, "channel")
+
+    found = cost.unit_costs(structure, resource)
+
+    assert found.keys() == {"0", "2"}
+    for site in structure.sites:
+        plan = random_plan(structure, 0)
+        for mask in plan.masks.values():
+            mask[:] = True
+        plan.masks[site.name][-1] = False
+        assert found[site.name] == of(structure) - of(structure, plan)
+
+
 def test_a_plan_of_elements_saves_parameters_and_no_multiply_adds():
     structure = read(small(), IMAGE, "element")
     plan = random_plan(structure, 0)

@@ -30,8 +30,9 @@ class Case:
     tensors: dict
     statistics: Statistics
 
-    def scores(self, criterion):
-        return scores_of(criterion, self.structure, self.tensors, self.statistics)
+    def scores(self, criterion, **resource):
+        evidence = (self.tensors, self.statistics)
+        return scores_of(criterion, self.structure, *evidence, **resource)
 
     def layers(self, part):
         return [
@@ -408,7 +409,10 @@ def test_a_channels_relevance_is_that_of_its_activations_where_each_is_read_once
         torch.testing.assert_close(found, expected.detach().float())
 
 
-def test_channels_are_compared_by_their_layers_mean_magnitude_and_the_root_of_what_they_cost():
+@pytest.mark.parametrize(("resource", "costs"), [("MACs", (16, 4)), ("parameters", (4, 2))])
+def test_channels_are_compared_by_their_layers_mean_magnitude_and_the_root_of_what_they_cost(
+    resource, costs
+):
     tensors = {
         "a.weight": torch.tensor([[100.0], [300.0]]),  # a norm behind it undoes its size
         "d.weight": torch.tensor([[0.2], [0.1]]),
@@ -419,7 +423,7 @@ def test_channels_are_compared_by_their_layers_mean_magnitude_and_the_root_of_wh
     )
     shapes = {"a.weight": (2, 1), "c.weight": (1, 6), "d.weight": (2, 1), "e.weight": (1, 2)}
     uses = (("a.weight", 1), ("c.weight", 5), ("d.weight", 2), ("e.weight", 2))
-    sums = {  # of a: 2, 2, and each costs 1 + 3 * 5; of d: 30, 10, and each costs 2 + 2
+    sums = {  # of a: 2, 2, and each costs 1 + 3, of which 3 are used 5 times; of d: 30, 10; 1 + 1
         "c": torch.tensor([0.0, 0, 2, 1, 1, 0]).double(),
         "e": torch.tensor([30.0, 10]).double(),
     }
@@ -427,10 +431,11 @@ def test_channels_are_compared_by_their_layers_mean_magnitude_and_the_root_of_wh
     case = Case(Structure("channel", sites, (), shapes, uses), tensors, statistics)
 
     def found(criterion):
-        return torch.tensor([values.tolist() for values in case.scores(criterion).values()])
+        scores = case.scores(criterion, resource=resource)
+        return torch.tensor([values.tolist() for values in scores.values()])
 
     magnitude = torch.tensor([[0.5, 1.5], [4 / 3, 2 / 3]])
-    relevance = torch.tensor([[2 / 4, 2 / 4], [30 / 2, 10 / 2]])
+    relevance = torch.tensor([[2.0, 2.0], [30.0, 10.0]]) / torch.tensor(costs).sqrt()[:, None]
     relevance /= relevance.mean()
     torch.testing.assert_close(found(Magnitude()), magnitude)
     torch.testing.assert_close(found(Relevance()), relevance)

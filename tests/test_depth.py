@@ -353,16 +353,19 @@ def test_scores_by_hand():
     tensors = named_tensors(model)
 
     sizes = scores_of(Magnitude(scale="network"), structure, tensors, None)["blocks"]
-    relevances = scores_of(Relevance("absolute", scale="cost"), structure, tensors, statistics)[
-        "blocks"
-    ]
+    relevance, evidence = Relevance("absolute", scale="cost"), (structure, tensors, statistics)
+    relevances = scores_of(relevance, *evidence, resource="MACs")["blocks"]
+    by_size = scores_of(relevance, *evidence)["blocks"]
 
     squares = torch.stack([model[3][1].conv1.weight, model[3][1].conv2.weight]).square()
     assert float(sizes[5]) == pytest.approx(float(squares.detach().mean().sqrt()))
     given = [float(statistics[f"{name}.conv2"].output_absolute.sum()) for name in IDENTICAL]
     macs = [2 * 4 * 4 * 9 * 64] * 3 + [2 * 8 * 8 * 9 * 16] * 2 + [2 * 16 * 16 * 9 * 4] * 2
-    want = torch.tensor([r / m**0.5 for r, m in zip(given, macs, strict=True)])
-    assert torch.allclose(relevances, want / want.mean(), rtol=1e-4)
+    norms = [4 * 4] * 3 + [4 * 8] * 2 + [4 * 16] * 2
+    numbers = [2 * (n / 4) ** 2 * 9 + n for n in norms]  # of two convolutions
+    for found, costs in ((relevances, macs), (by_size, numbers)):
+        want = torch.tensor([r / c**0.5 for r, c in zip(given, costs, strict=True)])
+        assert torch.allclose(found, want / want.mean(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("criterion", [Magnitude(), Relevance(), FlexRel(0.5)])

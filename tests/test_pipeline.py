@@ -367,6 +367,38 @@ def test_a_byte_budget_is_met_from_below_and_nearly_used(granularity, share):
     assert result.achieved.bytes > limit - one_channel - 0.002 * dense
 
 
+class Costs:
+    """Notes what units are weighed against, and scores by size."""
+
+    name, needs_relevance = "costs", False
+
+    def __init__(self):
+        self.seen = {}
+
+    def scores(self, evidence):
+        for site in evidence:
+            self.seen[site.site.name] = site.cost
+            yield site.magnitude()
+
+
+@pytest.mark.parametrize(
+    ("budgets", "resource"),
+    [
+        ([MACs(0.6)], "MACs"),
+        ([MACs(0.6), Bytes(0.9)], "MACs"),
+        ([Bytes(0.6), MACs(0.9)], "parameters"),
+        ([Parameters(0.6)], "parameters"),
+        ([Sparsity(0.2)], "parameters"),
+    ],
+)
+def test_units_are_weighed_against_what_the_first_budget_is_on(pictures, budgets, resource):
+    costs = Costs()
+    options = {"budgets": budgets, "criterion": costs, "recover": "none"}
+    result = prune(pictures, calibration=PICTURES, **options)
+
+    assert costs.seen == cost.unit_costs(result.plan.structure, resource)
+
+
 def test_several_budgets_are_all_met(perceptron):
     result = prune(
         perceptron, budgets=[Parameters(0.7), MACs(200), Sparsity(0.1)], criterion=Magnitude()

@@ -7,6 +7,7 @@ cost as many of them as any other value: only removed units make a network faste
 from collections.abc import Mapping
 from fractions import Fraction
 from math import prod
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch import Tensor
 from flexrel.records import Block, Plan, Structure, Work
 
 Cost = float | Float[Tensor, "units"]
+Resource = Literal["parameters", "MACs"]
 
 
 def parameters(structure: Structure, plan: Plan | None = None) -> int:
@@ -47,6 +49,30 @@ def _remaining(work: Work, gone: Mapping[str, int]) -> int:
     for length, units in work.axes:
         macs *= Fraction(length - sum(gone.get(site, 0) * each for site, each in units), length)
     return int(macs)
+
+
+def unit_costs(structure: Structure, resource: Resource) -> dict[str, Cost]:
+    """Return what goes with one unit of each site, all else dense: `unit_macs` or parameters.
+
+    Of blocks, which differ, it is one number a unit; of single weights 0.
+    """
+    return (unit_macs if resource == "MACs" else _unit_parameters)(structure)
+
+
+def _unit_parameters(structure: Structure) -> dict[str, Cost]:
+    shapes = structure.shapes
+    found: dict[str, Cost] = {}
+    for site in structure.sites:
+        if site.blocks:
+            sizes = [sum(prod(shapes[n]) for n in b.tensors if n in shapes) for b in site.blocks]
+            found[site.name] = torch.tensor(sizes, dtype=torch.float32)
+            continue
+        found[site.name] = sum(
+            prod(shapes[part.tensor]) * part.index.shape[1] / shapes[part.tensor][part.axis]
+            for part in site.slices
+            if part.tensor in shapes  # buffers are no parameters
+        )
+    return found
 
 
 def unit_macs(structure: Structure) -> dict[str, Cost]:

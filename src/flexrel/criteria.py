@@ -14,7 +14,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from flexrel.cost import Cost, unit_macs
+from flexrel.cost import Cost, Resource, unit_costs
 from flexrel.errors import UsageError
 from flexrel.evidence import Evidence
 from flexrel.records import Damages, Scores, Structure
@@ -93,11 +93,11 @@ class Relevance:
 class OBS:
     """Keep what no refit of the layers behind can make up for; for cuts that are repaired.
 
-    A unit's score is what its removal damages (`Evidence.damage`), over the multiply-adds that go
-    with it. No labels. Not for residual blocks.
+    A unit's score is what its removal damages (`Evidence.damage`), over what goes with it, in
+    parameters or multiply-adds (`Evidence.cost`). No labels. Not for residual blocks.
 
     Source:
-        Hassibi and Stork, 1993 (Optimal Brain Surgeon); the division by multiply-adds is ours.
+        Hassibi and Stork, 1993 (Optimal Brain Surgeon); the division by the cost is ours.
     """
 
     name: str = "obs"
@@ -105,12 +105,12 @@ class OBS:
     needs_damage: bool = True
 
     def scores(self, evidence: Sequence[Evidence]) -> Iterator[Tensor]:
-        """Yield what each unit's removal damages, over its multiply-adds; of weights, as it is."""
+        """Yield what each unit's removal damages, over its cost; of single weights, as it is."""
         for site in evidence:
             if site.site.blocks:
                 raise UsageError("criterion 'obs' can't score residual blocks; use another")
-            macs = torch.as_tensor(site.macs if site.site.slices else 1.0).double().clamp_min(1.0)
-            yield (site.damage() / macs).float()
+            cost = torch.as_tensor(site.cost if site.site.slices else 1.0).double().clamp_min(1.0)
+            yield (site.damage() / cost).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +119,21 @@ class FlexRel:
 
     Attributes:
         delta: share of relevance, in [0, 1]; 0 orders as `Magnitude`, 1 as `Relevance` of the
-            same part and scale. The product with delta 1 orders as relevance on scale "mean".
+            same part and scale. Of elements the product with 1 orders as relevance on scale "mean".
         blend: "sum", the paper's, of M and R on a common scale; or "product" (ours),
-            `M^(1 - delta) * (R / mean of the layer's R)^delta`.
+            `M^(1 - delta) * R^delta`, R on its scale, or of elements over its layer's mean.
         part: of relevance: "sum", "positive" or "absolute" of every term, or "sample": the
             absolute value of what a channel adds up to in each sample. None takes what measures
             best: "positive" for elements, "sample" for channels and heads.
         scale: what M and R are brought to before they are blended: min-max over the "network",
             min-max over the "layer", multiples of the layer's "mean" absolute value, the "rank"
-            among the layer's distinct values, or over the square root of the multiply-adds that
-            go with a unit ("cost", ours). None takes what `benchmarks/signals.py` and
-            `benchmarks/channels.py` found best: "network" for elements; for channels and heads
-            "mean" for M, as a norm behind a layer makes the size of its weights arbitrary, and
-            "cost" for R, which is comparable over layers as it is. A single signal, and M in
-            the product, is not brought to [0, 1] by "network" but taken as it is: its order is
-            the same.
+            among the layer's distinct values, or over the square root of what goes with a unit
+            ("cost", ours): parameters, or multiply-adds where a budget is on those. None takes
+            what `benchmarks/signals.py` and `benchmarks/channels.py` found best: "network" for
+            elements; for channels and heads "mean" for M, as a norm behind a layer makes the
+            size of its weights arbitrary, and "cost" for R, which is comparable over layers as
+            it is. A single signal, and M in the product, is not brought to [0, 1] by "network"
+            but taken as it is: its order is the same.
 
     Source:
         arXiv 2405.13088, score of a parameter; the paper leaves the normalisation open.
@@ -198,6 +198,7 @@ def scores_of(
     tensors: Mapping[str, Tensor],
     statistics: Statistics | None,
     damages: Damages | None = None,
+    resource: Resource = "parameters",
 ) -> Scores:
     """Return the criterion's scores for every site of the structure, checked.
 
@@ -207,6 +208,7 @@ def scores_of(
         tensors: the dense network's parameters and buffers, by name.
         statistics: of the dense network; None where the criterion needs none.
         damages: likewise, as `measure_damage` returns them.
+        resource: that is short: in it, units are weighed against what goes with them.
 
     Returns:
         Site name -> float32 scores of the site's shape, on the CPU. Higher means keep. A block's is
@@ -217,9 +219,9 @@ def scores_of(
     """
     if criterion.needs_relevance and statistics is None:
         raise UsageError(f"criterion {criterion.name!r} needs statistics; pass calibration data")
-    macs = unit_macs(structure)
+    costs = unit_costs(structure, resource)
     entries = [replace(s, shape=s.layout.shape) if s.layout else s for s in structure.sites]
-    evidence = [Evidence(s, tensors, statistics, macs[s.name], damages) for s in entries]
+    evidence = [Evidence(s, tensors, statistics, costs[s.name], damages) for s in entries]
     scores: dict[str, Tensor] = {}
     for site, made in zip_longest(entries, criterion.scores(evidence)):
         if site is None or not isinstance(made, Tensor):
@@ -247,7 +249,7 @@ def _in_units(evidence: Sequence[Evidence]) -> bool:
 
 
 def _costs(evidence: Sequence[Evidence]) -> list[Cost]:
-    return [site.macs for site in evidence]
+    return [site.cost for site in evidence]
 
 
 def _relevances(part: Part | None, evidence: Sequence[Evidence]) -> list[Maker]:

@@ -20,7 +20,7 @@ class Evidence:
     site: Site
     tensors: Mapping[str, Tensor]  # of the dense network, by name
     statistics: Statistics | None
-    macs: Cost = 0.0  # of one sample, that go with one unit, or with each
+    cost: Cost = 0.0  # what goes with one unit, or with each, of the resource that is short
     damages: Damages | None = None
 
     def magnitude(self) -> Float[Tensor, "*units"]:

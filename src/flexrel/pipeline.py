@@ -33,7 +33,7 @@ from flexrel.precision import Asked, Values
 from flexrel.records import Form, Measurement, Progress, silent
 from flexrel.recover import Recovery, recoveries
 from flexrel.relevance import RuleLike, rule_of
-from flexrel.request import Request, check_request
+from flexrel.request import Request, check_request, short_of
 from flexrel.result import Result
 from flexrel.running import unwrapped
 from flexrel.solving import Found, least_of, plan_of, solved
@@ -161,13 +161,14 @@ def prune(
         damages = None
         if damaging:
             damages, unknown = measure_damage(whole, structure, fitted, progress, seed=seed)
-            known = [site for site in structure.sites if site.name in damages]
-            structure = structure.only(known, unknown)
+            sites = [site for site in structure.sites if site.name in damages]
+            structure = structure.only(sites, unknown)
 
         @cache
         def trials_in(values: Values) -> Trials:
             making = Making(whole, values, divergence, progress, *repairing)
-            return Trials(making, structure, statistics, order, evaluate, multiple_of, damages)
+            known = (structure, statistics, order, evaluate, multiple_of, damages)
+            return Trials(making, *known, short_of(budgets, structure.pattern))
 
         dense = trials_in("float32" if values == "auto" else values).dense()
         request = Request(target, tuple(budgets), dense)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flexrel.allocate import ALLOCATIONS
 from flexrel.budgets import RESOURCES, AccuracyDrop, Budget
+from flexrel.cost import Resource
 from flexrel.errors import UsageError
 from flexrel.evaluate import Evaluate
 from flexrel.granularity import Pattern
@@ -48,6 +49,15 @@ class Request:
             tightest = max if resource == "sparsity" else min
             limits[resource.lower()] = tightest(asked, default=None)
         return limits
+
+
+def short_of(budgets: Sequence[Budget], pattern: Pattern) -> Resource:
+    """Return what units are weighed against: multiply-adds if the first budget is on them.
+
+    Else parameters, which bytes go with, and for zeros, which save no multiply-adds.
+    """
+    first = budgets[0].resource if budgets else "bytes"
+    return "MACs" if first == "MACs" and not pattern.zeros else "parameters"
 
 
 def check_request(

@@ -31,7 +31,7 @@ def scaled(
     Args:
         makers: one a layer.
         scale: see `FlexRel`.
-        costs: what one unit of each layer costs, in multiply-adds, or each of its units.
+        costs: what one unit of each layer costs, or each of its units.
     """
     if scale == "network":
         low, high = _range(makers)

@@ -10,6 +10,7 @@ from torch import nn
 from flexrel import cost
 from flexrel.allocate import Allocation, Order, Removal, order_of
 from flexrel.budgets import Budget
+from flexrel.cost import Resource
 from flexrel.criteria import Criterion, scores_of
 from flexrel.errors import BudgetError, UsageError
 from flexrel.evaluate import Evaluate, checked
@@ -41,13 +42,14 @@ class Trials:
     evaluate: Evaluate | None
     multiple_of: int = 1  # that widths are rounded up to
     damages: Damages | None = None
+    resource: Resource = "parameters"  # that is short; of zeros always parameters
     _last: tuple[Criterion, Order] | None = None  # orders are large; the last is often asked for
 
     def removal(self, criterion: Criterion) -> Order:
         """Return the order in which the criterion lets units go, or layers take N:M."""
         if self._last is None or self._last[0] is not criterion:
             tensors = named_tensors(self.making.model)
-            evidence = (tensors, self.statistics, self.damages)
+            evidence = (tensors, self.statistics, self.damages, self.resource)
             scores = scores_of(criterion, self.structure, *evidence)
             removal = order_of(self.structure, self.allocation(scores), self.multiple_of)
             self._last = (criterion, removal)
@@ -305,13 +307,11 @@ class Trials:
     def as_costly(self, like: Plan, criterion: Criterion) -> Plan | None:
         """Return the criterion's plan that costs no more than another, if there is one.
 
-        The cost is in parameters for zeros, else in multiply-adds.
+        The cost is in the resource that is short.
         """
-        zeros = self.structure.pattern.zeros
-        resource = "parameters" if zeros else "MACs"
-        limit = (cost.parameters if zeros else cost.macs)(self.structure, like)
+        of = cost.macs if self.resource == "MACs" else cost.parameters
+        limit = of(self.structure, like)
         removal = self.removal(criterion)
-        count = least_removal(partial(self._cost, removal, resource), limit, removal.removable)
-        if count is None:
-            return None
-        return self._filled(removal, count, [(cost.macs, limit)])
+        counted = partial(self._cost, removal, self.resource)
+        count = least_removal(counted, limit, removal.removable)
+        return None if count is None else self._filled(removal, count, [(of, limit)])
