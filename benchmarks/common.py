@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+RESULTS = Path(os.environ.get("FLEXREL_RESULTS", HERE / "results"))
 
 
 def data_packs():
@@ -86,6 +86,11 @@ def save(name, content):
 def load(name):
     """Read results/NAME.json."""
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def is_measured(name):
+    """Return whether there is results/NAME.json."""
+    return (RESULTS / f"{name}.json").is_file()
 
 
 def replace_section(name, text):

@@ -240,14 +240,20 @@ def test_a_network_of_which_nothing_is_known_is_refused():
 # --- the criterion ------------------------------------------------------------------------------
 
 
-def test_scores_are_damages_over_multiply_adds():
+@pytest.mark.parametrize(
+    ("resource", "costs"),  # of a channel: it is made, and read
+    [
+        ("MACs", {"0": 36 * (27 + 6 * 9), "2": 36 * 8 * 9 + 4}),
+        ("parameters", {"0": 27 + 1 + 6 * 9, "2": 8 * 9 + 1 + 4}),
+    ],
+)
+def test_scores_are_damages_over_what_goes_with_a_unit(resource, costs):
     model = network()
     batch = drawn(64, 3, 6, 6)
     structure = structure_of(model, batch)
     damages, _ = measure_damage(model, structure, [batch])
 
-    scores = scores_of(OBS(), structure, named_tensors(model), None, damages)
+    scores = scores_of(OBS(), structure, named_tensors(model), None, damages, resource)
 
-    macs = {"0": 36 * (27 + 6 * 9), "2": 36 * 8 * 9 + 4}  # of a channel: it is made, and read
     for name, damage in damages.items():
-        assert torch.allclose(scores[name].double(), damage / macs[name])
+        assert torch.allclose(scores[name].double(), damage / costs[name])
