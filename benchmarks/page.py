@@ -1,0 +1,342 @@
+"""Writes docs/results.md: what the benchmarks of evidence found, from their JSON alone."""
+
+import itertools
+import math
+from pathlib import Path
+
+import common
+
+DOCS = common.HERE.parent / "docs"
+PAGE, FIGURE = DOCS / "results.md", DOCS / "results.png"
+SAVED, SMALLER = 0.35, 0.60  # what was set out to be shown
+LIKE = ("as trained", "STS-B")  # deployments like the training data
+METHODS = ("magnitude", "relevance", "FlexRel", "FlexRel, by labels")
+OURS, AT_BEST = "FlexRel", "FlexRel at the best's accuracy"
+
+
+def write():
+    """Write the page and its figure."""
+    experiments, rivals = _blocks("paper-*"), _blocks("peers")
+    parts = [
+        "# Results",
+        (
+            "Written by the benchmarks from `benchmarks/results/*.json`; not by hand. Every "
+            "section names the command that makes it. ± is one standard error."
+        ),
+        "## In short",
+        *_verdict(experiments, rivals),
+        *_paper(experiments),
+        *_peers(rivals),
+        *_latency(),
+        *_accelerator(),
+    ]
+    PAGE.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def _blocks(pattern):
+    files = sorted(path.stem for path in common.RESULTS.glob(f"{pattern}.json"))
+    return [b for f in files if not f.endswith("-quick") for b in common.load(f)["blocks"]]
+
+
+# --- in short -------------------------------------------------------------------------------
+
+
+def _verdict(experiments, rivals):
+    lines = []
+    groups = itertools.product(("channel", "element"), ("none", "closed-form"), (False, True))
+    for granularity, repair, like in groups:
+        mine = [
+            block
+            for block in experiments
+            if (block["granularity"], block["repair"]) == (granularity, repair)
+            and (block["deployment"] in LIKE) == like
+        ]
+        if not mine:
+            continue
+        found, error = _mean([block["log_ratio"]["FlexRel"][-1] for block in mine])
+        where = "like" if like else "unlike"
+        how = "not repaired" if repair == "none" else "all repaired alike"
+        text = (
+            f"{granularity.capitalize()}s, in use on data {where} the training data, {how}: "
+            f"FlexRel saves {_saving(found, error)} of the bytes that the better single signal "
+            f"needs (geometric mean of {len(mine)} networks and deployments, 4 targets each)"
+        )
+        if granularity == "channel" and not like:
+            text += (
+                f"; the aim is {SAVED:.0%}: {'met' if 1 - math.exp(found) >= SAVED else 'not met'}"
+            )
+        lines.append(f"- {text}.")
+    ratios = [r for b in rivals for r in _at_best(b)]
+    if ratios:
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        met = "met" if mean <= SMALLER else "not met"
+        lines.append(
+            f"- At the accuracy of the best other method, before training, FlexRel's network takes "
+            f"{mean:.0%} of its bytes (geometric mean of {len(ratios)} cases, one encoder; from "
+            f"{min(ratios):.0%} to {max(ratios):.0%}); the aim is {SMALLER:.0%}: {met}."
+        )
+    return ["\n".join(lines) or "Nothing is measured yet."]
+
+
+def _mean(pairs):
+    """Return the mean of values with errors, and its error: theirs, or what they differ by."""
+    values, errors = zip(*pairs, strict=True)
+    count, mean = len(values), sum(values) / len(values)
+    own = math.sqrt(sum(e * e for e in errors)) / count
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(count - 1, 1) / count)
+    return mean, max(own, spread)
+
+
+def _saving(log_ratio, error):
+    ratio = math.exp(log_ratio)
+    return f"{100 * (1 - ratio):.0f} ± {100 * ratio * error:.0f} %"
+
+
+def _at_best(block):
+    """Return FlexRel's bytes over those of the best other method, at that one's accuracy."""
+    best = _best(block)
+    found = block["rows"].get(AT_BEST, {})
+    return [found["packed"] / best[1]["packed"]] if best and "packed" in found else []
+
+
+def _best(block):
+    rows = [(n, r) for n, r in block["rows"].items() if "score" in r and not n.startswith(OURS)]
+    return max(rows, key=lambda pair: pair[1]["score"], default=None)
+
+
+# --- the paper's experiment -----------------------------------------------------------------
+
+
+def _paper(blocks):
+    if not blocks:
+        return
+    yield "## The paper's experiment"
+    yield (
+        "`python benchmarks/paper.py`; with `--model torchvision:vgg16 --data imagenet/val` the "
+        "paper's own network and images. Bytes of the packed file, float16, at an accuracy of "
+        "the dense network's less 0.5, 1, 2 and 5 points: of networks on a grid of sizes, each "
+        "0.85 of the one before, the smallest that reaches it, and between neighbours along a "
+        "straight line. *FlexRel* is at each size the form that diverges least from the dense "
+        "network on calibration data, as `prune` chooses, without labels; *by labels* the one "
+        "most accurate on labelled data that nothing is reported on. *Saving*: of FlexRel over "
+        "the better of the two single signals, with the error of 200 draws of the n images or "
+        "pairs that report. *Form*: FlexRel's at 1 point. One draw of calibration data (seed "
+        "0). Data, all disjoint: see `benchmarks/tasks.py`. Unlike the training data: 3 of 10 "
+        "classes; half of the images with noise, half with little contrast; MiniLM, a sentence "
+        "encoder, on film reviews."
+    )
+    for granularity, repair in itertools.product(("channel", "element"), ("none", "closed-form")):
+        mine = [b for b in blocks if (b["granularity"], b["repair"]) == (granularity, repair)]
+        if not mine:
+            continue
+        how = "not repaired" if repair == "none" else "repaired in closed form"
+        yield f"### {granularity.capitalize()}s, {how}"
+        header = ["network, in use", "drop", "magnitude", "relevance", "FlexRel", "by labels"]
+        header += ["saving", "by labels", "form"]
+        yield common.table(header, [row for block in mine for row in _targets(block)])
+    if any(block["repair"] == "none" for block in blocks):
+        _draw(blocks)
+        yield f"![Accuracy against size, for shares of relevance from 0 to 1]({FIGURE.name})"
+        yield (
+            "Accuracy against the share of parameters that stays, nothing repaired: the paper's "
+            "sum for δ from 0, magnitude alone, to 1, relevance alone; and ours, the product."
+        )
+    versions = ", ".join(f"{name} {number}" for name, number in blocks[0]["versions"].items())
+    yield f"Versions: {versions}."
+
+
+def _targets(block):
+    """Yield the rows of a block: one a target, and their mean."""
+    dense = block["dense"]["bytes"]
+    title = f"**{block['network']}, {block['deployment']}** (n = {block['samples']:,})"
+    yield [title, "0", f"{dense / 1e3:,.0f} kB", f"{100 * block['dense']['test']:.1f} %", *[""] * 5]
+    for at, drop in enumerate(block["drops"]):
+        cells = [f"{block['needed'][name][at] / dense:.3f}" for name in METHODS]
+        savings = [_saving(*block["log_ratio"][name][at]) for name in METHODS[2:]]
+        form = block["forms"]["FlexRel"][at] if drop == block["drops"][1] else ""
+        yield ["", f"{100 * drop:g}", *cells, *savings, form]
+    savings = [_saving(*block["log_ratio"][name][-1]) for name in METHODS[2:]]
+    yield ["", "mean", *[""] * 4, *savings, ""]
+
+
+def _draw(blocks):
+    import matplotlib as mpl  # noqa: PLC0415 - only drawing needs it
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    bare = [block for block in blocks if block["repair"] == "none"]
+    places = list(dict.fromkeys((b["network"], b["deployment"]) for b in bare))
+    columns = [g for g in ("channel", "element") if any(b["granularity"] == g for b in bare)]
+    shape = (len(places), len(columns))
+    fig, axes = plt.subplots(*shape, figsize=(4.6 * shape[1], 2.6 * shape[0]), squeeze=False)
+    shades = plt.get_cmap("viridis")
+    for block in bare:
+        row = places.index((block["network"], block["deployment"]))
+        ax = axes[row][columns.index(block["granularity"])]
+        forms = {}
+        for point in block["points"]:
+            forms.setdefault(point["form"], []).append((point["kept"], 100 * point["test"]))
+        for name, points in forms.items():
+            delta = _delta(name)
+            style = {"color": "#c0392b", "ls": "--"} if delta is None else {"color": shades(delta)}
+            if name == "obs" or name.endswith("0.333333:product"):
+                continue
+            label = "product, δ = 2/3" if delta is None else f"δ = {delta:g}"
+            ax.plot(*zip(*points, strict=True), marker=".", ms=4, lw=1.2, label=label, **style)
+        dense = 100 * block["dense"]["test"]
+        ax.axhline(dense, color="#999999", lw=0.8, ls=":")
+        ax.set_ylim(dense - 30, dense + 8)
+        ax.set_xscale("log")
+        ax.set_title(
+            f"{block['network']}, {block['deployment']}: {block['granularity']}s", fontsize=8
+        )
+        ax.tick_params(labelsize=6, which="both")
+    axes[0][0].legend(fontsize=6)
+    for ax in axes[-1]:
+        ax.set_xlabel("share of parameters that stays", fontsize=7)
+    fig.tight_layout()
+    fig.savefig(FIGURE, dpi=100)
+
+
+def _delta(form):
+    """Return the share of relevance in a sum; None of a product."""
+    if form.endswith(":product"):
+        return None
+    return {"magnitude": 0.0, "relevance": 1.0}.get(form) or float(form.partition(":")[2] or 0)
+
+
+# --- other libraries ------------------------------------------------------------------------
+
+
+def _peers(blocks):
+    if not blocks:
+        return
+    yield "## Other libraries on the same work"
+    yield (
+        "`python benchmarks/peers.py`. Channels: the same multiply-adds at most; weights: the "
+        "same bytes at most, through one encoder, which is *packed*, float16. Each library is "
+        "called as its documentation does (`benchmarks/rivals.py`), its knob searched until the "
+        "budget is nearly used; criteria marked *(paper)* are written from their papers "
+        "(`benchmarks/published.py`). FlexRel is called with its defaults. *Trained*: 30 steps "
+        "of 64 of the labelled calibration samples, the same for all, zeros held. *File*: what "
+        "is left on disk, torch.save of the state or `.flexrel`, float32, and after xz -9. "
+        "*Time* is that of the call, *memory* by how much the process grew in all calls of the "
+        "search, on two cores. The best of a column is bold."
+    )
+    for block in blocks:
+        dense = block["dense"]
+        yield (
+            f"**{block['case']}**: dense {100 * dense['score']:.1f} %, "
+            f"{dense['packed'] / 1e3:,.0f} kB packed; n = {dense['samples']:,}"
+        )
+        yield common.table(
+            [
+                "method",
+                "accuracy",
+                "trained",
+                "MACs",
+                "packed, kB",
+                "file, kB",
+                "xz, kB",
+                "time",
+                "MiB",
+            ],
+            _peer_rows(block),
+        )
+        failed = [f"- {n}: {r['failure']}" for n, r in block["rows"].items() if "failure" in r]
+        if failed:
+            yield "Failures:\n\n" + "\n".join(failed)
+        ratios = _at_best(block)
+        if ratios:
+            name, best = _best(block)
+            found = block["rows"][AT_BEST]
+            yield (
+                f"At the accuracy of the best other, {name} with {100 * best['score']:.1f} %, "
+                f"FlexRel ({found['form']}) takes {found['packed'] / 1e3:,.0f} kB: "
+                f"{ratios[0]:.0%} of its bytes."
+            )
+    versions = ", ".join(f"{name} {number}" for name, number in blocks[-1]["versions"].items())
+    yield f"Versions: {versions}."
+
+
+def _peer_rows(block):
+    rows = [(n, r) for n, r in block["rows"].items() if "score" in r and n != AT_BEST]
+    rows.sort(key=lambda pair: -pair[1]["score"])
+    best = {key: max(r.get(key, 0) for _, r in rows) for key in ("score", "trained")}
+    error = math.sqrt(0.25 / block["dense"]["samples"])
+    for name, row in rows:
+        cells = []
+        for key in ("score", "trained"):
+            value = row.get(key)
+            shown = "" if value is None else _percent(value, block["dense"], error)
+            cells.append(f"**{shown}**" if value is not None and value == best[key] else shown)
+        numbers = [f"{row[key] / 1e3:,.0f}" for key in ("packed", "file", "xz")]
+        seconds = [f"{row['call_s']:.1f} s", f"{row['peak_mib']:,.0f}"]
+        yield [name, *cells, f"{row['macs']:.3f}", *numbers, *seconds]
+
+
+def _percent(value, dense, most):
+    error = math.sqrt(value * (1 - value) / dense["samples"]) if dense["unit"] == "top-1" else most
+    return f"{100 * value:.1f} ± {100 * error:.1f}"
+
+
+# --- latency, and accelerators --------------------------------------------------------------
+
+
+def _latency():
+    if not common.is_measured("latency"):
+        return
+    yield "## Latency"
+    yield (
+        "`python benchmarks/latency.py`: networks cut by `prune` to half and a quarter of their "
+        "multiply-adds, exported, timed in turn with the dense one in the same process; medians, "
+        "with the quartiles of the ratio. *Of the ideal*: the speed-up over that of multiply-adds."
+    )
+    for block in common.load("latency")["blocks"]:
+        header = [
+            "runtime",
+            "threads",
+            "batch",
+            "dense, ms",
+            "pruned, ms",
+            "speed-up",
+            "of the ideal",
+        ]
+        rows = [
+            [
+                row["runtime"],
+                row["threads"],
+                row["batch"],
+                f"{row['dense_ms']:.2f}",
+                f"{row['pruned_ms']:.2f}",
+                f"{row['speedup']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
+                f"{row['speedup'] * block['macs']:.2f}",
+            ]
+            for row in block["rows"]
+        ]
+        yield f"**{block['network']}**, {block['macs']:.3f} of its multiply-adds"
+        yield common.table(header, rows)
+        failed = [f"- {name}: {why}" for name, why in block["failures"].items()]
+        if failed:
+            yield "\n".join(failed)
+
+
+def _accelerator():
+    yield "## On an accelerator"
+    if not common.is_measured("accelerator"):
+        yield (
+            "Not measured: no machine with one was at hand. `python benchmarks/accelerator.py` "
+            "runs there as it is and fills this section."
+        )
+        return
+    found = common.load("accelerator")
+    yield f"`python benchmarks/accelerator.py` on {found['device']}, torch {found['torch']}."
+    header = ["network", "what", "plain", "found", "ratio"]
+    yield common.table(header, [[str(cell) for cell in row] for row in found["rows"]])
+
+
+if __name__ == "__main__":
+    print(f"{Path(PAGE).name}: ", end="")
+    write()
+    print("written")

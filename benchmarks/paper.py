@@ -1,0 +1,178 @@
+"""The paper's experiment: the bytes that an accuracy costs, by magnitude, by relevance, by both.
+
+    python benchmarks/paper.py                        measure all (half a day on two cores)
+    python benchmarks/paper.py --networks resnet56 --granularities channel --repairs none
+    python benchmarks/paper.py --model torchvision:vgg16 --data imagenet/val
+                                                      the paper's own network and data, if at hand
+    python benchmarks/paper.py --quick                digits alone, in a minute; needs no data
+    python benchmarks/paper.py --show                 the page from the JSON alone
+
+For every network, deployment and granularity, with and without the same repair, networks of falling
+size are made until accuracy is 5 points below the dense network's. The targets are the dense
+network's accuracy less 0.5, 1, 2 and 5 points; what counts is the packed file at each, all files by
+one encoder, float16. At each size FlexRel is one of its forms: the one that diverges least from the
+dense network on calibration data, without labels, as `prune` chooses; or the most accurate on
+labelled data that nothing is reported on.
+"""
+
+import argparse
+import itertools
+import math
+import platform
+import time
+from functools import partial
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+import common
+import page
+import sizes
+import tasks
+from flexrel import OBS, FlexRel, Magnitude, Relevance
+
+NETWORKS = ("resnet56", "vgg16", "efficientnet_lite0", "minilm")
+GRANULARITIES = ("channel", "element")
+REPAIRS = ("none", "closed-form")
+SINGLE = ("magnitude", "relevance")
+CHOICES = {  # how FlexRel's form is chosen: what it has least of
+    "FlexRel": lambda point: point.divergence,
+    "FlexRel, by labels": lambda point: -point.choose,
+}
+
+
+def forms(granularity, repair):
+    """Return the forms of the score, by name: the single signals, the paper's sum, and ours.
+
+    A repair takes minutes where a cut takes seconds, so that fewer forms are repaired.
+    """
+    if repair == "none":
+        blends = [FlexRel(delta) for delta in (0.1, 0.5, 0.9)]
+        blends += [FlexRel(delta, "product") for delta in (1 / 3, 2 / 3)]
+        blends += [OBS()] if granularity == "channel" else []
+    elif granularity == "channel":
+        blends = [OBS(), FlexRel()]
+    else:
+        blends = [FlexRel(0.1), FlexRel(1 / 3, "product")]
+    return {one.name: one for one in (Magnitude(), Relevance(), *blends)}
+
+
+def measure(task, granularity, repair):
+    """Return a block of results: networks, bytes at every target, and what FlexRel saves."""
+    began = time.monotonic()
+    wanted = forms(granularity, repair)
+    workshop = sizes.Workshop(task, granularity, wanted, repair=repair != "none")
+    curves = {}
+
+    def walk(name, at):
+        curves[name] = sizes.Curve(workshop, at, list(curves.values()))
+        print(f"  {name}: {time.monotonic() - began:.0f} s", flush=True)
+
+    for name in SINGLE:
+        walk(name, partial(workshop.at, name))
+    for name, key in CHOICES.items():
+        walk(name, partial(workshop.best_at, tuple(wanted), key))
+    return {
+        "network": task.network,
+        "deployment": task.deployment,
+        "granularity": granularity,
+        "repair": repair,
+        "draw": task.draw,
+        "unit": task.test.unit,
+        "samples": len(workshop.dense.outcomes),
+        "calibration": sum(len(inputs) for inputs in task.inputs),
+        "dense": workshop.dense.row() | {"parameters": workshop.parameters},
+        "drops": sizes.DROPS,
+        "needed": {n: [round(c.needed(d)) for d in sizes.DROPS] for n, c in curves.items()},
+        "forms": {n: [c.form_at(d) for d in sizes.DROPS] for n, c in curves.items()},
+        "log_ratio": {name: _ratios(curves, name) for name in CHOICES},
+        "points": [point.row() for point in workshop.made],
+        "seconds": round(time.monotonic() - began),
+        "versions": versions(),
+    }
+
+
+def _ratios(curves, name):
+    """Return ln(bytes of FlexRel / those of the better single signal), with bootstrap errors.
+
+    One a target, then their mean. Samples are drawn again, the same for all methods.
+    """
+
+    def ratios(rows):
+        found = []
+        for drop in sizes.DROPS:
+            other = min(curves[single].needed(drop, rows) for single in SINGLE)
+            found.append(math.log(curves[name].needed(drop, rows) / other))
+        return [*found, float(np.mean(found))]
+
+    samples = len(curves[name].points[0].outcomes)
+    errors = np.std([ratios(rows) for rows in sizes.resampled(samples)], axis=0, ddof=1)
+    values = ratios(slice(None))
+    return [[round(v, 5), round(float(e), 5)] for v, e in zip(values, errors, strict=True)]
+
+
+def versions():
+    packages = ("flexrel", "torch", "numpy", "pcodec")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def keep(block, file):
+    """Put the block in the place of the last one of the same experiment."""
+    keys = ("network", "deployment", "granularity", "repair", "draw")
+    old = common.load(file)["blocks"] if common.is_measured(file) else []
+    rest = [other for other in old if any(other[k] != block[k] for k in keys)]
+    common.save(file, {"blocks": [*rest, block]})
+
+
+def all_tasks(args):
+    """Yield each task, with the name of its file of results."""
+    if args.quick:
+        yield tasks.digits(), "paper-quick"
+        return
+    if args.model:
+        import folders  # noqa: PLC0415 - needs torchvision or timm
+
+        file = f"paper-{args.model.replace(':', '-')}"
+        for draw in args.draws:
+            own = (args.model, args.data, draw, args.images, args.device)
+            for made in folders.all_tasks(*own, trained=not args.untrained):
+                yield made, file
+        return
+    packs = common.data_packs()
+    for name, draw in itertools.product(args.networks, args.draws):
+        for deployment in tasks.DEPLOYMENTS[name]:
+            if not args.deployments or deployment in args.deployments:
+                made = tasks.task(packs, name, deployment, draw, device=args.device)
+                yield made, f"paper-{name}"
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=tuple(tasks.DEPLOYMENTS))
+    parser.add_argument("--deployments", nargs="+", help="by default all that a network has")
+    parser.add_argument("--granularities", nargs="+", default=GRANULARITIES, choices=GRANULARITIES)
+    parser.add_argument("--repairs", nargs="+", default=REPAIRS, choices=REPAIRS)
+    parser.add_argument("--draws", nargs="+", type=int, default=(0,), help="of calibration data")
+    parser.add_argument("--model", help="torchvision:NAME or timm:NAME, with --data")
+    parser.add_argument("--data", help="a folder of images with one sub-folder a class")
+    parser.add_argument("--images", type=int, default=5000, help="of --data, that report, at most")
+    parser.add_argument("--untrained", action="store_true", help="--model with random weights")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--show", action="store_true", help="the page, from the JSON")
+    args = parser.parse_args()
+    if bool(args.model) != bool(args.data):
+        parser.error("--model and --data go together")
+    for task, file in () if args.show else all_tasks(args):
+        for granularity, repair in itertools.product(args.granularities, args.repairs):
+            print(f"{task.network}, {task.deployment}, {granularity}, {repair}", flush=True)
+            keep(measure(task, granularity, repair), file)
+    if not (args.quick or args.model):
+        page.write()
+
+
+if __name__ == "__main__":
+    main()

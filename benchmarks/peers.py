@@ -1,0 +1,408 @@
+"""Other libraries on the same work: one network, one set of data, one budget, one evaluation.
+
+    python benchmarks/peers.py                       measure all (hours on two cores)
+    python benchmarks/peers.py --only "resnet56 channels 1/3" --methods FlexRel "Torch-Pruning L2"
+    python benchmarks/peers.py --quick               digits alone, in a minute; needs no data
+    python benchmarks/peers.py --show                the page from the JSON alone
+
+Channels are cut to the same multiply-adds, counted by one ruler; weights to the same bytes of one
+encoder. Each method runs in a process of its own, which says how long it took and by how much its
+memory rose; what it can't do is a row with its message. Then all are trained alike, for a short
+time. At last FlexRel goes down to the accuracy of the best of the others: what it needs there.
+"""
+
+import argparse
+import copy
+import io
+import json
+import lzma
+import math
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+import common
+import page
+import published
+import rivals
+import sizes
+import tasks
+from flexrel import OBS, Bytes, FlexRel, MACs, Magnitude, Relevance, cost, prune
+from flexrel.allocate import Removal
+from flexrel.apply import apply
+from flexrel.batches import first_samples, read_batches
+from flexrel.calibrate import calibrate
+from flexrel.criteria import scores_of
+from flexrel.pack import encode
+from flexrel.search import least_removal
+from flexrel.structure import analyse, named_tensors
+
+OURS = "FlexRel"
+BARE = "FlexRel, not repaired"
+AT_BEST = "FlexRel at the best's accuracy"
+TRIES = 6  # calls of a library to meet a budget
+MET = 0.01  # a budget is met from below to within this share; if no call did, by the closest
+LIMIT = 900  # seconds for one method
+STEPS, BATCH, RATE = 30, 64, 0.005  # of the training, the same for all
+MEBI = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One task, one kind of cut, how far."""
+
+    network: str
+    deployment: str
+    granularity: str
+    level: float  # of multiply-adds that stay, or of weights
+
+    @property
+    def name(self):
+        unit = {"channel": "channels", "element": "weights"}[self.granularity]
+        share = f"1/{1 / self.level:.3g}" if self.granularity == "channel" else f"{self.level:.0%}"
+        return f"{self.network} {unit} {share}, {self.deployment}"
+
+    def task(self):
+        if self.network == "digits":
+            return tasks.digits()
+        return tasks.task(common.data_packs(), self.network, self.deployment, 0)
+
+
+CASES = (
+    Case("resnet56", "3 classes", "channel", 1 / 3),
+    Case("resnet56", "as trained", "channel", 1 / 2.12),
+    Case("resnet56", "3 classes", "element", 0.15),
+    Case("resnet56", "as trained", "element", 0.2),
+    Case("vgg16", "3 classes", "channel", 1 / 6),
+    Case("vgg16", "as trained", "channel", 1 / 3),
+    Case("resnet20", "as trained", "channel", 59.3 / 81.2),  # as in FastNAS's own notebook
+    Case("minilm", "SST-2", "channel", 1 / 1.5),
+    Case("minilm", "SST-2", "element", 0.3),
+    Case("vgg16", "3 classes", "element", 0.05),
+)
+QUICK = (Case("digits", "as trained", "channel", 0.5), Case("digits", "as trained", "element", 0.2))
+
+
+# --- the methods ----------------------------------------------------------------------------
+
+
+def methods(case):
+    """Return the names of all methods for a case, ours last."""
+    found = rivals.CHANNELS if case.granularity == "channel" else rivals.WEIGHTS
+    names = [name for name in found if name != "ModelOpt FastNAS" or case.network == "resnet20"]
+    return [*names, *(["PbX (paper)"] if case.granularity == "channel" else []), BARE, OURS]
+
+
+class Ruler:
+    """Counts what a network costs, in the case's budget."""
+
+    def __init__(self, case, task):
+        self.case, self.example = case, task.inputs[0][:2]
+        dense = self.multiply_adds(task.model)
+        if case.granularity == "channel":
+            self.limit = case.level * dense
+        else:
+            smallest = rivals.torch_global(copy.deepcopy(task.model), task, case.level)
+            self.limit = len(encode(smallest, sizes.VALUES))
+
+    def __call__(self, network):
+        if self.case.granularity == "channel":
+            return self.multiply_adds(network)
+        return len(encode(network, sizes.VALUES))
+
+    def multiply_adds(self, network):
+        """Count those of linear layers and convolutions for one input, while they run."""
+        found, handles = [], []
+        for layer in network.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+
+                def note(layer, _, out):
+                    each = layer.weight[0].numel()
+                    found.append(out[0].numel() * each)
+
+                handles.append(layer.register_forward_hook(note))
+        with torch.no_grad():
+            network(self.example)
+        for handle in handles:
+            handle.remove()
+        return sum(found)
+
+
+def by_library(call, case, task, ruler):
+    """Return the network of the largest knob found that keeps to the budget.
+
+    The knob is searched as if the cost were a power of it.
+    """
+    low, high = 0.0, 1.0  # too small, perhaps; too large
+    knob, best, began = case.level ** (0.5 if case.granularity == "channel" else 1), None, None
+    for _ in range(TRIES):
+        began = time.monotonic()
+        network = call(copy.deepcopy(task.model), task, knob)
+        seconds, found = time.monotonic() - began, ruler(network)
+        if found <= ruler.limit:
+            if best is None or found > best[1]:
+                best = network, found, seconds
+            low = knob
+            if found >= (1 - MET) * ruler.limit:
+                break
+        else:
+            high = knob
+        power = 2 if case.granularity == "channel" else 1
+        aim = knob * ((1 - MET / 2) * ruler.limit / found) ** (1 / power)
+        inside = low + 0.02 * (high - low) < aim < high - 0.02 * (high - low)
+        knob = aim if inside else (low + high) / 2
+    if best is None:
+        raise RuntimeError(f"none of {TRIES} calls kept to the budget")
+    return best[0], best[2]
+
+
+def by_pbx(case, task, ruler):
+    """Return the network cut by relevance alone, of the rules that its paper recommends."""
+    model = task.model
+    example = first_samples(next(read_batches(task.inputs[:1], model)), 2)
+    structure = analyse(model, example, case.granularity)
+    labelled = task.calibration[0][1] is not None
+    began = time.monotonic()
+    found = calibrate(
+        model, task.calibration, rule="composite", output="label" if labelled else "auto"
+    )
+    scores = scores_of(published.Explained(), structure, named_tensors(model), found)
+    removal = Removal(structure, scores)
+    of = partial(_macs, structure, removal)
+    count = least_removal(of, case.level * cost.macs(structure), removal.removable)
+    if count is None:
+        raise RuntimeError("the budget can't be met")
+    network = apply(model, removal.plan(count))
+    ruler(network)
+    return network, time.monotonic() - began
+
+
+def _macs(structure, removal, count):
+    return cost.macs(structure, removal.plan(count))
+
+
+def by_flexrel(recover, case, task, ruler):
+    """Return what the default call of `prune` makes."""
+    budget = MACs(case.level) if case.granularity == "channel" else Bytes(ruler.limit)
+    values = "float32" if case.granularity == "channel" else sizes.VALUES
+    began = time.monotonic()
+    result = prune(
+        task.model,
+        calibration=task.inputs,
+        budgets=[budget],
+        granularity=case.granularity,
+        recover=recover,
+        values=values,
+    )
+    return result.model, time.monotonic() - began
+
+
+def made_by(method, case, task, ruler):
+    if method == OURS:
+        return by_flexrel("closed-form", case, task, ruler)
+    if method == BARE:
+        return by_flexrel("none", case, task, ruler)
+    if method == "PbX (paper)":
+        return by_pbx(case, task, ruler)
+    calls = rivals.CHANNELS if case.granularity == "channel" else rivals.WEIGHTS
+    return by_library(calls[method], case, task, ruler)
+
+
+# --- one method, in its own process ---------------------------------------------------------
+
+
+def measure(case, method):
+    """Return the row of a method."""
+    operators = common.declare_operators()  # noqa: F841 - some libraries load torchvision
+    torch.manual_seed(0)
+    task = case.task()
+    ruler = Ruler(case, task)
+    with common.Peak() as peak:
+        network, seconds = made_by(method, case, task, ruler)
+    network = network.eval()
+    row = {
+        "score": task.test.score(task.test(network)),
+        "macs": ruler.multiply_adds(network) / ruler.multiply_adds(task.model),
+        "parameters": sum(int(p.count_nonzero()) for p in network.parameters()),
+        "packed": len(encode(network, sizes.VALUES)),
+        "call_s": seconds,
+        "peak_mib": peak.bytes / MEBI,
+        **files(method, network),
+    }
+    if task.calibration[0][1] is not None:
+        row["trained"] = task.test.score(task.test(trained(network, task)))
+    return row
+
+
+def files(method, network):
+    """Return the bytes of the file that is left on disk, raw and after xz."""
+    if method.startswith(OURS):
+        data = encode(network)
+    else:
+        buffer = io.BytesIO()
+        torch.save(network.state_dict(), buffer)
+        data = buffer.getvalue()
+    return {"file": len(data), "xz": len(lzma.compress(data, preset=9))}
+
+
+def trained(network, task):
+    """Return a copy trained for STEPS steps on the labelled calibration data; zeros stay."""
+    network = copy.deepcopy(network).train()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.Dropout):
+            layer.eval()  # the statistics and all units of the trained network
+    masks = [(p, p != 0) for p in network.parameters()]
+    optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    draw = torch.Generator().manual_seed(0)
+    inputs, labels = _joined(task.calibration)
+    for _ in range(STEPS):
+        rows = torch.randint(len(labels), (BATCH,), generator=draw)
+        optimizer.zero_grad()
+        functional.cross_entropy(network(inputs[rows]), labels[rows]).backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            for parameter, mask in masks:
+                parameter.masked_fill_(~mask, 0.0)
+    return network.eval()
+
+
+def _joined(batches):
+    """Return all inputs and labels; ids of sentences are padded to the longest."""
+    longest = max(inputs.shape[-1] for inputs, _ in batches)
+    padded = [functional.pad(inputs, (0, longest - inputs.shape[-1])) for inputs, _ in batches]
+    return torch.cat(padded), torch.cat([labels for _, labels in batches])
+
+
+def at_best(case, score):
+    """Return the bytes that FlexRel needs for an accuracy, and its network there."""
+    task = case.task()
+    if case.granularity == "channel":
+        own = (OBS(), FlexRel(), Magnitude(), Relevance())
+    else:
+        own = (FlexRel(0.1), FlexRel(1 / 3, "product"), Magnitude())
+    forms = {form.name: form for form in own}
+    workshop = sizes.Workshop(task, case.granularity, forms, repair=True)
+    drop = workshop.dense.test - score
+    at = partial(workshop.best_at, tuple(forms), lambda point: point.divergence)
+    curve = sizes.Curve(workshop, at, drops=(drop,))
+    return {"score": score, "packed": round(curve.needed(drop)), "form": curve.form_at(drop)}
+
+
+# --- all methods ----------------------------------------------------------------------------
+
+
+def in_process(case, method, extra=()):
+    """Return the row of a method, run by itself: its failure and its end in time are rows too."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "row.json"
+        one = ["--case", case.name, "--methods", method, "--out", str(out), *extra]
+        began = time.monotonic()
+        try:
+            done = subprocess.run(
+                [sys.executable, __file__, *one],
+                timeout=LIMIT,
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+        except subprocess.TimeoutExpired:
+            return {"failure": f"took longer than {LIMIT} s"}
+        if out.is_file():
+            return json.loads(out.read_text()) | {"all_s": time.monotonic() - began}
+        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        return {"failure": last[:300]}
+
+
+def run(cases, wanted, file):
+    for case in cases:
+        task = case.task()
+        dense = {
+            "score": task.test.score(task.test(task.model)),
+            "packed": len(encode(task.model, sizes.VALUES)),
+            "samples": len(task.test(task.model)),
+            "unit": task.test.unit,
+        }
+        dense["files"] = files("dense", task.model)
+        rows = _known(file, case)
+        for method in methods(case):
+            if wanted and method not in wanted:
+                continue
+            rows[method] = in_process(case, method)
+            print(case.name, method, rows[method], flush=True)
+            _keep(file, case, dense, rows)
+        scores = [r["score"] for n, r in rows.items() if "score" in r and not n.startswith(OURS)]
+        if scores and (not wanted or AT_BEST in wanted):
+            rows[AT_BEST] = in_process(case, AT_BEST, ["--score", str(max(scores))])
+            print(case.name, AT_BEST, rows[AT_BEST], flush=True)
+            _keep(file, case, dense, rows)
+
+
+def _known(file, case):
+    blocks = common.load(file)["blocks"] if common.is_measured(file) else []
+    return next((block["rows"] for block in blocks if block["case"] == case.name), {})
+
+
+def _keep(file, case, dense, rows):
+    old = common.load(file)["blocks"] if common.is_measured(file) else []
+    block = {"case": case.name, "network": case.network, "granularity": case.granularity}
+    block |= {"dense": dense, "rows": rows, "versions": _versions()}
+    common.save(file, {"blocks": [*(b for b in old if b["case"] != case.name), block]})
+
+
+def _versions():
+    found = {"python": platform.python_version()}
+    for name in rivals.PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def child(args):
+    """Measure one method and write its row; an error ends the process, its last line says why."""
+    case = next(case for case in (*CASES, *QUICK) if case.name == args.case)
+    (method,) = args.methods
+    row = at_best(case, args.score) if method == AT_BEST else measure(case, method)
+    if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
+        raise RuntimeError("a value that is not finite")
+    Path(args.out).write_text(json.dumps(row))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="part of a case's name")
+    parser.add_argument("--methods", nargs="+", help="of these alone; other rows stay")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--show", action="store_true", help="the page, from the JSON")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--out", help=argparse.SUPPRESS)
+    parser.add_argument("--score", type=float, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        child(args)
+        return
+    if args.quick:
+        run(QUICK, args.methods, "peers-quick")
+        return
+    if not args.show:
+        run([case for case in CASES if args.only in case.name], args.methods, "peers")
+    page.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Criteria of others, written from their papers, for networks of linear layers and convolutions.
+
+Wanda (Sun et al. 2024), SparseGPT (Frantar and Alistarh 2023) and LAMP (Lee et al. 2021) set single
+weights to zero; Pruning by eXplaining (Yeom et al. 2021, Hatefi et al. 2024) orders channels by
+relevance alone. The first two were made for linear layers: a convolution is one whose inputs are
+its patches.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+DAMPING = 0.01  # of SparseGPT: of the mean of the Hessian's diagonal
+BLOCK = 128  # of its columns
+ROWS = 4096  # of inputs, drawn of each batch
+
+
+def layers_of(model):
+    """Return the layers whose weights go, by name, in the order of their definition."""
+    kinds = nn.Linear | nn.Conv2d
+    return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def rows_of(layer, inputs):
+    """Return the layer's inputs as rows: `[groups, rows, inputs of one output]`."""
+    if isinstance(layer, nn.Linear):
+        return inputs.reshape(1, -1, inputs.shape[-1])
+    patches = functional.unfold(
+        functional.pad(inputs, [p for side in reversed(layer.padding) for p in (side, side)]),
+        layer.kernel_size,
+        layer.dilation,
+        0,
+        layer.stride,
+    )
+    grouped = patches.unflatten(1, (layer.groups, -1))  # [samples, groups, inputs, positions]
+    return grouped.movedim(1, 0).movedim(2, 3).flatten(1, 2)
+
+
+def squares_of(model, layer, inputs):
+    """Return the second moments of the layer's inputs, summed over rows: `[groups, k, k]`."""
+    found = []
+
+    def note(_, args):
+        rows = rows_of(layer, args[0])
+        rows = rows[:, :: max(1, rows.shape[1] // ROWS)].float()
+        found.append(rows.mT @ rows)
+
+    handle = layer.register_forward_pre_hook(note)
+    with torch.inference_mode():
+        for batch in inputs:
+            model(batch)
+    handle.remove()
+    return torch.stack(found).sum(0).clone()
+
+
+def wanda_(model, inputs, kept):
+    """Keep in every row of every layer the largest products of weight and norm of its input."""
+    squares = {name: squares_of(model, m, inputs) for name, m in layers_of(model).items()}
+    for name, layer in layers_of(model).items():
+        rows = _rows(layer)  # [groups, outputs, inputs]
+        norms = squares[name].diagonal(dim1=1, dim2=2).sqrt()[:, None]
+        scores = rows.abs() * norms
+        count = max(1, round(kept * rows.shape[2]))
+        best = scores.topk(count, dim=2).indices
+        mask = torch.zeros_like(rows).scatter_(2, best, 1.0)
+        _write_(layer, rows * mask)
+
+
+def sparsegpt_(model, inputs, kept):
+    """Take weights away block of columns by block, and make up for each in the columns after it.
+
+    Layers go one after the other, each with the inputs that the pruned ones before it give.
+    """
+    for layer in layers_of(model).values():
+        squares = squares_of(model, layer, inputs).double()
+        rows = _rows(layer).double()
+        made = [_sparse_rows(*pair, kept) for pair in zip(rows, squares, strict=True)]
+        _write_(layer, torch.stack(made).float())
+
+
+def _sparse_rows(rows, squares, kept):
+    dead = squares.diagonal() == 0
+    squares.diagonal()[dead] = 1
+    rows = rows.masked_fill(dead, 0.0)
+    squares.diagonal().add_(DAMPING * squares.diagonal().mean())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(squares))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    for start in range(0, rows.shape[1], BLOCK):
+        stop = min(start + BLOCK, rows.shape[1])
+        scores = (rows[:, start:stop] / upper.diagonal()[start:stop]).square()
+        count = round((1 - kept) * scores.numel())
+        order = scores.flatten().argsort(stable=True)[:count]
+        gone = torch.zeros(scores.numel(), dtype=torch.bool).index_fill_(0, order, 1)
+        gone = gone.view(scores.shape)
+        for column in range(start, stop):
+            error = rows[:, column] * gone[:, column - start] / upper[column, column]
+            rows[:, column:] -= error[:, None] * upper[column, column:]
+            rows[gone[:, column - start], column] = 0.0
+    return rows
+
+
+def lamp_(model, _inputs, kept):
+    """Keep the weights with the largest square over the sum of all squares no smaller."""
+    scores = {}
+    for name, layer in layers_of(model).items():
+        squares = layer.weight.detach().flatten().double().square()
+        order = squares.argsort(stable=True)
+        rest = squares[order].flip(0).cumsum(0).flip(0)
+        scores[name] = torch.empty_like(squares).index_copy_(0, order, squares[order] / rest)
+    whole = torch.cat(list(scores.values()))
+    floor = whole.kthvalue(max(1, round((1 - kept) * len(whole)))).values
+    for name, layer in layers_of(model).items():
+        mask = (scores[name] > floor).view_as(layer.weight)
+        with torch.no_grad():
+            layer.weight.masked_fill_(~mask, 0.0)
+
+
+def _rows(layer):
+    """Return the weight as `[groups, outputs, inputs]`."""
+    groups = getattr(layer, "groups", 1)
+    return layer.weight.detach().flatten(1).unflatten(0, (groups, -1))
+
+
+def _write_(layer, rows):
+    with torch.no_grad():
+        layer.weight.copy_(rows.reshape(layer.weight.shape))
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Pruning by eXplaining: keep the channels with the largest relevance, in absolute value."""
+
+    name: str = "PbX"
+    needs_relevance: bool = True
+
+    def scores(self, evidence):
+        """Yield each channel's relevance, summed over samples and positions."""
+        return (site.relevance("sum").abs() for site in evidence)

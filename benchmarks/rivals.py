@@ -1,0 +1,204 @@
+"""How each library is called: as its own documentation does, on the network of a task.
+
+Each function takes a copy of the task's network, the task, and a knob in (0, 1): the share to keep,
+of channels, parameters or weights, whatever the library asks for. It returns the pruned network.
+"""
+
+import dataclasses
+import importlib
+
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import prune as torch_prune
+
+import published
+
+
+def example_of(task):
+    return task.inputs[0][:2]
+
+
+def head_of(model):
+    """Return the layer that makes the outputs."""
+    return list(published.layers_of(model).values())[-1]
+
+
+# --- single weights -------------------------------------------------------------------------
+
+
+def torch_global(model, _task, kept):
+    """torch.nn.utils.prune, as in its tutorial's section on global pruning."""
+    layers = [(layer, "weight") for layer in published.layers_of(model).values()]
+    torch_prune.global_unstructured(layers, torch_prune.L1Unstructured, amount=1 - kept)
+    for layer, name in layers:
+        torch_prune.remove(layer, name)
+    return model
+
+
+def nncf(model, task, kept):
+    """NNCF's global magnitude, then its adaptation of batch norm, as in its documentation."""
+    tool = importlib.import_module("nncf")
+    model = tool.prune(
+        model,
+        tool.PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL,
+        ratio=1 - kept,
+        examples_inputs=example_of(task),
+    )
+    if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
+        model = tool.batch_norm_adaptation(model, calibration_dataset=tool.Dataset(task.inputs))
+    return tool.strip(model.eval(), strip_format=tool.StripFormat.IN_PLACE)
+
+
+def fasterai_weights(model, _task, kept):
+    """fasterai's Sparsifier, global, by size."""
+    sparse = importlib.import_module("fasterai.sparse.all")
+    kinds = (nn.Linear, nn.Conv2d)
+    tool = sparse.Sparsifier(model, "weight", "global", sparse.large_final, layer_type=kinds)
+    tool.sparsify_model(1 - kept)
+    tool._clean_buffers()  # noqa: SLF001 - its callback ends so
+    return model
+
+
+def by_paper(change_):
+    """Return a caller of a criterion in `published`."""
+
+    def call(model, task, kept):
+        change_(model, task.inputs, kept)
+        return model
+
+    return call
+
+
+WEIGHTS = {
+    "torch.nn.utils.prune": torch_global,
+    "NNCF": nncf,
+    "fasterai": fasterai_weights,
+    "LAMP (paper)": by_paper(published.lamp_),
+    "Wanda (paper)": by_paper(published.wanda_),
+    "SparseGPT (paper)": by_paper(published.sparsegpt_),
+}
+
+
+# --- channels -------------------------------------------------------------------------------
+
+
+def gradients_(model, task, *, each=False):
+    """Fill gradients of the loss on the calibration data; yield once a sample if `each`."""
+    model.zero_grad()
+    for inputs, labels in task.calibration:
+        if labels is None:
+            raise ValueError("the data have no labels, which its gradients need")
+        losses = functional.cross_entropy(model(inputs), labels, reduction="none")
+        if each:
+            for loss in losses:
+                model.zero_grad()
+                loss.backward(retain_graph=True)
+                yield
+        else:
+            losses.sum().backward()
+    if not each:
+        yield
+
+
+def torch_pruning(importance, *, everywhere=False):
+    """Return a caller of Torch-Pruning as in its README, without its rounding to 8 channels.
+
+    `everywhere`: its `global_pruning`, with `isomorphic`, as the README has it for both.
+    """
+
+    def call(model, task, kept):
+        tool = importlib.import_module("torch_pruning")
+        made = getattr(tool.importance, importance[0])(**importance[1])
+        pruner = tool.pruner.BasePruner(
+            model,
+            example_of(task),
+            importance=made,
+            pruning_ratio=1 - kept,
+            global_pruning=everywhere,
+            isomorphic=everywhere,
+            ignored_layers=[head_of(model)],
+            in_channel_groups={},  # its defaults are shared by all pruners of a process
+            out_channel_groups={},
+            num_heads={},
+        )
+        if "Hessian" in importance[0]:
+            made.zero_grad()
+            for _ in gradients_(model, _first(task), each=True):
+                made.accumulate_grad(model)
+        elif "Taylor" in importance[0]:
+            list(gradients_(model, task))
+        pruner.step()
+        model.zero_grad(set_to_none=True)
+        return model
+
+    return call
+
+
+def _first(task):
+    """Return the task with one batch of calibration data: a gradient a sample takes long."""
+    return dataclasses.replace(task, calibration=task.calibration[:1])
+
+
+def kirigami(model, task, kept):
+    """torch-kirigami as in its README; its budget counts parameters."""
+    tool = importlib.import_module("torch_kirigami")
+    pruning = importlib.import_module("torch_kirigami.pruning")
+    graph = tool.DependencyGraph.build(model, args=(example_of(task),))
+    pruner = pruning.Pruner(model, graph=graph)
+    pruned, _ = pruner.prune(
+        pruner.discover_candidates(),
+        budget=pruning.ParameterBudget.from_ratio(model, kept),
+        strategy=pruning.Greedy(pruning.GroupMagnitude(p=2)),
+    )
+    return pruned
+
+
+def fasterai_channels(model, task, kept):
+    """fasterai's Pruner, local, by size."""
+    tool = importlib.import_module("fasterai.prune.all")
+    criteria = importlib.import_module("fasterai.core.criteria")
+    pruner = tool.Pruner(
+        model, 1 - kept, "local", criteria.large_final, example_inputs=example_of(task)
+    )
+    pruner.prune_model()
+    return model
+
+
+def fastnas(model, task, kept):
+    """NVIDIA ModelOpt's FastNAS, as in its documentation; the knob is its share of FLOPs."""
+    prune = importlib.import_module("modelopt.torch.prune")
+    pruned, _ = prune.prune(
+        model,
+        "fastnas",
+        {"flops": f"{100 * kept:.2f}%"},
+        example_of(task),
+        {
+            "data_loader": task.calibration,
+            "collect_func": lambda batch: batch[0],
+            "score_func": lambda network: task.choose.score(task.choose(network)),
+            "checkpoint": None,
+            "verbose": False,
+        },
+    )
+    return pruned
+
+
+TORCH_PRUNING = {
+    "L1": ("GroupMagnitudeImportance", {"p": 1}),
+    "L2": ("GroupMagnitudeImportance", {"p": 2}),
+    "Taylor": ("GroupTaylorImportance", {}),
+    "LAMP": ("LAMPImportance", {}),
+    "BN scale": ("BNScaleImportance", {}),
+    "Hessian": ("GroupHessianImportance", {}),
+}
+CHANNELS = {
+    **{f"Torch-Pruning {name}": torch_pruning(one) for name, one in TORCH_PRUNING.items()},
+    **{
+        f"Torch-Pruning {name}, global": torch_pruning(TORCH_PRUNING[name], everywhere=True)
+        for name in ("L2", "Taylor")
+    },
+    "torch-kirigami": kirigami,
+    "fasterai": fasterai_channels,
+    "ModelOpt FastNAS": fastnas,
+}
+PACKAGES = ("torch", "nncf", "torch-pruning", "torch-kirigami", "fasterai", "nvidia-modelopt")

@@ -1,0 +1,209 @@
+"""How small a network can be at an accuracy: its curve over sizes, walked where it matters."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from flexrel import cost
+from flexrel.allocate import Removal
+from flexrel.batches import first_samples, fitted_and_judged, read_batches
+from flexrel.calibrate import calibrate
+from flexrel.criteria import scores_of
+from flexrel.damage import measure_damage
+from flexrel.evaluate import Divergence
+from flexrel.evidence import without_unmeasured
+from flexrel.making import Making
+from flexrel.recover import ClosedForm
+from flexrel.search import least_removal
+from flexrel.structure import analyse, named_tensors
+
+DROPS = (0.005, 0.01, 0.02, 0.05)  # of accuracy: the targets
+STEP = 0.85  # of the parameters that stay, from one size of the grid to the next
+SIZES = 24  # the last has 0.85^24 = 2 % of them
+VALUES = "float16"  # of all packed files
+RESAMPLES = 200
+_EVEN = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A network of a curve."""
+
+    form: str
+    step: int  # of the grid; 0 is the dense network
+    kept: float  # share of parameters
+    macs: float  # share of multiply-adds
+    bytes: int  # of the packed file
+    divergence: float  # from the dense network's outputs, on calibration data held out
+    choose: float  # score on the data to choose by
+    test: float  # score on the data that report
+    outcomes: np.ndarray  # of each of these
+
+    def row(self):
+        """Return it as the JSON has it."""
+        names = ("form", "kept", "macs", "bytes", "divergence", "choose", "test")
+        values = {name: getattr(self, name) for name in names}
+        return {n: round(v, 5) if isinstance(v, float) else v for n, v in values.items()}
+
+
+class Workshop:
+    """Makes networks of one task at one granularity, each with or without its repair.
+
+    A network is made once, however many curves it is on.
+    """
+
+    def __init__(self, task, granularity, forms, *, repair):
+        model = task.model
+        self.task = task
+        self.fitted, judged = fitted_and_judged(task.inputs, model)
+        example = first_samples(next(read_batches(task.inputs[:1], model)), 2)
+        structure = analyse(model, example, granularity)
+        statistics = calibrate(model, self.fitted)
+        structure = without_unmeasured(structure, statistics)
+        damages = None
+        if any(getattr(form, "needs_damage", False) for form in forms.values()):
+            damages, unknown = measure_damage(model, structure, self.fitted)
+            known = [site for site in structure.sites if site.name in damages]
+            structure = structure.only(known, unknown)
+        self.structure, self.forms = structure, forms
+        self._evidence = (named_tensors(model), statistics, damages)
+        repairing = (partial(ClosedForm(), batches=self.fitted), self.fitted) if repair else ()
+        divergence = Divergence(model, judged)
+        self.making = Making(model, VALUES, divergence, lambda *_: None, *repairing)
+        self.parameters, self.macs = cost.parameters(structure), cost.macs(structure)
+        self.dense = self._point("dense", 0, model, 1.0, 1.0)
+        self._removals, self._made = {}, {}
+
+    def _point(self, form, step, network, kept, macs):
+        task, outcomes = self.task, self.task.test(network)
+        scores = (task.choose.score(task.choose(network)), task.test.score(outcomes))
+        size, divergence = self.making.size(network), self.making.divergence(network)
+        return Point(form, step, kept, macs, size, divergence, *scores, outcomes)
+
+    @property
+    def made(self):
+        """All networks made, form by form, the largest first."""
+        found = [point for point in self._made.values() if point is not None]
+        order = list(self.forms)
+        return sorted(found, key=lambda point: (order.index(point.form), point.step))
+
+    def removal(self, form):
+        """Return the order in which the form lets units go."""
+        if form not in self._removals:
+            scores = scores_of(self.forms[form], self.structure, *self._evidence)
+            self._removals[form] = Removal(self.structure, scores)
+        return self._removals[form]
+
+    def at(self, form, step):
+        """Return the form's network of that size; None where no layer can lose more."""
+        if (form, step) not in self._made:
+            self._made[form, step] = self._at(form, step)
+        return self._made[form, step]
+
+    def _at(self, form, step):
+        limit = STEP**step * self.parameters
+        removal, structure = self.removal(form), self.structure
+        if structure.pattern.zeros:
+            count = math.ceil(self.parameters - limit)
+            count = count if count <= removal.removable else None
+        else:
+            of = partial(self._parameters, removal)
+            count = least_removal(of, limit, removal.removable)
+        if count is None:
+            return None
+        plan = removal.plan(count)
+        kept = cost.parameters(structure, plan) / self.parameters
+        macs = cost.macs(structure, plan) / self.macs
+        return self._point(form, step, self.making.network(plan), kept, macs)
+
+    def _parameters(self, removal, count):
+        return cost.parameters(self.structure, removal.plan(count))
+
+    def best_at(self, forms, key, step):
+        """Return, of the forms' networks of that size, the one with the least `key`."""
+        found = [point for form in forms if (point := self.at(form, step)) is not None]
+        return min(found, key=key, default=None)
+
+
+class Curve:
+    """Networks of falling size; each is made when it is asked for."""
+
+    def __init__(self, workshop, at, hints=(), drops=DROPS):
+        """Walk down to every target.
+
+        Args:
+            workshop: has the dense network.
+            at: step of the grid -> point, or None.
+            hints: curves of the same task: where they ended, the search begins.
+            drops: of the score: the targets.
+        """
+        self._at, self._score = at, workshop.task.test.score
+        self._points = {0: workshop.dense}
+        self._most = SIZES
+        for drop in reversed(drops):
+            guesses = [hint.reached(drop) for hint in hints]
+            self._bracket(drop, round(float(np.median(guesses))) if guesses else 8)
+
+    @property
+    def points(self):
+        """Those made, the largest first."""
+        return [self._points[step] for step in sorted(self._points)]
+
+    def reached(self, drop):
+        """Return the last step that was found to reach the dense score less `drop`."""
+        floor = self._points[0].test - drop - _EVEN
+        return max(step for step, point in self._points.items() if point.test >= floor)
+
+    def form_at(self, drop):
+        """Return the form of the smallest network made that reaches the dense score less `drop`."""
+        return self._points[self.reached(drop)].form
+
+    def _bracket(self, drop, guess):
+        """Make the last size that reaches the target and the first that fails, by bisection."""
+        floor = self._points[0].test - drop - _EVEN
+        stride = 1
+        while True:
+            low = self.reached(drop)
+            failed = [s for s, p in self._points.items() if s > low and p.test < floor]
+            high = min(failed, default=self._most + 1)
+            if high - low <= 1:
+                return
+            step = (low + high) // 2
+            if not failed or guess is not None:  # walk from the guess, in growing strides
+                step = low + stride if guess is None else guess
+                stride *= 2
+                guess = None
+            step = min(max(step, low + 1), high - 1)
+            point = self._at(step)
+            if point is None:
+                self._most = step - 1
+            else:
+                self._points[step] = point
+
+    def needed(self, drop, rows=slice(None)):
+        """Return the bytes at which the score is the dense network's less `drop`.
+
+        The smallest network measured that reaches it; between it and its neighbour of the grid,
+        which does not, bytes fall with the score as on a straight line, in logarithms.
+
+        Args:
+            drop: of the score.
+            rows: which of the samples count.
+        """
+        scores = {step: self._score(p.outcomes[rows]) for step, p in self._points.items()}
+        floor = scores[0] - drop
+        last = max(step for step, found in scores.items() if found >= floor - _EVEN)
+        here, after = self._points[last], self._points.get(last + 1)
+        if after is None or after.bytes >= here.bytes:
+            return here.bytes
+        way = (scores[last] - floor) / max(scores[last] - scores[last + 1], _EVEN)
+        return here.bytes * (after.bytes / here.bytes) ** min(max(way, 0.0), 1.0)
+
+
+def resampled(count, seed=0):
+    """Yield RESAMPLES draws of so many samples, with replacement: a bootstrap."""
+    rng = np.random.default_rng(seed)
+    for _ in range(RESAMPLES):
+        yield rng.integers(count, size=count)

@@ -1,0 +1,227 @@
+"""Networks in use: what each does, on data like those that it was trained on, or unlike them.
+
+Every task has three disjoint sets: one to calibrate, one to choose by, one to report on, on which
+nothing is chosen. CIFAR-10 calibrates and chooses on `train` and reports on `test_a`; of the
+ImageNet pack even rows calibrate and choose, odd rows report; MiniLM has splits of its own.
+"""
+
+import copy
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from scipy.stats import spearmanr
+from torch import nn
+
+from flexrel import demo
+
+FEW = (0, 1, 2)  # airplane, automobile, bird
+NOISE, CONTRAST = 12.0, 0.5  # of corrupted images: standard deviation of 255; share that is left
+CIFAR = ("as trained", "3 classes", "corrupted")
+DEPLOYMENTS = {  # the first is like the data that the network was trained on
+    "resnet20": CIFAR,
+    "resnet56": CIFAR,
+    "vgg16": CIFAR,
+    "efficientnet_lite0": ("as trained", "corrupted"),
+    "minilm": ("STS-B", "SST-2"),
+}
+CALIBRATE, CHOOSE, BATCH = 512, 300, 50
+TEST = {"resnet20": 2000, "resnet56": 2000, "vgg16": 1000, "efficientnet_lite0": 500}
+TEST |= {"minilm": 1000}
+BATCHES = {"efficientnet_lite0": 8}  # larger ones leave the processor's caches
+OF_IMAGENET = (350, 150)  # of its 500 even rows: to calibrate, to choose by
+
+
+class Hits:
+    """Judges a classifier: for each input whether its largest score is at the label."""
+
+    unit = "top-1"
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __call__(self, network):
+        """Return bool `[samples]`."""
+        network = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
+        with torch.inference_mode():
+            found = [network(inputs).argmax(1) == labels for inputs, labels in self.batches]
+        return torch.cat(found).cpu().numpy()
+
+    @staticmethod
+    def score(outcomes):
+        """Return what share is right."""
+        return float(np.mean(outcomes))
+
+
+class Ranks:
+    """Judges an encoder: how it ranks pairs of sentences by likeness, against what people said."""
+
+    unit = "Spearman"
+
+    def __init__(self, pairs, said):
+        self.pairs, self.said = pairs, said
+
+    def __call__(self, network):
+        """Return `[pairs, 2]`: cosine similarities, and what people said."""
+        with torch.inference_mode():
+            found = torch.cat([(network(a) * network(b)).sum(1) for a, b in self.pairs])
+        return np.stack([found.cpu().double().numpy(), self.said], axis=1)
+
+    @staticmethod
+    def score(outcomes):
+        """Return the rank correlation; 0 where all similarities are the same."""
+        found = float(spearmanr(outcomes[:, 0], outcomes[:, 1])[0])
+        return found if np.isfinite(found) else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One network in one deployment, with one draw of calibration data."""
+
+    network: str
+    deployment: str
+    draw: int
+    model: nn.Module
+    calibration: Sequence  # of (inputs, labels or None): labels are for methods that need them
+    choose: Hits | Ranks
+    test: Hits | Ranks
+
+    @property
+    def inputs(self):
+        """The calibration data without their labels."""
+        return [inputs for inputs, _ in self.calibration]
+
+
+def task(packs, network, deployment, draw, *, test=None, device="cpu"):
+    """Return the task of that name; at most `test` inputs report, or as many as in TEST."""
+    test = test or TEST[network]
+    if network == "minilm":
+        made = _pairs if deployment == "STS-B" else _reviews
+        return made(packs, deployment, draw, test, device)
+    place = functools.partial(_placed, packs, network, device)
+    rng = np.random.default_rng(draw)
+    if network == "efficientnet_lite0":
+        images, labels = _deployed(*packs.imagenet1k(), deployment)
+        known, seen = (images[::2], labels[::2]), (images[1::2], labels[1::2])
+        calibrate, choose = OF_IMAGENET
+    else:
+        known = _deployed(*packs.cifar10("train"), deployment)
+        seen = _deployed(*packs.cifar10("test_a"), deployment)
+        calibrate, choose = CALIBRATE, CHOOSE
+    order = rng.permutation(len(known[1]))[: calibrate + choose]
+    fit, chosen = order[:calibrate], order[calibrate:]
+    return Task(
+        network,
+        deployment,
+        draw,
+        packs.network(network).to(device=device, memory_format=torch.channels_last),
+        place(known[0][fit], known[1][fit]),
+        Hits(place(known[0][chosen], known[1][chosen])),
+        Hits(place(seen[0][:test], seen[1][:test])),
+    )
+
+
+def _deployed(images, labels, deployment):
+    """Return the images as they are, those of a few classes, or all of them corrupted."""
+    if deployment == "3 classes":
+        mine = np.isin(labels, FEW)
+        return images[mine], labels[mine]
+    if deployment == "corrupted":
+        return corrupted(images), labels
+    return images, labels
+
+
+def corrupted(images):
+    """Return every second image with noise, the others with little contrast; always the same."""
+    made = images.astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal(made[::2].shape, np.float32)
+    made[::2] += NOISE * noise
+    middle = made[1::2].mean(axis=(1, 2, 3), keepdims=True)
+    made[1::2] = middle + CONTRAST * (made[1::2] - middle)
+    return made.round().clip(0, 255).astype(np.uint8)
+
+
+def _placed(packs, network, device, images, labels):
+    inputs = packs.normalise(network, images).contiguous(memory_format=torch.channels_last)
+    size = BATCHES.get(network, BATCH)
+    pairs = zip(inputs.split(size), torch.from_numpy(labels).split(size), strict=True)
+    return [(x.to(device), y.to(device)) for x, y in pairs]
+
+
+def digits(draw=0):
+    """Return a small network trained on the spot; its data come with scikit-learn."""
+    data = demo.digits()
+    pairs = [(x, y) for batch in data.evaluation for x, y in zip(*batch, strict=True)]
+    order = np.random.default_rng(draw).permutation(len(pairs)).tolist()
+    found = [
+        [torch.stack(side) for side in zip(*(pairs[at] for at in part), strict=True)]
+        for part in (order[:200], order[200:])
+    ]
+    labels = data.train_y.split(len(data.calibration[0]))
+    calibration = list(zip(data.calibration, labels, strict=False))  # of the first alone
+    judges = (Hits([tuple(part)]) for part in found)
+    return Task("digits", "as trained", draw, demo.train(data), calibration, *judges)
+
+
+# --- sentences ------------------------------------------------------------------------------
+
+
+class Probe(nn.Module):
+    """A sentence encoder with a linear classifier behind it."""
+
+    def __init__(self, encoder, weight, bias):
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(weight.shape[1], weight.shape[0])
+        self.head.load_state_dict({"weight": weight, "bias": bias})
+
+    def forward(self, ids):
+        """Ids `[sentences, columns]` to class scores `[sentences, 2]`."""
+        return self.head(self.encoder(ids))
+
+
+def _pairs(packs, deployment, draw, test, device):
+    pack = _minilm(packs)
+    dev = np.concatenate([pack["stsb_dev_a"][CHOOSE:], pack["stsb_dev_b"][CHOOSE:]])
+    picked = np.random.default_rng(draw).permutation(len(dev))[:CALIBRATE]
+
+    def ranked(split, count):
+        ids = (_batches(pack[f"stsb_{split}_{side}"][:count], device) for side in "ab")
+        said = pack[f"stsb_{split}_y"][:count].astype(np.float64)
+        return Ranks(list(zip(*ids, strict=True)), said)
+
+    calibration = [(x, None) for x in _batches(dev[picked], device)]
+    model = packs.minilm().to(device)
+    choose, reported = ranked("dev", CHOOSE), ranked("test", test)
+    return Task("minilm", deployment, draw, model, calibration, choose, reported)
+
+
+def _reviews(packs, deployment, draw, test, device):
+    pack = _minilm(packs)
+    head = load_file(Path(packs.__file__).parent / "minilm" / "sst2_head.safetensors")
+    model = Probe(packs.minilm(), head["weight"].float(), head["bias"].float()).eval().to(device)
+    order = np.random.default_rng(draw).permutation(len(pack["sst2_train_y"]))
+
+    def labelled(split, rows):
+        labels = torch.from_numpy(pack[f"sst2_{split}_y"][rows].astype(np.int64)).to(device)
+        ids = _batches(pack[f"sst2_{split}_ids"][rows], device)
+        return list(zip(ids, labels.split(BATCH), strict=True))
+
+    calibration = labelled("train", order[:CALIBRATE])
+    choose = Hits(labelled("train", order[CALIBRATE : CALIBRATE + CHOOSE]))
+    reported = Hits(labelled("test", slice(test)))
+    return Task("minilm", deployment, draw, model, calibration, choose, reported)
+
+
+def _minilm(packs):
+    return np.load(Path(packs.__file__).parent / "minilm" / "data.npz")
+
+
+def _batches(ids, device):
+    """Return batches of token ids without the columns that are padding in all of their rows."""
+    found = torch.from_numpy(ids.astype(np.int64)).split(BATCH)
+    return [x[:, : int((x != 0).sum(1).max())].to(device) for x in found]
