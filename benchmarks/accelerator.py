@@ -1,0 +1,128 @@
+"""On an accelerator: what relevance costs there, and what the pattern 2:4 gains.
+
+    python benchmarks/accelerator.py                  measure, where torch finds one
+    python benchmarks/accelerator.py --quick          digits on the processor; needs no data
+
+Relevance: each rule in turn with a plain forward and backward pass over the same batches, with
+gradients of the weights, as in training. 2:4: the network cut to the pattern, in float16, its
+linear layers on the device's sparse cores, in turn with the dense network; torch has no such
+convolutions. Without an accelerator it says so and leaves the page's section as it is.
+"""
+
+import argparse
+import copy
+import functools
+import statistics
+import sys
+import time
+
+import torch
+from torch import nn
+
+import common
+import page
+import tasks
+from flexrel import calibrate, prune
+
+NETWORKS = ("vgg16", "minilm")
+RULES = ("gradient-input", "epsilon", "gamma")
+ROUNDS = 15
+ROWS = 64  # what the sparse cores take inputs and outputs by
+
+
+def in_turn(plain, other, device, rounds):
+    """Return the medians, in seconds, and that of the ratio of neighbours."""
+    times = ([], [])
+    for turn in range(-2, rounds):  # two to warm up
+        for kept, work in zip(times, (plain, other), strict=True):
+            wait(device)
+            began = time.perf_counter()
+            work()
+            wait(device)
+            if turn >= 0:
+                kept.append(time.perf_counter() - began)
+    ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
+    return *map(statistics.median, times), ratio
+
+
+def wait(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def plain_pass(model, batches):
+    for inputs in batches:
+        model(inputs).square().sum().backward()
+    model.zero_grad()
+
+
+def relevance_rows(task, device, rounds):
+    """Yield a row a rule: seconds of a plain pass, of the relevance pass, their ratio."""
+    plain = functools.partial(plain_pass, task.model, task.inputs)
+    for rule in RULES:
+        found = functools.partial(calibrate, task.model, task.inputs, rule)
+        yield row(task, f"relevance, {rule}", in_turn(plain, found, device, rounds), "cost")
+
+
+def pattern_row(task, device, rounds):
+    """Return the row of 2:4: milliseconds of the dense network, of the sparse one, the speed-up."""
+    result = prune(task.model, calibration=task.inputs[:2], granularity="2:4", recover="none")
+    inputs = max(task.inputs, key=len)
+    if inputs.is_floating_point():
+        inputs = inputs.half()
+    dense, sparse = (copy.deepcopy(m).eval().half() for m in (task.model, result.model))
+    layers = 0
+    for layer in sparse.modules():
+        if isinstance(layer, nn.Linear) and not any(n % ROWS for n in layer.weight.shape):
+            found = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
+            layer.weight = nn.Parameter(found, requires_grad=False)
+            layers += 1
+    works = (functools.partial(forward, network, inputs) for network in (dense, sparse))
+    times = in_turn(*works, device, rounds)
+    return row(task, f"2:4, {layers} layers, batch {len(inputs)}", times, "speed-up")
+
+
+def forward(network, inputs):
+    with torch.inference_mode():
+        network(inputs)
+
+
+def row(task, what, times, kind):
+    plain, found, ratio = times
+    shown = f"cost {ratio:.2f}" if kind == "cost" else f"speed-up {1 / ratio:.2f}"
+    return [task.network, what, f"{1e3 * plain:.2f} ms", f"{1e3 * found:.2f} ms", shown]
+
+
+def rows_of(task, device, rounds):
+    rows = list(relevance_rows(task, device, rounds))
+    try:
+        rows.append(pattern_row(task, device, rounds))
+    except RuntimeError as error:
+        rows.append([task.network, "2:4", "", "", f"fails: {error}".splitlines()[0][:120]])
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    if args.quick:
+        rows = rows_of(tasks.digits(), "cpu", 3)
+        common.save("accelerator-quick", {"device": "the processor", "rows": rows})
+        return
+    if not torch.cuda.is_available():
+        print("accelerator.py: torch finds no accelerator; nothing measured", file=sys.stderr)
+        return
+    packs, rows = common.data_packs(), []
+    for name in NETWORKS:
+        task = tasks.task(packs, name, tasks.DEPLOYMENTS[name][0], 0, device="cuda")
+        rows += rows_of(task, "cuda", ROUNDS)
+        found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
+        common.save("accelerator", found)
+    page.write()
+
+
+if __name__ == "__main__":
+    main()

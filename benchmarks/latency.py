@@ -1,0 +1,198 @@
+"""How much faster cut networks are in real runtimes, beside what their multiply-adds promise.
+
+    python benchmarks/latency.py                      measure all (a quarter of an hour)
+    python benchmarks/latency.py --networks resnet56
+    python benchmarks/latency.py --quick              digits alone, in seconds; needs no data
+    python benchmarks/latency.py --show               the page, from the JSON
+
+Each network is cut to a half and a quarter of its multiply-adds, exported, and timed in turn with
+the dense one, in torch, onnxruntime and OpenVINO, all in float32. A runtime that answers otherwise
+than torch is a failure, and so is one that isn't installed.
+"""
+
+import argparse
+import functools
+import importlib
+import importlib.util
+import statistics
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import common
+import page
+import tasks
+from flexrel import MACs, export, prune
+
+NETWORKS = ("resnet56", "vgg16", "efficientnet_lite0", "minilm")
+LEVELS = (1 / 2, 1 / 4)
+THREADS, BATCHES = (1, 2), (1, 32)
+CALIBRATE = 128
+ROUNDS, SHORTEST = 15, 0.02  # of timings; seconds that each takes at least
+CLOSE = 1e-3  # of the largest output: what a runtime may differ by
+
+
+# --- runtimes: each returns a function of a batch -------------------------------------------
+
+
+def in_torch(network, _path, threads):
+    torch.set_num_threads(threads)
+    network = network.eval().to(memory_format=torch.channels_last)
+
+    def call(inputs):
+        with torch.inference_mode():
+            return network(inputs)
+
+    return call
+
+
+def in_onnxruntime(_network, path, threads):
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (wanted,) = session.get_inputs()
+    return lambda inputs: session.run(None, {wanted.name: inputs})[0]
+
+
+def in_openvino(_network, path, threads):
+    openvino = importlib.import_module("openvino")
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    request = compiled.create_infer_request()
+    return lambda inputs: request.infer([inputs])[compiled.output(0)]
+
+
+RUNTIMES = {"torch": in_torch, "onnxruntime": in_onnxruntime, "OpenVINO": in_openvino}
+
+
+# --- timing ---------------------------------------------------------------------------------
+
+
+def in_turn(dense, pruned, rounds):
+    """Return the seconds a call of each, `[rounds]`; who goes first changes every round."""
+    calls = []
+    for work in (dense, pruned):
+        work()
+        calls.append(max(1, round(SHORTEST / common.timed(work))))
+    found = ([], [])
+    for turn in range(rounds):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            work = (dense, pruned)[which]
+            began = time.perf_counter()
+            for _ in range(calls[which]):
+                work()
+            found[which].append((time.perf_counter() - began) / calls[which])
+    return found
+
+
+def compared(runtime, threads, inputs, networks, paths, rounds):
+    """Return the times of the dense and of the cut network in one runtime."""
+    mine = inputs.numpy() if runtime != "torch" else inputs
+    works = []
+    for network, path in zip(networks, paths, strict=True):
+        call = RUNTIMES[runtime](network, path, threads)
+        with torch.inference_mode():
+            wanted = network(inputs).numpy()
+        off = np.abs(np.asarray(call(mine)) - wanted).max() / np.abs(wanted).max()
+        if not off <= CLOSE:
+            raise RuntimeError(f"differs from torch by {off:.2g} of the largest output")
+        works.append(functools.partial(call, mine))
+    dense, pruned = in_turn(*works, rounds)
+    low, middle, high = statistics.quantiles(np.divide(dense, pruned), n=4)
+    return {
+        "runtime": runtime,
+        "threads": threads,
+        "batch": len(inputs),
+        "dense_ms": 1e3 * statistics.median(dense),
+        "pruned_ms": 1e3 * statistics.median(pruned),
+        "speedup": middle,
+        "low": low,
+        "high": high,
+    }
+
+
+def measure(task, level, rounds):
+    """Return a block: a network, how far it was cut, and the times of both."""
+    inputs = torch.cat([_padded(batch, task.inputs) for batch in task.inputs])
+    result = prune(
+        task.model,
+        calibration=inputs[:CALIBRATE].split(32),
+        budgets=[MACs(level)],
+        recover="none",
+    )
+    networks = [task.model.eval(), result.model.eval()]
+    rows, failures = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [str(Path(folder) / f"{name}.onnx") for name in ("dense", "pruned")]
+        for network, path in zip(networks, paths, strict=True):
+            export(network, inputs[:2], path)
+        for runtime in RUNTIMES:
+            try:
+                rows += [
+                    compared(runtime, threads, inputs[:batch], networks, paths, rounds)
+                    for threads in THREADS
+                    for batch in BATCHES
+                ]
+            except (ImportError, RuntimeError) as error:
+                failures[runtime] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    block = {
+        "network": task.network,
+        "level": level,
+        "macs": result.achieved.macs / result.dense.macs,
+    }
+    return block | {"rows": rows, "failures": failures, "versions": versions()}
+
+
+def _padded(batch, batches):
+    """Return ids of sentences as long as the longest of all; images as they are."""
+    longest = max(other.shape[-1] for other in batches)
+    return torch.nn.functional.pad(batch, (0, longest - batch.shape[-1]))
+
+
+def versions():
+    return {name: version(name) for name in ("torch", "onnxruntime", "openvino") if _is_there(name)}
+
+
+def _is_there(name):
+    return importlib.util.find_spec(name) is not None
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=tuple(tasks.DEPLOYMENTS))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--show", action="store_true", help="the page, from the JSON")
+    args = parser.parse_args()
+    if args.quick:
+        common.save("latency-quick", {"blocks": [measure(tasks.digits(), LEVELS[0], 3)]})
+        return
+    for network in () if args.show else args.networks:
+        task = tasks.task(common.data_packs(), network, tasks.DEPLOYMENTS[network][0], 0)
+        for level in LEVELS:
+            block = measure(task, level, ROUNDS)
+            print(network, level, block, flush=True)
+            keep(block)
+    page.write()
+
+
+def keep(block):
+    """Put the block in the place of the last one of the same network and level."""
+    old = common.load("latency")["blocks"] if common.is_measured("latency") else []
+    own = (block["network"], block["level"])
+    rest = [other for other in old if (other["network"], other["level"]) != own]
+    common.save("latency", {"blocks": [*rest, block]})
+
+
+if __name__ == "__main__":
+    main()
