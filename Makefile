@@ -8,7 +8,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROJECT := pyproject.toml edge/pyproject.toml constraints.txt
-SIGNALS := ^rms$$|^rms/mean$$|^in positive|^in absolute/mean|^\(rms/mean\).*\(in (positive|absolute)/mean\)
 SOURCES := src edge/src tests benchmarks examples
 
 .PHONY: demo test check bench clean
@@ -35,13 +34,15 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/link.py
-	$(BIN)/python benchmarks/curves.py
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/updates.py
 	$(BIN)/python benchmarks/kill.py
 	$(BIN)/python benchmarks/fuzz.py
-	$(BIN)/python benchmarks/signals.py --networks resnet20
-	$(BIN)/python benchmarks/signals.py --networks resnet56 vgg16 --only '$(SIGNALS)'
+	$(BIN)/python benchmarks/forms.py
+	$(BIN)/python benchmarks/paper.py
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/accelerator.py
 
 clean:
 	rm -rf $(VENV)

@@ -8,7 +8,8 @@
 Channels are cut to the same multiply-adds, counted by one ruler; weights to the same bytes of one
 encoder. Each method runs in a process of its own, which says how long it took and by how much its
 memory rose; what it can't do is a row with its message. Then all are trained alike, for a short
-time. At last FlexRel goes down to the accuracy of the best of the others: what it needs there.
+time. At last FlexRel goes down to the accuracy of the best of the others, before training and after
+it, itself untrained: what it needs there.
 """
 
 import argparse
@@ -22,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,12 +31,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import cases
 import common
 import page
 import published
 import rivals
 import sizes
-import tasks
 from flexrel import OBS, Bytes, FlexRel, MACs, Magnitude, Relevance, cost, prune
 from flexrel.allocate import Removal
 from flexrel.apply import apply
@@ -50,47 +50,13 @@ from flexrel.structure import analyse, named_tensors
 OURS = "FlexRel"
 BARE = "FlexRel, not repaired"
 AT_BEST = "FlexRel at the best's accuracy"
+AT_TRAINED = "FlexRel, untrained, at the best's trained accuracy"
 TRIES = 6  # calls of a library to meet a budget
 MET = 0.01  # a budget is met from below to within this share; if no call did, by the closest
 LIMIT = 900  # seconds for one method
-STEPS, BATCH, RATE = 30, 64, 0.005  # of the training, the same for all
+STEPS, BATCH = 40, 32  # of the training, the same for all
+RATES = (0.001, 0.005, 0.02)  # each method takes what suits its network best
 MEBI = 2**20
-
-
-@dataclass(frozen=True)
-class Case:
-    """One task, one kind of cut, how far."""
-
-    network: str
-    deployment: str
-    granularity: str
-    level: float  # of multiply-adds that stay, or of weights
-
-    @property
-    def name(self):
-        unit = {"channel": "channels", "element": "weights"}[self.granularity]
-        share = f"1/{1 / self.level:.3g}" if self.granularity == "channel" else f"{self.level:.0%}"
-        return f"{self.network} {unit} {share}, {self.deployment}"
-
-    def task(self):
-        if self.network == "digits":
-            return tasks.digits()
-        return tasks.task(common.data_packs(), self.network, self.deployment, 0)
-
-
-CASES = (
-    Case("resnet56", "3 classes", "channel", 1 / 3),
-    Case("resnet56", "as trained", "channel", 1 / 2.12),
-    Case("resnet56", "3 classes", "element", 0.15),
-    Case("resnet56", "as trained", "element", 0.2),
-    Case("vgg16", "3 classes", "channel", 1 / 6),
-    Case("vgg16", "as trained", "channel", 1 / 3),
-    Case("resnet20", "as trained", "channel", 59.3 / 81.2),  # as in FastNAS's own notebook
-    Case("minilm", "SST-2", "channel", 1 / 1.5),
-    Case("minilm", "SST-2", "element", 0.3),
-    Case("vgg16", "3 classes", "element", 0.05),
-)
-QUICK = (Case("digits", "as trained", "channel", 0.5), Case("digits", "as trained", "element", 0.2))
 
 
 # --- the methods ----------------------------------------------------------------------------
@@ -101,41 +67,6 @@ def methods(case):
     found = rivals.CHANNELS if case.granularity == "channel" else rivals.WEIGHTS
     names = [name for name in found if name != "ModelOpt FastNAS" or case.network == "resnet20"]
     return [*names, *(["PbX (paper)"] if case.granularity == "channel" else []), BARE, OURS]
-
-
-class Ruler:
-    """Counts what a network costs, in the case's budget."""
-
-    def __init__(self, case, task):
-        self.case, self.example = case, task.inputs[0][:2]
-        dense = self.multiply_adds(task.model)
-        if case.granularity == "channel":
-            self.limit = case.level * dense
-        else:
-            smallest = rivals.torch_global(copy.deepcopy(task.model), task, case.level)
-            self.limit = len(encode(smallest, sizes.VALUES))
-
-    def __call__(self, network):
-        if self.case.granularity == "channel":
-            return self.multiply_adds(network)
-        return len(encode(network, sizes.VALUES))
-
-    def multiply_adds(self, network):
-        """Count those of linear layers and convolutions for one input, while they run."""
-        found, handles = [], []
-        for layer in network.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-
-                def note(layer, _, out):
-                    each = layer.weight[0].numel()
-                    found.append(out[0].numel() * each)
-
-                handles.append(layer.register_forward_hook(note))
-        with torch.no_grad():
-            network(self.example)
-        for handle in handles:
-            handle.remove()
-        return sum(found)
 
 
 def by_library(call, case, task, ruler):
@@ -226,7 +157,7 @@ def measure(case, method):
     operators = common.declare_operators()  # noqa: F841 - some libraries load torchvision
     torch.manual_seed(0)
     task = case.task()
-    ruler = Ruler(case, task)
+    ruler = cases.Ruler(case, task)
     with common.Peak() as peak:
         network, seconds = made_by(method, case, task, ruler)
     network = network.eval()
@@ -240,7 +171,9 @@ def measure(case, method):
         **files(method, network),
     }
     if task.calibration[0][1] is not None:
-        row["trained"] = task.test.score(task.test(trained(network, task)))
+        made = (trained(network, task, rate) for rate in RATES)
+        best = max(made, key=lambda network: task.choose.score(task.choose(network)))
+        row["trained"] = task.test.score(task.test(best))
     return row
 
 
@@ -255,14 +188,14 @@ def files(method, network):
     return {"file": len(data), "xz": len(lzma.compress(data, preset=9))}
 
 
-def trained(network, task):
+def trained(network, task, rate):
     """Return a copy trained for STEPS steps on the labelled calibration data; zeros stay."""
     network = copy.deepcopy(network).train()
     for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d | nn.Dropout):
-            layer.eval()  # the statistics and all units of the trained network
+        if isinstance(layer, nn.Dropout):
+            layer.eval()  # it has few units left
     masks = [(p, p != 0) for p in network.parameters()]
-    optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     draw = torch.Generator().manual_seed(0)
     inputs, labels = _joined(task.calibration)
@@ -325,8 +258,8 @@ def in_process(case, method, extra=()):
         return {"failure": last[:300]}
 
 
-def run(cases, wanted, file):
-    for case in cases:
+def run(chosen, wanted, file):
+    for case in chosen:
         task = case.task()
         dense = {
             "score": task.test.score(task.test(task.model)),
@@ -342,11 +275,13 @@ def run(cases, wanted, file):
             rows[method] = in_process(case, method)
             print(case.name, method, rows[method], flush=True)
             _keep(file, case, dense, rows)
-        scores = [r["score"] for n, r in rows.items() if "score" in r and not n.startswith(OURS)]
-        if scores and (not wanted or AT_BEST in wanted):
-            rows[AT_BEST] = in_process(case, AT_BEST, ["--score", str(max(scores))])
-            print(case.name, AT_BEST, rows[AT_BEST], flush=True)
-            _keep(file, case, dense, rows)
+        others = [row for name, row in rows.items() if not name.startswith(OURS)]
+        for role, key in ((AT_BEST, "score"), (AT_TRAINED, "trained")):
+            scores = [row[key] for row in others if key in row]
+            if scores and (not wanted or role in wanted):
+                rows[role] = in_process(case, role, ["--score", str(max(scores))])
+                print(case.name, role, rows[role], flush=True)
+                _keep(file, case, dense, rows)
 
 
 def _known(file, case):
@@ -373,9 +308,9 @@ def _versions():
 
 def child(args):
     """Measure one method and write its row; an error ends the process, its last line says why."""
-    case = next(case for case in (*CASES, *QUICK) if case.name == args.case)
+    case = next(case for case in (*cases.CASES, *cases.QUICK) if case.name == args.case)
     (method,) = args.methods
-    row = at_best(case, args.score) if method == AT_BEST else measure(case, method)
+    row = measure(case, method) if args.score is None else at_best(case, args.score)
     if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
         raise RuntimeError("a value that is not finite")
     Path(args.out).write_text(json.dumps(row))
@@ -397,10 +332,10 @@ def main():
         child(args)
         return
     if args.quick:
-        run(QUICK, args.methods, "peers-quick")
+        run(cases.QUICK, args.methods, "peers-quick")
         return
     if not args.show:
-        run([case for case in CASES if args.only in case.name], args.methods, "peers")
+        run([case for case in cases.CASES if args.only in case.name], args.methods, "peers")
     page.write()
 
 

@@ -23,6 +23,12 @@ def head_of(model):
     return list(published.layers_of(model).values())[-1]
 
 
+def projections(model):
+    """Return how many heads there are in each linear layer that makes queries, keys or values."""
+    blocks = (block for block in model.modules() if hasattr(block, "q"))
+    return {getattr(block, name): block.h for block in blocks for name in "qkv"}
+
+
 # --- single weights -------------------------------------------------------------------------
 
 
@@ -103,7 +109,8 @@ def gradients_(model, task, *, each=False):
 def torch_pruning(importance, *, everywhere=False):
     """Return a caller of Torch-Pruning as in its README, without its rounding to 8 channels.
 
-    `everywhere`: its `global_pruning`, with `isomorphic`, as the README has it for both.
+    It is told of heads, as in its examples of transformers, and leaves embeddings alone, which it
+    cuts so that the network fails. `everywhere`: its `global_pruning`, with `isomorphic`.
     """
 
     def call(model, task, kept):
@@ -116,10 +123,13 @@ def torch_pruning(importance, *, everywhere=False):
             pruning_ratio=1 - kept,
             global_pruning=everywhere,
             isomorphic=everywhere,
-            ignored_layers=[head_of(model)],
+            ignored_layers=[
+                head_of(model),
+                *(layer for layer in model.modules() if isinstance(layer, nn.Embedding)),
+            ],
             in_channel_groups={},  # its defaults are shared by all pruners of a process
             out_channel_groups={},
-            num_heads={},
+            num_heads=projections(model),
         )
         if "Hessian" in importance[0]:
             made.zero_grad()

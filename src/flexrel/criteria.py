@@ -129,7 +129,7 @@ class FlexRel:
             min-max over the "layer", multiples of the layer's "mean" absolute value, the "rank"
             among the layer's distinct values, or over the square root of what goes with a unit
             ("cost", ours): parameters, or multiply-adds where a budget is on those. None takes
-            what `benchmarks/signals.py` and `benchmarks/channels.py` found best: "network" for
+            what `benchmarks/forms.py` and `benchmarks/channels.py` found best: "network" for
             elements; for channels and heads "mean" for M, as a norm behind a layer makes the
             size of its weights arbitrary, and "cost" for R, which is comparable over layers as
             it is. A single signal, and M in the product, is not brought to [0, 1] by "network"
