@@ -83,6 +83,7 @@ def measure(task, granularity, repair):
         "samples": len(workshop.dense.outcomes),
         "calibration": sum(len(inputs) for inputs in task.inputs),
         "dense": workshop.dense.row() | {"parameters": workshop.parameters},
+        "step": workshop.step,
         "drops": sizes.DROPS,
         "needed": {n: [round(c.needed(d)) for d in sizes.DROPS] for n, c in curves.items()},
         "forms": {n: [c.form_at(d) for d in sizes.DROPS] for n, c in curves.items()},

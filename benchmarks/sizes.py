@@ -21,7 +21,8 @@ from flexrel.structure import analyse, named_tensors
 
 DROPS = (0.005, 0.01, 0.02, 0.05)  # of accuracy: the targets
 STEP = 0.85  # of the parameters that stay, from one size of the grid to the next
-SIZES = 24  # the last has 0.85^24 = 2 % of them
+STEPS = {"efficientnet_lite0": 0.95}  # a finer grid for a network that can lose little
+LEAST = 0.0005  # of the parameters: the last size
 VALUES = "float16"  # of all packed files
 RESAMPLES = 200
 _EVEN = 1e-9
@@ -68,6 +69,7 @@ class Workshop:
             known = [site for site in structure.sites if site.name in damages]
             structure = structure.only(known, unknown)
         self.structure, self.forms = structure, forms
+        self.step = STEPS.get(task.network, STEP)
         self._evidence = (named_tensors(model), statistics, damages)
         repairing = (partial(ClosedForm(), batches=self.fitted), self.fitted) if repair else ()
         divergence = Divergence(model, judged)
@@ -103,7 +105,7 @@ class Workshop:
         return self._made[form, step]
 
     def _at(self, form, step):
-        limit = STEP**step * self.parameters
+        limit = self.step**step * self.parameters
         removal, structure = self.removal(form), self.structure
         if structure.pattern.zeros:
             count = math.ceil(self.parameters - limit)
@@ -141,7 +143,7 @@ class Curve:
         """
         self._at, self._score = at, workshop.task.test.score
         self._points = {0: workshop.dense}
-        self._most = SIZES
+        self._most = math.floor(math.log(LEAST, workshop.step))
         for drop in reversed(drops):
             guesses = [hint.reached(drop) for hint in hints]
             self._bracket(drop, round(float(np.median(guesses))) if guesses else 8)
