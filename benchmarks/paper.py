@@ -36,6 +36,7 @@ NETWORKS = ("resnet56", "vgg16", "efficientnet_lite0", "minilm")
 GRANULARITIES = ("channel", "element")
 REPAIRS = ("none", "closed-form")
 SINGLE = ("magnitude", "relevance")
+QUICK = (Magnitude(), Relevance(), FlexRel())
 CHOICES = {  # how FlexRel's form is chosen: what it has least of
     "FlexRel": lambda point: point.divergence,
     "FlexRel, by labels": lambda point: -point.choose,
@@ -58,15 +59,14 @@ def forms(granularity, repair):
     return {one.name: one for one in (Magnitude(), Relevance(), *blends)}
 
 
-def measure(task, granularity, repair):
+def measure(task, granularity, repair, wanted, drops=sizes.DROPS):
     """Return a block of results: networks, bytes at every target, and what FlexRel saves."""
     began = time.monotonic()
-    wanted = forms(granularity, repair)
     workshop = sizes.Workshop(task, granularity, wanted, repair=repair != "none")
     curves = {}
 
     def walk(name, at):
-        curves[name] = sizes.Curve(workshop, at, list(curves.values()))
+        curves[name] = sizes.Curve(workshop, at, list(curves.values()), drops)
         print(f"  {name}: {time.monotonic() - began:.0f} s", flush=True)
 
     for name in SINGLE:
@@ -84,17 +84,17 @@ def measure(task, granularity, repair):
         "calibration": sum(len(inputs) for inputs in task.inputs),
         "dense": workshop.dense.row() | {"parameters": workshop.parameters},
         "step": workshop.step,
-        "drops": sizes.DROPS,
-        "needed": {n: [round(c.needed(d)) for d in sizes.DROPS] for n, c in curves.items()},
-        "forms": {n: [c.form_at(d) for d in sizes.DROPS] for n, c in curves.items()},
-        "log_ratio": {name: _ratios(curves, name) for name in CHOICES},
+        "drops": drops,
+        "needed": {n: [round(c.needed(d)) for d in drops] for n, c in curves.items()},
+        "forms": {n: [c.form_at(d) for d in drops] for n, c in curves.items()},
+        "log_ratio": {name: _ratios(curves, name, drops) for name in CHOICES},
         "points": [point.row() for point in workshop.made],
         "seconds": round(time.monotonic() - began),
         "versions": versions(),
     }
 
 
-def _ratios(curves, name):
+def _ratios(curves, name, drops):
     """Return ln(bytes of FlexRel / those of the better single signal), with bootstrap errors.
 
     One a target, then their mean. Samples are drawn again, the same for all methods.
@@ -102,7 +102,7 @@ def _ratios(curves, name):
 
     def ratios(rows):
         found = []
-        for drop in sizes.DROPS:
+        for drop in drops:
             other = min(curves[single].needed(drop, rows) for single in SINGLE)
             found.append(math.log(curves[name].needed(drop, rows) / other))
         return [*found, float(np.mean(found))]
@@ -170,7 +170,9 @@ def main():
     for task, file in () if args.show else all_tasks(args):
         for granularity, repair in itertools.product(args.granularities, args.repairs):
             print(f"{task.network}, {task.deployment}, {granularity}, {repair}", flush=True)
-            keep(measure(task, granularity, repair), file)
+            few = ({form.name: form for form in QUICK}, sizes.DROPS[-1:])
+            how = few if args.quick else (forms(granularity, repair),)
+            keep(measure(task, granularity, repair, *how), file)
     if not (args.quick or args.model):
         page.write()
 
