@@ -1,6 +1,8 @@
 """What the benchmarks share: the data packs, a clock, and tables that documents take in."""
 
+import functools
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -27,9 +29,17 @@ def data_packs():
     return importlib.import_module("load")
 
 
+@functools.cache  # what is declared goes when the library that is returned does
 def declare_operators():
-    """Declare the operators that torchvision's wheel has code for in its CUDA build only."""
-    library = torch.library.Library("torchvision", "DEF")
+    """Declare what torchvision's wheel compiles for CUDA only, where it doesn't load without."""
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+    else:
+        return None
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library

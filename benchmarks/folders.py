@@ -68,8 +68,8 @@ def listed(folder):
 def network(name, *, trained=True):
     """Return the network that `torchvision:NAME` or `timm:NAME` names."""
     library, _, model = name.partition(":")
+    common.declare_operators()
     if library == "torchvision":
-        operators = common.declare_operators()  # noqa: F841 - gone when it is
         models = importlib.import_module("torchvision.models")
         return models.get_model(model, weights="DEFAULT" if trained else None).eval()
     if library == "timm":

@@ -12,9 +12,13 @@ SAVED, SMALLER = 0.35, 0.60  # what was set out to be shown
 LIKE = ("as trained", "STS-B")  # deployments like the training data
 METHODS = ("magnitude", "relevance", "FlexRel", "FlexRel, by labels")
 OURS = "FlexRel"
-AT = {  # FlexRel's network at the accuracy of the best other method, by what that accuracy is
-    "score": "FlexRel at the best's accuracy",
-    "trained": "FlexRel, untrained, at the best's trained accuracy",
+ROLES = {  # FlexRel at the accuracy of the best other method: at which one, and how
+    "FlexRel at the best's accuracy": ("score", "none trained"),
+    "FlexRel, trained, at the best's trained accuracy": ("trained", "all trained alike"),
+    "FlexRel, untrained, at the best's trained accuracy": (
+        "trained",
+        "the others trained, FlexRel not",
+    ),
 }
 
 
@@ -70,8 +74,8 @@ def _verdict(experiments, rivals):
                 f"; the aim is {SAVED:.0%}: {'met' if 1 - math.exp(found) >= SAVED else 'not met'}"
             )
         lines.append(f"- {text}.")
-    for key, when in (("score", "nothing trained"), ("trained", "the others trained, ours not")):
-        ratios = [ratio for block in rivals for ratio in _at_best(block, key)]
+    for role, (_, when) in ROLES.items():
+        ratios = [ratio for block in rivals for ratio in _at_best(block, role)]
         if ratios:
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
             met = "met" if mean <= SMALLER else "not met"
@@ -97,9 +101,9 @@ def _saving(log_ratio, error):
     return f"{100 * (1 - ratio):.0f} ± {100 * ratio * error:.0f} %"
 
 
-def _at_best(block, key):
+def _at_best(block, role):
     """Return FlexRel's bytes over those of the best other method, at that one's accuracy."""
-    best, found = _best(block, key), block["rows"].get(AT[key], {})
+    best, found = _best(block, ROLES[role][0]), block["rows"].get(role, {})
     return [found["packed"] / best[1]["packed"]] if best and "packed" in found else []
 
 
@@ -124,7 +128,7 @@ def _paper(blocks):
         "diverges least from the dense network on calibration data, as `prune` chooses, without "
         "labels; *by labels* the one most accurate on labelled data that nothing is reported on. "
         "*Saving*: of FlexRel over the better of the two single signals, with the error of 200 "
-        "draws of the n images or pairs that report. *Form*: FlexRel's at 1 point. One draw of "
+        "draws of the n images or pairs that report. *Form*: FlexRel's. One draw of "
         "calibration data (seed 0). Data, all disjoint: see `benchmarks/tasks.py`. Unlike the "
         "training data: 3 of 10 classes; half of the images with noise, half with little "
         "contrast; MiniLM, a sentence encoder, on film reviews."
@@ -135,9 +139,7 @@ def _paper(blocks):
             continue
         how = "not repaired" if repair == "none" else "repaired in closed form"
         yield f"### {granularity.capitalize()}s, {how}"
-        header = ["network, in use", "drop", "magnitude", "relevance", "FlexRel", "by labels"]
-        header += ["saving", "by labels", "form"]
-        yield common.table(header, [row for block in mine for row in _targets(block)])
+        yield targets(mine)
     if any(block["repair"] == "none" for block in blocks):
         _draw(blocks)
         yield f"![Accuracy against size, for shares of relevance from 0 to 1]({FIGURE.name})"
@@ -149,6 +151,13 @@ def _paper(blocks):
     yield f"Versions: {versions}."
 
 
+def targets(blocks):
+    """Return the table of what each of the experiments found."""
+    header = ["network, in use", "drop", "magnitude", "relevance", "FlexRel", "by labels"]
+    header += ["saving", "by labels", "form"]
+    return common.table(header, [row for block in blocks for row in _targets(block)])
+
+
 def _targets(block):
     """Yield the rows of a block: one a target, and their mean."""
     dense = block["dense"]["bytes"]
@@ -157,8 +166,7 @@ def _targets(block):
     for at, drop in enumerate(block["drops"]):
         cells = [f"{block['needed'][name][at] / dense:.3f}" for name in METHODS]
         savings = [_saving(*block["log_ratio"][name][at]) for name in METHODS[2:]]
-        form = block["forms"]["FlexRel"][at] if drop == block["drops"][1] else ""
-        yield ["", f"{100 * drop:g}", *cells, *savings, form]
+        yield ["", f"{100 * drop:g}", *cells, *savings, block["forms"]["FlexRel"][at]]
     savings = [_saving(*block["log_ratio"][name][-1]) for name in METHODS[2:]]
     yield ["", "mean", *[""] * 4, *savings, ""]
 
@@ -227,13 +235,14 @@ def _peers(blocks):
         "labelled data that nothing is reported on; zeros held. *File*: what "
         "is left on disk, torch.save of the state or `.flexrel`, float32, and after xz -9. "
         "*Time* is that of the call, *memory* by how much the process grew in all calls of the "
-        "search, on two cores. The best of a column is bold."
+        "search. The best of a column is bold."
     )
     for block in blocks:
         dense = block["dense"]
         yield (
             f"**{block['case']}**: dense {100 * dense['score']:.1f} %, "
-            f"{dense['packed'] / 1e3:,.0f} kB packed; n = {dense['samples']:,}"
+            f"{dense['packed'] / 1e3:,.0f} kB packed; n = {dense['samples']:,}; threads: "
+            f"{block['threads']}"
         )
         yield common.table(
             [
@@ -252,18 +261,18 @@ def _peers(blocks):
         failed = [f"- {n}: {r['failure']}" for n, r in block["rows"].items() if "failure" in r]
         if failed:
             yield "Failures:\n\n" + "\n".join(failed)
-        said = [_said(block, key, ratio) for key in AT for ratio in _at_best(block, key)]
+        said = [_said(block, role, ratio) for role in ROLES for ratio in _at_best(block, role)]
         if said:
             yield "\n".join(f"- {line}" for line in said)
     versions = ", ".join(f"{name} {number}" for name, number in blocks[-1]["versions"].items())
     yield f"Versions: {versions}."
 
 
-def _said(block, key, ratio):
-    (name, best), found = _best(block, key), block["rows"][AT[key]]
-    how = "" if key == "score" else " trained, FlexRel untrained"
+def _said(block, role, ratio):
+    key, when = ROLES[role]
+    (name, best), found = _best(block, key), block["rows"][role]
     return (
-        f"At the accuracy of the best other, {name} with {100 * best[key]:.1f} %{how}: FlexRel "
+        f"At the accuracy of the best other, {name} with {100 * best[key]:.1f} %, {when}: FlexRel "
         f"({found['form']}) takes {found['packed'] / 1e3:,.0f} kB, {ratio:.0%} of its bytes."
     )
 
@@ -271,11 +280,12 @@ def _said(block, key, ratio):
 def _peer_rows(block):
     rows = [(n, r) for n, r in block["rows"].items() if "call_s" in r]
     rows.sort(key=lambda pair: -pair[1]["score"])
-    best = {key: max((r.get(key, 0) for _, r in rows), default=0) for key in AT}
+    keys = ("score", "trained")
+    best = {key: max((r.get(key, 0) for _, r in rows), default=0) for key in keys}
     error = math.sqrt(0.25 / block["dense"]["samples"])
     for name, row in rows:
         cells = []
-        for key in AT:
+        for key in keys:
             value = row.get(key)
             shown = "" if value is None else _percent(value, block["dense"], error)
             cells.append(f"**{shown}**" if value is not None and value == best[key] else shown)

@@ -4,7 +4,8 @@
     python benchmarks/paper.py --networks resnet56 --granularities channel --repairs none
     python benchmarks/paper.py --model torchvision:vgg16 --data imagenet/val
                                                       the paper's own network and data, if at hand
-    python benchmarks/paper.py --quick                digits alone, in a minute; needs no data
+    python benchmarks/paper.py --quick                digits alone, three forms, one target, in a
+                                                      minute; needs no data
     python benchmarks/paper.py --show                 the page from the JSON alone
 
 For every network, deployment and granularity, with and without the same repair, networks of falling
@@ -128,9 +129,6 @@ def keep(block, file):
 
 def all_tasks(args):
     """Yield each task, with the name of its file of results."""
-    if args.quick:
-        yield tasks.digits(), "paper-quick"
-        return
     if args.model:
         import folders  # noqa: PLC0415 - needs torchvision or timm
 
@@ -139,6 +137,9 @@ def all_tasks(args):
             own = (args.model, args.data, draw, args.images, args.device)
             for made in folders.all_tasks(*own, trained=not args.untrained):
                 yield made, file
+        return
+    if args.quick:
+        yield tasks.digits(), "paper-quick"
         return
     packs = common.data_packs()
     for name, draw in itertools.product(args.networks, args.draws):
@@ -172,7 +173,9 @@ def main():
             print(f"{task.network}, {task.deployment}, {granularity}, {repair}", flush=True)
             few = ({form.name: form for form in QUICK}, sizes.DROPS[-1:])
             how = few if args.quick else (forms(granularity, repair),)
-            keep(measure(task, granularity, repair, *how), file)
+            block = measure(task, granularity, repair, *how)
+            keep(block, file)
+            print(page.targets([block]), flush=True)
     if not (args.quick or args.model):
         page.write()
 

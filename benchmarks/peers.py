@@ -9,7 +9,7 @@ Channels are cut to the same multiply-adds, counted by one ruler; weights to the
 encoder. Each method runs in a process of its own, which says how long it took and by how much its
 memory rose; what it can't do is a row with its message. Then all are trained alike, for a short
 time. At last FlexRel goes down to the accuracy of the best of the others, before training and after
-it, itself untrained: what it needs there.
+it: what it needs there.
 """
 
 import argparse
@@ -49,8 +49,7 @@ from flexrel.structure import analyse, named_tensors
 
 OURS = "FlexRel"
 BARE = "FlexRel, not repaired"
-AT_BEST = "FlexRel at the best's accuracy"
-AT_TRAINED = "FlexRel, untrained, at the best's trained accuracy"
+TRAINED = "FlexRel, trained, at the best's trained accuracy"  # of `page.ROLES`
 TRIES = 6  # calls of a library to meet a budget
 MET = 0.01  # a budget is met from below to within this share; if no call did, by the closest
 LIMIT = 900  # seconds for one method
@@ -154,7 +153,7 @@ def made_by(method, case, task, ruler):
 
 def measure(case, method):
     """Return the row of a method."""
-    operators = common.declare_operators()  # noqa: F841 - some libraries load torchvision
+    common.declare_operators()  # some libraries load torchvision
     torch.manual_seed(0)
     task = case.task()
     ruler = cases.Ruler(case, task)
@@ -171,9 +170,7 @@ def measure(case, method):
         **files(method, network),
     }
     if task.calibration[0][1] is not None:
-        made = (trained(network, task, rate) for rate in RATES)
-        best = max(made, key=lambda network: task.choose.score(task.choose(network)))
-        row["trained"] = task.test.score(task.test(best))
+        row["trained"] = task.test.score(task.test(best_trained(task, network)))
     return row
 
 
@@ -186,6 +183,12 @@ def files(method, network):
         torch.save(network.state_dict(), buffer)
         data = buffer.getvalue()
     return {"file": len(data), "xz": len(lzma.compress(data, preset=9))}
+
+
+def best_trained(task, network):
+    """Return the network trained at the rate that suits it best, by data not reported on."""
+    made = (trained(network, task, rate) for rate in RATES)
+    return max(made, key=lambda network: task.choose.score(task.choose(network)))
 
 
 def trained(network, task, rate):
@@ -218,16 +221,19 @@ def _joined(batches):
     return torch.cat(padded), torch.cat([labels for _, labels in batches])
 
 
-def at_best(case, score):
+def at_best(case, role, score):
     """Return the bytes that FlexRel needs for an accuracy, and its network there."""
     task = case.task()
     if case.granularity == "channel":
         own = (OBS(), FlexRel(), Magnitude(), Relevance())
     else:
-        own = (FlexRel(0.1), FlexRel(1 / 3, "product"), Magnitude())
-    forms = {form.name: form for form in own}
-    workshop = sizes.Workshop(task, case.granularity, forms, repair=True)
+        own = (FlexRel(1 / 3, "product"), FlexRel(0.1), Magnitude())
+    finish = partial(best_trained, task) if role == TRAINED else None
+    forms = {form.name: form for form in (own[:1] if finish else own)}
+    workshop = sizes.Workshop(task, case.granularity, forms, repair=True, finish=finish)
     drop = workshop.dense.test - score
+    if drop < 0:
+        raise RuntimeError(f"the dense network has {workshop.dense.test:.1%}, asked: {score:.1%}")
     at = partial(workshop.best_at, tuple(forms), lambda point: point.divergence)
     curve = sizes.Curve(workshop, at, drops=(drop,))
     return {"score": score, "packed": round(curve.needed(drop)), "form": curve.form_at(drop)}
@@ -276,7 +282,7 @@ def run(chosen, wanted, file):
             print(case.name, method, rows[method], flush=True)
             _keep(file, case, dense, rows)
         others = [row for name, row in rows.items() if not name.startswith(OURS)]
-        for role, key in ((AT_BEST, "score"), (AT_TRAINED, "trained")):
+        for role, (key, _) in page.ROLES.items():
             scores = [row[key] for row in others if key in row]
             if scores and (not wanted or role in wanted):
                 rows[role] = in_process(case, role, ["--score", str(max(scores))])
@@ -293,6 +299,7 @@ def _keep(file, case, dense, rows):
     old = common.load(file)["blocks"] if common.is_measured(file) else []
     block = {"case": case.name, "network": case.network, "granularity": case.granularity}
     block |= {"dense": dense, "rows": rows, "versions": _versions()}
+    block |= {"threads": torch.get_num_threads()}
     common.save(file, {"blocks": [*(b for b in old if b["case"] != case.name), block]})
 
 
@@ -310,7 +317,7 @@ def child(args):
     """Measure one method and write its row; an error ends the process, its last line says why."""
     case = next(case for case in (*cases.CASES, *cases.QUICK) if case.name == args.case)
     (method,) = args.methods
-    row = measure(case, method) if args.score is None else at_best(case, args.score)
+    row = measure(case, method) if args.score is None else at_best(case, method, args.score)
     if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
         raise RuntimeError("a value that is not finite")
     Path(args.out).write_text(json.dumps(row))
@@ -331,11 +338,13 @@ def main():
     if args.case:
         child(args)
         return
+    known = cases.QUICK if args.quick else cases.CASES
+    chosen = [case for case in known if args.only in case.name]
     if args.quick:
-        run(cases.QUICK, args.methods, "peers-quick")
+        run(chosen, args.methods, "peers-quick")
         return
     if not args.show:
-        run([case for case in cases.CASES if args.only in case.name], args.methods, "peers")
+        run(chosen, args.methods, "peers")
     page.write()
 
 

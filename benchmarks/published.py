@@ -7,6 +7,7 @@ its patches.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -38,27 +39,29 @@ def rows_of(layer, inputs):
     return grouped.movedim(1, 0).movedim(2, 3).flatten(1, 2)
 
 
-def squares_of(model, layer, inputs):
-    """Return the second moments of the layer's inputs, summed over rows: `[groups, k, k]`."""
-    found = []
+def squares_of(model, layers, inputs):
+    """Return the second moments of each layer's inputs, summed over rows: `[groups, k, k]`."""
+    found = dict.fromkeys(layers, 0)
 
-    def note(_, args):
+    def note(name, layer, args):
         rows = rows_of(layer, args[0])
         rows = rows[:, :: max(1, rows.shape[1] // ROWS)].float()
-        found.append(rows.mT @ rows)
+        found[name] = found[name] + rows.mT @ rows
 
-    handle = layer.register_forward_pre_hook(note)
+    handles = [m.register_forward_pre_hook(partial(note, n)) for n, m in layers.items()]
     with torch.inference_mode():
         for batch in inputs:
             model(batch)
-    handle.remove()
-    return torch.stack(found).sum(0).clone()
+    for handle in handles:
+        handle.remove()
+    return {name: squares.clone() for name, squares in found.items()}
 
 
 def wanda_(model, inputs, kept):
     """Keep in every row of every layer the largest products of weight and norm of its input."""
-    squares = {name: squares_of(model, m, inputs) for name, m in layers_of(model).items()}
-    for name, layer in layers_of(model).items():
+    layers = layers_of(model)
+    squares = squares_of(model, layers, inputs)
+    for name, layer in layers.items():
         rows = _rows(layer)  # [groups, outputs, inputs]
         norms = squares[name].diagonal(dim1=1, dim2=2).sqrt()[:, None]
         scores = rows.abs() * norms
@@ -73,8 +76,8 @@ def sparsegpt_(model, inputs, kept):
 
     Layers go one after the other, each with the inputs that the pruned ones before it give.
     """
-    for layer in layers_of(model).values():
-        squares = squares_of(model, layer, inputs).double()
+    for name, layer in layers_of(model).items():
+        squares = squares_of(model, {name: layer}, inputs)[name].double()
         rows = _rows(layer).double()
         made = [_sparse_rows(*pair, kept) for pair in zip(rows, squares, strict=True)]
         _write_(layer, torch.stack(made).float())

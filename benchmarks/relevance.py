@@ -232,7 +232,7 @@ def main():
         measure_memory(*args.memory_of)
         return
     if not args.show:
-        operators = common.declare_operators()  # zennit imports torchvision; gone once this is
+        common.declare_operators()  # zennit imports torchvision
         content = {"torch": torch.__version__, "times": [], "memory": []}
         if (common.RESULTS / "relevance.json").is_file():  # of other networks, or timed before
             content = common.load("relevance")
@@ -242,7 +242,6 @@ def main():
                 row = times(name, threads, args.runs, args.only)
                 content["times"] = put(content["times"], row, "network", "threads")
                 common.save("relevance", content)
-        del operators
     show()
 
 

@@ -66,10 +66,10 @@ def fasterai_weights(model, _task, kept):
 
 
 def by_paper(change_):
-    """Return a caller of a criterion in `published`."""
+    """Return a caller of a criterion in `published`, with 128 samples, as Wanda and SparseGPT."""
 
     def call(model, task, kept):
-        change_(model, task.inputs, kept)
+        change_(model, list(first_batches(task.inputs, 128)), kept)
         return model
 
     return call
@@ -83,6 +83,14 @@ WEIGHTS = {
     "Wanda (paper)": by_paper(published.wanda_),
     "SparseGPT (paper)": by_paper(published.sparsegpt_),
 }
+
+
+def first_batches(batches, samples):
+    """Yield batches until they have so many samples; the last is cut."""
+    for batch in batches:
+        if samples > 0:
+            yield batch[:samples]
+        samples -= len(batch)
 
 
 # --- channels -------------------------------------------------------------------------------

@@ -52,10 +52,11 @@ class Point:
 class Workshop:
     """Makes networks of one task at one granularity, each with or without its repair.
 
-    A network is made once, however many curves it is on.
+    A network is made once, however many curves it is on. `finish` is what is done to each, the
+    dense one too, before it is judged: network -> network.
     """
 
-    def __init__(self, task, granularity, forms, *, repair):
+    def __init__(self, task, granularity, forms, *, repair, finish=None):
         model = task.model
         self.task = task
         self.fitted, judged = fitted_and_judged(task.inputs, model)
@@ -68,7 +69,7 @@ class Workshop:
             damages, unknown = measure_damage(model, structure, self.fitted)
             known = [site for site in structure.sites if site.name in damages]
             structure = structure.only(known, unknown)
-        self.structure, self.forms = structure, forms
+        self.structure, self.forms, self.finish = structure, forms, finish
         self.step = STEPS.get(task.network, STEP)
         self._evidence = (named_tensors(model), statistics, damages)
         repairing = (partial(ClosedForm(), batches=self.fitted), self.fitted) if repair else ()
@@ -79,6 +80,7 @@ class Workshop:
         self._removals, self._made = {}, {}
 
     def _point(self, form, step, network, kept, macs):
+        network = self.finish(network) if self.finish else network
         task, outcomes = self.task, self.task.test(network)
         scores = (task.choose.score(task.choose(network)), task.test.score(outcomes))
         size, divergence = self.making.size(network), self.making.divergence(network)

@@ -775,7 +775,7 @@ def main():
     parser.add_argument("--show", action="store_true", help="the tables, from the JSON")
     parser.add_argument("--one", nargs=3, help="FAMILY NETWORK TOOL: in this process, to stdout")
     args = parser.parse_args()
-    operators = common.declare_operators()  # they are gone once this is
+    common.declare_operators()
     if args.one:
         one(*args.one, args.timeout)
         return
@@ -783,7 +783,6 @@ def main():
         limits = {"limit": args.timeout, "jobs": args.jobs, "missing": args.missing}
         run(args.families, args.only, args.tools, **limits)
     show()
-    del operators
 
 
 if __name__ == "__main__":

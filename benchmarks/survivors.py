@@ -422,9 +422,8 @@ def main():
     parser.add_argument("--show", action="store_true", help="the tables, from the JSON")
     args = parser.parse_args()
     if not args.show:
-        operators = common.declare_operators()  # they are gone once this is
+        common.declare_operators()
         run(args.families, args.only, quick=args.quick)
-        del operators
     show()
 
 
