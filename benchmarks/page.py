@@ -5,9 +5,11 @@ import math
 from pathlib import Path
 
 import common
+import figures
 
 DOCS = common.HERE.parent / "docs"
-PAGE, FIGURE = DOCS / "results.md", DOCS / "results.png"
+PAGE = DOCS / "results.md"
+CURVES, METHODS_FIGURE = DOCS / "curves.png", DOCS / "methods.png"
 SAVED, SMALLER = 0.35, 0.60  # what was set out to be shown
 LIKE = ("as trained", "STS-B")  # deployments like the training data
 METHODS = ("magnitude", "relevance", "FlexRel", "FlexRel, by labels")
@@ -141,8 +143,8 @@ def _paper(blocks):
         yield f"### {granularity.capitalize()}s, {how}"
         yield targets(mine)
     if any(block["repair"] == "none" for block in blocks):
-        _draw(blocks)
-        yield f"![Accuracy against size, for shares of relevance from 0 to 1]({FIGURE.name})"
+        figures.curves(blocks, CURVES)
+        yield f"![Accuracy against size, for shares of relevance from 0 to 1]({CURVES.name})"
         yield (
             "Accuracy against the share of parameters that stays, nothing repaired: the paper's "
             "sum for δ from 0, magnitude alone, to 1, relevance alone; and ours, the product."
@@ -171,53 +173,6 @@ def _targets(block):
     yield ["", "mean", *[""] * 4, *savings, ""]
 
 
-def _draw(blocks):
-    import matplotlib as mpl  # noqa: PLC0415 - only drawing needs it
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    bare = [block for block in blocks if block["repair"] == "none"]
-    places = list(dict.fromkeys((b["network"], b["deployment"]) for b in bare))
-    columns = [g for g in ("channel", "element") if any(b["granularity"] == g for b in bare)]
-    shape = (len(places), len(columns))
-    fig, axes = plt.subplots(*shape, figsize=(4.6 * shape[1], 2.6 * shape[0]), squeeze=False)
-    shades = plt.get_cmap("viridis")
-    for block in bare:
-        row = places.index((block["network"], block["deployment"]))
-        ax = axes[row][columns.index(block["granularity"])]
-        forms = {}
-        for point in block["points"]:
-            forms.setdefault(point["form"], []).append((point["kept"], 100 * point["test"]))
-        for name, points in forms.items():
-            delta = _delta(name)
-            style = {"color": "#c0392b", "ls": "--"} if delta is None else {"color": shades(delta)}
-            if name == "obs" or name.endswith("0.333333:product"):
-                continue
-            label = "product, δ = 2/3" if delta is None else f"δ = {delta:g}"
-            ax.plot(*zip(*points, strict=True), marker=".", ms=4, lw=1.2, label=label, **style)
-        dense = 100 * block["dense"]["test"]
-        ax.axhline(dense, color="#999999", lw=0.8, ls=":")
-        ax.set_ylim(dense - 30, dense + 8)
-        ax.set_xscale("log")
-        ax.set_title(
-            f"{block['network']}, {block['deployment']}: {block['granularity']}s", fontsize=8
-        )
-        ax.tick_params(labelsize=6, which="both")
-    axes[0][0].legend(fontsize=6)
-    for ax in axes[-1]:
-        ax.set_xlabel("share of parameters that stays", fontsize=7)
-    fig.tight_layout()
-    fig.savefig(FIGURE, dpi=100)
-
-
-def _delta(form):
-    """Return the share of relevance in a sum; None of a product."""
-    if form.endswith(":product"):
-        return None
-    return {"magnitude": 0.0, "relevance": 1.0}.get(form) or float(form.partition(":")[2] or 0)
-
-
 # --- other libraries ------------------------------------------------------------------------
 
 
@@ -237,6 +192,8 @@ def _peers(blocks):
         "*Time* is that of the call, *memory* by how much the process grew in all calls of the "
         "search. The best of a column is bold."
     )
+    figures.methods(blocks, METHODS_FIGURE)
+    yield f"![Accuracy against bytes, of FlexRel and other libraries]({METHODS_FIGURE.name})"
     for block in blocks:
         dense = block["dense"]
         yield (

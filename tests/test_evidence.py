@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -136,6 +137,7 @@ def written(monkeypatch, folder, **files):
         (folder / f"{name}.json").write_text(json.dumps({"blocks": content}))
     monkeypatch.setattr(common, "RESULTS", folder)
     monkeypatch.setattr(page, "PAGE", folder / "results.md")
+    monkeypatch.setattr(page, "figures", Mock())  # drawn with what only benchmarks need
     page.write()
     return (folder / "results.md").read_text()
 
