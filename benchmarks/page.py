@@ -149,8 +149,7 @@ def _paper(blocks):
             "Accuracy against the share of parameters that stays, nothing repaired: the paper's "
             "sum for δ from 0, magnitude alone, to 1, relevance alone; and ours, the product."
         )
-    versions = ", ".join(f"{name} {number}" for name, number in blocks[0]["versions"].items())
-    yield f"Versions: {versions}."
+    yield _versions(blocks[0])
 
 
 def targets(blocks):
@@ -190,7 +189,8 @@ def _peers(blocks):
         "labelled data that nothing is reported on; zeros held. *File*: what "
         "is left on disk, torch.save of the state or `.flexrel`, float32, and after xz -9. "
         "*Time* is that of the call, *memory* by how much the process grew in all calls of the "
-        "search. The best of a column is bold."
+        "search; other work shared the processor, so that times are rough. One draw of calibration data and of batches to train on (seed 0). The best of a "
+        "column is bold."
     )
     figures.methods(blocks, METHODS_FIGURE)
     yield f"![Accuracy against bytes, of FlexRel and other libraries]({METHODS_FIGURE.name})"
@@ -221,8 +221,12 @@ def _peers(blocks):
         said = [_said(block, role, ratio) for role in ROLES for ratio in _at_best(block, role)]
         if said:
             yield "\n".join(f"- {line}" for line in said)
-    versions = ", ".join(f"{name} {number}" for name, number in blocks[-1]["versions"].items())
-    yield f"Versions: {versions}."
+    yield _versions(blocks[-1])
+
+
+def _versions(block):
+    found = ", ".join(f"{name} {number}" for name, number in block["versions"].items())
+    return f"Versions: {found}."
 
 
 def _said(block, role, ratio):
@@ -265,10 +269,12 @@ def _latency():
     yield "## Latency"
     yield (
         "`python benchmarks/latency.py`: networks cut by `prune` to half and a quarter of their "
-        "multiply-adds, exported, timed in turn with the dense one in the same process; medians, "
-        "with the quartiles of the ratio. *Of the ideal*: the speed-up over that of multiply-adds."
+        "multiply-adds, exported, timed in turn with the dense one in the same process; medians "
+        "of 15 rounds, with the quartiles of the ratio. *Of the ideal*: the speed-up over that of "
+        "multiply-adds."
     )
-    for block in common.load("latency")["blocks"]:
+    blocks = common.load("latency")["blocks"]
+    for block in blocks:
         header = [
             "runtime",
             "threads",
@@ -295,6 +301,7 @@ def _latency():
         failed = [f"- {name}: {why}" for name, why in block["failures"].items()]
         if failed:
             yield "\n".join(failed)
+    yield _versions(blocks[-1])
 
 
 def _accelerator():
