@@ -189,8 +189,8 @@ def _peers(blocks):
         "labelled data that nothing is reported on; zeros held. *File*: what "
         "is left on disk, torch.save of the state or `.flexrel`, float32, and after xz -9. "
         "*Time* is that of the call, *memory* by how much the process grew in all calls of the "
-        "search; other work shared the processor, so that times are rough. One draw of calibration data and of batches to train on (seed 0). The best of a "
-        "column is bold."
+        "search; other work shared the processor, so that times are rough. One draw of "
+        "calibration data and of batches to train on (seed 0). The best of a column is bold."
     )
     figures.methods(blocks, METHODS_FIGURE)
     yield f"![Accuracy against bytes, of FlexRel and other libraries]({METHODS_FIGURE.name})"
