@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from pathlib import Path
 
 import common
@@ -40,7 +41,17 @@ def write():
         *_latency(),
         *_accelerator(),
     ]
-    PAGE.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    PAGE.write_text("\n\n".join(_wrapped(part.strip()) for part in parts) + "\n")
+
+
+def _wrapped(part):
+    """Return a paragraph, or a list's items, in lines of at most 100; all else as it is."""
+    if part.startswith(("|", "#", "!")):
+        return part
+    return "\n".join(
+        textwrap.fill(line, 100, subsequent_indent="  " if line.startswith("- ") else "")
+        for line in part.splitlines()
+    )
 
 
 def _blocks(pattern):
@@ -69,7 +80,7 @@ def _verdict(experiments, rivals):
         text = (
             f"{granularity.capitalize()}s, in use on data {where} the training data, {how}: "
             f"FlexRel saves {_saving(found, error)} of the bytes that the better single signal "
-            f"needs (geometric mean of {len(mine)} networks and deployments, 4 targets each)"
+            f"needs (geometric mean; networks and deployments: {len(mine)}, targets: 4 each)"
         )
         if granularity == "channel" and not like:
             text += (
@@ -83,8 +94,8 @@ def _verdict(experiments, rivals):
             met = "met" if mean <= SMALLER else "not met"
             lines.append(
                 f"- At the accuracy of the best other method, {when}, FlexRel's network takes "
-                f"{mean:.0%} of its bytes (geometric mean of {len(ratios)} cases, one encoder; "
-                f"from {min(ratios):.0%} to {max(ratios):.0%}); the aim is {SMALLER:.0%}: {met}."
+                f"{mean:.0%} of its bytes (geometric mean, one encoder; cases: {len(ratios)}, from "
+                f"{min(ratios):.0%} to {max(ratios):.0%}); the aim is {SMALLER:.0%}: {met}."
             )
     return ["\n".join(lines) or "Nothing is measured yet."]
 
@@ -122,18 +133,18 @@ def _paper(blocks):
         return
     yield "## The paper's experiment"
     yield (
-        "`python benchmarks/paper.py`; with `--model torchvision:vgg16 --data imagenet/val` the "
-        "paper's own network and images. Bytes of the packed file, float16, at an accuracy of "
-        "the dense network's less 0.5, 1, 2 and 5 points: of networks on a grid of sizes, each "
-        "0.85 of the one before (efficientnet_lite0: 0.95), the smallest that reaches it, and "
-        "between neighbours along a straight line. *FlexRel* is at each size the form that "
-        "diverges least from the dense network on calibration data, as `prune` chooses, without "
-        "labels; *by labels* the one most accurate on labelled data that nothing is reported on. "
-        "*Saving*: of FlexRel over the better of the two single signals, with the error of 200 "
-        "draws of the n images or pairs that report. *Form*: FlexRel's. One draw of "
-        "calibration data (seed 0). Data, all disjoint: see `benchmarks/tasks.py`. Unlike the "
-        "training data: 3 of 10 classes; half of the images with noise, half with little "
-        "contrast; MiniLM, a sentence encoder, on film reviews."
+        "`python benchmarks/paper.py`; with `--model torchvision:vgg16 --data imagenet/val` the"
+        " paper's own network and images. Bytes of the packed file, float16, as a share of the "
+        "dense network's, at an accuracy of the dense network's less 0.5, 1, 2 and 5 points: of"
+        " networks on a grid of sizes, each 0.85 of the one before (efficientnet_lite0: 0.95), "
+        "the smallest that reaches it, and between neighbours along a straight line. *FlexRel* "
+        "is at each size the form that diverges least from the dense network on calibration "
+        "data, as `prune` chooses, without labels; *by labels* the one most accurate on "
+        "labelled data that nothing is reported on. *Saving*: of FlexRel over the better of the"
+        " two single signals, with the error of 200 draws of the n images or pairs that report."
+        " *Form*: FlexRel's. One draw of calibration data (seed 0). Data, all disjoint: see "
+        "`benchmarks/tasks.py`. Unlike the training data: 3 of 10 classes; half of the images "
+        "with noise, half with little contrast; MiniLM, a sentence encoder, on film reviews."
     )
     for granularity, repair in itertools.product(("channel", "element"), ("none", "closed-form")):
         mine = [b for b in blocks if (b["granularity"], b["repair"]) == (granularity, repair)]
@@ -162,8 +173,9 @@ def targets(blocks):
 def _targets(block):
     """Yield the rows of a block: one a target, and their mean."""
     dense = block["dense"]["bytes"]
-    title = f"**{block['network']}, {block['deployment']}** (n = {block['samples']:,})"
-    yield [title, "0", f"{dense / 1e3:,.0f} kB", f"{100 * block['dense']['test']:.1f} %", *[""] * 5]
+    title = f"**{block['network']}, {block['deployment']}**: dense {dense / 1e3:,.0f} kB, "
+    title += f"{100 * block['dense']['test']:.1f} %, n = {block['samples']:,}"
+    yield [title, *[""] * 8]
     for at, drop in enumerate(block["drops"]):
         cells = [f"{block['needed'][name][at] / dense:.3f}" for name in METHODS]
         savings = [_saving(*block["log_ratio"][name][at]) for name in METHODS[2:]]

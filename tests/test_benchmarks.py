@@ -46,7 +46,7 @@ def test_the_papers_experiment_runs(tmp_path):
             (log_ratio, _), _mean = block["log_ratio"][name]
             assert log_ratio == pytest.approx(math.log(needed[name] / single), abs=1e-3)
         assert all(0 < size < block["dense"]["bytes"] for size in needed.values())
-        assert f"**digits, as trained** (n = {block['samples']})" in printed
+        assert f"n = {block['samples']} |" in printed
 
 
 def test_it_takes_a_folder_of_images(tmp_path):
