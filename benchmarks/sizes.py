@@ -140,7 +140,8 @@ class Curve:
         Args:
             workshop: has the dense network.
             at: step of the grid -> point, or None.
-            hints: curves of the same task: where they ended, the search begins.
+            hints: for each drop the search begins at the median of `hint.reached(drop)`, as where
+                other curves of the same task ended.
             drops: of the score: the targets.
         """
         self._at, self._score = at, workshop.task.test.score
@@ -156,9 +157,9 @@ class Curve:
         return [self._points[step] for step in sorted(self._points)]
 
     def reached(self, drop):
-        """Return the last step that was found to reach the dense score less `drop`."""
+        """Return the last step that was found to reach the dense score less `drop`, or 0."""
         floor = self._points[0].test - drop - _EVEN
-        return max(step for step, point in self._points.items() if point.test >= floor)
+        return max((s for s, point in self._points.items() if point.test >= floor), default=0)
 
     def form_at(self, drop):
         """Return the form of the smallest network made that reaches the dense score less `drop`."""
@@ -193,12 +194,19 @@ class Curve:
         which does not, bytes fall with the score as on a straight line, in logarithms.
 
         Args:
-            drop: of the score.
+            drop: of the score; below 0 it is a gain.
             rows: which of the samples count.
+
+        Raises:
+            ValueError: no network made reaches it.
         """
         scores = {step: self._score(p.outcomes[rows]) for step, p in self._points.items()}
         floor = scores[0] - drop
-        last = max(step for step, found in scores.items() if found >= floor - _EVEN)
+        reach = [step for step, found in scores.items() if found >= floor - _EVEN]
+        if not reach:
+            most = max(scores.values())
+            raise ValueError(f"asked: {floor:.1%}; the best of {len(scores)} has {most:.1%}")
+        last = max(reach)
         here, after = self._points[last], self._points.get(last + 1)
         if after is None or after.bytes >= here.bytes:
             return here.bytes

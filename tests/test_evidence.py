@@ -91,6 +91,14 @@ def test_the_last_network_that_reaches_a_target_is_found(falls, drop, guess):
     assert len(shelf.asked) == len(set(shelf.asked))  # none is made twice
 
 
+def test_a_smaller_network_may_be_better_than_the_dense_one():
+    scores = [0.9, 0.92, 0.95, 0.93, 0.8]
+    hint = SimpleNamespace(reached=lambda _: 3)
+    assert Shelf(scores).curve(-0.03, hints=[hint]).needed(-0.03) == 2**17
+    with pytest.raises(ValueError, match=r"asked: 98.0%; the best of 3 has 93.0%"):
+        Shelf(scores).curve(-0.08, hints=[hint]).needed(-0.08)
+
+
 def test_draws_of_samples_are_the_same_each_time():
     first, second = (list(sizes.resampled(10)) for _ in range(2))
     assert len(first) == sizes.RESAMPLES
