@@ -117,7 +117,9 @@ def _saving(log_ratio, error):
 def _at_best(block, role):
     """Return FlexRel's bytes over those of the best other method, at that one's accuracy."""
     best, found = _best(block, ROLES[role][0]), block["rows"].get(role, {})
-    return [found["packed"] / best[1]["packed"]] if best and "packed" in found else []
+    if not best or "packed" not in found or found["score"] != best[1][ROLES[role][0]]:
+        return []  # measured before another method became the best
+    return [found["packed"] / best[1]["packed"]]
 
 
 def _best(block, key):
