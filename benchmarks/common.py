@@ -113,6 +113,13 @@ def replace_section(name, text):
     path.write_text(f"{head}{begin}\n{text.strip()}\n{end}{tail}")
 
 
+def versions(block):
+    """Return a line with what a block was measured with."""
+    return (
+        f"Versions: {', '.join(f'{name} {number}' for name, number in block['versions'].items())}."
+    )
+
+
 def table(header, rows):
     """Return a Markdown table; all columns but the first are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]

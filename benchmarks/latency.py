@@ -1,23 +1,26 @@
 """How much faster cut networks are in real runtimes, beside what their multiply-adds promise.
 
-    python benchmarks/latency.py                      measure all (a quarter of an hour)
+    python benchmarks/latency.py                      measure all (half an hour)
     python benchmarks/latency.py --networks resnet56
     python benchmarks/latency.py --quick              digits alone, in seconds; needs no data
     python benchmarks/latency.py --show               the page, from the JSON
 
-Each network is cut to a half and a quarter of its multiply-adds, exported, and timed in turn with
-the dense one, in torch, onnxruntime and OpenVINO, all in float32. A runtime that answers otherwise
-than torch is a failure, and so is one that isn't installed.
+Each network is cut to a half and a quarter of its multiply-adds, to any widths and to multiples of
+8, repaired, exported, and timed in turn with the dense one, in torch, onnxruntime and OpenVINO, all
+in float32. A runtime that answers otherwise than torch is a failure, and so is one that isn't
+installed, and a cut that can't be made.
 """
 
 import argparse
 import functools
 import importlib
 import importlib.util
+import itertools
 import statistics
 import tempfile
 import time
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +29,12 @@ import torch
 import common
 import page
 import tasks
-from flexrel import MACs, export, prune
+from flexrel import OBS, BudgetError, MACs, export, prune
 
 NETWORKS = ("resnet56", "vgg16", "efficientnet_lite0", "minilm")
 LEVELS = (1 / 2, 1 / 4)
+MULTIPLES = (1, 8)  # of which the widths that are left are
 THREADS, BATCHES = (1, 2), (1, 32)
-CALIBRATE = 128
 ROUNDS, SHORTEST = 15, 0.02  # of timings; seconds that each takes at least
 CLOSE = 1e-3  # of the largest output: what a runtime may differ by
 
@@ -54,6 +57,8 @@ def in_onnxruntime(_network, path, threads):
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Else the threads of the other network's session go on spinning, and take its cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (wanted,) = session.get_inputs()
     return lambda inputs: session.run(None, {wanted.name: inputs})[0]
@@ -120,15 +125,20 @@ def compared(runtime, threads, inputs, networks, paths, rounds):
     }
 
 
-def measure(task, level, rounds):
+def measure(task, level, multiple_of, rounds):
     """Return a block: a network, how far it was cut, and the times of both."""
+    block = {"network": task.network, "level": level, "multiple_of": multiple_of}
     inputs = torch.cat([_padded(batch, task.inputs) for batch in task.inputs])
-    result = prune(
-        task.model,
-        calibration=inputs[:CALIBRATE].split(32),
-        budgets=[MACs(level)],
-        recover="none",
-    )
+    try:
+        result = prune(
+            task.model,
+            calibration=task.inputs,
+            budgets=[MACs(level)],
+            criterion=OBS(),
+            multiple_of=multiple_of,
+        )
+    except BudgetError as error:
+        return block | {"rows": [], "failures": {"prune": str(error)}, "versions": versions()}
     networks = [task.model.eval(), result.model.eval()]
     rows, failures = [], {}
     with tempfile.TemporaryDirectory() as folder:
@@ -144,11 +154,8 @@ def measure(task, level, rounds):
                 ]
             except (ImportError, RuntimeError) as error:
                 failures[runtime] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    block = {
-        "network": task.network,
-        "level": level,
-        "macs": result.achieved.macs / result.dense.macs,
-    }
+    block["macs"] = result.achieved.macs / result.dense.macs
+    block["scores"] = [task.test.score(task.test(network)) for network in networks]
     return block | {"rows": rows, "failures": failures, "versions": versions()}
 
 
@@ -175,22 +182,22 @@ def main():
     parser.add_argument("--show", action="store_true", help="the page, from the JSON")
     args = parser.parse_args()
     if args.quick:
-        common.save("latency-quick", {"blocks": [measure(tasks.digits(), LEVELS[0], 3)]})
+        common.save("latency-quick", {"blocks": [measure(tasks.digits(), LEVELS[0], 8, 3)]})
         return
     for network in () if args.show else args.networks:
         task = tasks.task(common.data_packs(), network, tasks.DEPLOYMENTS[network][0], 0)
-        for level in LEVELS:
-            block = measure(task, level, ROUNDS)
-            print(network, level, block, flush=True)
+        for level, multiple_of in itertools.product(LEVELS, MULTIPLES):
+            block = measure(task, level, multiple_of, ROUNDS)
+            print(block, flush=True)
             keep(block)
     page.write()
 
 
 def keep(block):
-    """Put the block in the place of the last one of the same network and level."""
+    """Put the block in the place of the last one of the same cut."""
     old = common.load("latency")["blocks"] if common.is_measured("latency") else []
-    own = (block["network"], block["level"])
-    rest = [other for other in old if (other["network"], other["level"]) != own]
+    cut = itemgetter("network", "level", "multiple_of")
+    rest = [other for other in old if cut(other) != cut(block)]
     common.save("latency", {"blocks": [*rest, block]})
 
 

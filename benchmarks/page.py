@@ -7,6 +7,7 @@ from pathlib import Path
 
 import common
 import figures
+import times
 
 DOCS = common.HERE.parent / "docs"
 PAGE = DOCS / "results.md"
@@ -38,8 +39,8 @@ def write():
         *_verdict(experiments, rivals),
         *_paper(experiments),
         *_peers(rivals),
-        *_latency(),
-        *_accelerator(),
+        *times.latency(),
+        *times.accelerator(),
     ]
     PAGE.write_text("\n\n".join(_wrapped(part.strip()) for part in parts) + "\n")
 
@@ -98,6 +99,7 @@ def _verdict(experiments, rivals):
                 f"{min(ratios):.0%} to {max(ratios):.0%}; where the best other keeps half of the "
                 f"dense accuracy); the aim is {SMALLER:.0%}: {met}."
             )
+    lines += times.in_short()
     return ["\n".join(lines) or "Nothing is measured yet."]
 
 
@@ -165,7 +167,7 @@ def _paper(blocks):
             "Accuracy against the share of parameters that stays, nothing repaired: the paper's "
             "sum for δ from 0, magnitude alone, to 1, relevance alone; and ours, the product."
         )
-    yield _versions(blocks[0])
+    yield common.versions(blocks[0])
 
 
 def targets(blocks):
@@ -238,12 +240,7 @@ def _peers(blocks):
         said = [_said(block, role, ratio) for role in ROLES for ratio in _at_best(block, role)]
         if said:
             yield "\n".join(f"- {line}" for line in said)
-    yield _versions(blocks[-1])
-
-
-def _versions(block):
-    found = ", ".join(f"{name} {number}" for name, number in block["versions"].items())
-    return f"Versions: {found}."
+    yield common.versions(blocks[-1])
 
 
 def _said(block, role, ratio):
@@ -275,64 +272,6 @@ def _peer_rows(block):
 def _percent(value, dense, most):
     error = math.sqrt(value * (1 - value) / dense["samples"]) if dense["unit"] == "top-1" else most
     return f"{100 * value:.1f} ± {100 * error:.1f}"
-
-
-# --- latency, and accelerators --------------------------------------------------------------
-
-
-def _latency():
-    if not common.is_measured("latency"):
-        return
-    yield "## Latency"
-    yield (
-        "`python benchmarks/latency.py`: networks cut by `prune` to half and a quarter of their "
-        "multiply-adds, exported, timed in turn with the dense one in the same process; medians "
-        "of 15 rounds, with the quartiles of the ratio. *Of the ideal*: the speed-up over that of "
-        "multiply-adds."
-    )
-    blocks = common.load("latency")["blocks"]
-    for block in blocks:
-        header = [
-            "runtime",
-            "threads",
-            "batch",
-            "dense, ms",
-            "pruned, ms",
-            "speed-up",
-            "of the ideal",
-        ]
-        rows = [
-            [
-                row["runtime"],
-                row["threads"],
-                row["batch"],
-                f"{row['dense_ms']:.2f}",
-                f"{row['pruned_ms']:.2f}",
-                f"{row['speedup']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
-                f"{row['speedup'] * block['macs']:.2f}",
-            ]
-            for row in block["rows"]
-        ]
-        yield f"**{block['network']}**, {block['macs']:.3f} of its multiply-adds"
-        yield common.table(header, rows)
-        failed = [f"- {name}: {why}" for name, why in block["failures"].items()]
-        if failed:
-            yield "\n".join(failed)
-    yield _versions(blocks[-1])
-
-
-def _accelerator():
-    yield "## On an accelerator"
-    if not common.is_measured("accelerator"):
-        yield (
-            "Not measured: no machine with one was at hand. `python benchmarks/accelerator.py` "
-            "runs there as it is and fills this section."
-        )
-        return
-    found = common.load("accelerator")
-    yield f"`python benchmarks/accelerator.py` on {found['device']}, torch {found['torch']}."
-    header = ["network", "what", "plain", "found", "ratio"]
-    yield common.table(header, [[str(cell) for cell in row] for row in found["rows"]])
 
 
 if __name__ == "__main__":

@@ -184,6 +184,36 @@ def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
     assert "| FlexRel | **90.0 ± 3.0** | **90.0 ± 3.0** |" in text
 
 
+def cut(network, multiple_of, *speedups, level=0.5):
+    numbers = {"threads": 1, "batch": 1, "dense_ms": 2.0, "pruned_ms": 1.0, "low": 1.0, "high": 3.0}
+    return {
+        "network": network,
+        "level": level,
+        "multiple_of": multiple_of,
+        "macs": level,
+        "scores": [0.9, 0.85],
+        "rows": [numbers | {"runtime": "torch", "speedup": speedup} for speedup in speedups],
+        "failures": {} if speedups else {"prune": "asked for at most 5 MACs"},
+        "versions": {"torch": "2"},
+    }
+
+
+def test_the_page_compares_widths_on_the_same_networks(monkeypatch, tmp_path):
+    blocks = [cut("a", 1, 0.5, 1.0), cut("b", 1, 2.0, 4.0), cut("c", 1, 64.0)]
+    blocks += [cut("a", 8, 2.0, 2.0), cut("b", 8, 2.0, 8.0), cut("c", 8)]
+    text = written(monkeypatch, tmp_path, latency=blocks)
+    # (0.5 * 1 * 2 * 4)^(1/4) = 4^(1/4) = 1.41; (2 * 2 * 2 * 8)^(1/4) = 64^(1/4) = 2.83
+    assert (
+        "multiply-adds and any widths, a network is faster by a factor of: torch 1.41 (0.50 to"
+        in text
+    )
+    assert "multiples of 8, a network is faster by a factor of: torch 2.83 (2.00 to 8.00)" in text
+    assert "networks: 2, 1 and 2 threads" in text
+    assert "**b**, 0.500 of its multiply-adds, widths in multiples of 8: 90.0 → 85.0 %" in text
+    assert "8.00 (1.00-3.00) | 4.00 |" in text
+    assert "- prune: asked for at most 5 MACs" in text
+
+
 def test_the_page_says_what_was_not_measured(monkeypatch, tmp_path):
     text = written(monkeypatch, tmp_path)
     assert "Nothing is measured yet." in text
