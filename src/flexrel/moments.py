@@ -129,6 +129,11 @@ class Moments:
             self.yy + other.yy,
         )
 
+    def of(self, outputs: Int64[Tensor, "some"]) -> "Moments":
+        """Return the moments of some of the outputs alone."""
+        y, xy, yy = self.y[:, outputs], self.xy[:, :, outputs], self.yy[:, outputs]
+        return Moments(self.rows, self.x, y, self.xx, xy, yy)
+
     def centred(self) -> "Moments":
         """Return the moments per row, about the means: `x` and `y` are the means themselves."""
         count = max(self.rows, 1)

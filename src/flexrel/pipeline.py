@@ -48,11 +48,14 @@ _CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # shares of units remove
 def candidates(granularity: str = "channel", recover: object = "none") -> tuple[Criterion, ...]:
     """Return the criteria that `criterion=None` chooses from; of equals, the earlier is taken.
 
-    Where channels and heads go and each network tried is repaired, which takes longer, they are
-    few: `OBS`, which knows of the repair, and the signals that it does not always beat.
+    Where each network tried is repaired, which takes longer, they are few. For channels and heads
+    `OBS`, which knows of the repair, and the signals that it does not always beat; for weights the
+    three of which one was best wherever it was measured (`benchmarks/README.md`, "Repair").
     """
     if recover != "none" and granularity in ("channel", "head"):
         return (OBS(), FlexRel(), Magnitude(), Relevance())
+    if recover != "none" and granularity != "depth":
+        return (FlexRel(1 / 3, blend="product"), FlexRel(0.1), Magnitude())
     deltas = (0.1, 0.3, 0.5, 0.7, 0.9)
     sums = tuple(FlexRel(delta) for delta in deltas)
     products = tuple(FlexRel(delta, blend="product") for delta in (1 / 3, 0.5, 2 / 3))

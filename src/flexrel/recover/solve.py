@@ -4,7 +4,8 @@ Ridge regression towards the weights as they are (ours: where the rows say nothi
 with inputs scaled to unit size, and the ridge chosen by rows that were held out.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,6 +14,7 @@ from torch import Tensor
 from flexrel.moments import Moments
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_TRIED = 64  # outputs on which the ridge is chosen, where each is solved by itself
 _STEPS = 60  # of conjugate gradients
 _SMALL = 1e-8  # of the mean square of the inputs: counts as no input
 
@@ -67,25 +69,62 @@ def solve(
         free_bias: whether the bias can change.
         support: which weights may be other than 0; None: all.
     """
-    weight, bias = weight.double(), bias.double()
-    judge = check.centred()
-    system = _System(fit, weight, bias, free_bias)
-    before = after = _error(weight, bias, judge)
-    chosen: float | None = None
-    taken: Tensor | None = None
-    for ridge in ((None,) if free_bias else ()) + RIDGES:
-        found = weight if ridge is None else system.solved(ridge, support)
-        error = _error(found, system.bias(found), judge)
-        if error < after:
-            after, chosen, taken = error, ridge, found
-    if taken is None:
-        return Solution(weight, bias, None, before, before)
-    del system, judge  # of wide layers they are large
-    every = _System(fit + check, weight, bias, free_bias)
-    found = weight if chosen is None else every.solved(chosen, support)
+    problem = _Problem(fit, check, weight.double(), bias.double(), free_bias, support)
+    ridges: tuple[float | None, ...] = (None, *RIDGES) if free_bias else RIDGES
+    if support is not None and weight.shape[1] > _TRIED:
+        some = torch.linspace(0, weight.shape[1] - 1, _TRIED).round().long()
+        tried = _best_of(ridges, problem.of(some))
+        ridges = (tried.ridge,) if tried.after < tried.before else ()
+    best = _best_of(ridges, problem)
+    if not best.after < best.before:
+        return best
+    every = problem.system(fit + check)
+    found = every.best(best.ridge, support)
     if not found.isfinite().all():  # of inputs that hardly vary, rounding leaves little
-        found = taken
-    return Solution(found, every.bias(found), chosen, before, after)
+        found = best.weight
+    return replace(best, weight=found, bias=every.bias(found))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Problem:
+    """What `solve` is asked, of all outputs or of some."""
+
+    fit: Moments
+    check: Moments
+    weight: Tensor
+    bias: Tensor
+    free_bias: bool
+    support: Tensor | None
+
+    def of(self, outputs: Tensor) -> "_Problem":
+        """Return the problem of some of the outputs, each solved by itself."""
+        support = None if self.support is None else self.support[:, outputs]
+        rows = self.fit.of(outputs), self.check.of(outputs)
+        return _Problem(
+            *rows, self.weight[:, outputs], self.bias[:, outputs], self.free_bias, support
+        )
+
+    def system(self, rows: Moments) -> "_System":
+        """Return the normal equations on some rows."""
+        return _System(rows, self.weight, self.bias, self.free_bias)
+
+
+def _best_of(ridges: Sequence[float | None], problem: _Problem) -> Solution:
+    """Return what does best on the rows held out, fitted to the others alone.
+
+    No ridge at all is the bias alone; where nothing is better, the layer stays as it is.
+    """
+    judge = problem.check.centred()
+    before = _error(problem.weight, problem.bias, judge)
+    best = Solution(problem.weight, problem.bias, None, before, before)
+    system = problem.system(problem.fit)
+    for ridge in ridges:
+        found = system.best(ridge, problem.support)
+        bias = system.bias(found)
+        error = _error(found, bias, judge)
+        if error < best.after:
+            best = Solution(found, bias, ridge, before, error)
+    return best
 
 
 class _System:
@@ -106,8 +145,10 @@ class _System:
         self._left = (xy.mT - weight @ xx) * self._scale
         self._xx = xx.mul_(self._scale).mul_(self._scale.mT)
 
-    def solved(self, ridge: float, support: Tensor | None) -> Tensor:
-        """Return the weights that do best with such a ridge."""
+    def best(self, ridge: float | None, support: Tensor | None) -> Tensor:
+        """Return the weights that do best with such a ridge; without one, those that there are."""
+        if ridge is None:
+            return self._weight
         xx = self._xx.clone()
         xx.diagonal(dim1=1, dim2=2).add_(ridge)
         left = self._left
