@@ -2,6 +2,8 @@
 
     python benchmarks/latency.py                      measure all (half an hour)
     python benchmarks/latency.py --networks resnet56
+    python benchmarks/latency.py --cuts DIR --cut-only   make the networks alone; timing them, with
+                                                      --cuts DIR, wants an idle machine
     python benchmarks/latency.py --quick              digits alone, in seconds; needs no data
     python benchmarks/latency.py --show               the page, from the JSON
 
@@ -12,10 +14,13 @@ installed, and a cut that can't be made.
 """
 
 import argparse
+import contextlib
+import copy
 import functools
 import importlib
 import importlib.util
 import itertools
+import json
 import statistics
 import tempfile
 import time
@@ -29,7 +34,7 @@ import torch
 import common
 import page
 import tasks
-from flexrel import OBS, BudgetError, MACs, export, prune
+from flexrel import OBS, BudgetError, MACs, export, load, prune
 
 NETWORKS = ("resnet56", "vgg16", "efficientnet_lite0", "minilm")
 LEVELS = (1 / 2, 1 / 4)
@@ -125,26 +130,37 @@ def compared(runtime, threads, inputs, networks, paths, rounds):
     }
 
 
-def measure(task, level, multiple_of, rounds):
-    """Return a block: a network, how far it was cut, and the times of both."""
-    block = {"network": task.network, "level": level, "multiple_of": multiple_of}
-    inputs = torch.cat([_padded(batch, task.inputs) for batch in task.inputs])
-    try:
-        result = prune(
+def cut(task, level, multiple_of, folder):
+    """Return the cut network and its share of multiply-adds; what is in the folder is taken."""
+    place = folder / f"{task.network}-{level:g}-{multiple_of}"
+    if not place.is_dir():
+        prune(
             task.model,
             calibration=task.inputs,
             budgets=[MACs(level)],
             criterion=OBS(),
             multiple_of=multiple_of,
-        )
+            form="module",
+        ).save(place)
+    told = json.loads((place / "result.json").read_text())["achieved"]
+    network = load(place / "model.flexrel", into=copy.deepcopy(task.model))
+    return network, told["macs"] / told["macs_dense"]
+
+
+def measure(task, level, multiple_of, folder, rounds):
+    """Return a block: a network, how far it was cut, and the times of both."""
+    block = {"network": task.network, "level": level, "multiple_of": multiple_of}
+    try:
+        network, macs = cut(task, level, multiple_of, folder)
     except BudgetError as error:
         return block | {"rows": [], "failures": {"prune": str(error)}, "versions": versions()}
-    networks = [task.model.eval(), result.model.eval()]
+    inputs = torch.cat([_padded(batch, task.inputs) for batch in task.inputs])
+    networks = [task.model.eval(), network.eval()]
     rows, failures = [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder) / f"{name}.onnx") for name in ("dense", "pruned")]
-        for network, path in zip(networks, paths, strict=True):
-            export(network, inputs[:2], path)
+    with tempfile.TemporaryDirectory() as exports:
+        paths = [str(Path(exports) / f"{name}.onnx") for name in ("dense", "pruned")]
+        for one, path in zip(networks, paths, strict=True):
+            export(one, inputs[:2], path)
         for runtime in RUNTIMES:
             try:
                 rows += [
@@ -154,8 +170,8 @@ def measure(task, level, multiple_of, rounds):
                 ]
             except (ImportError, RuntimeError) as error:
                 failures[runtime] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    block["macs"] = result.achieved.macs / result.dense.macs
-    block["scores"] = [task.test.score(task.test(network)) for network in networks]
+    scores = [task.test.score(task.test(one)) for one in networks]
+    block |= {"macs": macs, "scores": scores}
     return block | {"rows": rows, "failures": failures, "versions": versions()}
 
 
@@ -178,19 +194,29 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=tuple(tasks.DEPLOYMENTS))
+    parser.add_argument("--cuts", type=Path, help="folder that keeps the cut networks")
+    parser.add_argument("--cut-only", action="store_true", help="time nothing")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--show", action="store_true", help="the page, from the JSON")
     args = parser.parse_args()
-    if args.quick:
-        common.save("latency-quick", {"blocks": [measure(tasks.digits(), LEVELS[0], 8, 3)]})
-        return
-    for network in () if args.show else args.networks:
-        task = tasks.task(common.data_packs(), network, tasks.DEPLOYMENTS[network][0], 0)
-        for level, multiple_of in itertools.product(LEVELS, MULTIPLES):
-            block = measure(task, level, multiple_of, ROUNDS)
-            print(block, flush=True)
-            keep(block)
-    page.write()
+    with tempfile.TemporaryDirectory() as passing:
+        folder = args.cuts or Path(passing)
+        if args.quick:
+            block = measure(tasks.digits(), LEVELS[0], 8, folder, 3)
+            common.save("latency-quick", {"blocks": [block]})
+            return
+        for network in () if args.show else args.networks:
+            task = tasks.task(common.data_packs(), network, tasks.DEPLOYMENTS[network][0], 0)
+            for level, multiple_of in itertools.product(LEVELS, MULTIPLES):
+                if args.cut_only:
+                    with contextlib.suppress(BudgetError):  # a failure of the timed run
+                        cut(task, level, multiple_of, folder)
+                    continue
+                block = measure(task, level, multiple_of, folder, ROUNDS)
+                print(block, flush=True)
+                keep(block)
+    if not args.cut_only:
+        page.write()
 
 
 def keep(block):

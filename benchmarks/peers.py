@@ -266,15 +266,7 @@ def in_process(case, method, extra=()):
 
 def run(chosen, wanted, file):
     for case in chosen:
-        task = case.task()
-        dense = {
-            "score": task.test.score(task.test(task.model)),
-            "packed": len(encode(task.model, sizes.VALUES)),
-            "samples": len(task.test(task.model)),
-            "unit": task.test.unit,
-        }
-        dense["files"] = files("dense", task.model)
-        rows = _known(file, case)
+        dense, rows = _known(file, case) or (_dense(case), {})
         for method in methods(case):
             if wanted and method not in wanted:
                 continue
@@ -290,9 +282,24 @@ def run(chosen, wanted, file):
                 _keep(file, case, dense, rows)
 
 
+def _dense(case):
+    """Return what the dense network does and costs."""
+    task = case.task()
+    outcomes = task.test(task.model)
+    return {
+        "score": task.test.score(outcomes),
+        "packed": len(encode(task.model, sizes.VALUES)),
+        "samples": len(outcomes),
+        "unit": task.test.unit,
+        "files": files("dense", task.model),
+    }
+
+
 def _known(file, case):
+    """Return the dense network and the rows that were measured, if any were."""
     blocks = common.load(file)["blocks"] if common.is_measured(file) else []
-    return next((block["rows"] for block in blocks if block["case"] == case.name), {})
+    found = (block for block in blocks if block["case"] == case.name)
+    return next(((block["dense"], block["rows"]) for block in found), None)
 
 
 def _keep(file, case, dense, rows):
