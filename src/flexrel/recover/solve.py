@@ -15,7 +15,8 @@ from flexrel.moments import Moments
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _TRIED = 64  # outputs on which the ridge is chosen, where each is solved by itself
-_STEPS = 60  # of conjugate gradients
+_STEPS = 60  # of conjugate gradients, at most
+_ROUGH, _CLOSE = 1e-4, 1e-10  # of the squared gradient, at which they end: to judge by; to keep
 _SMALL = 1e-8  # of the mean square of the inputs: counts as no input
 
 
@@ -79,7 +80,7 @@ def solve(
     if not best.after < best.before:
         return best
     every = problem.system(fit + check)
-    found = every.best(best.ridge, support)
+    found = every.best(best.ridge, support, close=_CLOSE, start=best.weight)
     if not found.isfinite().all():  # of inputs that hardly vary, rounding leaves little
         found = best.weight
     return replace(best, weight=found, bias=every.bias(found))
@@ -145,15 +146,31 @@ class _System:
         self._left = (xy.mT - weight @ xx) * self._scale
         self._xx = xx.mul_(self._scale).mul_(self._scale.mT)
 
-    def best(self, ridge: float | None, support: Tensor | None) -> Tensor:
-        """Return the weights that do best with such a ridge; without one, those that there are."""
+    def best(
+        self,
+        ridge: float | None,
+        support: Tensor | None,
+        *,
+        close: float = _ROUGH,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Return the weights that do best with such a ridge; without one, those that there are.
+
+        Args:
+            ridge: towards the weights that there are.
+            support: which may be other than 0; with one they are found by steps, and nearly.
+            close: how near, as a share of the squared gradient at the weights that there are.
+            start: weights that the steps begin at.
+        """
         if ridge is None:
             return self._weight
         xx = self._xx.clone()
         xx.diagonal(dim1=1, dim2=2).add_(ridge)
         left = self._left
-        change = _exact(xx, left) if support is None else _within(xx, left, support)
-        return self._weight + change * self._scale
+        if support is None:
+            return self._weight + _exact(xx, left) * self._scale
+        begun = torch.zeros_like(left) if start is None else (start - self._weight) / self._scale
+        return self._weight + _within(xx, left, support, close, begun) * self._scale
 
     def bias(self, weight: Tensor) -> Tensor:
         """Return the bias that does best with such weights, or that which can't change."""
@@ -170,15 +187,15 @@ def _exact(xx: Tensor, left: Tensor) -> Tensor:
     return torch.cholesky_solve(left.mT, factor).mT
 
 
-def _within(xx: Tensor, left: Tensor, support: Tensor) -> Tensor:
+def _within(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Tensor) -> Tensor:
     """Return the change on the support alone that does best, by conjugate gradients.
 
-    Each output has a support, so a system, of its own; all take their steps together.
+    Each output has a support, so a system, of its own; all take their steps together, from the
+    change that is given.
     """
-    change = torch.zeros_like(left)
-    rest = left.masked_fill(~support, 0)
+    goal = close * left.masked_fill(~support, 0).square().sum(2, keepdim=True)
+    rest = (left - change @ xx).masked_fill_(~support, 0)
     way, size = rest.clone(), rest.square().sum(2, keepdim=True)
-    goal = size * 1e-10
     for _ in range(_STEPS):
         if bool((size <= goal).all()):
             break
