@@ -29,8 +29,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch import nn
-from torch.nn import functional
 
 import cases
 import common
@@ -47,6 +45,7 @@ from flexrel.criteria import scores_of
 from flexrel.pack import encode
 from flexrel.search import least_removal
 from flexrel.structure import analyse, named_tensors
+from training import best_trained
 
 OURS = "FlexRel"
 BARE = "FlexRel, not repaired"
@@ -54,8 +53,6 @@ TRAINED = "FlexRel, trained, at the best's trained accuracy"  # of `page.ROLES`
 TRIES = 6  # calls of a library to meet a budget
 MET = 0.01  # a budget is met from below to within this share; if no call did, by the closest
 LIMIT, WALK = 900, 3600  # seconds for one method; for FlexRel's walk down to an accuracy
-STEPS, BATCH = 40, 32  # of the training, the same for all
-RATES = (0.001, 0.005, 0.02)  # each method takes what suits its network best
 MEBI = 2**20
 
 
@@ -184,42 +181,6 @@ def files(method, network):
         torch.save(network.state_dict(), buffer)
         data = buffer.getvalue()
     return {"file": len(data), "xz": len(lzma.compress(data, preset=9))}
-
-
-def best_trained(task, network):
-    """Return the network trained at the rate that suits it best, by data not reported on."""
-    made = (trained(network, task, rate) for rate in RATES)
-    return max(made, key=lambda network: task.choose.score(task.choose(network)))
-
-
-def trained(network, task, rate):
-    """Return a copy trained for STEPS steps on the labelled calibration data; zeros stay."""
-    network = copy.deepcopy(network).train()
-    for layer in network.modules():
-        if isinstance(layer, nn.Dropout):
-            layer.eval()  # it has few units left
-    masks = [(p, p != 0) for p in network.parameters()]
-    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, nesterov=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    draw = torch.Generator().manual_seed(0)
-    inputs, labels = _joined(task.calibration)
-    for _ in range(STEPS):
-        rows = torch.randint(len(labels), (BATCH,), generator=draw)
-        optimizer.zero_grad()
-        functional.cross_entropy(network(inputs[rows]), labels[rows]).backward()
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            for parameter, mask in masks:
-                parameter.masked_fill_(~mask, 0.0)
-    return network.eval()
-
-
-def _joined(batches):
-    """Return all inputs and labels; ids of sentences are padded to the longest."""
-    longest = max(inputs.shape[-1] for inputs, _ in batches)
-    padded = [functional.pad(inputs, (0, longest - inputs.shape[-1])) for inputs, _ in batches]
-    return torch.cat(padded), torch.cat([labels for _, labels in batches])
 
 
 def at_best(case, role, score):
