@@ -567,6 +567,23 @@ def test_the_criterion_chosen_diverges_least_of_those_offered(perceptron):
     assert result.achieved.divergence <= min(each) + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("granularity", "tried"),
+    [
+        ("channel", ["obs", "flexrel:0.5", "magnitude", "relevance"]),
+        ("element", ["flexrel:0.333333:product", "flexrel:0.1", "magnitude"]),
+        ("block:2x2", ["flexrel:0.333333:product", "flexrel:0.1", "magnitude"]),
+    ],
+)
+def test_few_scores_are_tried_where_each_network_is_repaired(perceptron, granularity, tried):
+    def tried_with(recover):
+        how = {"budgets": [Sparsity(0.5)], "granularity": granularity, "recover": recover}
+        return prune(perceptron, **how).options["chosen_from"]
+
+    assert tried_with("closed-form") == tried
+    assert len(tried_with("none")) > 2 * len(tried)
+
+
 def test_the_allocation_per_layer_takes_the_same_share_of_each(perceptron):
     result = prune(
         perceptron, budgets=[Sparsity(0.5)], criterion=Magnitude(), allocation="per-layer"
