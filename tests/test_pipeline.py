@@ -571,8 +571,8 @@ def test_the_criterion_chosen_diverges_least_of_those_offered(perceptron):
     ("granularity", "tried"),
     [
         ("channel", ["obs", "flexrel:0.5", "magnitude", "relevance"]),
-        ("element", ["flexrel:0.333333:product", "flexrel:0.1", "magnitude"]),
-        ("block:2x2", ["flexrel:0.333333:product", "flexrel:0.1", "magnitude"]),
+        ("element", ["magnitude", "flexrel:0.333333:product", "flexrel:0.1"]),
+        ("block:2x2", ["magnitude", "flexrel:0.333333:product", "flexrel:0.1"]),
     ],
 )
 def test_few_scores_are_tried_where_each_network_is_repaired(perceptron, granularity, tried):

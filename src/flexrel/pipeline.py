@@ -50,12 +50,13 @@ def candidates(granularity: str = "channel", recover: object = "none") -> tuple[
 
     Where each network tried is repaired, which takes longer, they are few. For channels and heads
     `OBS`, which knows of the repair, and the signals that it does not always beat; for weights the
-    three of which one was best wherever it was measured (`benchmarks/README.md`, "Repair").
+    three of which one was best wherever it was measured (`benchmarks/README.md`, "Repair"):
+    magnitude first, since a budget on bytes has its network repaired already.
     """
     if recover != "none" and granularity in ("channel", "head"):
         return (OBS(), FlexRel(), Magnitude(), Relevance())
     if recover != "none" and granularity != "depth":
-        return (FlexRel(1 / 3, blend="product"), FlexRel(0.1), Magnitude())
+        return (Magnitude(), FlexRel(1 / 3, blend="product"), FlexRel(0.1))
     deltas = (0.1, 0.3, 0.5, 0.7, 0.9)
     sums = tuple(FlexRel(delta) for delta in deltas)
     products = tuple(FlexRel(delta, blend="product") for delta in (1 / 3, 0.5, 2 / 3))
