@@ -109,7 +109,7 @@ def prune(
             of every layer.
         keep: names of layers to leave alone.
         multiple_of: round the widths that remain up to multiples of this, such as 8: kernels of
-            some devices want it. For channels and heads.
+            some devices want it, and onnxruntime's convolutions. For channels and heads.
         recover: "closed-form" refits the weights that stay, layer by layer, to what the dense
             network's layers give on calibration data, without labels; every network that is
             measured on the way is repaired so. "none" changes nothing. A `FineTune`, or anything
