@@ -219,3 +219,17 @@ def test_divergence_agrees_with_the_definition_on_random_scores():
 def test_evaluation_batches_that_are_gone_after_one_use_are_refused():
     with pytest.raises(UsageError, match="gone after one use"):
         Accuracy(iter([(torch.ones(1, 2), torch.zeros(1))]))
+
+
+@pytest.mark.parametrize("moved", [1e-6, 1e-5, 1e-4, 1e-2])
+@pytest.mark.parametrize("seed", range(5))
+def test_divergence_of_scores_that_hardly_differ_is_above_0(moved, seed):
+    """Of order moved squared: by a second-order expansion half of the variance of the change."""
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randn(8, 10, generator=draw)
+    change = moved * torch.randn(8, 10, generator=draw)
+    divergence = Divergence(identity, [scores])(Call(lambda x: x + change))
+
+    p, d = scores.double().softmax(1), (scores + change).double() - scores.double()
+    variance = (p * d.square()).sum(1) - (p * d).sum(1).square()
+    assert divergence == pytest.approx(float(variance.mean()) / 2, rel=0.1)

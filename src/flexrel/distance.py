@@ -60,10 +60,13 @@ def apart(
     if shapes[0] != shapes[1]:
         raise ModelError(f"the network returns {shapes[0]}, the dense network {shapes[1]}")
     if len(goals) == 1 and is_class_scores(goals[0]):
-        log_found, log_goal = ((t / temperature).log_softmax(1) for t in (found[0], goals[0]))
+        # In single precision what two distributions that hardly differ are apart may be below 0.
+        pair = (found[0].double(), goals[0].double())
+        log_found, log_goal = ((t / temperature).log_softmax(1) for t in pair)
         divergences = functional.kl_div(log_found, log_goal, log_target=True, reduction="none")
         counts = goals[0].new_ones(len(goals[0])) if weights is None else weights.to(goals[0])
-        return (divergences.sum(1) * counts).sum() * temperature**2, counts.sum()
+        total = (divergences.sum(1) * counts).sum() * temperature**2
+        return total.to(goals[0]), counts.sum()
     error, size = goals[0].new_zeros(()), goals[0].new_zeros(())
     for goal, have in zip(goals, found, strict=True):
         counts = goal.new_ones(())
