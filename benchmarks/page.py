@@ -96,8 +96,8 @@ def _verdict(experiments, rivals):
             lines.append(
                 f"- At the accuracy of the best other method, {when}, FlexRel's network takes "
                 f"{mean:.0%} of its bytes (geometric mean, one encoder; cases: {len(ratios)}, from "
-                f"{min(ratios):.0%} to {max(ratios):.0%}; where the best other keeps half of the "
-                f"dense accuracy); the aim is {SMALLER:.0%}: {met}."
+                f"{min(ratios):.0%} to {max(ratios):.0%}{_not_counted(rivals, role)}); the aim is "
+                f"{SMALLER:.0%}: {met}."
             )
     lines += times.in_short()
     return ["\n".join(lines) or "Nothing is measured yet."]
@@ -117,14 +117,33 @@ def _saving(log_ratio, error):
     return f"{100 * (1 - ratio):.0f} ± {100 * ratio * error:.0f} %"
 
 
+def _not_counted(blocks, role):
+    """Return in words for which cases there is no ratio, and why."""
+    rest = [b for b in blocks if _best(b, ROLES[role][0]) and not _at_best(b, role)]
+    low = [block for block in rest if _is_low(block, role)]
+    failed = [b for b in rest if b not in low and "failure" in b["rows"].get(role, {})]
+    unknown = len(rest) - len(low) - len(failed)
+    said = {
+        "the best other keeps less than half of the dense accuracy": len(low),
+        "FlexRel was not seen to reach that accuracy": len(failed),
+        "it was not measured": unknown,
+    }
+    found = ", ".join(f"{count} where {why}" for why, count in said.items() if count)
+    return f"; not counted: {found}" if found else ""
+
+
 def _at_best(block, role):
     """Return FlexRel's bytes over those of the best other method, at that one's accuracy."""
     best, found = _best(block, ROLES[role][0]), block["rows"].get(role, {})
     if not best or "packed" not in found or found["score"] != best[1][ROLES[role][0]]:
         return []  # measured before another method became the best
-    if 2 * found["score"] < block["dense"]["score"]:
-        return []  # no better than a guess, or hardly: bytes at such an accuracy say nothing
-    return [found["packed"] / best[1]["packed"]]
+    return [] if _is_low(block, role) else [found["packed"] / best[1]["packed"]]
+
+
+def _is_low(block, role):
+    """Return whether the best other is little better than a guess: bytes there say nothing."""
+    key = ROLES[role][0]
+    return 2 * _best(block, key)[1][key] < block["dense"]["score"]
 
 
 def _best(block, key):

@@ -176,7 +176,17 @@ def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
     block = {"case": "a, b", "dense": {"score": 0.9, "packed": 1000, "samples": 100}}
     block["dense"]["unit"] = "top-1"
     block |= {"rows": rows, "versions": {"torch": "2"}, "threads": 1}
-    text = written(monkeypatch, tmp_path, peers=[block])
+    low = block | {"rows": {"NNCF": method(0.4, 400, 0.4)}}
+    failed = {role: {"failure": "took longer than 900 s"} for role in page.ROLES}
+    failed = block | {"rows": {"NNCF": method(0.7, 400, 0.7), **failed}}
+    unknown = block | {"rows": {"NNCF": method(0.7, 400, 0.7)}}
+    text = written(monkeypatch, tmp_path, peers=[block, low, failed, unknown, low])
+    why = (
+        "2 where the best other keeps less than half of the dense accuracy",
+        "1 where FlexRel was not seen to reach that accuracy",
+        "1 where it was not measured",
+    )
+    assert text.count(f"not counted: {', '.join(why)})") == 2
     assert "of the best other method, none trained, FlexRel's network takes 25% of its" in text
     assert "of the best other method, all trained alike, FlexRel's network takes 80% of" in text
     assert text.count("the aim is 60%: met") == text.count("the aim is 60%: not met") == 1
