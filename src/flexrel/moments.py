@@ -130,7 +130,7 @@ class Moments:
         )
 
     def of(self, outputs: Int64[Tensor, "some"]) -> "Moments":
-        """Return the moments of some of the outputs alone."""
+        """Return the moments of some outputs alone, the same ones of each group."""
         y, xy, yy = self.y[:, outputs], self.xy[:, :, outputs], self.yy[:, outputs]
         return Moments(self.rows, self.x, y, self.xx, xy, yy)
 

@@ -50,8 +50,9 @@ def candidates(granularity: str = "channel", recover: object = "none") -> tuple[
 
     Where each network tried is repaired, which takes longer, they are few. For channels and heads
     `OBS`, which knows of the repair, and the signals that it does not always beat; for weights the
-    three of which one was best wherever it was measured (`benchmarks/README.md`, "Repair"):
-    magnitude first, since a budget on bytes has its network repaired already.
+    three that were best wherever it was measured (`benchmarks/README.md`, "Repair", and
+    `docs/results.md`, "Elements, repaired"): magnitude first, since a budget on bytes has its
+    network repaired already.
     """
     if recover != "none" and granularity in ("channel", "head"):
         return (OBS(), FlexRel(), Magnitude(), Relevance())
