@@ -165,7 +165,7 @@ def kirigami(model, task, kept):
     pruner = pruning.Pruner(model, graph=graph)
     pruned, _ = pruner.prune(
         pruner.discover_candidates(),
-        budget=pruning.ParameterBudget.from_ratio(model, kept),
+        budget=pruning.ParameterBudget.from_ratio(model, 1 - kept),
         strategy=pruning.Greedy(pruning.GroupMagnitude(p=2)),
     )
     return pruned
