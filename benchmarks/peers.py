@@ -184,19 +184,34 @@ def files(method, network):
 
 
 def at_best(case, role, score):
-    """Return the bytes that FlexRel needs for an accuracy, and its network there."""
+    """Return the bytes that FlexRel needs for an accuracy, and its network there.
+
+    Weights that are trained afterwards are repaired first or not: what is better by labelled data
+    that nothing is reported on.
+    """
     task = case.task()
     if case.granularity == "channel":
         own = (OBS(), FlexRel(), Magnitude(), Relevance())
     else:
         own = (FlexRel(1 / 3, "product"), FlexRel(0.1))
-    finish = partial(best_trained, task) if role == TRAINED else None
-    forms = {form.name: form for form in (own[:1] if finish else own)}
-    workshop = sizes.Workshop(task, case.granularity, forms, repair=True, finish=finish)
-    drop = workshop.dense.test - score
-    at = partial(workshop.best_at, tuple(forms), lambda point: point.divergence)
-    like = SimpleNamespace(reached=lambda _: round(math.log(case.level, workshop.step)))
-    curve = sizes.Curve(workshop, at, [like], drops=(drop,))
+    finish, ways = None, {"": True}
+    if role == TRAINED:
+        own, finish = own[:1], partial(best_trained, task)
+        if case.granularity == "element":
+            ways[", not repaired"] = False
+    workshops = []
+    for note, repair in ways.items():
+        forms = {form.name + note: form for form in own}
+        made = sizes.Workshop(task, case.granularity, forms, repair=repair, finish=finish)
+        workshops.append(made)
+
+    def at(step):
+        closest = (w.best_at(tuple(w.forms), lambda p: p.divergence, step) for w in workshops)
+        return max((p for p in closest if p), key=lambda p: p.choose, default=None)
+
+    drop = workshops[0].dense.test - score
+    like = SimpleNamespace(reached=lambda _: round(math.log(case.level, workshops[0].step)))
+    curve = sizes.Curve(workshops[0], at, [like], drops=(drop,))
     return {"score": score, "packed": round(curve.needed(drop)), "form": curve.form_at(drop)}
 
 
