@@ -367,6 +367,35 @@ def test_a_byte_budget_is_met_from_below_and_nearly_used(granularity, share):
     assert result.achieved.bytes > limit - one_channel - 0.002 * dense
 
 
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_what_is_repaired_for_a_byte_budget_is_repaired_seldom(share):
+    torch.manual_seed(0)
+    layers = nn.Linear(60, 200), nn.ReLU(), nn.Linear(200, 100), nn.ReLU(), nn.Linear(100, 10)
+    model = nn.Sequential(*layers)
+    data = [torch.randn(64, 60) @ torch.randn(60, 60) for _ in range(6)]
+
+    def repairs(*criteria):
+        """Return how many networks are repaired, and the share of the budget that is used."""
+        begun = []
+        result = flexrel.prune(
+            model,
+            calibration=data,
+            budgets=[Bytes(share)],
+            criterion=criteria,
+            granularity="element",
+            progress=lambda what, done, _: begun.append((what, done) == ("repairing", 1)),
+        )
+        return sum(begun), result.achieved.bytes / result.requested["bytes"]
+
+    alone, used = repairs(Magnitude())
+    assert 0.99 <= used <= 1
+    both, again = repairs(Magnitude(), Relevance())  # of weights relevance alone is worse
+    assert again == used
+    assert both <= alone + 2  # relevance's once, to judge it; magnitude's again, to return it
+    _, used = repairs(Relevance(), Magnitude(), FlexRel())
+    assert 0.99 <= used <= 1
+
+
 class Costs:
     """Notes what units are weighed against, and scores by size."""
 

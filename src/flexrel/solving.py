@@ -101,7 +101,11 @@ def _chosen(trials: Trials, request: Request, options: Sequence[Criterion]) -> F
         if _counts_bytes(request):  # packing takes long
             tried = partial(trials.as_costly, simplest.plan(count))
         chosen = trials.choose(options, tried)
-        return Found(trials, chosen, plan_of(trials, request, chosen))
+        if chosen == magnitude:  # what it has to do is known
+            plan = trials.filled(magnitude, count, request.budgets, request.dense)
+        else:
+            plan = plan_of(trials, request, chosen)
+        return Found(trials, chosen, plan)
     found: list[Found] = []
     like = simplest.plan(simplest.removable // 2)
     for _ in range(_ROUNDS):  # where the plan lands decides what is best there

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from torch import nn
 
@@ -44,6 +44,7 @@ class Trials:
     damages: Damages | None = None
     resource: Resource = "parameters"  # that is short; of zeros always parameters
     _last: tuple[Criterion, Order] | None = None  # orders are large; the last is often asked for
+    _grown: float = 1.0  # times as many bytes as not repaired: the last network that was
 
     def removal(self, criterion: Criterion) -> Order:
         """Return the order in which the criterion lets units go, or layers take N:M."""
@@ -243,18 +244,26 @@ class Trials:
         """Return the least number of units without which the file is small enough.
 
         A repair takes much longer than packing, and its values may take more bytes. So sizes are
-        searched without it, and the aim lowered until the repaired network's file fits too.
+        searched without it, for what a repaired network's file is expected to have; where it has
+        more, or leaves room, the next expectation is learnt from it. Other criteria go on there.
         """
-        whole = partial(self._size, removal)
-        aim = limit
+        whole = cache(partial(self._size, removal))
+        met: int | None = None
         for _ in range(_BYTES_AIMS):
+            aim = limit
+            if self._grown != 1:
+                aim *= (1 - _BYTES_TOLERANCE / 2) / self._grown
             count = least_removal(whole, aim, removal.removable, _BYTES_TOLERANCE)
-            if count is None:
+            if count is None or count == met:
                 break
             size = self.bytes(removal.plan(count))
+            self._grown = size / whole(count)
             if size <= limit:
-                return count
-            aim *= limit / size * (1 - _BYTES_TOLERANCE / 2)
+                met = count
+            if met is not None and not size < (1 - _ROOM) * limit:
+                break
+        if met is not None:
+            return met
         smallest = self.bytes(removal.plan(removal.removable))
         if smallest > limit:
             if self.structure.pattern.unit == "channel":
