@@ -59,7 +59,8 @@ class Workshop:
     def __init__(self, task, granularity, forms, *, repair, finish=None):
         model = task.model
         self.task = task
-        self.fitted, judged = fitted_and_judged(task.inputs, model)
+        fits = repair or finish is not None
+        self.fitted, judged = fitted_and_judged(task.inputs, model, fits=fits)
         example = first_samples(next(read_batches(task.inputs[:1], model)), 2)
         structure = analyse(model, example, granularity)
         statistics = calibrate(model, self.fitted)

@@ -202,18 +202,44 @@ def test_divergence_of_several_outputs_is_their_squared_error_together():
     assert Divergence(dense, [x])(pruned) == pytest.approx((2 + 25) / (25 + 100))
 
 
-def test_divergence_agrees_with_the_definition_on_random_scores():
+@pytest.mark.parametrize("size", [1e-6, 1.0, 40.0])
+def test_divergence_agrees_with_the_definition_on_random_scores(size):
+    """The mean divergence, by a loop over samples, at the best of 4,001 factors of the scores."""
     draw = torch.Generator().manual_seed(0)
     inputs = torch.randn(7, 4, generator=draw)
-    dense, pruned = nn.Linear(4, 5), nn.Linear(4, 5)
+    dense, pruned = torch.randn(5, 4, generator=draw), torch.randn(5, 4, generator=draw)
+    pruned = dense + pruned
 
-    found = Divergence(dense, [inputs[:3], inputs[3:]])(pruned)
+    found = Divergence(Call(lambda x: x @ dense.T), [inputs[:3], inputs[3:]])(
+        Call(lambda x: x @ pruned.T * size)
+    )
 
-    total = 0.0
+    factors = torch.logspace(-3, 3, 4001, dtype=torch.float64)[:, None]
+    total = torch.zeros(len(factors), dtype=torch.float64)
     for row in inputs.double():
-        p, q = (functional.softmax(m.double()(row), 0).tolist() for m in (dense, pruned))
-        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    assert found == pytest.approx(total / 7, rel=1e-4)
+        p = functional.softmax(dense.double() @ row, 0)
+        q = functional.softmax(factors * (pruned.double() @ row), 1)
+        total += (p * (p / q).log()).sum(1)
+    assert found == pytest.approx(float(total.min()) / 7, rel=1e-4)
+    assert float(total.min()) < 0.9 * float(total[2000])  # at a factor of 1
+
+
+@pytest.mark.parametrize("factor", [1e-4, 0.3, 1.0, 50.0])
+def test_how_confident_all_scores_are_is_no_divergence(factor):
+    inputs = torch.randn(9, 4)
+
+    assert Divergence(identity, [inputs])(Call(lambda x: x * factor)) == pytest.approx(0, abs=1e-9)
+    assert Divergence(identity, [inputs])(Call(lambda x: -x * factor)) > 0.1
+
+
+def test_no_factor_makes_divergence_of_scores_that_are_right_by_chance():
+    """Scores that say nothing of the dense ones do best all alike: ln 2 less the entropy of p."""
+    dense = torch.tensor([[math.log(3.0), 0.0], [math.log(3.0), 0.0]])
+    chance = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    found = Divergence(Call(lambda _: dense), [torch.ones(2, 1)])(Call(lambda _: chance))
+
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert found == pytest.approx(math.log(2) - entropy, rel=1e-4)
 
 
 def test_evaluation_batches_that_are_gone_after_one_use_are_refused():
@@ -224,12 +250,20 @@ def test_evaluation_batches_that_are_gone_after_one_use_are_refused():
 @pytest.mark.parametrize("moved", [1e-6, 1e-5, 1e-4, 1e-2])
 @pytest.mark.parametrize("seed", range(5))
 def test_divergence_of_scores_that_hardly_differ_is_above_0(moved, seed):
-    """Of order moved squared: by a second-order expansion half of the variance of the change."""
+    """Of order moved squared: by a second-order expansion half of the variance of the change.
+
+    Less what a factor of the scores makes up for: of the change, that which goes with them.
+    """
     draw = torch.Generator().manual_seed(seed)
     scores = torch.randn(8, 10, generator=draw)
     change = moved * torch.randn(8, 10, generator=draw)
     divergence = Divergence(identity, [scores])(Call(lambda x: x + change))
 
-    p, d = scores.double().softmax(1), (scores + change).double() - scores.double()
-    variance = (p * d.square()).sum(1) - (p * d).sum(1).square()
-    assert divergence == pytest.approx(float(variance.mean()) / 2, rel=0.1)
+    f, d = scores.double(), (scores + change).double() - scores.double()
+    p = f.softmax(1)
+
+    def together(a, b):
+        return float(((p * a * b).sum(1) - (p * a).sum(1) * (p * b).sum(1)).mean())
+
+    left = together(d, d) - together(d, f) ** 2 / together(f, f)
+    assert divergence == pytest.approx(left / 2, rel=0.1)

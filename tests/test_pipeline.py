@@ -718,7 +718,22 @@ def test_a_part_of_the_calibration_samples_judges_and_fits_nothing(perceptron, s
         assert torch.equal(together.sort(0).values, inputs.sort(0).values)
 
 
-def test_scores_see_the_one_part_and_the_divergence_the_other(perceptron):
+@pytest.mark.parametrize(("samples", "judged"), [(3, 3), (512, 512), (600, 512), (2000, 512)])
+def test_where_nothing_is_fitted_all_samples_score_and_some_judge(perceptron, samples, judged):
+    inputs = points(samples, seed=3)[0]
+
+    seen, others = fitted_and_judged(list(inputs.split(100)), perceptron, fits=False)
+
+    assert torch.equal(torch.cat(seen), inputs)
+    held = torch.cat([getattr(batch, "args", [batch])[0] for batch in others])
+    assert abs(len(held) - judged) <= len(inputs) / 100  # whole samples of every batch
+    assert len(held.unique(dim=0)) == len(held)
+    assert all(bool((inputs == row).all(1).any()) for row in held[:20])
+
+
+@pytest.mark.parametrize(("recover", "seen"), [("closed-form", 30), ("none", 40)])
+def test_scores_see_the_one_part_and_the_divergence_the_other(perceptron, recover, seen):
+    """Where nothing is fitted, both see all."""
     inputs = points(40, seed=3)[0]
 
     result = prune(
@@ -726,16 +741,17 @@ def test_scores_see_the_one_part_and_the_divergence_the_other(perceptron):
         calibration=[inputs],
         budgets=[Sparsity(0.5)],
         criterion=Relevance(),
-        recover="none",
+        recover=recover,
     )
 
-    stats = flexrel.calibrate(perceptron, [inputs[:30]])
+    stats = flexrel.calibrate(perceptron, [inputs[:seen]])
     scores = scores_of(
         Relevance(), result.plan.structure, dict(perceptron.named_parameters()), stats
     )
     expected = Removal(result.plan.structure, scores).plan(result.plan.structure.units // 2)
     assert all(torch.equal(expected.masks[n], mask) for n, mask in result.plan.masks.items())
-    found = Divergence(perceptron, [inputs[30:]])(result.model)
+    judged = inputs[seen:] if seen < len(inputs) else inputs
+    found = Divergence(perceptron, [judged])(result.model)
     assert result.achieved.divergence == pytest.approx(found)
 
 

@@ -14,6 +14,7 @@ _LABELS = ("labels", "label")
 _WEIGHTS = "sample_weight"
 _JUDGED = 128  # calibration samples that judge and fit nothing, or
 _MOST_JUDGED = 0.25  # of all
+_JUDGED_UNFITTED = 512  # that judge where nothing is fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,18 +224,26 @@ def _joined(group: Sequence[Batch]) -> Batch:
 
 
 def fitted_and_judged(
-    batches: Sequence[RawBatch], model: nn.Module
+    batches: Sequence[RawBatch], model: nn.Module, *, fits: bool = True
 ) -> tuple[Sequence[RawBatch], Sequence[RawBatch]]:
     """Return what scores and repairs are fitted to, and what they are judged by.
 
     A repair fits the very data it sees: by those, the criterion would be chosen that fits best,
-    not that which holds on others.
+    not that which holds on others. Scores alone fit nothing: all may measure, and judge.
+
+    Args:
+        batches: of calibration.
+        model: whose inputs they are.
+        fits: whether weights are fitted to them.
     """
-    samples = sum(batch.samples for batch in read_batches(batches, model))
-    parts = list(divided(batches, model, min(_JUDGED / max(samples, 1), _MOST_JUDGED)))
+    samples = max(sum(batch.samples for batch in read_batches(batches, model)), 1)
+    share = min(_JUDGED / samples, _MOST_JUDGED) if fits else _JUDGED_UNFITTED / samples
+    if share >= 1:
+        return batches, batches
+    parts = list(divided(batches, model, share))
     fitted = [part for part, _ in parts if part is not None]
     judged = [part for _, part in parts if part is not None]
-    return fitted, judged or fitted
+    return fitted if fits else batches, judged or fitted
 
 
 def first_samples(batch: Batch, count: int) -> Batch:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.batches import Batch, RawBatch, read_batches
-from flexrel.distance import apart, numbers_in
+from flexrel.distance import apart, apart_but_for_scale, check_shapes, numbers_in
 from flexrel.errors import ModelError, UsageError
-from flexrel.running import call, scores_in, undisturbed
+from flexrel.running import call, is_class_scores, scores_in, undisturbed
 from flexrel.structure import duplicate
 
 Evaluate = Callable[[nn.Module], float]
@@ -96,19 +96,33 @@ class Divergence:
     """How far a network's outputs are from the dense network's, on calibration data.
 
     Needs no labels. Lower is better, 0 is the dense network itself. For class scores: the mean
-    Kullback-Leibler divergence of the predicted distributions, in nats. For other outputs, also
-    several in tuples or mappings: the squared error over the squared size of the dense outputs.
+    Kullback-Leibler divergence of the predicted distributions, in nats, but for how confident all
+    of them are (`apart_but_for_scale`). For other outputs, also several in tuples or mappings: the
+    squared error over the squared size of the dense outputs.
     """
 
     def __init__(self, dense: nn.Module, batches: Sequence[RawBatch]) -> None:
         """Run the dense network once over the batches and keep its outputs."""
         self._batches = batches
         self._goals = list(_outputs(dense, batches))
+        alone = [goals[0] for goals in self._goals if len(goals) == 1]
+        classes = {goal.shape[1] for goal in alone if is_class_scores(goal)}
+        self._scores = len(alone) == len(self._goals) and len(classes) == 1
 
     def __call__(self, model: nn.Module) -> float:
-        """Return the model's divergence; infinity where its outputs are not finite."""
+        """Return the model's divergence; infinity where its outputs are not finite.
+
+        Raises:
+            ModelError: its outputs have other shapes than the dense network's.
+        """
+        pairs = list(zip(self._goals, _outputs(model, self._batches), strict=True))
+        if self._scores:
+            for goals, found in pairs:
+                check_shapes(goals, found)
+            dense = torch.cat([goals[0] for goals, _ in pairs])
+            return apart_but_for_scale(dense, torch.cat([found[0] for _, found in pairs]))
         error, size = 0.0, 0.0
-        for goals, found in zip(self._goals, _outputs(model, self._batches), strict=True):
+        for goals, found in pairs:
             more = apart(goals, found)
             error, size = error + float(more[0]), size + float(more[1])
         value = error / size if size else error

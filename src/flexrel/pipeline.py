@@ -93,12 +93,12 @@ def prune(
             them are kept in memory. The first is the example for multiply-adds and structure. Of
             the samples 128, or a quarter, are held out: nothing is fitted to them, and criteria,
             repair and training are judged by how far they bring the outputs on these from the
-            dense network's.
+            dense network's. Where nothing is repaired or trained all measure, and 512 judge.
         evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it.
         target: how much accuracy may be lost; with it, as much as possible is removed.
         budgets: what the network may cost at most; with them alone, as little as possible goes.
         criterion: what scores units. Of several, the one whose pruned network's outputs change
-            least on the calibration samples held out is taken; None stands for `candidates()`.
+            least on the calibration samples that judge is taken; None stands for `candidates()`.
         rule: of relevance, as in `calibrate`.
         output: what relevance starts from, as in `calibrate`.
         granularity: "channel" removes channels for real, and neurons and heads; "head" attention
@@ -148,7 +148,8 @@ def prune(
     batches = collect(calibration)
     example = _example(model, batches)
     unlike = unlikeness(model, batches)
-    fitted, judged = fitted_and_judged(batches, model)
+    fits = repair is not None or training is not None
+    fitted, judged = fitted_and_judged(batches, model, fits=fits)
     forms = Forms(model, example, batches, granularity, tuple(keep), form)
     subject = forms.first()
     statistics = None

@@ -50,7 +50,7 @@ class Written:
         accuracy: of the network as the file holds it, where `evaluate` was given.
         accuracy_before: of the network as it was.
         divergence: how far the outputs moved on calibration samples that nothing was fitted to:
-            mean Kullback-Leibler divergence of class scores, in nats; None without such samples.
+            as `flexrel.evaluate.Divergence` has it; None without such samples.
     """
 
     bytes: int
