@@ -39,6 +39,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/kill.py
 	$(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/forms.py
+	$(BIN)/python benchmarks/choice.py
 	$(BIN)/python benchmarks/paper.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/latency.py

@@ -75,6 +75,7 @@ class Workshop:
         self._evidence = (named_tensors(model), statistics, damages)
         repairing = (partial(ClosedForm(), batches=self.fitted), self.fitted) if repair else ()
         divergence = Divergence(model, judged)
+        self.judged = sum(batch.samples for batch in read_batches(judged, model))
         self.making = Making(model, VALUES, divergence, lambda *_: None, *repairing)
         self.parameters, self.macs = cost.parameters(structure), cost.macs(structure)
         self.dense = self._point("dense", 0, model, 1.0, 1.0)
@@ -108,20 +109,27 @@ class Workshop:
         return self._made[form, step]
 
     def _at(self, form, step):
+        plan = self._plan(form, step)
+        if plan is None:
+            return None
+        kept = cost.parameters(self.structure, plan) / self.parameters
+        macs = cost.macs(self.structure, plan) / self.macs
+        return self._point(form, step, self.making.network(plan), kept, macs)
+
+    def network(self, form, step):
+        """Return the form's network of that size, which some layer must still allow."""
+        return self.making.network(self._plan(form, step))
+
+    def _plan(self, form, step):
         limit = self.step**step * self.parameters
-        removal, structure = self.removal(form), self.structure
-        if structure.pattern.zeros:
+        removal = self.removal(form)
+        if self.structure.pattern.zeros:
             count = math.ceil(self.parameters - limit)
             count = count if count <= removal.removable else None
         else:
             of = partial(self._parameters, removal)
             count = least_removal(of, limit, removal.removable)
-        if count is None:
-            return None
-        plan = removal.plan(count)
-        kept = cost.parameters(structure, plan) / self.parameters
-        macs = cost.macs(structure, plan) / self.macs
-        return self._point(form, step, self.making.network(plan), kept, macs)
+        return None if count is None else removal.plan(count)
 
     def _parameters(self, removal, count):
         return cost.parameters(self.structure, removal.plan(count))
