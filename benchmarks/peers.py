@@ -53,6 +53,7 @@ TRAINED = "FlexRel, trained, at the best's trained accuracy"  # of `page.ROLES`
 TRIES = 6  # calls of a library to meet a budget
 MET = 0.01  # a budget is met from below to within this share; if no call did, by the closest
 LIMIT, WALK = 900, 3600  # seconds for one method; for FlexRel's walk down to an accuracy
+SEARCH = LIMIT / 2  # seconds after which a library that has met the budget is not called again
 MEBI = 2**20
 
 
@@ -72,7 +73,8 @@ def by_library(call, case, task, ruler):
     The knob is searched as if the cost were a power of it.
     """
     low, high = 0.0, 1.0  # too small, perhaps; too large
-    knob, best, began = case.level ** (0.5 if case.granularity == "channel" else 1), None, None
+    knob, best = case.level ** (0.5 if case.granularity == "channel" else 1), None
+    first = time.monotonic()
     for _ in range(TRIES):
         began = time.monotonic()
         network = call(copy.deepcopy(task.model), task, knob)
@@ -85,6 +87,8 @@ def by_library(call, case, task, ruler):
                 break
         else:
             high = knob
+        if best is not None and began + 2 * seconds > first + SEARCH:  # the next as long as this
+            break
         power = 2 if case.granularity == "channel" else 1
         aim = knob * ((1 - MET / 2) * ruler.limit / found) ** (1 / power)
         inside = low + 0.02 * (high - low) < aim < high - 0.02 * (high - low)

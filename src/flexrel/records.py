@@ -211,7 +211,7 @@ class Measurement:
     macs: int  # multiply-adds for one sample
     bytes: int  # of the packed file
     accuracy: float | None = None  # what `evaluate` said, in [0, 1]
-    divergence: float | None = None  # from dense, on held-out calibration data; lower is better
+    divergence: float | None = None  # from dense, on calibration data; lower is better
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class Found:
 
     @property
     def divergence(self) -> float:
-        """How far the outputs are from the dense network's, on held-out samples."""
+        """How far the outputs are from the dense network's, on the samples that judge."""
         making = self.trials.making
         return making.divergence(making.network(self.plan))
 
@@ -54,7 +54,7 @@ def solved(
             else a smaller file whose outputs are at most a tenth further from them than the cut's.
             The criterion is chosen once, where values are finest.
         request: to keep to.
-        options: criteria, of which one is chosen on held-out samples.
+        options: criteria, of which one is chosen on the samples that judge.
 
     Raises:
         BudgetError: nothing does.
@@ -90,7 +90,7 @@ def _counts_bytes(request: Request) -> bool:
 
 
 def _chosen(trials: Trials, request: Request, options: Sequence[Criterion]) -> Found:
-    """Return the criterion, chosen of several on held-out samples, and its plan."""
+    """Return the criterion, chosen of several on the samples that judge, and its plan."""
     if len(options) == 1:
         return Found(trials, options[0], plan_of(trials, request, options[0]))
     magnitude = Magnitude()  # what the first choice is made like

@@ -297,7 +297,7 @@ class Trials:
     def choose(
         self, candidates: Sequence[Criterion], plan_of: Callable[[Criterion], Plan | None]
     ) -> Criterion:
-        """Return the candidate whose plan's network diverges least on held-out samples.
+        """Return the candidate whose plan's network diverges least on the samples that judge.
 
         Args:
             candidates: to choose from; a tie goes to the earlier.
