@@ -175,7 +175,11 @@ class Curve:
         return self._points[self.reached(drop)].form
 
     def _bracket(self, drop, guess):
-        """Make the last size that reaches the target and the first that fails, by bisection."""
+        """Make the last size that reaches the target and the first that fails.
+
+        From the guess in growing strides, to smaller networks while they reach it and to larger
+        ones while none does; between the two by bisection.
+        """
         floor = self._points[0].test - drop - _EVEN
         stride = 1
         while True:
@@ -185,10 +189,11 @@ class Curve:
             if high - low <= 1:
                 return
             step = (low + high) // 2
-            if not failed or guess is not None:  # walk from the guess, in growing strides
-                step = low + stride if guess is None else guess
+            if guess is not None:
+                step, guess = guess, None
+            elif not failed or low == 0:
+                step = high - stride if failed else low + stride
                 stride *= 2
-                guess = None
             step = min(max(step, low + 1), high - 1)
             point = self._at(step)
             if point is None:

@@ -95,8 +95,15 @@ def test_a_smaller_network_may_be_better_than_the_dense_one():
     scores = [0.9, 0.92, 0.95, 0.93, 0.8]
     hint = SimpleNamespace(reached=lambda _: 3)
     assert Shelf(scores).curve(-0.03, hints=[hint]).needed(-0.03) == 2**17
-    with pytest.raises(ValueError, match=r"asked: 98.0%; the best of 3 has 93.0%"):
+    with pytest.raises(ValueError, match=r"asked: 98.0%; the best of 4 has 95.0%"):
         Shelf(scores).curve(-0.08, hints=[hint]).needed(-0.08)
+
+
+def test_where_the_guess_fails_the_next_larger_networks_are_tried_first():
+    hint = SimpleNamespace(reached=lambda _: 5)
+    shelf = Shelf([0.9, 0.88, 0.87, 0.96, 0.96, 0.93, 0.8])  # trained, say
+    assert shelf.curve(-0.05, hints=[hint]).needed(-0.05) == pytest.approx(2 ** (16 - 1 / 3))
+    assert shelf.asked == [5, 4]
 
 
 def test_draws_of_samples_are_the_same_each_time():
