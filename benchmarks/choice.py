@@ -91,7 +91,8 @@ def measure(case):
         networks = [workshop.network(form, step) for form in forms]
         right = np.stack([task.choose(network) for network in networks])
         made.append(([seen(network) for network in networks], right))
-        print(case.name, step, dict(zip(forms, right.mean(1).round(3), strict=True)), flush=True)
+        accuracies = right.mean(1).round(3).tolist()
+        print(case.name, step, dict(zip(forms, accuracies, strict=True)), flush=True)
     losses = {}
     for name, far in MEASURES.items():
         for samples, every in SAMPLES.items():

@@ -115,18 +115,25 @@ class Divergence:
         Raises:
             ModelError: its outputs have other shapes than the dense network's.
         """
-        pairs = list(zip(self._goals, _outputs(model, self._batches), strict=True))
+        pairs = zip(self._goals, _outputs(model, self._batches), strict=True)
         if self._scores:
-            for goals, found in pairs:
-                check_shapes(goals, found)
-            dense = torch.cat([goals[0] for goals, _ in pairs])
-            return apart_but_for_scale(dense, torch.cat([found[0] for _, found in pairs]))
+            return _apart_together(pairs)
         error, size = 0.0, 0.0
         for goals, found in pairs:
             more = apart(goals, found)
             error, size = error + float(more[0]), size + float(more[1])
         value = error / size if size else error
         return value if math.isfinite(value) else math.inf
+
+
+def _apart_together(pairs: Iterable[tuple[list[Tensor], list[Tensor]]]) -> float:
+    """Return how far class scores of all batches are apart: one factor serves them all."""
+    dense, pruned = list[Tensor](), list[Tensor]()
+    for goals, found in pairs:
+        check_shapes(goals, found)
+        dense += goals
+        pruned += found
+    return apart_but_for_scale(torch.cat(dense), torch.cat(pruned))
 
 
 def _outputs(model: nn.Module, batches: Sequence[RawBatch]) -> Iterator[list[Tensor]]:

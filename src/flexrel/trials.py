@@ -260,7 +260,7 @@ class Trials:
             self._grown = size / whole(count)
             if size <= limit:
                 met = count
-            if met is not None and not size < (1 - _ROOM) * limit:
+            if met is not None and size >= (1 - _ROOM) * limit:
                 break
         if met is not None:
             return met
