@@ -5,6 +5,7 @@ import math
 import textwrap
 from pathlib import Path
 
+import aims
 import common
 import figures
 import times
@@ -12,18 +13,7 @@ import times
 DOCS = common.HERE.parent / "docs"
 PAGE = DOCS / "results.md"
 CURVES, METHODS_FIGURE = DOCS / "curves.png", DOCS / "methods.png"
-SAVED, SMALLER = 0.35, 0.60  # what was set out to be shown
-LIKE = ("as trained", "STS-B")  # deployments like the training data
 METHODS = ("magnitude", "relevance", "FlexRel", "FlexRel, by labels")
-OURS = "FlexRel"
-ROLES = {  # FlexRel at the accuracy of the best other method: at which one, and how
-    "FlexRel at the best's accuracy": ("score", "none trained"),
-    "FlexRel, trained, at the best's trained accuracy": ("trained", "all trained alike"),
-    "FlexRel, untrained, at the best's trained accuracy": (
-        "trained",
-        "the others trained, FlexRel not",
-    ),
-}
 
 
 def write():
@@ -36,7 +26,8 @@ def write():
             "section names the command that makes it. ± is one standard error."
         ),
         "## In short",
-        *_verdict(experiments, rivals),
+        "\n".join([*aims.in_short(experiments, rivals), *times.in_short()])
+        or "Nothing is measured yet.",
         *_paper(experiments),
         *_peers(rivals),
         *times.latency(),
@@ -58,97 +49,6 @@ def _wrapped(part):
 def _blocks(pattern):
     files = sorted(path.stem for path in common.RESULTS.glob(f"{pattern}.json"))
     return [b for f in files if not f.endswith("-quick") for b in common.load(f)["blocks"]]
-
-
-# --- in short -------------------------------------------------------------------------------
-
-
-def _verdict(experiments, rivals):
-    lines = []
-    groups = itertools.product(("channel", "element"), ("none", "closed-form"), (False, True))
-    for granularity, repair, like in groups:
-        mine = [
-            block
-            for block in experiments
-            if (block["granularity"], block["repair"]) == (granularity, repair)
-            and (block["deployment"] in LIKE) == like
-        ]
-        if not mine:
-            continue
-        found, error = _mean([block["log_ratio"]["FlexRel"][-1] for block in mine])
-        where = "like" if like else "unlike"
-        how = "not repaired" if repair == "none" else "all repaired alike"
-        text = (
-            f"{granularity.capitalize()}s, in use on data {where} the training data, {how}: "
-            f"FlexRel saves {_saving(found, error)} of the bytes that the better single signal "
-            f"needs (geometric mean; networks and deployments: {len(mine)}, targets: 4 each)"
-        )
-        if granularity == "channel" and not like:
-            text += (
-                f"; the aim is {SAVED:.0%}: {'met' if 1 - math.exp(found) >= SAVED else 'not met'}"
-            )
-        lines.append(f"- {text}.")
-    for role, (_, when) in ROLES.items():
-        ratios = [ratio for block in rivals for ratio in _at_best(block, role)]
-        if ratios:
-            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-            met = "met" if mean <= SMALLER else "not met"
-            lines.append(
-                f"- At the accuracy of the best other method, {when}, FlexRel's network takes "
-                f"{mean:.0%} of its bytes (geometric mean, one encoder; cases: {len(ratios)}, from "
-                f"{min(ratios):.0%} to {max(ratios):.0%}{_not_counted(rivals, role)}); the aim is "
-                f"{SMALLER:.0%}: {met}."
-            )
-    lines += times.in_short()
-    return ["\n".join(lines) or "Nothing is measured yet."]
-
-
-def _mean(pairs):
-    """Return the mean of values with errors, and its error: theirs, or what they differ by."""
-    values, errors = zip(*pairs, strict=True)
-    count, mean = len(values), sum(values) / len(values)
-    own = math.sqrt(sum(e * e for e in errors)) / count
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(count - 1, 1) / count)
-    return mean, max(own, spread)
-
-
-def _saving(log_ratio, error):
-    ratio = math.exp(log_ratio)
-    return f"{100 * (1 - ratio):.0f} ± {100 * ratio * error:.0f} %"
-
-
-def _not_counted(blocks, role):
-    """Return in words for which cases there is no ratio, and why."""
-    rest = [b for b in blocks if _best(b, ROLES[role][0]) and not _at_best(b, role)]
-    low = [block for block in rest if _is_low(block, role)]
-    failed = [b for b in rest if b not in low and "failure" in b["rows"].get(role, {})]
-    unknown = len(rest) - len(low) - len(failed)
-    said = {
-        "the best other keeps less than half of the dense accuracy": len(low),
-        "FlexRel was not seen to reach that accuracy": len(failed),
-        "it was not measured": unknown,
-    }
-    found = ", ".join(f"{count} where {why}" for why, count in said.items() if count)
-    return f"; not counted: {found}" if found else ""
-
-
-def _at_best(block, role):
-    """Return FlexRel's bytes over those of the best other method, at that one's accuracy."""
-    best, found = _best(block, ROLES[role][0]), block["rows"].get(role, {})
-    if not best or "packed" not in found or found["score"] != best[1][ROLES[role][0]]:
-        return []  # measured before another method became the best
-    return [] if _is_low(block, role) else [found["packed"] / best[1]["packed"]]
-
-
-def _is_low(block, role):
-    """Return whether the best other is little better than a guess: bytes there say nothing."""
-    key = ROLES[role][0]
-    return 2 * _best(block, key)[1][key] < block["dense"]["score"]
-
-
-def _best(block, key):
-    rows = [(n, r) for n, r in block["rows"].items() if key in r and not n.startswith(OURS)]
-    return max(rows, key=lambda pair: pair[1][key], default=None)
 
 
 # --- the paper's experiment -----------------------------------------------------------------
@@ -211,9 +111,9 @@ def _targets(block):
     yield [title, *[""] * 8]
     for at, drop in enumerate(block["drops"]):
         cells = [f"{block['needed'][name][at] / dense:.3f}" for name in METHODS]
-        savings = [_saving(*block["log_ratio"][name][at]) for name in METHODS[2:]]
+        savings = [aims.saving(*block["log_ratio"][name][at]) for name in METHODS[2:]]
         yield ["", f"{100 * drop:g}", *cells, *savings, block["forms"]["FlexRel"][at]]
-    savings = [_saving(*block["log_ratio"][name][-1]) for name in METHODS[2:]]
+    savings = [aims.saving(*block["log_ratio"][name][-1]) for name in METHODS[2:]]
     yield ["", "mean", *[""] * 4, *savings, ""]
 
 
@@ -268,15 +168,16 @@ def _peers(blocks):
         failed = [f"- {n}: {r['failure']}" for n, r in block["rows"].items() if "failure" in r]
         if failed:
             yield "Failures:\n\n" + "\n".join(failed)
-        said = [_said(block, role, ratio) for role in ROLES for ratio in _at_best(block, role)]
+        ratios = {role: aims.at_best(block, role) for role in aims.ROLES}
+        said = [_said(block, role, ratio) for role, ratio in ratios.items() if ratio is not None]
         if said:
             yield "\n".join(f"- {line}" for line in said)
     yield common.versions(blocks[-1])
 
 
 def _said(block, role, ratio):
-    key, when = ROLES[role]
-    (name, best), found = _best(block, key), block["rows"][role]
+    key, when = aims.ROLES[role]
+    (name, best), found = aims.best_other(block, key), block["rows"][role]
     return (
         f"At the accuracy of the best other, {name} with {100 * best[key]:.1f} %, {when}: FlexRel "
         f"({found['form']}) takes {found['packed'] / 1e3:,.0f} kB, {ratio:.0%} of its bytes."

@@ -13,7 +13,6 @@ it: what it needs there.
 """
 
 import argparse
-import copy
 import io
 import json
 import lzma
@@ -30,124 +29,20 @@ from types import SimpleNamespace
 
 import torch
 
+import aims
 import cases
 import common
+import methods
 import page
-import published
 import rivals
 import sizes
-from flexrel import OBS, Bytes, FlexRel, MACs, Magnitude, Relevance, cost, prune
-from flexrel.allocate import Removal
-from flexrel.apply import apply
-from flexrel.batches import first_samples, read_batches
-from flexrel.calibrate import calibrate
-from flexrel.criteria import scores_of
+from flexrel import OBS, FlexRel, Magnitude, Relevance
 from flexrel.pack import encode
-from flexrel.search import least_removal
-from flexrel.structure import analyse, named_tensors
 from training import best_trained
 
-OURS = "FlexRel"
-BARE = "FlexRel, not repaired"
-TRAINED = "FlexRel, trained, at the best's trained accuracy"  # of `page.ROLES`
-TRIES = 6  # calls of a library to meet a budget
-MET = 0.01  # a budget is met from below to within this share; if no call did, by the closest
-LIMIT, WALK = 900, 3600  # seconds for one method; for FlexRel's walk down to an accuracy
-SEARCH = LIMIT / 2  # seconds after which a library that has met the budget is not called again
+TRAINED = "FlexRel, trained, at the best's trained accuracy"  # of `aims.ROLES`
+WALK = 3600  # seconds for FlexRel's walk down to an accuracy
 MEBI = 2**20
-
-
-# --- the methods ----------------------------------------------------------------------------
-
-
-def methods(case):
-    """Return the names of all methods for a case, ours last."""
-    found = rivals.CHANNELS if case.granularity == "channel" else rivals.WEIGHTS
-    names = [name for name in found if name != "ModelOpt FastNAS" or case.network == "resnet20"]
-    return [*names, *(["PbX (paper)"] if case.granularity == "channel" else []), BARE, OURS]
-
-
-def by_library(call, case, task, ruler):
-    """Return the network of the largest knob found that keeps to the budget.
-
-    The knob is searched as if the cost were a power of it.
-    """
-    low, high = 0.0, 1.0  # too small, perhaps; too large
-    knob, best = case.level ** (0.5 if case.granularity == "channel" else 1), None
-    first = time.monotonic()
-    for _ in range(TRIES):
-        began = time.monotonic()
-        network = call(copy.deepcopy(task.model), task, knob)
-        seconds, found = time.monotonic() - began, ruler(network)
-        if found <= ruler.limit:
-            if best is None or found > best[1]:
-                best = network, found, seconds
-            low = knob
-            if found >= (1 - MET) * ruler.limit:
-                break
-        else:
-            high = knob
-        if best is not None and began + 2 * seconds > first + SEARCH:  # the next as long as this
-            break
-        power = 2 if case.granularity == "channel" else 1
-        aim = knob * ((1 - MET / 2) * ruler.limit / found) ** (1 / power)
-        inside = low + 0.02 * (high - low) < aim < high - 0.02 * (high - low)
-        knob = aim if inside else (low + high) / 2
-    if best is None:
-        raise RuntimeError(f"none of {TRIES} calls kept to the budget")
-    return best[0], best[2]
-
-
-def by_pbx(case, task, ruler):
-    """Return the network cut by relevance alone, of the rules that its paper recommends."""
-    model = task.model
-    example = first_samples(next(read_batches(task.inputs[:1], model)), 2)
-    structure = analyse(model, example, case.granularity)
-    labelled = task.calibration[0][1] is not None
-    began = time.monotonic()
-    found = calibrate(
-        model, task.calibration, rule="composite", output="label" if labelled else "auto"
-    )
-    scores = scores_of(published.Explained(), structure, named_tensors(model), found)
-    removal = Removal(structure, scores)
-    of = partial(_macs, structure, removal)
-    count = least_removal(of, case.level * cost.macs(structure), removal.removable)
-    if count is None:
-        raise RuntimeError("the budget can't be met")
-    network = apply(model, removal.plan(count))
-    ruler(network)
-    return network, time.monotonic() - began
-
-
-def _macs(structure, removal, count):
-    return cost.macs(structure, removal.plan(count))
-
-
-def by_flexrel(recover, case, task, ruler):
-    """Return what the default call of `prune` makes."""
-    budget = MACs(case.level) if case.granularity == "channel" else Bytes(ruler.limit)
-    values = "float32" if case.granularity == "channel" else sizes.VALUES
-    began = time.monotonic()
-    result = prune(
-        task.model,
-        calibration=task.inputs,
-        budgets=[budget],
-        granularity=case.granularity,
-        recover=recover,
-        values=values,
-    )
-    return result.model, time.monotonic() - began
-
-
-def made_by(method, case, task, ruler):
-    if method == OURS:
-        return by_flexrel("closed-form", case, task, ruler)
-    if method == BARE:
-        return by_flexrel("none", case, task, ruler)
-    if method == "PbX (paper)":
-        return by_pbx(case, task, ruler)
-    calls = rivals.CHANNELS if case.granularity == "channel" else rivals.WEIGHTS
-    return by_library(calls[method], case, task, ruler)
 
 
 # --- one method, in its own process ---------------------------------------------------------
@@ -160,7 +55,7 @@ def measure(case, method):
     task = case.task()
     ruler = cases.Ruler(case, task)
     with common.Peak() as peak:
-        network, seconds = made_by(method, case, task, ruler)
+        network, seconds = methods.made_by(method, case, task, ruler)
     network = network.eval()
     row = {
         "score": task.test.score(task.test(network)),
@@ -178,7 +73,7 @@ def measure(case, method):
 
 def files(method, network):
     """Return the bytes of the file that is left on disk, raw and after xz."""
-    if method.startswith(OURS):
+    if method.startswith(methods.OURS):
         data = encode(network)
     else:
         buffer = io.BytesIO()
@@ -227,7 +122,7 @@ def in_process(case, method, extra=()):
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "row.json"
         one = ["--case", case.name, "--methods", method, "--out", str(out), *extra]
-        began, limit = time.monotonic(), WALK if method in page.ROLES else LIMIT
+        began, limit = time.monotonic(), WALK if method in aims.ROLES else methods.LIMIT
         try:
             done = subprocess.run(
                 [sys.executable, __file__, *one],
@@ -247,14 +142,14 @@ def in_process(case, method, extra=()):
 def run(chosen, wanted, file):
     for case in chosen:
         dense, rows = _known(file, case) or (_dense(case), {})
-        for method in methods(case):
+        for method in methods.names(case):
             if wanted and method not in wanted:
                 continue
             rows[method] = in_process(case, method)
             print(case.name, method, rows[method], flush=True)
             _keep(file, case, dense, rows)
-        others = [row for name, row in rows.items() if not name.startswith(OURS)]
-        for role, (key, _) in page.ROLES.items():
+        others = [row for name, row in rows.items() if not name.startswith(methods.OURS)]
+        for role, (key, _) in aims.ROLES.items():
             scores = [row[key] for row in others if key in row]
             if scores and (not wanted or role in wanted):
                 rows[role] = in_process(case, role, ["--score", str(max(scores))])

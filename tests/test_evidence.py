@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import aims
 import common
 import page
 import sizes
@@ -184,7 +185,7 @@ def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
     block["dense"]["unit"] = "top-1"
     block |= {"rows": rows, "versions": {"torch": "2"}, "threads": 1}
     low = block | {"rows": {"NNCF": method(0.4, 400, 0.4)}}
-    failed = {role: {"failure": "took longer than 900 s"} for role in page.ROLES}
+    failed = {role: {"failure": "took longer than 900 s"} for role in aims.ROLES}
     failed = block | {"rows": {"NNCF": method(0.7, 400, 0.7), **failed}}
     unknown = block | {"rows": {"NNCF": method(0.7, 400, 0.7)}}
     text = written(monkeypatch, tmp_path, peers=[block, low, failed, unknown, low])

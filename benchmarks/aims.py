@@ -1,0 +1,109 @@
+"""What was set out to be shown, and whether it is: in a line each, from what was measured."""
+
+import itertools
+import math
+
+from methods import OURS
+
+SAVED = 0.35  # of the bytes of the better single signal: channels, unlike the training data
+SMALLER = 0.60  # times the best other's bytes, at its accuracy
+LIKE = ("as trained", "STS-B")  # deployments like the training data
+ROLES = {  # FlexRel at the accuracy of the best other method: at which one, and how
+    "FlexRel at the best's accuracy": ("score", "none trained"),
+    "FlexRel, trained, at the best's trained accuracy": ("trained", "all trained alike"),
+    "FlexRel, untrained, at the best's trained accuracy": (
+        "trained",
+        "the others trained, FlexRel not",
+    ),
+}
+
+
+def in_short(experiments, rivals):
+    """Yield a line for each aim: what was found, of how many cases, and whether it is met."""
+    groups = itertools.product(("channel", "element"), ("none", "closed-form"), (False, True))
+    for granularity, repair, like in groups:
+        mine = [
+            block
+            for block in experiments
+            if (block["granularity"], block["repair"]) == (granularity, repair)
+            and (block["deployment"] in LIKE) == like
+        ]
+        if not mine:
+            continue
+        found, error = _mean([block["log_ratio"]["FlexRel"][-1] for block in mine])
+        where = "like" if like else "unlike"
+        how = "not repaired" if repair == "none" else "all repaired alike"
+        text = (
+            f"{granularity.capitalize()}s, in use on data {where} the training data, {how}: "
+            f"FlexRel saves {saving(found, error)} of the bytes that the better single signal "
+            f"needs (geometric mean; networks and deployments: {len(mine)}, targets: 4 each)"
+        )
+        if granularity == "channel" and not like:
+            text += (
+                f"; the aim is {SAVED:.0%}: {'met' if 1 - math.exp(found) >= SAVED else 'not met'}"
+            )
+        yield f"- {text}."
+    for role, (_, when) in ROLES.items():
+        ratios = [ratio for block in rivals if (ratio := at_best(block, role)) is not None]
+        if ratios:
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            met = "met" if mean <= SMALLER else "not met"
+            yield (
+                f"- At the accuracy of the best other method, {when}, FlexRel's network takes "
+                f"{mean:.0%} of its bytes (geometric mean, one encoder; cases: {len(ratios)}, from "
+                f"{min(ratios):.0%} to {max(ratios):.0%}{_not_counted(rivals, role)}); the aim is "
+                f"{SMALLER:.0%}: {met}."
+            )
+
+
+def _mean(pairs):
+    """Return the mean of values with errors, and its error: theirs, or what they differ by."""
+    values, errors = zip(*pairs, strict=True)
+    count, mean = len(values), sum(values) / len(values)
+    own = math.sqrt(sum(e * e for e in errors)) / count
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(count - 1, 1) / count)
+    return mean, max(own, spread)
+
+
+def saving(log_ratio, error):
+    """Return a saving in percent with its error, from a logarithm of bytes over others' bytes."""
+    ratio = math.exp(log_ratio)
+    return f"{100 * (1 - ratio):.0f} ± {100 * ratio * error:.0f} %"
+
+
+def _not_counted(blocks, role):
+    """Return in words for which cases there is no ratio, and why."""
+    rest = [b for b in blocks if best_other(b, ROLES[role][0]) and at_best(b, role) is None]
+    low = [block for block in rest if _is_low(block, role)]
+    failed = [b for b in rest if b not in low and "failure" in b["rows"].get(role, {})]
+    unknown = len(rest) - len(low) - len(failed)
+    said = {
+        "the best other keeps less than half of the dense accuracy": len(low),
+        "FlexRel was not seen to reach that accuracy": len(failed),
+        "it was not measured": unknown,
+    }
+    found = ", ".join(f"{count} where {why}" for why, count in said.items() if count)
+    return f"; not counted: {found}" if found else ""
+
+
+def at_best(block, role):
+    """Return FlexRel's bytes over those of the best other method, at that one's accuracy.
+
+    None where it was not measured, or where the best other is little better than a guess.
+    """
+    best, found = best_other(block, ROLES[role][0]), block["rows"].get(role, {})
+    if not best or "packed" not in found or found["score"] != best[1][ROLES[role][0]]:
+        return None  # measured before another method became the best
+    return None if _is_low(block, role) else found["packed"] / best[1]["packed"]
+
+
+def _is_low(block, role):
+    """Return whether the best other is little better than a guess: bytes there say nothing."""
+    key = ROLES[role][0]
+    return 2 * best_other(block, key)[1][key] < block["dense"]["score"]
+
+
+def best_other(block, key):
+    """Return the name and row of the best of the others; None where none was measured."""
+    rows = [(n, r) for n, r in block["rows"].items() if key in r and not n.startswith(OURS)]
+    return max(rows, key=lambda pair: pair[1][key], default=None)
