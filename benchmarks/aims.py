@@ -46,13 +46,15 @@ def in_short(experiments, rivals):
     for role, (_, when) in ROLES.items():
         ratios = [ratio for block in rivals if (ratio := at_best(block, role)) is not None]
         if ratios:
-            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            found, error = _mean([(math.log(ratio), 0.0) for ratio in ratios])
+            mean = math.exp(found)
+            error = f" ± {100 * mean * error:.0f}" if len(ratios) > 1 else ""
             met = "met" if mean <= SMALLER else "not met"
             yield (
                 f"- At the accuracy of the best other method, {when}, FlexRel's network takes "
-                f"{mean:.0%} of its bytes (geometric mean, one encoder; cases: {len(ratios)}, from "
-                f"{min(ratios):.0%} to {max(ratios):.0%}{_not_counted(rivals, role)}); the aim is "
-                f"{SMALLER:.0%}: {met}."
+                f"{100 * mean:.0f}{error} % of its bytes (geometric mean, one encoder; cases: "
+                f"{len(ratios)}, from {min(ratios):.0%} to {max(ratios):.0%}"
+                f"{_not_counted(rivals, role)}); the aim is {SMALLER:.0%}: {met}."
             )
 
 
