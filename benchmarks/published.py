@@ -2,10 +2,12 @@
 
 Wanda (Sun et al. 2024), SparseGPT (Frantar and Alistarh 2023) and LAMP (Lee et al. 2021) set single
 weights to zero; Pruning by eXplaining (Yeom et al. 2021, Hatefi et al. 2024) orders channels by
-relevance alone. The first two were made for linear layers: a convolution is one whose inputs are
-its patches.
+relevance alone. The first two were made for the linear layers of transformers' blocks, whatever
+comes before or after these left as it is: so are a first convolution and the layer that makes the
+outputs here, and a convolution is a linear layer whose inputs are its patches.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +26,12 @@ def layers_of(model):
     return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
 
 
+def inner_layers(model):
+    """Return those that neither read images nor make the outputs."""
+    (first, layer), *rest, _ = layers_of(model).items()
+    return dict(rest) if isinstance(layer, nn.Conv2d) else {first: layer, **dict(rest)}
+
+
 def rows_of(layer, inputs):
     """Return the layer's inputs as rows: `[groups, rows, inputs of one output]`."""
     if isinstance(layer, nn.Linear):
@@ -39,19 +47,34 @@ def rows_of(layer, inputs):
     return grouped.movedim(1, 0).movedim(2, 3).flatten(1, 2)
 
 
+class _SeenAllError(Exception):
+    """The network need not run on."""
+
+
 def squares_of(model, layers, inputs):
-    """Return the second moments of each layer's inputs, summed over rows: `[groups, k, k]`."""
+    """Return the second moments of each layer's inputs, summed over rows: `[groups, k, k]`.
+
+    Of token ids, 0 is padding, which is no input.
+    """
     found = dict.fromkeys(layers, 0)
+    last, real = list(layers)[-1], None
 
     def note(name, layer, args):
-        rows = rows_of(layer, args[0])
+        taken = args[0]
+        if real is not None and taken.shape[:2] == real.shape:
+            taken = taken[real]
+        rows = rows_of(layer, taken)
         rows = rows[:, :: max(1, rows.shape[1] // ROWS)].float()
         found[name] = found[name] + rows.mT @ rows
+        if name == last:
+            raise _SeenAllError
 
     handles = [m.register_forward_pre_hook(partial(note, n)) for n, m in layers.items()]
     with torch.inference_mode():
         for batch in inputs:
-            model(batch)
+            real = None if batch.is_floating_point() else batch != 0
+            with suppress(_SeenAllError):
+                model(batch)
     for handle in handles:
         handle.remove()
     return {name: squares.clone() for name, squares in found.items()}
@@ -59,7 +82,7 @@ def squares_of(model, layers, inputs):
 
 def wanda_(model, inputs, kept):
     """Keep in every row of every layer the largest products of weight and norm of its input."""
-    layers = layers_of(model)
+    layers = inner_layers(model)
     squares = squares_of(model, layers, inputs)
     for name, layer in layers.items():
         rows = _rows(layer)  # [groups, outputs, inputs]
@@ -76,7 +99,7 @@ def sparsegpt_(model, inputs, kept):
 
     Layers go one after the other, each with the inputs that the pruned ones before it give.
     """
-    for name, layer in layers_of(model).items():
+    for name, layer in inner_layers(model).items():
         squares = squares_of(model, {name: layer}, inputs)[name].double()
         rows = _rows(layer).double()
         made = [_sparse_rows(*pair, kept) for pair in zip(rows, squares, strict=True)]
@@ -97,10 +120,13 @@ def _sparse_rows(rows, squares, kept):
         order = scores.flatten().argsort(stable=True)[:count]
         gone = torch.zeros(scores.numel(), dtype=torch.bool).index_fill_(0, order, 1)
         gone = gone.view(scores.shape)
+        errors = torch.empty_like(rows[:, start:stop])
         for column in range(start, stop):
             error = rows[:, column] * gone[:, column - start] / upper[column, column]
-            rows[:, column:] -= error[:, None] * upper[column, column:]
+            rows[:, column:stop] -= error[:, None] * upper[column, column:stop]
             rows[gone[:, column - start], column] = 0.0
+            errors[:, column - start] = error
+        rows[:, stop:] -= errors @ upper[start:stop, stop:]
     return rows
 
 
@@ -139,5 +165,5 @@ class Explained:
     needs_relevance: bool = True
 
     def scores(self, evidence):
-        """Yield each channel's relevance, summed over samples and positions."""
-        return (site.relevance("sum").abs() for site in evidence)
+        """Yield each channel's relevance: of a sample in absolute value, summed over samples."""
+        return (site.relevance("sample") for site in evidence)

@@ -66,10 +66,10 @@ def fasterai_weights(model, _task, kept):
 
 
 def by_paper(change_):
-    """Return a caller of a criterion in `published`, with 128 samples, as Wanda and SparseGPT."""
+    """Return a caller of a criterion in `published`."""
 
     def call(model, task, kept):
-        change_(model, list(first_batches(task.inputs, 128)), kept)
+        change_(model, task.inputs, kept)
         return model
 
     return call
@@ -83,14 +83,6 @@ WEIGHTS = {
     "Wanda (paper)": by_paper(published.wanda_),
     "SparseGPT (paper)": by_paper(published.sparsegpt_),
 }
-
-
-def first_batches(batches, samples):
-    """Yield batches until they have so many samples; the last is cut."""
-    for batch in batches:
-        if samples > 0:
-            yield batch[:samples]
-        samples -= len(batch)
 
 
 # --- channels -------------------------------------------------------------------------------
@@ -123,6 +115,10 @@ def torch_pruning(importance, *, everywhere=False):
 
     def call(model, task, kept):
         tool = importlib.import_module("torch_pruning")
+        if "BN" in importance[0] and not any(
+            isinstance(m, nn.BatchNorm2d) for m in model.modules()
+        ):
+            raise ValueError("the network has no batch norm, whose scale it reads")
         made = getattr(tool.importance, importance[0])(**importance[1])
         pruner = tool.pruner.BasePruner(
             model,
@@ -208,20 +204,16 @@ def fastnas(model, task, kept):
     return pruned
 
 
-TORCH_PRUNING = {
-    "L1": ("GroupMagnitudeImportance", {"p": 1}),
-    "L2": ("GroupMagnitudeImportance", {"p": 2}),
-    "Taylor": ("GroupTaylorImportance", {}),
-    "LAMP": ("LAMPImportance", {}),
-    "BN scale": ("BNScaleImportance", {}),
-    "Hessian": ("GroupHessianImportance", {}),
-}
+SIZE, TAYLOR = "GroupMagnitudeImportance", "GroupTaylorImportance"
 CHANNELS = {
-    **{f"Torch-Pruning {name}": torch_pruning(one) for name, one in TORCH_PRUNING.items()},
-    **{
-        f"Torch-Pruning {name}, global": torch_pruning(TORCH_PRUNING[name], everywhere=True)
-        for name in ("L2", "Taylor")
-    },
+    "Torch-Pruning L1": torch_pruning((SIZE, {"p": 1})),
+    "Torch-Pruning L2": torch_pruning((SIZE, {"p": 2})),
+    "Torch-Pruning Taylor": torch_pruning((TAYLOR, {})),
+    "Torch-Pruning BN scale": torch_pruning(("BNScaleImportance", {})),
+    "Torch-Pruning Hessian": torch_pruning(("GroupHessianImportance", {})),
+    "Torch-Pruning L2, global": torch_pruning((SIZE, {"p": 2}), everywhere=True),
+    "Torch-Pruning Taylor, global": torch_pruning((TAYLOR, {}), everywhere=True),
+    "Torch-Pruning LAMP, global": torch_pruning(("LAMPImportance", {}), everywhere=True),
     "torch-kirigami": kirigami,
     "fasterai": fasterai_channels,
     "ModelOpt FastNAS": fastnas,

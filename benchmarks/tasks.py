@@ -1,8 +1,9 @@
 """Networks in use: what each does, on data like those that it was trained on, or unlike them.
 
 Every task has three disjoint sets: one to calibrate, one to choose by, one to report on, on which
-nothing is chosen. CIFAR-10 calibrates and chooses on `train` and reports on `test_a`; of the
-ImageNet pack even rows calibrate and choose, odd rows report; MiniLM has splits of its own.
+nothing is chosen. CIFAR-10 calibrates and chooses on `train`, which the networks were trained on,
+and reports on `test_a`, which they were not; of the ImageNet pack even rows calibrate and choose,
+odd rows report; MiniLM has splits of its own.
 """
 
 import copy
@@ -105,13 +106,13 @@ def task(packs, network, deployment, draw, *, test=None, device="cpu"):
     place = functools.partial(_placed, packs, network, device)
     rng = np.random.default_rng(draw)
     if network == "efficientnet_lite0":
-        images, labels = _deployed(*packs.imagenet1k(), deployment)
+        images, labels = packs.imagenet1k()
         known, seen = (images[::2], labels[::2]), (images[1::2], labels[1::2])
         calibrate, choose = OF_IMAGENET
     else:
-        known = _deployed(*packs.cifar10("train"), deployment)
-        seen = _deployed(*packs.cifar10("test_a"), deployment)
+        known, seen = packs.cifar10("train"), packs.cifar10("test_a")
         calibrate, choose = CALIBRATE, CHOOSE
+    known, seen = _deployed(*known, deployment), _deployed(*seen, deployment)
     order = rng.permutation(len(known[1]))[: calibrate + choose]
     fit, chosen = order[:calibrate], order[calibrate:]
     return Task(

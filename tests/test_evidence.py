@@ -8,8 +8,10 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import aims
 import common
@@ -134,6 +136,33 @@ def experiment(network, deployment, ratio):
         "points": [point],
         "versions": {"torch": "2"},
     }
+
+
+class Packs:
+    """Images that have all the same spread, as bytes."""
+
+    def imagenet1k(self):
+        image = np.random.default_rng(0).integers(60, 190, (8, 8, 3), dtype=np.uint8)
+        return np.stack([image] * 40), np.arange(40)
+
+    def network(self, _name):
+        return nn.Identity()
+
+    def normalise(self, _name, images):
+        return torch.from_numpy(images).float().movedim(3, 1)
+
+
+def test_images_that_report_are_corrupted_as_those_that_calibrate():
+    name = "efficientnet_lite0"
+    plain, made = (tasks.task(Packs(), name, d, 0) for d in tasks.DEPLOYMENTS[name])
+
+    spread = plain.inputs[0][0].std()
+
+    def flattened(batches):
+        images = torch.cat([inputs for inputs, _ in batches])
+        return (images.std((1, 2, 3)) < 0.75 * spread).float().mean()
+
+    assert flattened(made.calibration) == flattened(made.test.batches) == 0.5
 
 
 def method(score, packed, trained):

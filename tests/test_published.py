@@ -8,6 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import published
+from flexrel.batches import read_batches
+from flexrel.calibrate import calibrate
+from flexrel.criteria import scores_of
+from flexrel.structure import analyse, named_tensors
 
 
 @given(
@@ -39,10 +43,11 @@ def linear(*rows):
 
 
 def test_wanda_weighs_a_weight_by_the_norm_of_its_input():
-    model = linear([3.0, 2.0, 1.0], [5.0, 1.0, 0.5])
+    model = nn.Sequential(linear([3.0, 2.0, 1.0], [5.0, 1.0, 0.5]), linear([1.0, 1.0]))
     inputs = [torch.tensor([[1.0, 0.0, 3.0]]), torch.tensor([[0.0, 4.0, 4.0]])]  # norms 1, 4, 5
     published.wanda_(model, inputs, 1 / 3)  # 3, 8, 5 and 5, 4, 2.5
-    assert model.weight.tolist() == [[0.0, 2.0, 0.0], [5.0, 0.0, 0.0]]
+    assert model[0].weight.tolist() == [[0.0, 2.0, 0.0], [5.0, 0.0, 0.0]]
+    assert model[1].weight.tolist() == [[1.0, 1.0]]  # what makes the outputs stays
 
 
 def test_lamp_weighs_a_weight_by_its_share_of_those_no_smaller():
@@ -59,8 +64,7 @@ def test_sparsegpt_makes_up_for_a_weight_by_least_squares():
     torch.manual_seed(0)
     inputs = torch.randn(50, 4) @ torch.randn(4, 4)
     weight = torch.tensor([[0.01, 1.0, -2.0, 3.0]])  # the first goes; all others come after it
-    model = nn.Linear(4, 1, bias=False)
-    model.weight.data = weight.clone()
+    model = nn.Sequential(linear(weight[0].tolist()), linear([1.0]))
     published.sparsegpt_(model, [inputs], 3 / 4)
     x = inputs.double().numpy()
     damped = x.T @ x
@@ -68,20 +72,39 @@ def test_sparsegpt_makes_up_for_a_weight_by_least_squares():
     # minimise (w - w0)' H (w - w0) with the first of w at zero
     w0 = weight[0].double().numpy()
     wanted = w0[1:] + np.linalg.solve(damped[1:, 1:], damped[1:, 0]) * w0[0]
-    assert model.weight[0, 0] == 0
-    np.testing.assert_allclose(model.weight[0, 1:].detach().numpy(), wanted, rtol=1e-5)
+    assert model[0].weight[0, 0] == 0
+    np.testing.assert_allclose(model[0].weight[0, 1:].detach().numpy(), wanted, rtol=1e-5)
+
+
+def test_sparsegpt_makes_up_in_later_blocks_too(monkeypatch):
+    monkeypatch.setattr(published, "BLOCK", 3)
+    torch.manual_seed(0)
+    inputs = torch.randn(50, 6) @ (torch.eye(6) + 0.3 * torch.randn(6, 6))
+    weight = [0.01, 1.0, -2.0, 0.01, 3.0, 1.5]  # the first goes in each block
+    model = nn.Sequential(linear(weight), linear([1.0]))
+    published.sparsegpt_(model, [inputs], 2 / 3)
+    x = inputs.double().numpy()
+    damped = x.T @ x
+    damped += published.DAMPING * np.diag(damped).mean() * np.eye(6)
+    wanted = np.array(weight)
+    for gone in (0, 3):  # what comes after it makes up for it, what came before stays
+        after = slice(gone + 1, None)
+        wanted[after] += np.linalg.solve(damped[after, after], damped[after, gone]) * wanted[gone]
+        wanted[gone] = 0
+    np.testing.assert_allclose(model[0].weight[0].detach().numpy(), wanted, rtol=1e-5)
 
 
 def test_sparsegpt_takes_what_no_input_reaches_and_keeps_the_rest():
-    model = linear([1.0, 2.0, 3.0])
+    model = nn.Sequential(linear([1.0, 2.0, 3.0]), linear([1.0]))
     published.sparsegpt_(model, [torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, -1.0]])], 1.0)
-    torch.testing.assert_close(model.weight.detach(), torch.tensor([[1.0, 0.0, 3.0]]))
+    torch.testing.assert_close(model[0].weight.detach(), torch.tensor([[1.0, 0.0, 3.0]]))
 
 
 @pytest.mark.parametrize("change_", [published.wanda_, published.sparsegpt_, published.lamp_])
 def test_all_weights_stay_where_all_are_kept(change_):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    convolutions = (nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(16, 2))
     before = [p.detach().clone() for p in model.parameters()]
     inputs = torch.randn(8, 3, 4, 4)
     wanted = model(inputs)
@@ -91,3 +114,31 @@ def test_all_weights_stay_where_all_are_kept(change_):
     if not gone:
         torch.testing.assert_close(model(inputs), wanted, atol=1e-5, rtol=1e-4)
     assert len(before) == len(list(model.parameters()))
+
+
+def test_pbx_adds_relevance_up_without_letting_samples_cancel():
+    model = nn.Sequential(linear([1.0], [1.0]), linear([3.0, -2.0]))  # 3x and -2x arrive
+    inputs = [torch.tensor([[1.0], [-1.0]])]
+    example = next(read_batches(inputs, model))
+    structure = analyse(model, example, "channel")
+    statistics = calibrate(model, inputs)
+    scores = scores_of(published.Explained(), structure, named_tensors(model), statistics)
+    (found,) = (scores[site.name] for site in structure.sites)
+    assert (found[0] / found[1]).item() == pytest.approx(3 / 2)
+
+
+def test_padding_is_no_input():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding.from_pretrained(torch.tensor([[9.0], [1.0], [2.0]]))
+            self.inner, self.head = linear([1.0]), linear([1.0])
+
+        def forward(self, ids):
+            return self.head(self.inner(self.table(ids)))
+
+    model = Words()
+    squares = published.squares_of(
+        model, published.inner_layers(model), [torch.tensor([[1, 2, 0]])]
+    )
+    assert {name: found.item() for name, found in squares.items()} == {"inner": 5.0}
