@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+import aims
 import common
 import rivals
 import sizes
@@ -24,7 +25,7 @@ class Case:
 
     @property
     def name(self):
-        unit = {"channel": "channels", "element": "weights"}[self.granularity]
+        unit = aims.UNITS[self.granularity]
         share = f"1/{1 / self.level:.3g}" if self.granularity == "channel" else f"{self.level:.0%}"
         return f"{self.network} {unit} {share}, {self.deployment}"
 

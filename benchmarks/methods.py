@@ -27,11 +27,13 @@ CLOSE = 0.005  # knobs are not told apart below this ratio less one
 SEARCH = LIMIT / 2  # seconds after which a library that has met the budget is not called again
 
 
-def names(case):
+def names(network, granularity):
     """Return the names of all methods for a case, ours last."""
-    found = rivals.CHANNELS if case.granularity == "channel" else rivals.WEIGHTS
-    theirs = [name for name in found if name != "ModelOpt FastNAS" or case.network == "resnet20"]
-    return [*theirs, *(["PbX (paper)"] if case.granularity == "channel" else []), BARE, OURS]
+    channels = granularity == "channel"
+    theirs = list(rivals.CHANNELS if channels else rivals.WEIGHTS)
+    if network != "resnet20":
+        theirs = [name for name in theirs if name != "ModelOpt FastNAS"]
+    return [*theirs, *(["PbX (paper)"] if channels else []), BARE, OURS]
 
 
 def by_library(call, case, task, ruler):

@@ -6,13 +6,17 @@ import textwrap
 from pathlib import Path
 
 import aims
+import cases
 import common
 import figures
+import tasks
 import times
 
 DOCS = common.HERE.parent / "docs"
 PAGE = DOCS / "results.md"
 CURVES, METHODS_FIGURE = DOCS / "curves.png", DOCS / "methods.png"
+GRANULARITIES = ("channel", "element")
+REPAIRS = ("none", "closed-form")
 METHODS = ("magnitude", "relevance", "FlexRel", "FlexRel, by labels")
 
 
@@ -33,7 +37,7 @@ def write():
         *times.latency(),
         *times.accelerator(),
     ]
-    PAGE.write_text("\n\n".join(_wrapped(part.strip()) for part in parts) + "\n")
+    PAGE.write_text("\n\n".join(_wrapped(part.strip()) for part in parts if part) + "\n")
 
 
 def _wrapped(part):
@@ -66,11 +70,18 @@ def _paper(blocks):
         "the smallest that reaches it, and between neighbours along a straight line. *FlexRel* "
         "is at each size the form that diverges least from the dense network on calibration "
         "data, as `prune` chooses, without labels; *by labels* the one most accurate on "
-        "labelled data that nothing is reported on. *Saving*: of FlexRel over the better of the"
-        " two single signals, with the error of 200 draws of the n images or pairs that report."
-        " *Form*: FlexRel's. One draw of calibration data (seed 0). Data, all disjoint: see "
-        "`benchmarks/tasks.py`. Unlike the training data: 3 of 10 classes; half of the images "
-        "with noise, half with little contrast; MiniLM, a sentence encoder, on film reviews."
+        "labelled data that nothing is reported on. The forms are magnitude, relevance, blends of "
+        "the two and, of channels, OBS: the damage that a repair can't make up for, which is "
+        "neither (`docs/method.md`); not repaired, `prune` tries more blends and no OBS. *Saving*: "
+        "of FlexRel over the better of the two single signals, with the error of 200 draws of the "
+        "n images or pairs that report; it is large where a draw just misses a target and the next "
+        "larger network that was made is much larger. *Form*: FlexRel's. One draw of calibration "
+        "data (seed 0), whose error is not in these. Data, all disjoint: `benchmarks/tasks.py`; "
+        "CIFAR-10's to calibrate and to choose by are images that the networks were trained on. "
+        "The defaults were settled on the same networks, by other images (*Forms*, *Choice*, "
+        "*Repair* in `benchmarks/README.md`). Unlike the training data: 3 of 10 classes; half of "
+        "the images with noise, half with little contrast; MiniLM, a sentence encoder, on film "
+        "reviews."
     )
     if any("judged" not in block for block in blocks):
         yield (
@@ -78,13 +89,15 @@ def _paper(blocks):
             " was that of 128 samples wherever nothing was fitted: FlexRel's form was chosen by the"
             " former measure (see *Choice* in `benchmarks/README.md`)."
         )
-    for granularity, repair in itertools.product(("channel", "element"), ("none", "closed-form")):
+    for granularity, repair in itertools.product(GRANULARITIES, REPAIRS):
         mine = [b for b in blocks if (b["granularity"], b["repair"]) == (granularity, repair)]
-        if not mine:
-            continue
         how = "not repaired" if repair == "none" else "repaired in closed form"
         yield f"### {granularity.capitalize()}s, {how}"
-        yield targets(mine)
+        if mine:
+            yield targets(mine)
+        known = {(block["network"], block["deployment"]) for block in mine}
+        wanted = [(name, use) for name in tasks.NETWORKS for use in tasks.DEPLOYMENTS[name]]
+        yield _not_run([f"{name}, {use}" for name, use in wanted if (name, use) not in known])
     if any(block["repair"] == "none" for block in blocks):
         figures.curves(blocks, CURVES)
         yield f"![Accuracy against size, for shares of relevance from 0 to 1]({CURVES.name})"
@@ -93,6 +106,10 @@ def _paper(blocks):
             "sum for δ from 0, magnitude alone, to 1, relevance alone; and ours, the product."
         )
     yield common.versions(blocks[0])
+
+
+def _not_run(names):
+    return f"Not run: {'; '.join(names)}." if names else ""
 
 
 def targets(blocks):
@@ -127,14 +144,16 @@ def _peers(blocks):
     yield (
         "`python benchmarks/peers.py`. Channels: the same multiply-adds at most; weights: the "
         "same bytes at most, through one encoder, which is *packed*, float16. Each library is "
-        "called as its documentation does (`benchmarks/rivals.py`), its knob searched until the "
-        "budget is nearly used or half of the 15 minutes that each may take are; criteria marked "
+        "called as its documentation does (`benchmarks/rivals.py`), its knob searched in at most "
+        "12 calls until the budget is used to a hundredth, or the next step is above it, or half "
+        "of the 15 minutes that each may take are over; criteria marked "
         "*(paper)* are written from their papers (`benchmarks/published.py`). FlexRel is called "
         "with its defaults. *Trained*: 40 steps "
         "of 32 of the labelled calibration samples at the rate, of three, that suits each network "
         "best, or none where it is better as it is, on labelled data that nothing is reported on; "
         "zeros held. FlexRel at "
-        "the best other's accuracy: of its own scores the one that diverges least, repaired; of "
+        "the best other's accuracy: the smallest network of a grid that reaches it, with any "
+        "number of multiply-adds; of its own scores the one that diverges least, repaired; of "
         "weights that are trained, repaired first or not, what is better on that same data. "
         "*File*: what is left on disk, torch.save of the state or `.flexrel`, float32, and after "
         "xz -9. "
@@ -168,19 +187,26 @@ def _peers(blocks):
         failed = [f"- {n}: {r['failure']}" for n, r in block["rows"].items() if "failure" in r]
         if failed:
             yield "Failures:\n\n" + "\n".join(failed)
+        if without := aims.missing(block):
+            yield _not_run(without)
         ratios = {role: aims.at_best(block, role) for role in aims.ROLES}
         said = [_said(block, role, ratio) for role, ratio in ratios.items() if ratio is not None]
         if said:
             yield "\n".join(f"- {line}" for line in said)
+    known = {block["case"] for block in blocks}
+    yield _not_run([case.name for case in cases.CASES if case.name not in known])
     yield common.versions(blocks[-1])
 
 
 def _said(block, role, ratio):
     key, when = aims.ROLES[role]
     (name, best), found = aims.best_other(block, key), block["rows"][role]
+    macs = ""
+    if block["granularity"] == "channel" and "macs" in found:
+        macs = f", with {found['macs']:.3f} of the multiply-adds ({name} {best['macs']:.3f})"
     return (
         f"At the accuracy of the best other, {name} with {100 * best[key]:.1f} %, {when}: FlexRel "
-        f"({found['form']}) takes {found['packed'] / 1e3:,.0f} kB, {ratio:.0%} of its bytes."
+        f"({found['form']}) takes {found['packed'] / 1e3:,.0f} kB, {ratio:.0%} of its bytes{macs}."
     )
 
 

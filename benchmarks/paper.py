@@ -33,9 +33,6 @@ import sizes
 import tasks
 from flexrel import OBS, FlexRel, Magnitude, Relevance
 
-NETWORKS = ("resnet56", "vgg16", "efficientnet_lite0", "minilm")
-GRANULARITIES = ("channel", "element")
-REPAIRS = ("none", "closed-form")
 SINGLE = ("magnitude", "relevance")
 QUICK = (Magnitude(), Relevance(), FlexRel())
 CHOICES = {  # how FlexRel's form is chosen: what it has least of
@@ -88,7 +85,7 @@ def measure(task, granularity, repair, wanted, drops=sizes.DROPS):
         "step": workshop.step,
         "drops": drops,
         "needed": {n: [round(c.needed(d)) for d in drops] for n, c in curves.items()},
-        "forms": {n: [c.form_at(d) for d in drops] for n, c in curves.items()},
+        "forms": {n: [c.smallest(d).form for d in drops] for n, c in curves.items()},
         "log_ratio": {name: _ratios(curves, name, drops) for name in CHOICES},
         "points": [point.row() for point in workshop.made],
         "seconds": round(time.monotonic() - began),
@@ -154,10 +151,14 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=tuple(tasks.DEPLOYMENTS))
+    parser.add_argument(
+        "--networks", nargs="+", default=tasks.NETWORKS, choices=tuple(tasks.DEPLOYMENTS)
+    )
     parser.add_argument("--deployments", nargs="+", help="by default all that a network has")
-    parser.add_argument("--granularities", nargs="+", default=GRANULARITIES, choices=GRANULARITIES)
-    parser.add_argument("--repairs", nargs="+", default=REPAIRS, choices=REPAIRS)
+    parser.add_argument(
+        "--granularities", nargs="+", default=page.GRANULARITIES, choices=page.GRANULARITIES
+    )
+    parser.add_argument("--repairs", nargs="+", default=page.REPAIRS, choices=page.REPAIRS)
     parser.add_argument("--draws", nargs="+", type=int, default=(0,), help="of calibration data")
     parser.add_argument("--model", help="torchvision:NAME or timm:NAME, with --data")
     parser.add_argument("--data", help="a folder of images with one sub-folder a class")

@@ -83,7 +83,7 @@ def files(method, network):
 
 
 def at_best(case, role, score):
-    """Return the bytes that FlexRel needs for an accuracy, and its network there.
+    """Return the bytes that FlexRel needs for an accuracy, and what its network there is.
 
     Weights that are trained afterwards are repaired first or not: what is better by labelled data
     that nothing is reported on.
@@ -111,7 +111,9 @@ def at_best(case, role, score):
     drop = workshops[0].dense.test - score
     like = SimpleNamespace(reached=lambda _: round(math.log(case.level, workshops[0].step)))
     curve = sizes.Curve(workshops[0], at, [like], drops=(drop,))
-    return {"score": score, "packed": round(curve.needed(drop)), "form": curve.form_at(drop)}
+    smallest = curve.smallest(drop)
+    found = {"packed": round(curve.needed(drop)), "macs": smallest.macs, "form": smallest.form}
+    return {"score": score, **found}
 
 
 # --- all methods ----------------------------------------------------------------------------
@@ -142,7 +144,7 @@ def in_process(case, method, extra=()):
 def run(chosen, wanted, file):
     for case in chosen:
         dense, rows = _known(file, case) or (_dense(case), {})
-        for method in methods.names(case):
+        for method in methods.names(case.network, case.granularity):
             if wanted and method not in wanted:
                 continue
             rows[method] = in_process(case, method)

@@ -170,9 +170,9 @@ class Curve:
         floor = self._points[0].test - drop - _EVEN
         return max((s for s, point in self._points.items() if point.test >= floor), default=0)
 
-    def form_at(self, drop):
-        """Return the form of the smallest network made that reaches the dense score less `drop`."""
-        return self._points[self.reached(drop)].form
+    def smallest(self, drop):
+        """Return the smallest network made that reaches the dense score less `drop`."""
+        return self._points[self.reached(drop)]
 
     def _bracket(self, drop, guess):
         """Make the last size that reaches the target and the first that fails.

@@ -30,6 +30,7 @@ DEPLOYMENTS = {  # the first is like the data that the network was trained on
     "efficientnet_lite0": ("as trained", "corrupted"),
     "minilm": ("STS-B", "SST-2"),
 }
+NETWORKS = ("resnet56", "vgg16", "efficientnet_lite0", "minilm")  # of the paper's experiment
 CALIBRATE, CHOOSE, BATCH = 512, 300, 50
 TEST = {"resnet20": 2000, "resnet56": 2000, "vgg16": 1000, "efficientnet_lite0": 500}
 TEST |= {"minilm": 1000}
