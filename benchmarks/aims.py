@@ -4,6 +4,7 @@ import itertools
 import math
 
 import methods
+import tasks
 
 SAVED = 0.35  # of the bytes of the better single signal: channels, unlike the training data
 UNITS = {"channel": "channels", "element": "weights"}
@@ -35,12 +36,15 @@ def in_short(experiments, rivals):
         found, error = _mean(each)
         where = "like" if like else "unlike"
         how = "not repaired" if repair == "none" else "all repaired alike"
+        planned = [use in LIKE for name in tasks.NETWORKS for use in tasks.DEPLOYMENTS[name]].count(
+            like
+        )
         forms = [form for block in mine for form in block["forms"]["FlexRel"]]
         text = (
             f"{granularity.capitalize()}s, in use on data {where} the training data, {how}: "
             f"FlexRel saves {saving(found, error)} of the bytes that the better single signal "
-            f"needs (geometric mean; networks and deployments: {len(mine)}, "
-            f"from {_percent(max(each)[0])} to {_percent(min(each)[0])}; targets: {len(forms)}"
+            f"needs (geometric mean; networks and deployments: {len(mine)} of "
+            f"{planned}, from {_percent(max(each)[0])} to {_percent(min(each)[0])}; targets: {len(forms)}"
         )
         if granularity == "channel":
             text += f", at {forms.count('obs')} of them by OBS, neither of the signals"
