@@ -36,15 +36,15 @@ def in_short(experiments, rivals):
         found, error = _mean(each)
         where = "like" if like else "unlike"
         how = "not repaired" if repair == "none" else "all repaired alike"
-        planned = [use in LIKE for name in tasks.NETWORKS for use in tasks.DEPLOYMENTS[name]].count(
-            like
-        )
+        uses = [use for name in tasks.NETWORKS for use in tasks.DEPLOYMENTS[name]]
+        planned = sum((use in LIKE) == like for use in uses)
         forms = [form for block in mine for form in block["forms"]["FlexRel"]]
         text = (
             f"{granularity.capitalize()}s, in use on data {where} the training data, {how}: "
             f"FlexRel saves {saving(found, error)} of the bytes that the better single signal "
             f"needs (geometric mean; networks and deployments: {len(mine)} of "
-            f"{planned}, from {_percent(max(each)[0])} to {_percent(min(each)[0])}; targets: {len(forms)}"
+            f"{planned}, from {_percent(max(each)[0])} to {_percent(min(each)[0])}; targets: "
+            f"{len(forms)}"
         )
         if granularity == "channel":
             text += f", at {forms.count('obs')} of them by OBS, neither of the signals"
