@@ -3,11 +3,11 @@
 import itertools
 import math
 
+import cases
 import methods
 import tasks
 
 SAVED = 0.35  # of the bytes of the better single signal: channels, unlike the training data
-UNITS = {"channel": "channels", "element": "weights"}
 SMALLER = 0.60  # times the best other's bytes, at its accuracy
 LIKE = ("as trained", "STS-B")  # deployments like the training data
 ROLES = {  # FlexRel at the accuracy of the best other method: at which one, and how
@@ -70,14 +70,14 @@ def _beside(role, rivals):
     found, error = _mean([(math.log(ratio), 0.0) for ratio in ratios])
     error = f" ± {100 * math.exp(found) * error:.0f}" if len(ratios) > 1 else ""
     means = ", ".join(
-        f"{UNITS[kind]} {math.exp(_mean([(math.log(r), 0.0) for r in each])[0]):.0%}"
+        f"{cases.UNITS[kind]} {math.exp(_mean([(math.log(r), 0.0) for r in each])[0]):.0%}"
         for kind, each in kinds.items()
     )
     met = "met" if math.exp(found) <= SMALLER else "not met"
     yield (
         f"- At the accuracy of the best other method, {ROLES[role][1]}, FlexRel's network takes "
         f"{100 * math.exp(found):.0f}{error} % of its bytes (geometric mean, one encoder; cases: "
-        f"{len(ratios)}, from {min(ratios):.0%} to {max(ratios):.0%}; {means}"
+        f"{len(ratios)} of {len(cases.CASES)}, from {min(ratios):.0%} to {max(ratios):.0%}; {means}"
         f"{_not_counted(rivals, role)}); the aim is {SMALLER:.0%}: {met}."
     )
 

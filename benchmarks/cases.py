@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-import aims
 import common
 import rivals
 import sizes
 import tasks
 from flexrel.pack import encode
+
+
+UNITS = {"channel": "channels", "element": "weights"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Case:
 
     @property
     def name(self):
-        unit = aims.UNITS[self.granularity]
+        unit = UNITS[self.granularity]
         share = f"1/{1 / self.level:.3g}" if self.granularity == "channel" else f"{self.level:.0%}"
         return f"{self.network} {unit} {share}, {self.deployment}"
 
