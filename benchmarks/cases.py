@@ -12,7 +12,6 @@ import sizes
 import tasks
 from flexrel.pack import encode
 
-
 UNITS = {"channel": "channels", "element": "weights"}
 
 
