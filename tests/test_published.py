@@ -117,14 +117,14 @@ def test_all_weights_stay_where_all_are_kept(change_):
 
 
 def test_pbx_adds_relevance_up_without_letting_samples_cancel():
-    model = nn.Sequential(linear([1.0], [1.0]), linear([3.0, -2.0]))  # 3x and -2x arrive
-    inputs = [torch.tensor([[1.0], [-1.0]])]
+    model = nn.Sequential(linear([1.0, 0.0], [0.0, 1.0]), linear([1.0, 1.0]))
+    inputs = [torch.tensor([[3.0, -2.0], [-1.0, 2.0]])]  # both give 1; the sums are 2 and 0
     example = next(read_batches(inputs, model))
     structure = analyse(model, example, "channel")
     statistics = calibrate(model, inputs)
     scores = scores_of(published.Explained(), structure, named_tensors(model), statistics)
     (found,) = (scores[site.name] for site in structure.sites)
-    assert (found[0] / found[1]).item() == pytest.approx(3 / 2)
+    assert (found[0] / found[1]).item() == pytest.approx(1)
 
 
 def test_padding_is_no_input():
