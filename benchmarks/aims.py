@@ -9,6 +9,8 @@ import tasks
 
 SAVED = 0.35  # of the bytes of the better single signal: channels, unlike the training data
 SMALLER = 0.60  # times the best other's bytes, at its accuracy
+GRANULARITIES = ("channel", "element")
+REPAIRS = ("none", "closed-form")
 LIKE = ("as trained", "STS-B")  # deployments like the training data
 ROLES = {  # FlexRel at the accuracy of the best other method: at which one, and how
     "FlexRel at the best's accuracy": ("score", "none trained, FlexRel repaired"),
@@ -22,7 +24,7 @@ ROLES = {  # FlexRel at the accuracy of the best other method: at which one, and
 
 def in_short(experiments, rivals):
     """Yield a line for each aim: what was found, of how many cases, and whether it is met."""
-    groups = itertools.product(("channel", "element"), ("none", "closed-form"), (False, True))
+    groups = itertools.product(GRANULARITIES, REPAIRS, (False, True))
     for granularity, repair, like in groups:
         mine = [
             block
@@ -36,14 +38,13 @@ def in_short(experiments, rivals):
         found, error = _mean(each)
         where = "like" if like else "unlike"
         how = "not repaired" if repair == "none" else "all repaired alike"
-        uses = [use for name in tasks.NETWORKS for use in tasks.DEPLOYMENTS[name]]
-        planned = sum((use in LIKE) == like for use in uses)
+        planned = sum((use in LIKE) == like for _, use in tasks.PLANNED)
         forms = [form for block in mine for form in block["forms"]["FlexRel"]]
         text = (
             f"{granularity.capitalize()}s, in use on data {where} the training data, {how}: "
             f"FlexRel saves {saving(found, error)} of the bytes that the better single signal "
             f"needs (geometric mean; networks and deployments: {len(mine)} of "
-            f"{planned}, from {_percent(max(each)[0])} to {_percent(min(each)[0])}; targets: "
+            f"{planned}, from {saving(max(each)[0])} to {saving(min(each)[0])}; targets: "
             f"{len(forms)}"
         )
         if granularity == "channel":
@@ -97,14 +98,11 @@ def _mean(pairs):
     return mean, max(own, spread)
 
 
-def saving(log_ratio, error):
-    """Return a saving in percent with its error, from a logarithm of bytes over others' bytes."""
+def saving(log_ratio, error=None):
+    """Return a saving in percent, from the logarithm of bytes over others' bytes and its error."""
     ratio = math.exp(log_ratio)
-    return f"{100 * (1 - ratio):.0f} ± {100 * ratio * error:.0f} %"
-
-
-def _percent(log_ratio):
-    return f"{100 * (1 - math.exp(log_ratio)):.0f} %"
+    about = "" if error is None else f" ± {100 * ratio * error:.0f}"
+    return f"{100 * (1 - ratio):.0f}{about} %"
 
 
 def _not_counted(blocks, role):

@@ -27,6 +27,7 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
+import aims
 import common
 import page
 import sizes
@@ -156,9 +157,9 @@ def main():
     )
     parser.add_argument("--deployments", nargs="+", help="by default all that a network has")
     parser.add_argument(
-        "--granularities", nargs="+", default=page.GRANULARITIES, choices=page.GRANULARITIES
+        "--granularities", nargs="+", default=aims.GRANULARITIES, choices=aims.GRANULARITIES
     )
-    parser.add_argument("--repairs", nargs="+", default=page.REPAIRS, choices=page.REPAIRS)
+    parser.add_argument("--repairs", nargs="+", default=aims.REPAIRS, choices=aims.REPAIRS)
     parser.add_argument("--draws", nargs="+", type=int, default=(0,), help="of calibration data")
     parser.add_argument("--model", help="torchvision:NAME or timm:NAME, with --data")
     parser.add_argument("--data", help="a folder of images with one sub-folder a class")

@@ -31,6 +31,7 @@ DEPLOYMENTS = {  # the first is like the data that the network was trained on
     "minilm": ("STS-B", "SST-2"),
 }
 NETWORKS = ("resnet56", "vgg16", "efficientnet_lite0", "minilm")  # of the paper's experiment
+PLANNED = [(network, use) for network in NETWORKS for use in DEPLOYMENTS[network]]
 CALIBRATE, CHOOSE, BATCH = 512, 300, 50
 TEST = {"resnet20": 2000, "resnet56": 2000, "vgg16": 1000, "efficientnet_lite0": 500}
 TEST |= {"minilm": 1000}
