@@ -4,6 +4,7 @@ import itertools
 import math
 
 import cases
+import common
 import methods
 import tasks
 
@@ -23,9 +24,15 @@ ROLES = {  # FlexRel at the accuracy of the best other method: at which one, and
 
 
 def in_short(experiments, rivals):
-    """Yield a line for each aim: what was found, of how many cases, and whether it is met."""
-    groups = itertools.product(GRANULARITIES, REPAIRS, (False, True))
-    for granularity, repair, like in groups:
+    """Yield a table for each aim, what it shows, and whether the aim is met."""
+    yield from _beside_signals(experiments)
+    yield from _beside_others([block for block in rivals if not missing(block)])
+
+
+def _beside_signals(experiments):
+    """Yield what FlexRel saves over the better of magnitude and relevance."""
+    rows = []
+    for granularity, repair, like in itertools.product(GRANULARITIES, REPAIRS, (False, True)):
         mine = [
             block
             for block in experiments
@@ -36,51 +43,78 @@ def in_short(experiments, rivals):
             continue
         each = [block["log_ratio"]["FlexRel"][-1] for block in mine]
         found, error = _mean(each)
-        where = "like" if like else "unlike"
-        how = "not repaired" if repair == "none" else "all repaired alike"
         planned = sum((use in LIKE) == like for _, use in tasks.PLANNED)
         forms = [form for block in mine for form in block["forms"]["FlexRel"]]
-        text = (
-            f"{granularity.capitalize()}s, in use on data {where} the training data, {how}: "
-            f"FlexRel saves {saving(found, error)} of the bytes that the better single signal "
-            f"needs (geometric mean; networks and deployments: {len(mine)} of "
-            f"{planned}, from {saving(max(each)[0])} to {saving(min(each)[0])}; targets: "
-            f"{len(forms)}"
-        )
-        if granularity == "channel":
-            text += f", at {forms.count('obs')} of them by OBS, neither of the signals"
-        text += ")"
+        asked = ""
         if granularity == "channel" and not like:
             met = "met" if 1 - math.exp(found) >= SAVED else "not met"
-            text += f"; the aim is {SAVED:.0%}: {met}"
-        yield f"- {text}."
-    for role in ROLES:
-        yield from _beside(role, [block for block in rivals if not missing(block)])
-
-
-def _beside(role, rivals):
-    """Yield the line on what FlexRel takes at the accuracy of the best other method."""
-    kinds = {}
-    for block in rivals:
-        ratio = 1.0 if _is_lost(block, role) else at_best(block, role)
-        if ratio is not None:
-            kinds.setdefault(block["granularity"], []).append(ratio)
-    ratios = [ratio for found in kinds.values() for ratio in found]
-    if not ratios:
+            asked = f"≥ {100 * SAVED:.0f} %: {met}"
+        rows.append(
+            [
+                f"{cases.UNITS[granularity]}, {'like' if like else 'unlike'} the training data",
+                "no" if repair == "none" else "yes",
+                saving(found, error),
+                asked,
+                f"{saving(max(each)[0])} to {saving(min(each)[0])}".replace(" %", "", 1),
+                f"{len(mine)} of {planned}",
+                f"{forms.count('obs')} of {len(forms)}",
+            ]
+        )
+    if not rows:
         return
-    found, error = _mean([(math.log(ratio), 0.0) for ratio in ratios])
-    error = f" ± {100 * math.exp(found) * error:.0f}" if len(ratios) > 1 else ""
-    means = ", ".join(
-        f"{cases.UNITS[kind]} {math.exp(_mean([(math.log(r), 0.0) for r in each])[0]):.0%}"
-        for kind, each in kinds.items()
-    )
-    met = "met" if math.exp(found) <= SMALLER else "not met"
     yield (
-        f"- At the accuracy of the best other method, {ROLES[role][1]}, FlexRel's network takes "
-        f"{100 * math.exp(found):.0f}{error} % of its bytes (geometric mean, one encoder; cases: "
-        f"{len(ratios)} of {len(cases.CASES)}, from {min(ratios):.0%} to {max(ratios):.0%}; {means}"
-        f"{_not_counted(rivals, role)}); the aim is {SMALLER:.0%}: {met}."
+        "Bytes that FlexRel saves over the better of the two single signals, magnitude and "
+        "relevance, at the same accuracy: geometric mean over networks, uses and targets, and "
+        "range over networks and uses. *Repaired*: all alike, in closed form. *By OBS*: targets "
+        "at which FlexRel's form is neither of the signals nor a blend of them."
     )
+    header = ["cut, in use on data", "repaired", "saved", "asked", "range"]
+    yield common.table([*header, "networks and uses", "by OBS"], rows)
+
+
+def _beside_others(rivals):
+    """Yield what FlexRel takes at the accuracy of the best other method."""
+    rows, notes = [], []
+    for role, (_, how) in ROLES.items():
+        kinds = {kind: [] for kind in GRANULARITIES}
+        for block in rivals:
+            ratio = 1.0 if _is_lost(block, role) else at_best(block, role)
+            if ratio is not None:
+                kinds[block["granularity"]].append(ratio)
+        ratios = [ratio for found in kinds.values() for ratio in found]
+        if not ratios:
+            continue
+        found = math.exp(_mean([(math.log(ratio), 0.0) for ratio in ratios])[0])
+        rows.append(
+            [
+                how,
+                _share(ratios),
+                f"≤ {100 * SMALLER:.0f} %: {'met' if found <= SMALLER else 'not met'}",
+                *(_share(each) for each in kinds.values()),
+                f"{100 * min(ratios):.0f} to {100 * max(ratios):.0f} %",
+                f"{len(ratios)} of {len(cases.CASES)}",
+            ]
+        )
+        notes += [f"- {how[0].upper()}{how[1:]}: {why}." for why in _not_counted(rivals, role)]
+    if not rows:
+        return
+    yield (
+        "Bytes that FlexRel takes at the accuracy of the best other method of each case, as a "
+        "share of that one's, through one encoder: geometric mean and range over cases."
+    )
+    kinds = (f"{cases.UNITS[kind]} alone" for kind in GRANULARITIES)
+    yield common.table(["", "of its bytes", "asked", *kinds, "range", "cases"], rows)
+    if notes:
+        yield "\n".join(notes)
+
+
+def _share(ratios):
+    """Return the geometric mean in percent, with the error of one of several."""
+    if not ratios:
+        return ""
+    found, error = _mean([(math.log(ratio), 0.0) for ratio in ratios])
+    about = f" ± {100 * math.exp(found) * error:.0f}" if len(ratios) > 1 else ""
+    return f"{100 * math.exp(found):.0f}{about} %"
 
 
 def missing(block):
@@ -112,11 +146,11 @@ def _not_counted(blocks, role):
     lost = [block for block in known if _is_lost(block, role)]
     rest = [b for b in known if b not in low and b not in lost and at_best(b, role) is None]
     said = {
-        "counted as 100%: {} where FlexRel was not seen to reach that accuracy": len(lost),
-        "not counted: {} where the best other keeps less than half of the dense accuracy": len(low),
-        "not counted: {} where it was not measured": len(rest),
+        "counted as 100 %: {} where FlexRel was not seen to reach that accuracy": lost,
+        "not counted: {} where the best other keeps less than half of the dense accuracy": low,
+        "not counted: {} where it was not measured": rest,
     }
-    return "".join("; " + why.format(count) for why, count in said.items() if count)
+    return [why.format(len(found)) for why, found in said.items() if found]
 
 
 def at_best(block, role):

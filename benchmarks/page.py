@@ -22,6 +22,7 @@ METHODS = ("magnitude", "relevance", "FlexRel", "FlexRel, by labels")
 def write():
     """Write the page and its figure."""
     experiments, rivals = _blocks("paper-*"), _blocks("peers")
+    short = [*aims.in_short(experiments, rivals), *times.in_short()]
     parts = [
         "# Results",
         (
@@ -29,8 +30,7 @@ def write():
             "section names the command that makes it. ± is one standard error."
         ),
         "## In short",
-        "\n".join([*aims.in_short(experiments, rivals), *times.in_short()])
-        or "Nothing is measured yet.",
+        *(short or ["Nothing is measured yet."]),
         *_paper(experiments),
         *_peers(rivals),
         *times.latency(),

@@ -8,31 +8,41 @@ HEADER = ("runtime", "threads", "batch", "dense, ms", "pruned, ms", "speed-up", 
 
 
 def in_short():
-    """Yield a line for each kind of cut: the speed-up in each runtime.
+    """Yield a table of the speed-up in each runtime, a row for each kind of cut.
 
     Of the networks that were measured with every kind of widths, so that these can be compared.
     """
     measured = {(b["level"], b["multiple_of"], b["network"]): b for b in _blocks() if b["rows"]}
     multiples = sorted({multiple for _, multiple, _ in measured})
+    runtimes = list(dict.fromkeys(r["runtime"] for b in measured.values() for r in b["rows"]))
+    rows = []
     for level in sorted({level for level, *_ in measured}, reverse=True):
-        networks = {network for at, _, network in measured if at == level}
-        networks = [n for n in networks if all((level, m, n) in measured for m in multiples)]
+        networks = [network for at, _, network in measured if at == level]
+        networks = [
+            n for n in dict.fromkeys(networks) if all((level, m, n) in measured for m in multiples)
+        ]
         for multiple in multiples if networks else ():
-            found = {}
-            for row in [r for n in networks for r in measured[level, multiple, n]["rows"]]:
-                found.setdefault(row["runtime"], []).append(row["speedup"])
-            speedups = ", ".join(
-                f"{runtime} {geometric_mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-                for runtime, values in found.items()
-            )
-            scores = [measured[level, multiple, network]["scores"] for network in networks]
-            lost = sorted(100 * (before - after) for before, after in scores)
-            yield (
-                f"- With {level:g} of the multiply-adds and {_widths(multiple)}, a network is "
-                f"faster by a factor of: {speedups} (geometric mean and range; networks: "
-                f"{len(networks)}, 1 and 2 threads, batches of 1 and 32; points of accuracy that "
-                f"they lost: {', '.join(f'{points:.1f}' for points in lost)})."
-            )
+            blocks = [measured[level, multiple, network] for network in networks]
+            lost = (before - after for before, after in (block["scores"] for block in blocks))
+            lost = (f"{n} {100 * points:.1f}" for n, points in zip(networks, lost, strict=True))
+            speedups = [_speedup(blocks, runtime) for runtime in runtimes]
+            rows.append([f"{level:g}, {_widths(multiple)}", *speedups, ", ".join(lost)])
+    if not rows:
+        return
+    yield (
+        "How many times faster a network is in a real runtime, cut to a share of its "
+        "multiply-adds: geometric mean and range over networks, 1 and 2 threads, batches of 1 "
+        "and 32; and the points of accuracy that each network lost."
+    )
+    yield common.table(["multiply-adds", *runtimes, "accuracy lost"], rows)
+
+
+def _speedup(blocks, runtime):
+    """Return the geometric mean and the range in a runtime."""
+    found = [r["speedup"] for b in blocks for r in b["rows"] if r["runtime"] == runtime]
+    if not found:
+        return ""
+    return f"{geometric_mean(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 def latency():

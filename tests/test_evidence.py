@@ -193,9 +193,10 @@ def test_the_page_has_the_geometric_mean_of_what_was_saved(monkeypatch, tmp_path
     blocks = [halved, fifth, experiment("a", "as trained", 0.9)]
     text = written(monkeypatch, tmp_path, **{"paper-a": blocks, "paper-quick": [fifth] * 9})
     # 1 - sqrt(0.5 * 0.8) = 36.8 %; the ratios differ by ln 1.6 = 0.47: 0.632 * 0.47 / 2 = 14.9 %
-    assert "on data unlike the training data, all repaired alike: FlexRel saves 37 ± 15 %" in text
-    assert "the aim is 35%: met" in text
-    assert "on data like the training data, all repaired alike: FlexRel saves 10 ± 1 %" in text
+    unlike = "| channels, unlike the training data | yes | 37 ± 15 % | ≥ 35 %: met |"
+    assert f"{unlike} 20 to 50 % | 2 of 6 | 8 of 8 |" in text
+    like = "| channels, like the training data | yes | 10 ± 1 % | | 10 to 10 % | 1 of 4 |"
+    assert f"{like} 4 of 4 |" in text
 
 
 def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
@@ -236,19 +237,22 @@ def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
     blocks = [beside(rows), low, failed, unknown, low, beside(equal), partly]
     text = written(monkeypatch, tmp_path, peers=blocks)
     why = (
-        "counted as 100%: 1 where FlexRel was not seen to reach that accuracy",
+        "counted as 100 %: 1 where FlexRel was not seen to reach that accuracy",
         "not counted: 2 where the best other keeps less than half of the dense accuracy",
         "not counted: 1 where it was not measured",
     )
     # 1/4, 1 and 1 for the failure: 0.25 ** (1/3) = 63 %; logarithms ln 4 = 1.39 apart, one of them
     # of three: their error is 1.39 / 3 = 0.46: 29 %
-    assert "none trained, FlexRel repaired, FlexRel's network takes 63 ± 29 % of" in text
+    none = "| none trained, FlexRel repaired | 63 ± 29 % | ≤ 60 %: not met | | 63 ± 29 % |"
+    assert f"{none} 25 to 100 % | 3 of 10 |" in text
     # 0.8, 0.8 and 1: 0.8 ** (2/3) = 86 %; ln 1.25 / 3 = 0.074: 6 %
-    assert "all trained alike, FlexRel's network takes 86 ± 6 % of" in text
-    assert text.count(f"weights 63%; {'; '.join(why)})") == 1
-    assert text.count(f"weights 86%; {'; '.join(why)})") == 1
-    assert text.count("the aim is 60%: met") == 0
-    assert text.count("the aim is 60%: not met") == 3
+    alike = (
+        "| all trained alike | 86 ± 6 % | ≤ 60 %: not met | | 86 ± 6 % | 80 to 100 % | 3 of 10 |"
+    )
+    assert alike in text
+    for reason in why:
+        assert text.count(f"- None trained, FlexRel repaired: {reason}.") == 1
+        assert text.count(f"- All trained alike: {reason}.") == 1
     assert "Not run: torch.nn.utils.prune; fasterai;" in text
     assert "- NNCF: ValueError: no" in text
     assert "| FlexRel | **90.0 ± 3.0** | **90.0 ± 3.0** |" in text
@@ -273,12 +277,9 @@ def test_the_page_compares_widths_on_the_same_networks(monkeypatch, tmp_path):
     blocks += [cut("a", 8, 2.0, 2.0), cut("b", 8, 2.0, 8.0), cut("c", 8)]
     text = written(monkeypatch, tmp_path, latency=blocks)
     # (0.5 * 1 * 2 * 4)^(1/4) = 4^(1/4) = 1.41; (2 * 2 * 2 * 8)^(1/4) = 64^(1/4) = 2.83
-    assert (
-        "multiply-adds and any widths, a network is faster by a factor of: torch 1.41 (0.50 to"
-        in text
-    )
-    assert "multiples of 8, a network is faster by a factor of: torch 2.83 (2.00 to 8.00)" in text
-    assert "networks: 2, 1 and 2 threads" in text
+    lost = "a 5.0, b 5.0 |"  # points of accuracy
+    assert f"| 0.5, any widths | 1.41 (0.50 to 4.00) | {lost}" in text
+    assert f"| 0.5, widths in multiples of 8 | 2.83 (2.00 to 8.00) | {lost}" in text
     assert "**b**, 0.500 of its multiply-adds, widths in multiples of 8: 90.0 → 85.0 %" in text
     assert "8.00 (1.00-3.00) | 4.00 |" in text
     assert "- prune: asked for at most 5 MACs" in text
