@@ -18,6 +18,51 @@ PAGE = DOCS / "results.md"
 CURVES, METHODS_FIGURE = DOCS / "curves.png", DOCS / "methods.png"
 METHODS = ("magnitude", "relevance", "FlexRel", "FlexRel, by labels")
 
+ON_PAPER = """
+`python benchmarks/paper.py`; with `--model torchvision:vgg16 --data imagenet/val` the paper's own
+network and images. Bytes of the packed file, float16, as a share of the dense network's, at an
+accuracy of the dense network's less 0.5, 1, 2 and 5 points.
+
+- *Bytes*: of networks on a grid of sizes, each 0.85 of the one before (efficientnet_lite0: 0.95),
+  those of the smallest that reaches the accuracy, and between neighbours along a straight line.
+- *FlexRel*: at each size the form of the score that diverges least from the dense network on
+  calibration data, as `prune` chooses, without labels; *form* names it. *By labels*: the one most
+  accurate on labelled data that nothing is reported on.
+- The forms: magnitude, relevance, blends of the two and, of channels, OBS: the damage that a repair
+  can't make up for, which is neither (`docs/method.md`). Not repaired, `prune` tries more blends
+  and no OBS.
+- *Saving*: over the better of the two single signals, with the error of 200 draws of the n images
+  or pairs that report; it is large where a draw just misses a target and the next larger network
+  that was made is much larger.
+- Data: `benchmarks/tasks.py`, all disjoint. Unlike the training data: 3 of 10 classes; half of the
+  images with noise, half with little contrast; MiniLM, a sentence encoder, on film reviews.
+  CIFAR-10's to calibrate and to choose by are images that the networks were trained on.
+- Not in the errors: calibration data were drawn once (seed 0); the defaults were settled on the
+  same networks, by other images (*Forms*, *Choice* in `benchmarks/README.md`), but the few scores
+  that are tried with a repair by what is best in *Repair* there, on the same test images.
+"""
+ON_PEERS = f"""
+`python benchmarks/peers.py`. Channels: the same multiply-adds at most; weights: the same bytes at
+most, through one encoder, which is *packed*, float16. The best of a column is bold.
+
+- Libraries are called as their documentation does (`benchmarks/rivals.py`), the knob searched in at
+  most {methods.TRIES} calls until it is within {methods.MET:.0%} of the budget, or the next step is
+  above it, or half of the {methods.LIMIT // 60} minutes that each may take are over. Criteria
+  marked *(paper)* are written from their papers (`benchmarks/published.py`). FlexRel is called with
+  its defaults.
+- *Trained*: 40 steps of 32 of the labelled calibration samples at the rate, of three, that suits
+  each network best, or none where it is better as it is, on labelled data that nothing is reported
+  on; zeros held.
+- *At the accuracy of the best other*: the smallest network of a grid that reaches it, with any
+  number of multiply-adds; of FlexRel's own scores the one that diverges least, repaired; where it
+  is trained, OBS of channels, and of weights the product, repaired first or not, what is better on
+  that same data.
+- *File*: what is left on disk, torch.save of the state or `.flexrel`, float32, and after xz -9.
+  *Time* is that of the call, *MiB* by how much the process grew in all calls of the search; other
+  work shared the processor, so that times are rough.
+- Calibration data and batches to train on were drawn once (seed 0).
+"""
+
 
 def write():
     """Write the page and its figure."""
@@ -61,28 +106,7 @@ def _paper(blocks):
     if not blocks:
         return
     yield "## The paper's experiment"
-    yield (
-        "`python benchmarks/paper.py`; with `--model torchvision:vgg16 --data imagenet/val` the"
-        " paper's own network and images. Bytes of the packed file, float16, as a share of the "
-        "dense network's, at an accuracy of the dense network's less 0.5, 1, 2 and 5 points: of"
-        " networks on a grid of sizes, each 0.85 of the one before (efficientnet_lite0: 0.95), "
-        "the smallest that reaches it, and between neighbours along a straight line. *FlexRel* "
-        "is at each size the form that diverges least from the dense network on calibration "
-        "data, as `prune` chooses, without labels; *by labels* the one most accurate on "
-        "labelled data that nothing is reported on. The forms are magnitude, relevance, blends of "
-        "the two and, of channels, OBS: the damage that a repair can't make up for, which is "
-        "neither (`docs/method.md`); not repaired, `prune` tries more blends and no OBS. *Saving*: "
-        "of FlexRel over the better of the two single signals, with the error of 200 draws of the "
-        "n images or pairs that report; it is large where a draw just misses a target and the next "
-        "larger network that was made is much larger. *Form*: FlexRel's. One draw of calibration "
-        "data (seed 0), whose error is not in these. Data, all disjoint: `benchmarks/tasks.py`; "
-        "CIFAR-10's to calibrate and to choose by are images that the networks were trained on. "
-        "The defaults were settled on the same networks: by other images (*Forms*, *Choice* in "
-        "`benchmarks/README.md`), but the few scores that are tried with a repair by what is best "
-        "in *Repair* there, on the same test images. Unlike the training data: 3 of 10 classes; "
-        "half of the images with noise, half with little contrast; MiniLM, a sentence encoder, on "
-        "film reviews."
-    )
+    yield ON_PAPER
     if any("judged" not in block for block in blocks):
         yield (
             "† Measured before the divergence of class scores left out how confident they are, and"
@@ -140,28 +164,7 @@ def _peers(blocks):
     if not blocks:
         return
     yield "## Other libraries on the same work"
-    yield (
-        "`python benchmarks/peers.py`. Channels: the same multiply-adds at most; weights: the "
-        "same bytes at most, through one encoder, which is *packed*, float16. Each library is "
-        "called as its documentation does (`benchmarks/rivals.py`), its knob searched in at most "
-        f"{methods.TRIES} calls until it is within {methods.MET:.0%} of the budget, or the next "
-        f"step is above it, or half of the {methods.LIMIT // 60} minutes that each may take are "
-        "over; criteria marked "
-        "*(paper)* are written from their papers (`benchmarks/published.py`). FlexRel is called "
-        "with its defaults. *Trained*: 40 steps "
-        "of 32 of the labelled calibration samples at the rate, of three, that suits each network "
-        "best, or none where it is better as it is, on labelled data that nothing is reported on; "
-        "zeros held. FlexRel at "
-        "the best other's accuracy: the smallest network of a grid that reaches it, with any "
-        "number of multiply-adds; of its own scores the one that diverges least, repaired; where "
-        "it is trained, OBS of channels, and of weights the product, repaired first or not, what "
-        "is better on that same data. "
-        "*File*: what is left on disk, torch.save of the state or `.flexrel`, float32, and after "
-        "xz -9. "
-        "*Time* is that of the call, *memory* by how much the process grew in all calls of the "
-        "search; other work shared the processor, so that times are rough. One draw of "
-        "calibration data and of batches to train on (seed 0). The best of a column is bold."
-    )
+    yield ON_PEERS
     figures.methods(blocks, METHODS_FIGURE)
     yield f"![Accuracy against bytes, of FlexRel and other libraries]({METHODS_FIGURE.name})"
     for block in blocks:
