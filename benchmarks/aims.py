@@ -13,6 +13,7 @@ SMALLER = 0.60  # times the best other's bytes, at its accuracy
 GRANULARITIES = ("channel", "element")
 REPAIRS = ("none", "closed-form")
 LIKE = ("as trained", "STS-B")  # deployments like the training data
+FOUND, BLEND, LABELS = "FlexRel", "FlexRel without OBS", "FlexRel by labels"  # ways to choose
 ROLES = {  # FlexRel at the accuracy of the best other method: at which one, and how
     "FlexRel at the best's accuracy": ("score", "none trained, FlexRel repaired"),
     "FlexRel, trained, at the best's trained accuracy": ("trained", "all trained alike"),
@@ -41,10 +42,10 @@ def _beside_signals(experiments):
         ]
         if not mine:
             continue
-        each = [block["log_ratio"]["FlexRel"][-1] for block in mine]
+        each = [block["log_ratio"][FOUND][-1] for block in mine]
         found, error = _mean(each)
         planned = sum((use in LIKE) == like for _, use in tasks.PLANNED)
-        forms = [form for block in mine for form in block["forms"]["FlexRel"]]
+        forms = [form for block in mine for form in block["forms"][FOUND]]
         asked = ""
         if granularity == "channel" and not like:
             met = "met" if 1 - math.exp(found) >= SAVED else "not met"
@@ -55,6 +56,7 @@ def _beside_signals(experiments):
                 "no" if repair == "none" else "yes",
                 saving(found, error),
                 asked,
+                _without_obs(mine) if granularity == "channel" else "",
                 f"{saving(max(each)[0])} to {saving(min(each)[0])}".replace(" %", "", 1),
                 f"{len(mine)} of {planned}",
                 f"{forms.count('obs')} of {len(forms)}",
@@ -66,10 +68,19 @@ def _beside_signals(experiments):
         "Bytes that FlexRel saves over the better of the two single signals, magnitude and "
         "relevance, at the same accuracy: geometric mean over networks, uses and targets, and "
         "range over networks and uses. *Repaired*: all alike, in closed form. *By OBS*: targets "
-        "at which FlexRel's form is neither of the signals nor a blend of them."
+        "at which FlexRel's form is neither of the signals nor a blend of them; *without OBS*: "
+        "what is saved where it may not be."
     )
-    header = ["cut, in use on data", "repaired", "saved", "asked", "range"]
+    header = ["cut, in use on data", "repaired", "saved", "asked", "without OBS", "range"]
     yield common.table([*header, "networks and uses", "by OBS"], rows)
+
+
+def _without_obs(blocks):
+    """Return what is saved by blends of the signals alone, and of how many blocks if not of all."""
+    each = [block["log_ratio"][BLEND][-1] for block in blocks if BLEND in block["log_ratio"]]
+    if not each:
+        return ""
+    return saving(*_mean(each)) + ("" if len(each) == len(blocks) else f" ({len(each)})")
 
 
 def _beside_others(rivals):

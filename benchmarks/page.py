@@ -16,7 +16,8 @@ import times
 DOCS = common.HERE.parent / "docs"
 PAGE = DOCS / "results.md"
 CURVES, METHODS_FIGURE = DOCS / "curves.png", DOCS / "methods.png"
-METHODS = ("magnitude", "relevance", "FlexRel", "FlexRel, by labels")
+BYTES = ("magnitude", "relevance", aims.FOUND)
+SAVINGS = {aims.FOUND: "saving", aims.BLEND: "without OBS", aims.LABELS: "by labels"}
 
 ON_PAPER = """
 `python benchmarks/paper.py`; with `--model torchvision:vgg16 --data imagenet/val` the paper's own
@@ -27,7 +28,7 @@ accuracy of the dense network's less 0.5, 1, 2 and 5 points.
   those of the smallest that reaches the accuracy, and between neighbours along a straight line.
 - *FlexRel*: at each size the form of the score that diverges least from the dense network on
   calibration data, as `prune` chooses, without labels; *form* names it. *By labels*: the one most
-  accurate on labelled data that nothing is reported on.
+  accurate on labelled data that nothing is reported on. *Without OBS*: where OBS is not among them.
 - The forms: magnitude, relevance, blends of the two and, of channels, OBS: the damage that a repair
   can't make up for, which is neither (`docs/method.md`). Not repaired, `prune` tries more blends
   and no OBS.
@@ -137,24 +138,27 @@ def _not_run(names):
 
 def targets(blocks):
     """Return the table of what each of the experiments found."""
-    header = ["network, in use", "drop", "magnitude", "relevance", "FlexRel", "by labels"]
-    header += ["saving", "by labels", "form"]
-    return common.table(header, [row for block in blocks for row in _targets(block)])
+    names = [name for name in SAVINGS if any(name in block["log_ratio"] for block in blocks)]
+    header = ["network, in use", "drop", *BYTES, "form", *(SAVINGS[name] for name in names)]
+    return common.table(header, [row for block in blocks for row in _targets(block, names)])
 
 
-def _targets(block):
+def _targets(block, names):
     """Yield the rows of a block: one a target, and their mean."""
-    dense = block["dense"]["bytes"]
+    dense, empty = block["dense"]["bytes"], [""] * (len(BYTES) + 1)
     title = f"**{block['network']}, {block['deployment']}**: dense {dense / 1e3:,.0f} kB, "
     title += f"{100 * block['dense']['test']:.1f} %, n = {block['samples']:,}"
     title += "" if "judged" in block else " †"
-    yield [title, *[""] * 8]
+    yield [title, "", *empty, *("" for _ in names)]
+
+    def savings(at):
+        found = (block["log_ratio"].get(name) for name in names)
+        return [aims.saving(*pairs[at]) if pairs else "" for pairs in found]
+
     for at, drop in enumerate(block["drops"]):
-        cells = [f"{block['needed'][name][at] / dense:.3f}" for name in METHODS]
-        savings = [aims.saving(*block["log_ratio"][name][at]) for name in METHODS[2:]]
-        yield ["", f"{100 * drop:g}", *cells, *savings, block["forms"]["FlexRel"][at]]
-    savings = [aims.saving(*block["log_ratio"][name][-1]) for name in METHODS[2:]]
-    yield ["", "mean", *[""] * 4, *savings, ""]
+        cells = [f"{block['needed'][name][at] / dense:.3f}" for name in BYTES]
+        yield ["", f"{100 * drop:g}", *cells, block["forms"][aims.FOUND][at], *savings(at)]
+    yield ["", "mean", *empty, *savings(-1)]
 
 
 # --- other libraries ------------------------------------------------------------------------

@@ -4,7 +4,7 @@
     python benchmarks/paper.py --networks resnet56 --granularities channel --repairs none
     python benchmarks/paper.py --model torchvision:vgg16 --data imagenet/val
                                                       the paper's own network and data, if at hand
-    python benchmarks/paper.py --quick                digits alone, three forms, one target, in a
+    python benchmarks/paper.py --quick                digits alone, few forms, one target, in a
                                                       minute; needs no data
     python benchmarks/paper.py --show                 the page from the JSON alone
 
@@ -12,8 +12,8 @@ For every network, deployment and granularity, with and without the same repair,
 size are made until accuracy is 5 points below the dense network's. The targets are the dense
 network's accuracy less 0.5, 1, 2 and 5 points; what counts is the packed file at each, all files by
 one encoder, float16. At each size FlexRel is one of its forms: the one that diverges least from the
-dense network on calibration data, without labels, as `prune` chooses; or the most accurate on
-labelled data that nothing is reported on.
+dense network on calibration data, without labels, as `prune` chooses, of all or of those that are
+not OBS; or the most accurate on labelled data that nothing is reported on.
 """
 
 import argparse
@@ -35,11 +35,8 @@ import tasks
 from flexrel import OBS, FlexRel, Magnitude, Relevance
 
 SINGLE = ("magnitude", "relevance")
-QUICK = (Magnitude(), Relevance(), FlexRel())
-CHOICES = {  # how FlexRel's form is chosen: what it has least of
-    "FlexRel": lambda point: point.divergence,
-    "FlexRel, by labels": lambda point: -point.choose,
-}
+QUICK = {"channel": (Magnitude(), Relevance(), FlexRel(), OBS())}
+QUICK["element"] = QUICK["channel"][:-1]
 
 
 def forms(granularity, repair):
@@ -58,6 +55,15 @@ def forms(granularity, repair):
     return {one.name: one for one in (Magnitude(), Relevance(), *blends)}
 
 
+def choices(forms):
+    """Return, by name, how FlexRel's form is chosen: of which, and what it has least of."""
+    blends = tuple(name for name in forms if name != OBS().name)
+    found = {aims.FOUND: (tuple(forms), lambda point: point.divergence)}
+    if len(blends) < len(forms):
+        found[aims.BLEND] = blends, lambda point: point.divergence
+    return found | {aims.LABELS: (tuple(forms), lambda point: -point.choose)}
+
+
 def measure(task, granularity, repair, wanted, drops=sizes.DROPS):
     """Return a block of results: networks, bytes at every target, and what FlexRel saves."""
     began = time.monotonic()
@@ -70,8 +76,9 @@ def measure(task, granularity, repair, wanted, drops=sizes.DROPS):
 
     for name in SINGLE:
         walk(name, partial(workshop.at, name))
-    for name, key in CHOICES.items():
-        walk(name, partial(workshop.best_at, tuple(wanted), key))
+    ways = choices(wanted)
+    for name, (among, key) in ways.items():
+        walk(name, partial(workshop.best_at, among, key))
     return {
         "network": task.network,
         "deployment": task.deployment,
@@ -87,7 +94,7 @@ def measure(task, granularity, repair, wanted, drops=sizes.DROPS):
         "drops": drops,
         "needed": {n: [round(c.needed(d)) for d in drops] for n, c in curves.items()},
         "forms": {n: [c.smallest(d).form for d in drops] for n, c in curves.items()},
-        "log_ratio": {name: _ratios(curves, name, drops) for name in CHOICES},
+        "log_ratio": {name: _ratios(curves, name, drops) for name in ways},
         "points": [point.row() for point in workshop.made],
         "seconds": round(time.monotonic() - began),
         "versions": versions(),
@@ -174,7 +181,7 @@ def main():
     for task, file in () if args.show else all_tasks(args):
         for granularity, repair in itertools.product(args.granularities, args.repairs):
             print(f"{task.network}, {task.deployment}, {granularity}, {repair}", flush=True)
-            few = ({form.name: form for form in QUICK}, sizes.DROPS[-1:])
+            few = ({form.name: form for form in QUICK[granularity]}, sizes.DROPS[-1:])
             how = few if args.quick else (forms(granularity, repair),)
             block = measure(task, granularity, repair, *how)
             keep(block, file)

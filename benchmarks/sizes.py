@@ -204,8 +204,8 @@ class Curve:
     def needed(self, drop, rows=slice(None)):
         """Return the bytes at which the score is the dense network's less `drop`.
 
-        The smallest network measured that reaches it; between it and its neighbour of the grid,
-        which does not, bytes fall with the score as on a straight line, in logarithms.
+        The smallest network measured that reaches it; between it and the next smaller one
+        measured, which does not, bytes fall with the score as on a straight line, in logarithms.
 
         Args:
             drop: of the score; below 0 it is a gain.
@@ -221,11 +221,11 @@ class Curve:
             most = max(scores.values())
             raise ValueError(f"asked: {floor:.1%}; the best of {len(scores)} has {most:.1%}")
         last = max(reach)
-        here, after = self._points[last], self._points.get(last + 1)
-        if after is None or after.bytes >= here.bytes:
+        here, following = self._points[last], min((s for s in scores if s > last), default=None)
+        if following is None or self._points[following].bytes >= here.bytes:
             return here.bytes
-        way = (scores[last] - floor) / max(scores[last] - scores[last + 1], _EVEN)
-        return here.bytes * (after.bytes / here.bytes) ** min(max(way, 0.0), 1.0)
+        way = (scores[last] - floor) / max(scores[last] - scores[following], _EVEN)
+        return here.bytes * (self._points[following].bytes / here.bytes) ** min(max(way, 0.0), 1.0)
 
 
 def resampled(count, seed=0):

@@ -58,6 +58,16 @@ def test_bytes_fall_with_accuracy_as_on_a_straight_line_of_logarithms():
     assert curve.needed(0.0) == 2**19  # the smaller of the two that have 0.9
 
 
+def test_a_draw_of_samples_that_misses_a_target_is_between_the_networks_that_were_made():
+    hint = SimpleNamespace(reached=lambda _: 4)
+    shelf = Shelf([0.9, 0.9, 0.9, 0.9, 0.88, 0.4])
+    curve = shelf.curve(0.02, hints=[hint])
+    assert shelf.asked == [4, 5]
+    # of these the dense network has 12 of 12 and the one at step 4, of 2 ** 16 bytes, 10
+    rows = [*range(10), 88, 89]
+    assert curve.needed(0.02, rows) == pytest.approx(2 ** (20 - 4 * 0.02 * 12 / 2))
+
+
 def test_the_smallest_network_counts_where_a_larger_one_fails():
     hint = SimpleNamespace(reached=lambda _: 2)  # where another curve ended
     curve = Shelf([0.9, 0.7, 0.9, 0.4]).curve(0.0, hints=[hint])
@@ -121,7 +131,8 @@ def test_draws_of_samples_are_the_same_each_time():
 
 
 def experiment(network, deployment, ratio):
-    numbers = {name: [800, 700, 600, 500] for name in page.METHODS}
+    numbers = {name: [800, 700, 600, 500] for name in page.BYTES}
+    forms, saved = ["obs"] * 4, [[math.log(ratio), 0.01]] * 5
     point = {"form": "magnitude", "kept": 0.5, "test": 0.8}
     return {
         "network": network,
@@ -132,8 +143,8 @@ def experiment(network, deployment, ratio):
         "dense": {"bytes": 1000, "test": 0.9},
         "drops": [0.005, 0.01, 0.02, 0.05],
         "needed": numbers,
-        "forms": {name: ["obs"] * 4 for name in page.METHODS},
-        "log_ratio": {name: [[math.log(ratio), 0.01]] * 5 for name in page.METHODS[2:]},
+        "forms": {aims.FOUND: forms},
+        "log_ratio": {aims.FOUND: saved, aims.LABELS: saved},
         "points": [point],
         "versions": {"torch": "2"},
     }
@@ -190,13 +201,17 @@ def written(monkeypatch, folder, **files):
 
 def test_the_page_has_the_geometric_mean_of_what_was_saved(monkeypatch, tmp_path):
     halved, fifth = (experiment(n, "3 classes", r) for n, r in (("a", 0.5), ("b", 0.8)))
+    halved["log_ratio"][aims.BLEND] = [[math.log(0.9), 0.02]] * 5
     blocks = [halved, fifth, experiment("a", "as trained", 0.9)]
     text = written(monkeypatch, tmp_path, **{"paper-a": blocks, "paper-quick": [fifth] * 9})
     # 1 - sqrt(0.5 * 0.8) = 36.8 %; the ratios differ by ln 1.6 = 0.47: 0.632 * 0.47 / 2 = 14.9 %
-    unlike = "| channels, unlike the training data | yes | 37 ± 15 % | ≥ 35 %: met |"
+    unlike = "| channels, unlike the training data | yes | 37 ± 15 % | ≥ 35 %: met | 10 ± 2 % (1) |"
     assert f"{unlike} 20 to 50 % | 2 of 6 | 8 of 8 |" in text
-    like = "| channels, like the training data | yes | 10 ± 1 % | | 10 to 10 % | 1 of 4 |"
+    like = "| channels, like the training data | yes | 10 ± 1 % | | | 10 to 10 % | 1 of 4 |"
     assert f"{like} 4 of 4 |" in text
+    assert "| form | saving | without OBS | by labels |" in text
+    assert "| obs | 50 ± 0 % | 10 ± 2 % | 50 ± 0 % |" in text
+    assert "| obs | 20 ± 1 % | | 20 ± 1 % |" in text
 
 
 def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
