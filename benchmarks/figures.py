@@ -99,7 +99,7 @@ def _frame(ax, title, dense, below=BELOW):
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     ax.set_title(title, fontsize=8)
-    ax.set_ylabel("%, right", fontsize=7)
+    ax.set_ylabel("accuracy, %", fontsize=7)
     ax.tick_params(labelsize=6)
 
 
