@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from statistics import median
 
 import cases
 import common
@@ -102,7 +103,8 @@ def _beside_others(rivals):
                 _share(ratios),
                 f"≤ {100 * SMALLER:.0f} %: {'met' if found <= SMALLER else 'not met'}",
                 *(_share(each) for each in kinds.values()),
-                f"{100 * min(ratios):.0f} to {100 * max(ratios):.0f} %",
+                f"{100 * median(ratios):.0f} %",
+                f"{_digits(min(ratios))} to {_digits(max(ratios))} %",
                 f"{len(ratios)} of {len(cases.CASES)}",
             ]
         )
@@ -111,12 +113,17 @@ def _beside_others(rivals):
         return
     yield (
         "Bytes that FlexRel takes at the accuracy of the best other method of each case, as a "
-        "share of that one's, through one encoder: geometric mean and range over cases."
+        "share of that one's, through one encoder: geometric mean, median and range over cases."
     )
     kinds = (f"{cases.UNITS[kind]} alone" for kind in GRANULARITIES)
-    yield common.table(["", "of its bytes", "asked", *kinds, "range", "cases"], rows)
+    yield common.table(["", "of its bytes", "asked", *kinds, "median", "range", "cases"], rows)
     if notes:
         yield "\n".join(notes)
+
+
+def _digits(ratio):
+    """Return a ratio in percent; a tenth of a percent is told where it is one of few."""
+    return f"{100 * ratio:.{1 if ratio < 0.095 else 0}f}"
 
 
 def _share(ratios):
