@@ -103,12 +103,13 @@ def _beside_others(rivals):
                 _share(ratios),
                 f"≤ {100 * SMALLER:.0f} %: {'met' if found <= SMALLER else 'not met'}",
                 *(_share(each) for each in kinds.values()),
-                f"{100 * median(ratios):.0f} %",
-                f"{_digits(min(ratios))} to {_digits(max(ratios))} %",
+                f"{percent(median(ratios))} %",
+                f"{percent(min(ratios))} to {percent(max(ratios))} %",
                 f"{len(ratios)} of {len(cases.CASES)}",
             ]
         )
-        notes += [f"- {how[0].upper()}{how[1:]}: {why}." for why in _not_counted(rivals, role)]
+        if why := _not_counted(rivals, role):
+            notes.append(f"- {how[0].upper()}{how[1:]}: {'; '.join(why)}.")
     if not rows:
         return
     yield (
@@ -121,8 +122,8 @@ def _beside_others(rivals):
         yield "\n".join(notes)
 
 
-def _digits(ratio):
-    """Return a ratio in percent; a tenth of a percent is told where it is one of few."""
+def percent(ratio):
+    """Return a ratio in percent, to a tenth below ten."""
     return f"{100 * ratio:.{1 if ratio < 0.095 else 0}f}"
 
 
@@ -132,7 +133,7 @@ def _share(ratios):
         return ""
     found, error = _mean([(math.log(ratio), 0.0) for ratio in ratios])
     about = f" ± {100 * math.exp(found) * error:.0f}" if len(ratios) > 1 else ""
-    return f"{100 * math.exp(found):.0f}{about} %"
+    return f"{percent(math.exp(found))}{about} %"
 
 
 def missing(block):
@@ -165,7 +166,7 @@ def _not_counted(blocks, role):
     rest = [b for b in known if b not in low and b not in lost and at_best(b, role) is None]
     said = {
         "counted as 100 %: {} where FlexRel was not seen to reach that accuracy": lost,
-        "not counted: {} where the best other keeps less than half of the dense accuracy": low,
+        "not counted: {} where the best other is closer to one answer for all than to dense": low,
         "not counted: {} where it was not measured": rest,
     }
     return [why.format(len(found)) for why, found in said.items() if found]
@@ -183,9 +184,10 @@ def at_best(block, role):
 
 
 def _is_low(block, role):
-    """Return whether the best other is little better than a guess: bytes there say nothing."""
-    key = ROLES[role][0]
-    return 2 * best_other(block, key)[1][key] < block["dense"]["score"]
+    """Return whether the best other is little better than one answer to all: bytes say nothing."""
+    key, dense = ROLES[role][0], block["dense"]
+    score = best_other(block, key)[1][key]
+    return 2 * (score - dense["constant"]) < dense["score"] - dense["constant"]
 
 
 def _is_lost(block, role):

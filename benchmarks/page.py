@@ -215,7 +215,8 @@ def _said(block, role, ratio):
         macs = f", with {found['macs']:.3f} of the multiply-adds ({name} {best['macs']:.3f})"
     return (
         f"At the accuracy of the best other, {name} with {100 * best[key]:.1f} %, {when}: FlexRel "
-        f"({found['form']}) takes {found['packed'] / 1e3:,.0f} kB, {ratio:.0%} of its bytes{macs}."
+        f"({found['form']}) takes {found['packed'] / 1e3:,.0f} kB, {aims.percent(ratio)} % of its "
+        f"bytes{macs}."
     )
 
 

@@ -165,6 +165,7 @@ def _dense(case):
     outcomes = task.test(task.model)
     return {
         "score": task.test.score(outcomes),
+        "constant": task.test.constant(),
         "packed": len(encode(task.model, sizes.VALUES)),
         "samples": len(outcomes),
         "unit": task.test.unit,

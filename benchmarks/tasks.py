@@ -59,6 +59,11 @@ class Hits:
         """Return what share is right."""
         return float(np.mean(outcomes))
 
+    def constant(self):
+        """Return the score of the answer that is right most often, given to all."""
+        labels = torch.cat([labels for _, labels in self.batches])
+        return float(labels.bincount().max()) / len(labels)
+
 
 class Ranks:
     """Judges an encoder: how it ranks pairs of sentences by likeness, against what people said."""
@@ -79,6 +84,11 @@ class Ranks:
         """Return the rank correlation; 0 where all similarities are the same."""
         found = float(spearmanr(outcomes[:, 0], outcomes[:, 1])[0])
         return found if np.isfinite(found) else 0.0
+
+    @staticmethod
+    def constant():
+        """Return the score of likeness that is the same for all pairs."""
+        return 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -177,6 +177,11 @@ def test_images_that_report_are_corrupted_as_those_that_calibrate():
     assert flattened(made.calibration) == flattened(made.test.batches) == 0.5
 
 
+def test_one_answer_for_all_is_right_as_often_as_it_is_given():
+    batches = [(None, torch.tensor([0, 2, 2])), (None, torch.tensor([2, 1]))]
+    assert tasks.Hits(batches).constant() == 3 / 5
+
+
 def method(score, packed, trained):
     sizes_ = dict.fromkeys(("file", "xz"), packed)
     return sizes_ | {
@@ -229,13 +234,13 @@ def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
     }
     failures = {name: {"failure": "no"} for name in methods.names("a", "element")}
     block = {"case": "a, b", "dense": {"score": 0.9, "packed": 1000, "samples": 100}}
-    block["dense"]["unit"] = "top-1"
+    block["dense"] |= {"unit": "top-1", "constant": 0.4}
     block |= {"network": "a", "granularity": "element", "versions": {"torch": "2"}, "threads": 1}
 
     def beside(rows):
         return block | {"rows": {**failures, **rows}}
 
-    low = beside({"NNCF": method(0.4, 400, 0.4)})
+    low = beside({"NNCF": method(0.64, 400, 0.64)})  # less than halfway from 0.4 to 0.9
     failed = {role: {"failure": "took longer than 900 s"} for role in aims.ROLES}
     failed = beside({"NNCF": method(0.7, 400, 0.7), **failed})
     unknown = beside({"NNCF": method(0.7, 400, 0.7)})
@@ -253,7 +258,7 @@ def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
     text = written(monkeypatch, tmp_path, peers=blocks)
     why = (
         "counted as 100 %: 1 where FlexRel was not seen to reach that accuracy",
-        "not counted: 2 where the best other keeps less than half of the dense accuracy",
+        "not counted: 2 where the best other is closer to one answer for all than to dense",
         "not counted: 1 where it was not measured",
     )
     # 1/4, 1 and 1 for the failure: 0.25 ** (1/3) = 63 %; logarithms ln 4 = 1.39 apart, one of them
@@ -263,9 +268,8 @@ def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
     # 0.8, 0.8 and 1: 0.8 ** (2/3) = 86 %; ln 1.25 / 3 = 0.074: 6 %
     alike = "| all trained alike | 86 ± 6 % | ≤ 60 %: not met | | 86 ± 6 % |"
     assert f"{alike} 80 % | 80 to 100 % | 3 of 10 |" in text
-    for reason in why:
-        assert text.count(f"- None trained, FlexRel repaired: {reason}.") == 1
-        assert text.count(f"- All trained alike: {reason}.") == 1
+    assert text.count(f"- None trained, FlexRel repaired: {'; '.join(why)}.") == 1
+    assert text.count(f"- All trained alike: {'; '.join(why)}.") == 1
     assert "Not run: torch.nn.utils.prune; fasterai;" in text
     assert "- NNCF: ValueError: no" in text
     assert "| FlexRel | **90.0 ± 3.0** | **90.0 ± 3.0** |" in text
