@@ -70,7 +70,8 @@ def _beside_signals(experiments):
         "relevance, at the same accuracy: geometric mean over networks, uses and targets, and "
         "range over networks and uses. *Repaired*: all alike, in closed form. *By OBS*: targets "
         "at which FlexRel's form is neither of the signals nor a blend of them; *without OBS*: "
-        "what is saved where it may not be."
+        "what is saved where it may not be, and of how many networks and uses that is known if not "
+        "of all."
     )
     header = ["cut, in use on data", "repaired", "saved", "asked", "without OBS", "range"]
     yield common.table([*header, "networks and uses", "by OBS"], rows)
