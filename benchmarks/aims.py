@@ -45,6 +45,7 @@ def _beside_signals(experiments):
             continue
         each = [block["log_ratio"][FOUND][-1] for block in mine]
         found, error = _mean(each)
+        least, most = (100 * (1 - math.exp(ratio)) for ratio, _ in (max(each), min(each)))
         planned = sum((use in LIKE) == like for _, use in tasks.PLANNED)
         forms = [form for block in mine for form in block["forms"][FOUND]]
         asked = ""
@@ -58,7 +59,7 @@ def _beside_signals(experiments):
                 saving(found, error),
                 asked,
                 _without_obs(mine) if granularity == "channel" else "",
-                f"{saving(max(each)[0])} to {saving(min(each)[0])}".replace(" %", "", 1),
+                f"{least:.0f} to {most:.0f} %",
                 f"{len(mine)} of {planned}",
                 f"{forms.count('obs')} of {len(forms)}",
             ]
@@ -152,11 +153,10 @@ def _mean(pairs):
     return mean, max(own, spread)
 
 
-def saving(log_ratio, error=None):
-    """Return a saving in percent, from the logarithm of bytes over others' bytes and its error."""
+def saving(log_ratio, error):
+    """Return a saving in percent with its error, from a logarithm of bytes over others' bytes."""
     ratio = math.exp(log_ratio)
-    about = "" if error is None else f" ± {100 * ratio * error:.0f}"
-    return f"{100 * (1 - ratio):.0f}{about} %"
+    return f"{100 * (1 - ratio):.0f} ± {100 * ratio * error:.0f} %"
 
 
 def _not_counted(blocks, role):

@@ -33,8 +33,9 @@ accuracy of the dense network's less 0.5, 1, 2 and 5 points.
   can't make up for, which is neither (`docs/method.md`). Not repaired, `prune` tries more blends
   and no OBS.
 - *Saving*: over the better of the two single signals, with the error of 200 draws of the n images
-  or pairs that report; it is large where a draw just misses a target and the next larger network
-  that was made is much larger.
+  or pairs that report. In most blocks, measured before draws were interpolated between all networks
+  that were made, it is too large where a draw just misses a target and the next larger network is
+  much larger.
 - Data: `benchmarks/tasks.py`, all disjoint. Unlike the training data: 3 of 10 classes; half of the
   images with noise, half with little contrast; MiniLM, a sentence encoder, on film reviews (SST-2).
   Accuracy is the share of right answers, on STS-B Spearman's rank correlation. CIFAR-10's to
