@@ -131,6 +131,45 @@ def test_weights_outside_their_support_stay_zero_and_the_others_are_fitted(seed,
         assert np.isclose(found.bias[group, output], slow[-1], atol=tolerance)
 
 
+@few_examples
+@given(
+    seed=st.integers(0, 99),
+    groups=st.integers(1, 3),
+    inputs=st.sampled_from([1, 4, 7, 40]),
+    share=st.sampled_from([0.0, 0.1, 0.25, 0.4, 1.0]),
+    free=st.booleans(),
+    entries=st.sampled_from([1, 50, 10**6]),
+)
+def test_each_output_has_the_ridge_regression_of_its_own_support(
+    seed, groups, inputs, share, free, entries
+):
+    """The slow twin: one system after the other, however many the solver holds at a time."""
+    x, y, weight, bias = problem(200, groups, inputs, outputs=9, noise=0.5, seed=seed)
+    support = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < share
+    now = (weight + 9.0) * support
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flexrel.recover.solve._ENTRIES", entries)
+        found = solve(*split(x, y), now, bias, free_bias=free, support=support)
+
+    if found.ridge is None:
+        assert not support.any()
+        return
+    goals = y.view(len(x), groups, -1)
+    for group, output in np.ndindex(groups, 9):
+        there = support[group, output].numpy()
+        left, right = x[:, group].numpy()[:, there], goals[:, group, output].numpy()
+        size = (left.var(0) if free else (left**2).mean(0)) ** 0.5
+        pull = np.diag(size) * (found.ridge * len(x)) ** 0.5
+        left = left - left.mean(0) * free
+        right = right - (right.mean() if free else bias[group, output].item())
+        towards = pull @ now[group, output].numpy()[there]
+        slow = np.linalg.lstsq(np.vstack([left, pull]), np.append(right, towards), rcond=None)[0]
+        near = 1e-9 if there.sum() <= inputs / 4 else 1e-3  # exactly, or by steps
+        assert np.allclose(found.weight[group, output].numpy()[there], slow, atol=near)
+        assert not found.weight[group, output].numpy()[~there].any()
+
+
 @pytest.mark.parametrize("free", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 def test_weights_stay_bit_for_bit_where_held_out_rows_say_that_nothing_helps(free, masked):

@@ -15,6 +15,8 @@ from flexrel.moments import Moments
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _TRIED = 64  # outputs on which the ridge is chosen, where each is solved by itself
+_FEW = 0.25  # of the inputs: an output with fewer is solved exactly, which is quicker than steps
+_ENTRIES = 2**23  # of all systems that are solved at the same time
 _STEPS = 60  # of conjugate gradients, at most
 _ROUGH, _CLOSE = 1e-4, 1e-10  # of the squared gradient, at which they end: to judge by; to keep
 _SMALL = 1e-8  # of the mean square of the inputs: counts as no input
@@ -188,10 +190,53 @@ def _exact(xx: Tensor, left: Tensor) -> Tensor:
 
 
 def _within(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Tensor) -> Tensor:
-    """Return the change on the support alone that does best, by conjugate gradients.
+    """Return the change on the support alone that does best: `[g, j, k]`.
 
-    Each output has a support, so a system, of its own; all take their steps together, from the
-    change that is given.
+    Each output has a support, so a system, of its own. One with few inputs is solved exactly, the
+    others by steps from the change that is given.
+    """
+    few = support.sum(2) <= _FEW * support.shape[2]
+    some = ~few.all(0)
+    change[:, some] = _by_steps(xx, left[:, some], support[:, some], close, change[:, some])
+    change[few] = _solved(xx, left[few], support[few], few.nonzero()[:, 0])
+    return change
+
+
+def _solved(xx: Tensor, left: Tensor, support: Tensor, groups: Tensor) -> Tensor:
+    """Return the change on the support that does best, of some outputs, each by itself.
+
+    Args:
+        xx: `[g, k, k]`.
+        left: `[n, k]`, of `n` outputs.
+        support: likewise.
+        groups: `[n]`: of each output.
+
+    Returns:
+        `[n, k]`; NaN where rounding makes a system indefinite.
+    """
+    change = torch.zeros_like(left)
+    counts = support.sum(1)
+    waiting = counts.argsort(descending=True)[: int(counts.count_nonzero())]
+    while len(waiting):  # those of like size together, padded by equations of their own
+        width = int(counts[waiting[0]])
+        rows, waiting = waiting.tensor_split([max(_ENTRIES // width**2, 1)])
+        real = torch.arange(width, device=rows.device) < counts[rows, None]
+        at = torch.zeros_like(real, dtype=torch.int64)
+        at[real] = support[rows].nonzero()[:, 1]
+        system = xx[groups[rows, None, None], at[:, :, None], at[:, None, :]]
+        system.masked_fill_(~(real[:, :, None] & real[:, None, :]), 0)
+        system.diagonal(dim1=1, dim2=2).masked_fill_(~real, 1)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        found = torch.cholesky_solve(left[rows].gather(1, at)[:, :, None], factor).squeeze(2)
+        found.masked_fill_(failed[:, None] > 0, torch.nan)
+        change[rows[:, None].expand_as(at)[real], at[real]] = found[real]
+    return change
+
+
+def _by_steps(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Tensor) -> Tensor:
+    """Return the change on the support alone that does best, nearly, by conjugate gradients.
+
+    All outputs take their steps together, from the change that is given.
     """
     goal = close * left.masked_fill(~support, 0).square().sum(2, keepdim=True)
     rest = (left - change @ xx).masked_fill_(~support, 0)
