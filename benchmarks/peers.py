@@ -41,7 +41,7 @@ from flexrel.pack import encode
 from training import best_trained
 
 TRAINED = "FlexRel, trained, at the best's trained accuracy"  # of `aims.ROLES`
-WALK = 3600  # seconds for FlexRel's walk down to an accuracy
+WALK = 7200  # seconds for FlexRel's walk down to an accuracy
 MEBI = 2**20
 
 
