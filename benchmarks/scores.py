@@ -1,6 +1,5 @@
 """Forms of the score that `forms.py` compares, written as any user could write one."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -158,7 +157,7 @@ def of_channels(task):
         alone("over MACs^0.5", sample, 0.5, macs),
         anew(task),
         *(FlexRel(delta) for delta in (0.1, 0.5, 0.7, 0.9)),
-        dataclasses.replace(FlexRel(0.5, scale="rank")),
+        FlexRel(0.5, scale="rank"),
         *(product(delta, power) for delta in (1 / 3, 2 / 3) for power in (0.25, 0.5)),
         Form("product, share by layer", by_layer),
         OBS(),
@@ -191,9 +190,9 @@ def each(name, of):
     return Form(name, lambda evidence: map(of, evidence))
 
 
-def joined(delta, part="positive"):
-    """Return the product of magnitude and relevance, each as it is."""
-    return lambda site: site.magnitude() ** (1 - delta) * site.relevance(part) ** delta
+def joined(site):
+    """Return the product of magnitude and relevance, each as it is, its share of relevance 1/3."""
+    return site.magnitude() ** (2 / 3) * site.relevance("positive") ** (1 / 3)
 
 
 def spread(site):
@@ -218,9 +217,9 @@ def of_weights(_task):
         *(FlexRel(0.5, scale=scale) for scale in ("layer", "mean", "rank")),
         *(FlexRel(delta, "product") for delta in (0.2, 1 / 3, 0.5, 2 / 3)),
         FlexRel(1 / 3, "product", part="absolute"),
-        each("product 0.33, as it is", joined(1 / 3)),
-        each("product 0.33, over its norm", lambda site: norm_of(joined(1 / 3)(site))),
-        each("product 0.33, LAMP of it", lambda site: lamp_of(joined(1 / 3)(site))),
+        each("product 0.33, as it is", joined),
+        each("product 0.33, over its norm", lambda site: norm_of(joined(site))),
+        each("product 0.33, LAMP of it", lambda site: lamp_of(joined(site))),
         each("product, share by layer", spread),
         OBS(),
     ]

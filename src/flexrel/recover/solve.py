@@ -15,7 +15,7 @@ from flexrel.moments import Moments
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _TRIED = 64  # outputs on which the ridge is chosen, where each is solved by itself
-_FEW = 0.25  # of the inputs: an output with fewer is solved exactly, which is quicker than steps
+_FEW = 0.25  # of the inputs: outputs with no more are solved exactly, quicker than by steps
 _ENTRIES = 2**23  # of all systems that are solved at the same time
 _STEPS = 60  # of conjugate gradients, at most
 _ROUGH, _CLOSE = 1e-4, 1e-10  # of the squared gradient, at which they end: to judge by; to keep
