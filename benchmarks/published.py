@@ -130,14 +130,18 @@ def _sparse_rows(rows, squares, kept):
     return rows
 
 
+def lamp_scores(values):
+    """Return each value's square over the sum of those of its tensor that are no smaller."""
+    squares = values.detach().flatten().double().square()
+    order = squares.argsort(stable=True)
+    rest = squares[order].flip(0).cumsum(0).flip(0).clamp(min=1e-300)
+    found = torch.empty_like(squares).index_copy_(0, order, squares[order] / rest)
+    return found.view_as(values)
+
+
 def lamp_(model, _inputs, kept):
     """Keep the weights with the largest square over the sum of all squares no smaller."""
-    scores = {}
-    for name, layer in layers_of(model).items():
-        squares = layer.weight.detach().flatten().double().square()
-        order = squares.argsort(stable=True)
-        rest = squares[order].flip(0).cumsum(0).flip(0)
-        scores[name] = torch.empty_like(squares).index_copy_(0, order, squares[order] / rest)
+    scores = {n: lamp_scores(layer.weight).flatten() for n, layer in layers_of(model).items()}
     whole = torch.cat(list(scores.values()))
     floor = whole.kthvalue(max(1, round((1 - kept) * len(whole)))).values
     for name, layer in layers_of(model).items():

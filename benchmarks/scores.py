@@ -14,6 +14,7 @@ from flexrel.criteria import scores_of
 from flexrel.records import layer_of
 from flexrel.search import least_removal
 from flexrel.structure import analyse, named_tensors
+from published import lamp_scores
 
 EARLIER = 0.7  # of the parameters: where relevance is measured anew
 
@@ -173,18 +174,6 @@ def norm_of(values):
     return values / values.norm().clamp(min=1e-30)
 
 
-def lamp_of(values):
-    """Return each value's square over the sum of those of its tensor that are no smaller.
-
-    Source:
-        Lee et al., 2021 (LAMP), for magnitude.
-    """
-    squares, order = values.flatten().square().sort()
-    sums = squares.flip(0).cumsum(0).flip(0)
-    scores = squares / sums.clamp(min=1e-30)
-    return torch.empty_like(scores).index_copy_(0, order, scores).view_as(values)
-
-
 def each(name, of):
     """Return the form of which each site's scores are made of that site's evidence."""
     return Form(name, lambda evidence: map(of, evidence))
@@ -210,7 +199,7 @@ def of_weights(_task):
         Relevance(),
         *(Magnitude(scale) for scale in ("layer", "mean", "rank")),
         each("magnitude over its norm", lambda site: norm_of(site.magnitude())),
-        each("LAMP of magnitude", lambda site: lamp_of(site.magnitude())),
+        each("LAMP of magnitude", lambda site: lamp_scores(site.magnitude())),
         Relevance(scale="mean"),
         *(Relevance(part) for part in ("absolute", "sum")),
         *(FlexRel(delta) for delta in (0.1, 0.5, 0.9)),
@@ -219,7 +208,7 @@ def of_weights(_task):
         FlexRel(1 / 3, "product", part="absolute"),
         each("product 0.33, as it is", joined),
         each("product 0.33, over its norm", lambda site: norm_of(joined(site))),
-        each("product 0.33, LAMP of it", lambda site: lamp_of(joined(site))),
+        each("product 0.33, LAMP of it", lambda site: lamp_scores(joined(site))),
         each("product, share by layer", spread),
         OBS(),
     ]
