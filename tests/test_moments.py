@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at, samples_at
+from flexrel.moments import (
+    Moments,
+    RunningMoments,
+    drawn_rows,
+    inputs_at,
+    moments,
+    outputs_at,
+    samples_at,
+)
 from flexrel.relevance import Geometry
 
 few_examples = settings(max_examples=60, deadline=None, derandomize=True)
@@ -214,6 +222,33 @@ def test_moments_of_parts_add_up(first, second, seed):
     parts = moments(inputs[:first], goals[:first]) + moments(inputs[first:], goals[first:])
 
     assert close(parts, moments(inputs, goals))
+
+
+@few_examples
+@given(batches=st.lists(st.integers(0, 9), max_size=9), inputs=st.integers(1, 12))
+def test_running_moments_are_those_of_all_rows_at_once(batches, inputs):
+    rows, goals = normal(sum(batches), 2, inputs), normal(sum(batches), 4, seed=1)
+    running = RunningMoments()
+    for x, y in zip(rows.split(batches), goals.split(batches), strict=True):
+        running.add_(x, y)
+    found = running.total()
+
+    assert (found is None) == (sum(batches) == 0)
+    assert found is None or close(found, moments(rows, goals))
+    assert found is running.total()  # nothing is counted twice
+
+
+def test_running_moments_make_few_products_of_small_batches(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "flexrel.moments.moments", lambda *rows: made.append(rows) or moments(*rows)
+    )
+    running = RunningMoments()
+    for x in normal(105, 1, 10).split(1):
+        running.add_(x, x[:, 0])
+
+    assert running.total().rows == 105
+    assert len(made) == 11
 
 
 def test_centred_is_the_covariance_of_numpy():

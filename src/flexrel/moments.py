@@ -142,8 +142,8 @@ class Moments:
             self.rows,
             x,
             y,
-            self.xx / count - x[:, :, None] * x[:, None, :],
-            self.xy / count - x[:, :, None] * y[:, None, :],
+            torch.baddbmm(self.xx, x[:, :, None], x[:, None, :], beta=1 / count, alpha=-1),
+            torch.baddbmm(self.xy, x[:, :, None], y[:, None, :], beta=1 / count, alpha=-1),
             self.yy / count - y.square(),
         )
 
@@ -172,3 +172,36 @@ def moments(
         (x.mT @ y).to(dtype),
         y.to(dtype).square().sum(1),
     )
+
+
+class RunningMoments:
+    """Second moments of rows that come a few at a time.
+
+    Rows wait until there are as many as inputs, so that the passes over the moments, which are
+    inputs by inputs, are few however small the batches.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Moments | None = None
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def add_(self, inputs: Float[Tensor, "rows g k"], goals: Float[Tensor, "rows out"]) -> None:
+        """Take in some rows, as `moments` does."""
+        if not len(inputs):
+            return
+        self._waiting.append((inputs, goals))
+        if sum(len(rows) for rows, _ in self._waiting) >= inputs.shape[2]:
+            self._flush_()
+
+    def total(self) -> Moments | None:
+        """Return the moments of all rows that came; None of none."""
+        self._flush_()
+        return self._sum
+
+    def _flush_(self) -> None:
+        if not self._waiting:
+            return
+        inputs, goals = (torch.cat(found) for found in zip(*self._waiting, strict=True))
+        self._waiting = []
+        found = moments(inputs, goals)
+        self._sum = found if self._sum is None else self._sum + found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.batches import Batch, RawBatch, first_samples, read_batches
-from flexrel.moments import Moments, drawn_rows, inputs_at, moments, outputs_at, samples_at
+from flexrel.moments import RunningMoments, drawn_rows, inputs_at, outputs_at, samples_at
 from flexrel.records import Plan, Progress, silent, weight_of
 from flexrel.recover.passing import Passing, Stop
 from flexrel.recover.rounding import round_solution
@@ -184,8 +184,7 @@ class _Repair:
         groups = geometry.groups if geometry else 1
         inputs = weight[0].numel()
         most = max(min(_ROWS, int(_ENTRIES / (groups * inputs))), _ROWS_AN_INPUT * inputs)
-        fit: Moments | None = None
-        check: Moments | None = None
+        fitted, judged = RunningMoments(), RunningMoments()
         apart = size = 0.0
         seen = 0
         self.changed = False
@@ -199,14 +198,11 @@ class _Repair:
             numbers = samples_at(left.outputs, geometry, rows, count) + seen
             held = numbers % HELD_OUT == HELD_OUT - 1
             taken = inputs_at(left.call.inputs, weight, geometry, rows)
-            for part in (~held, held):
-                of = moments(taken[part].float(), goals[part].float())
-                if part is held:
-                    check = of if check is None else check + of
-                else:
-                    fit = of if fit is None else fit + of
+            for part, to in ((~held, fitted), (held, judged)):
+                to.add_(taken[part].float(), goals[part].float())
             seen += count
-        if fit is None or check is None or not check.rows:
+        fit, check = fitted.total(), judged.total()
+        if fit is None or check is None:
             return None
         rounds = self.largest is not None and not use.transposed  # the file scales by axis 0
         if apart <= _SAME**2 * size and not rounds:

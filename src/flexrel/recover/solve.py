@@ -72,81 +72,68 @@ def solve(
         free_bias: whether the bias can change.
         support: which weights may be other than 0; None: all.
     """
-    problem = _Problem(fit, check, weight.double(), bias.double(), free_bias, support)
+    old = weight.double(), bias.double()
+    system, judge = _system(fit, *old, free_bias=free_bias), check.centred()
     ridges: tuple[float | None, ...] = (None, *RIDGES) if free_bias else RIDGES
     if support is not None and weight.shape[1] > _TRIED:
         some = torch.linspace(0, weight.shape[1] - 1, _TRIED).round().long()
-        tried = _best_of(ridges, problem.of(some))
+        tried = _best_of(ridges, system.of(some), support[:, some], judge.of(some))
         ridges = (tried.ridge,) if tried.after < tried.before else ()
-    best = _best_of(ridges, problem)
+    best = _best_of(ridges, system, support, judge)
     if not best.after < best.before:
         return best
-    every = problem.system(fit + check)
+    every = _system(fit + check, *old, free_bias=free_bias)
     found = every.best(best.ridge, support, close=_CLOSE, start=best.weight)
     if not found.isfinite().all():  # of inputs that hardly vary, rounding leaves little
         found = best.weight
-    return replace(best, weight=found, bias=every.bias(found))
+    return replace(best, weight=found, bias=every.bias_of(found))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Problem:
-    """What `solve` is asked, of all outputs or of some."""
-
-    fit: Moments
-    check: Moments
-    weight: Tensor
-    bias: Tensor
-    free_bias: bool
-    support: Tensor | None
-
-    def of(self, outputs: Tensor) -> "_Problem":
-        """Return the problem of some of the outputs, each solved by itself."""
-        support = None if self.support is None else self.support[:, outputs]
-        rows = self.fit.of(outputs), self.check.of(outputs)
-        return _Problem(
-            *rows, self.weight[:, outputs], self.bias[:, outputs], self.free_bias, support
-        )
-
-    def system(self, rows: Moments) -> "_System":
-        """Return the normal equations on some rows."""
-        return _System(rows, self.weight, self.bias, self.free_bias)
-
-
-def _best_of(ridges: Sequence[float | None], problem: _Problem) -> Solution:
-    """Return what does best on the rows held out, fitted to the others alone.
+def _best_of(
+    ridges: Sequence[float | None], system: "_System", support: Tensor | None, judge: Moments
+) -> Solution:
+    """Return what does best on the rows that judge, fitted to the others alone.
 
     No ridge at all is the bias alone; where nothing is better, the layer stays as it is.
     """
-    judge = problem.check.centred()
-    before = _error(problem.weight, problem.bias, judge)
-    best = Solution(problem.weight, problem.bias, None, before, before)
-    system = problem.system(problem.fit)
+    before = _error(system.weight, system.bias, judge)
+    best = Solution(system.weight, system.bias, None, before, before)
     for ridge in ridges:
-        found = system.best(ridge, problem.support)
-        bias = system.bias(found)
+        found = system.best(ridge, support)
+        bias = system.bias_of(found)
         error = _error(found, bias, judge)
         if error < best.after:
             best = Solution(found, bias, ridge, before, error)
     return best
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _System:
-    """The normal equations of a layer on some rows, for the change of its weights."""
+    """The normal equations of a layer on some rows, for the change of its weights.
 
-    def __init__(self, rows: Moments, weight: Tensor, bias: Tensor, free_bias: bool) -> None:  # noqa: FBT001
-        self._weight, self._bias, self._free = weight, bias, free_bias
-        if free_bias:
-            m = rows.centred()
-            self._x, self._y = m.x, m.y
-            xx, xy = m.xx, m.xy
-        else:
-            xx = rows.xx / rows.rows
-            xy = (rows.xy - rows.x[:, :, None] * bias[:, None, :]) / rows.rows
-        size = xx.diagonal(dim1=1, dim2=2).clamp_min(0)
-        floor = _SMALL * size.mean(1, keepdim=True).clamp_min(1e-30)
-        self._scale = (size + floor).rsqrt()[:, None, :]  # [g, 1, k]
-        self._left = (xy.mT - weight @ xx) * self._scale
-        self._xx = xx.mul_(self._scale).mul_(self._scale.mT)
+    Attributes:
+        weight: `[g, j, k]`, as it is.
+        bias: `[g, j]`, as it is.
+        means: of inputs and outputs, `[g, k]` and `[g, j]`; None: the bias can't change.
+        scale: `[g, 1, k]`, that makes inputs of unit size.
+        xx: `[g, k, k]`, of inputs so scaled; its diagonal has the last ridge that was asked for.
+        diagonal: `[g, k]`, without a ridge.
+        left: `[g, j, k]`, what the change times `xx` should be.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    means: tuple[Tensor, Tensor] | None
+    scale: Tensor
+    xx: Tensor
+    diagonal: Tensor
+    left: Tensor
+
+    def of(self, outputs: Tensor) -> "_System":
+        """Return the equations of some of the outputs, with the same inputs."""
+        means = self.means and (self.means[0], self.means[1][:, outputs])
+        weight, bias = self.weight[:, outputs], self.bias[:, outputs]
+        return replace(self, weight=weight, bias=bias, means=means, left=self.left[:, outputs])
 
     def best(
         self,
@@ -165,20 +152,37 @@ class _System:
             start: weights that the steps begin at.
         """
         if ridge is None:
-            return self._weight
-        xx = self._xx.clone()
-        xx.diagonal(dim1=1, dim2=2).add_(ridge)
-        left = self._left
+            return self.weight
+        self.xx.diagonal(dim1=1, dim2=2).copy_(self.diagonal + ridge)
         if support is None:
-            return self._weight + _exact(xx, left) * self._scale
-        begun = torch.zeros_like(left) if start is None else (start - self._weight) / self._scale
-        return self._weight + _within(xx, left, support, close, begun) * self._scale
+            return self.weight + _exact(self.xx, self.left) * self.scale
+        begun = torch.zeros_like(self.left) if start is None else (start - self.weight) / self.scale
+        return self.weight + _within(self.xx, self.left, support, close, begun) * self.scale
 
-    def bias(self, weight: Tensor) -> Tensor:
+    def bias_of(self, weight: Tensor) -> Tensor:
         """Return the bias that does best with such weights, or that which can't change."""
-        if not self._free:
-            return self._bias
-        return self._y - (weight @ self._x[:, :, None]).squeeze(2)
+        if self.means is None:
+            return self.bias
+        x, y = self.means
+        return y - (weight @ x[:, :, None]).squeeze(2)
+
+
+def _system(rows: Moments, weight: Tensor, bias: Tensor, *, free_bias: bool) -> _System:
+    """Return the normal equations on some rows."""
+    means = None
+    if free_bias:
+        m = rows.centred()
+        means, xx, xy = (m.x, m.y), m.xx, m.xy
+    else:
+        xx = rows.xx / rows.rows
+        xy = (rows.xy - rows.x[:, :, None] * bias[:, None, :]) / rows.rows
+    size = xx.diagonal(dim1=1, dim2=2).clamp_min(0)
+    floor = _SMALL * size.mean(1, keepdim=True).clamp_min(1e-30)
+    scale = (size + floor).rsqrt()[:, None, :]
+    left = (xy.mT - weight @ xx) * scale
+    xx.mul_(scale).mul_(scale.mT)
+    diagonal = xx.diagonal(dim1=1, dim2=2).clone()
+    return _System(weight, bias, means, scale, xx, diagonal, left)
 
 
 def _exact(xx: Tensor, left: Tensor) -> Tensor:
@@ -223,7 +227,8 @@ def _solved(xx: Tensor, left: Tensor, support: Tensor, groups: Tensor) -> Tensor
         real = torch.arange(width, device=rows.device) < counts[rows, None]
         at = torch.zeros_like(real, dtype=torch.int64)
         at[real] = support[rows].nonzero()[:, 1]
-        system = xx[groups[rows, None, None], at[:, :, None], at[:, None, :]]
+        lines = (groups[rows, None] * xx.shape[1] + at) * xx.shape[2]
+        system = xx.take(lines[:, :, None] + at[:, None, :])
         system.masked_fill_(~(real[:, :, None] & real[:, None, :]), 0)
         system.diagonal(dim1=1, dim2=2).masked_fill_(~real, 1)
         factor, failed = torch.linalg.cholesky_ex(system)
