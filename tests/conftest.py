@@ -3,10 +3,15 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Torch waits for its threads longer than it takes to compute with such tiny tensors. It reads
 # this when it is loaded, also in subprocesses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes, to make or to run, is no promise: it fails on a busy machine.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_layers_on_tokens_cost_their_multiply_adds_for_every_token():
     assert cost.macs(structure) == 7 * (12 + 8)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(model=networks(), seed=st.integers(0, 10**6))
 def test_elements_counted_are_those_left_in_the_pruned_network(model, seed):
     with torch.no_grad():

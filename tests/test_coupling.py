@@ -45,7 +45,7 @@ from networks import (
 )
 
 seeds = st.integers(0, 10**6)
-examples = settings(max_examples=40, deadline=None, derandomize=True)
+examples = settings(max_examples=40, derandomize=True)
 
 
 def read(model, inputs, granularity="channel"):

@@ -103,7 +103,7 @@ def assert_scores(found, expected):
 # --- definitions --------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn_cases(), st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 0.9, 1.0]), st.sampled_from(PARTS))
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_sum_is_what_the_paper_says_on_every_scale(scale, drawn, delta, part):
@@ -118,7 +118,7 @@ def test_the_sum_is_what_the_paper_says_on_every_scale(scale, drawn, delta, part
         assert_scores(found, slow.sum_blend(layers, delta, scale))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn_cases(), st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 0.9, 1.0]), st.sampled_from(UNSIGNED))
 def test_the_product_is_as_defined(drawn, delta, part):
     case = built(drawn)
@@ -127,7 +127,7 @@ def test_the_product_is_as_defined(drawn, delta, part):
     assert_scores(found, slow.product_blend(case.layers(part), delta))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn_cases(), st.sampled_from(PARTS))
 def test_magnitude_and_relevance_alone_are_as_they_are(drawn, part):
     case = built(drawn)
@@ -137,7 +137,7 @@ def test_magnitude_and_relevance_alone_are_as_they_are(drawn, part):
     assert_scores(case.scores(Relevance(part)), [layer["relevance"] for layer in layers])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn_cases(), st.sampled_from(PARTS), st.sampled_from(["layer", "mean", "rank"]))
 def test_signals_are_brought_to_a_common_scale_on_request(drawn, part, scale):
     case = built(drawn)
@@ -169,7 +169,7 @@ def test_a_blend_by_hand():
 # --- the ends of the blend ----------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn_cases(ANY), st.sampled_from(UNSIGNED))
 @pytest.mark.parametrize("blend", BLENDS)
 def test_delta_0_orders_exactly_as_magnitude(blend, drawn, part):
@@ -179,7 +179,7 @@ def test_delta_0_orders_exactly_as_magnitude(blend, drawn, part):
     assert order(blended) == order(case.scores(Magnitude()))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn_cases(ANY), st.sampled_from(PARTS), st.sampled_from(SCALES))
 def test_delta_0_orders_exactly_as_magnitude_on_every_scale(drawn, part, scale):
     case = built(drawn)
@@ -188,7 +188,7 @@ def test_delta_0_orders_exactly_as_magnitude_on_every_scale(drawn, part, scale):
     assert order(blended) == order(case.scores(Magnitude(scale)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn_cases(ANY), st.sampled_from(PARTS), st.sampled_from(SCALES))
 def test_delta_1_of_the_sum_orders_exactly_as_relevance(drawn, part, scale):
     case = built(drawn)
@@ -197,7 +197,7 @@ def test_delta_1_of_the_sum_orders_exactly_as_relevance(drawn, part, scale):
     assert order(blended) == order(case.scores(Relevance(part, scale)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn_cases(ANY), st.sampled_from(UNSIGNED))
 def test_delta_1_of_the_product_orders_exactly_as_relevance_over_its_layers_mean(drawn, part):
     case = built(drawn)
@@ -249,7 +249,7 @@ def test_constant_and_zero_evidence_makes_finite_scores(criterion, weight, relev
     assert joined(scores).isfinite().all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(drawn_cases(ANY), st.sampled_from(CRITERIA))
 def test_scores_are_never_nan_and_change_nothing(drawn, criterion):
     case = built(drawn)

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -94,7 +94,6 @@ def test_a_dense_network_that_can_lose_nothing_counts_itself():
     st.sampled_from([0.01, 0.05, 0.2]),
     st.integers(0, 12),
 )
-@settings(deadline=None)
 def test_the_last_network_that_reaches_a_target_is_found(falls, drop, guess):
     scores = [0.9, *(score / 100 for score in sorted(falls, reverse=True))]
     shelf = Shelf(scores)

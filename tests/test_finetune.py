@@ -33,7 +33,7 @@ from trainings import (
     weights,
 )
 
-drawn = settings(max_examples=12, deadline=None, derandomize=True)
+drawn = settings(max_examples=12, derandomize=True)
 
 
 def looking(look):

@@ -22,7 +22,6 @@ from trainings import adam, labelled, perceptron, pruned, same, sgd, weights
 
 drawn = settings(
     max_examples=10,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -40,7 +40,7 @@ from flexrel.structure import analyse, named_tensors
 from networks import Mixer, batch, bits, random_, random_plan, same_bits
 from reference import patterns as slow
 
-drawn = settings(max_examples=80, deadline=None, derandomize=True)
+drawn = settings(max_examples=80, derandomize=True)
 CRITERIA = [Magnitude(), Relevance(), FlexRel(0.4), FlexRel(0.4, blend="product")]
 # Few distinct values on purpose: ties are where selection breaks.
 FEW = [-1.0, -0.0, 0.0, 0.5, 2.0]
@@ -609,7 +609,7 @@ def test_bytes_that_the_pattern_misses_are_refused_and_others_met():
         assert criterion is None or result.achieved.bytes == smallest
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     share=st.floats(0.3, 1.0),
     block=st.sampled_from(["block:4x4", "block:1x16", "block:3x2"]),

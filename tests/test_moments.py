@@ -21,7 +21,7 @@ from flexrel.moments import (
 )
 from flexrel.relevance import Geometry
 
-few_examples = settings(max_examples=60, deadline=None, derandomize=True)
+few_examples = settings(max_examples=60, derandomize=True)
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 LENGTHS = {1: (9,), 2: (7, 6), 3: (5, 4, 5)}
 

@@ -69,7 +69,7 @@ def test_a_packed_network_loads_into_a_fresh_dense_one(granularity, tmp_path):
     assert torch.equal(loaded(INPUTS), pruned(INPUTS))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     model=networks(), seed=st.integers(0, 999), granularity=st.sampled_from(["element", "channel"])
 )
@@ -291,7 +291,7 @@ def test_a_missing_file_is_wrong_usage(tmp_path):
         check_that_it_does_not_fit(path, small(), "no such file")
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(data=st.data())
 def test_a_damaged_file_is_a_pack_error_and_nothing_is_changed(data, tmp_path_factory):
     whole = bytearray(encode(small()))

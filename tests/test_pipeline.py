@@ -289,7 +289,7 @@ def test_widths_that_can_not_be_rounded_are_a_usage_error(granularity, multiple_
         )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     model=networks(),
     share=st.floats(0.05, 1.0),
@@ -321,7 +321,7 @@ def test_budgets_are_met_from_below_with_nothing_removed_in_vain(
         assert math.floor(limit) < count(plan.structure, one_less)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(model=networks(), amount=st.floats(0, 0.95), granularity=st.sampled_from(GRANULARITIES))
 def test_a_sparsity_is_reached_with_nothing_removed_in_vain(model, amount, granularity):
     try:

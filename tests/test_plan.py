@@ -82,7 +82,7 @@ def test_a_plan_is_read_as_it_was_written(name, plans, tmp_path):
     assert read.encode() == plan.encode() == (tmp_path / "plan.json").read_bytes()
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     model=networks(), seed=st.integers(0, 99), granularity=st.sampled_from(["element", "channel"])
 )
@@ -189,7 +189,7 @@ def refused(path, data):
     return str(caught.value)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(data=st.data())
 def test_a_plan_that_is_cut_short_or_goes_on_is_refused(data, tmp_path_factory):
     whole = all_plans()[data.draw(st.sampled_from(["grouped", "weights"]))].encode()
@@ -244,7 +244,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("name", ["grouped", "transformer", "scaled", "weights"])
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(seed=st.integers(0, 10**9))
 def test_a_plan_in_which_anything_is_wrong_is_refused_or_carried_out(name, seed, tmp_path_factory):
     """No other error, and nothing cut in the model that was given."""

@@ -179,7 +179,7 @@ def test_a_cut_program_computes_and_costs_what_the_masked_model_does(network, se
     assert trains(cut, program.example) is None
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(model=networks(), seed=st.integers(0, 10**6))
 def test_a_program_of_a_random_network_is_cut_like_its_module(model, seed):
     try:

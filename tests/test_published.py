@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -22,7 +22,6 @@ from flexrel.structure import analyse, named_tensors
     dilation=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None)
 def test_a_convolution_is_a_linear_layer_of_its_patches(
     groups, kernel, stride, padding, dilation, seed
 ):

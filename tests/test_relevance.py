@@ -113,7 +113,7 @@ def small_network(layer, size, samples=2):
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_the_explicit_matrix_is_the_convolution(axes):
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(convolutions(axes))
     def check(drawn):
         layer, size = drawn
@@ -126,7 +126,7 @@ def test_the_explicit_matrix_is_the_convolution(axes):
 
 @pytest.mark.parametrize(("axes", "examples"), [(1, 50), (2, 50), (3, 15)])
 def test_a_convolution_has_the_relevance_of_its_explicit_matrix(axes, examples):
-    @settings(max_examples=examples, deadline=None)
+    @settings(max_examples=examples)
     @given(convolutions(axes))
     def check(drawn):
         agrees_with_the_matrix(*small_network(*drawn))
@@ -163,7 +163,7 @@ def test_reads_counts_no_zeros_that_padding_adds():
     assert reads(window, 3).tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.lists(st.integers(1, 3), min_size=1, max_size=3),  # samples, then any tokens
     width=st.integers(1, 4),
@@ -208,7 +208,7 @@ def test_a_convolution_has_the_relevance_of_its_unfolded_patches(groups):
     torch.testing.assert_close(site.parameter_relevance(), (columns + rows).flatten(0, 1))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(convolutions(2), st.integers(0, 99))
 def test_summed_patches_are_the_sum_of_the_unfolded_tensor(drawn, seed):
     layer, size = drawn

@@ -23,7 +23,7 @@ from flexrel.recover.solve import RIDGES, error_of, solve
 from flexrel.structure import analyse
 from networks import Call, batch, bits, random_, random_plan, same_bits
 
-few_examples = settings(max_examples=40, deadline=None, derandomize=True)
+few_examples = settings(max_examples=40, derandomize=True)
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -262,7 +262,7 @@ def test_inputs_that_say_little_give_finite_weights_and_no_larger_error(kind, fr
     assert found.after <= found.before
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
     rows=st.integers(8, 60),

@@ -54,7 +54,7 @@ def parts(units, flat):
 # --- joining ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30),
     st.lists(st.integers(0, 19), max_size=3),
@@ -256,7 +256,7 @@ def built(products, joins, bars, heads):
     return said
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     st.lists(SIZES, min_size=1, max_size=4),
     st.lists(st.tuples(NUMBERS, NUMBERS), max_size=4),

@@ -48,7 +48,7 @@ def slow_rounded(weight, xx, largest, free):
     sparse=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_weights_are_those_of_obs_one_input_after_the_other(inputs, outputs, largest, sparse, seed):
     torch.manual_seed(seed)
     weight = torch.randn(2, outputs, inputs, dtype=torch.float64)

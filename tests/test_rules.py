@@ -191,7 +191,7 @@ def convolutions(draw, axes, numbers, *, transposed):
     return fill(layer, seed, numbers), x
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sampled_from(PAIRS),
     st.integers(1, 4),
@@ -209,7 +209,7 @@ def test_a_linear_layer_shares_relevance_as_the_rule_says(pair, width, units, bi
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("axes", [1, 2])
 def test_a_convolution_shares_relevance_as_its_explicit_matrix(axes, transposed):
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12)
     @given(st.data())
     def check(data):
         rule, numbers = data.draw(st.sampled_from(PAIRS))
@@ -1151,7 +1151,7 @@ def blocks_of(names):
     return st.lists(st.sampled_from(names), min_size=1, max_size=3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data(), st.integers(0, 999))
 def test_every_cut_through_a_network_without_biases_has_the_outputs_relevance(data, seed):
     rule, names = data.draw(st.sampled_from(LAWS))
@@ -1169,7 +1169,7 @@ def test_every_cut_through_a_network_without_biases_has_the_outputs_relevance(da
         assert abs(site.output.sum() - started) <= 1e-6 * handled
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(blocks_of(STRAIGHT), st.integers(0, 999))
 def test_epsilon_0_is_gradient_times_input_in_relu_networks_without_biases(blocks, seed):
     network, x = network_of(blocks, seed)
@@ -1178,7 +1178,7 @@ def test_epsilon_0_is_gradient_times_input_in_relu_networks_without_biases(block
     same_statistics(calibrate(network, [x], Epsilon(0.0)), calibrate(network, [x]))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(blocks_of([*BLOCKS]), st.integers(0, 999))
 def test_gamma_0_is_epsilon_0(blocks, seed):
     network, x = network_of(blocks, seed)

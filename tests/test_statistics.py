@@ -62,7 +62,7 @@ def test_statistics_of_two_sets_add_up_to_those_of_both():
     assert_same(made([first]) + made([second]), made([first, second]), 1e-12)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(cuts=st.sets(st.integers(1, 7)))
 def test_any_split_into_batches_gives_the_same(cuts):
     x = images(8)
@@ -71,7 +71,7 @@ def test_any_split_into_batches_gives_the_same(cuts):
     assert_same(made(batches), made([x]), 1e-9)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(cuts=st.sets(st.integers(1, 7)), order=st.randoms(use_true_random=False))
 def test_any_order_and_grouping_of_summands_gives_the_same(cuts, order):
     x = images(8)

@@ -29,7 +29,7 @@ from networks import (
 )
 
 LAYERS = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-examples = settings(max_examples=60, deadline=None, derandomize=True)
+examples = settings(max_examples=60, derandomize=True)
 image = torch.zeros(2, COLOURS, 8, 8)
 
 

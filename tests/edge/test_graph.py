@@ -58,7 +58,7 @@ arrays = st.tuples(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(wanted=st.lists(arrays, max_size=4, unique_by=lambda one: one[2]))
 def test_onnx_reads_the_graph_and_every_weight_from_the_pieces(wanted):
     onnx = pytest.importorskip("onnx", reason="it comes with the extra 'export'")

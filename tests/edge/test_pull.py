@@ -208,7 +208,7 @@ def test_an_update_that_does_not_do_is_passed_over(
     assert only(target, "net.flexrel.previous")
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.integers(0, 9000), max_size=12), st.booleans(), st.booleans())
 def test_wherever_connections_end_nothing_comes_twice(server, target, cuts, by_update, tags):
     server.reset()
