@@ -97,3 +97,11 @@ def test_the_accelerators_script_runs_on_the_processor(tmp_path):
     run("accelerator.py", "--quick", results=tmp_path)
     rows = json.loads((tmp_path / "accelerator-quick.json").read_text())["rows"]
     assert [row[1].partition(",")[0] for row in rows] == ["relevance"] * 3 + ["2:4"]
+
+
+def test_a_network_is_cut_as_it_is(tmp_path):
+    printed = run("survival.py", "--one", "defined", "u-net", "flexrel", results=tmp_path)
+    row = json.loads(printed.splitlines()[-1])
+    assert row["outcome"] == "cut"
+    assert 0.48 <= row["ratio"] <= 0.5  # by the benchmark's own ruler
+    assert 0 < row["analyse_s"] < row["planning_s"]
