@@ -1,6 +1,7 @@
 """The paper's experiment: the bytes that an accuracy costs, by magnitude, by relevance, by both.
 
-    python benchmarks/paper.py                        measure all (half a day on two cores)
+    python benchmarks/paper.py                        measure all (half a day on two cores); a run
+                                                      that was stopped goes on where it was
     python benchmarks/paper.py --networks resnet56 --granularities channel --repairs none
     python benchmarks/paper.py --model torchvision:vgg16 --data imagenet/val
                                                       the paper's own network and data, if at hand
@@ -20,7 +21,6 @@ import argparse
 import itertools
 import math
 import platform
-import time
 from functools import partial
 from importlib.metadata import version
 
@@ -33,6 +33,7 @@ import page
 import sizes
 import tasks
 from flexrel import OBS, FlexRel, Magnitude, Relevance
+from unfinished import Unfinished
 
 SINGLE = ("magnitude", "relevance")
 QUICK = {"channel": (Magnitude(), Relevance(), FlexRel(), OBS())}
@@ -65,21 +66,25 @@ def choices(forms):
 
 
 def measure(task, granularity, repair, wanted, drops=sizes.DROPS):
-    """Return a block of results: networks, bytes at every target, and what FlexRel saves."""
-    began = time.monotonic()
-    workshop = sizes.Workshop(task, granularity, wanted, repair=repair != "none")
+    """Return a block of results: networks, bytes at every target, and what FlexRel saves.
+
+    Return also its unfinished form, which is on disk until it is told that the block is saved.
+    """
+    unfinished = Unfinished(task.network, task.deployment, granularity, repair, task.draw)
+    how = {"repair": repair != "none", "unfinished": unfinished}
+    workshop = sizes.Workshop(task, granularity, wanted, **how)
     curves = {}
 
     def walk(name, at):
         curves[name] = sizes.Curve(workshop, at, list(curves.values()), drops)
-        print(f"  {name}: {time.monotonic() - began:.0f} s", flush=True)
+        print(f"  {name}: {unfinished.seconds:.0f} s", flush=True)
 
     for name in SINGLE:
         walk(name, partial(workshop.at, name))
     ways = choices(wanted)
     for name, (among, key) in ways.items():
         walk(name, partial(workshop.best_at, among, key))
-    return {
+    block = {
         "network": task.network,
         "deployment": task.deployment,
         "granularity": granularity,
@@ -96,9 +101,10 @@ def measure(task, granularity, repair, wanted, drops=sizes.DROPS):
         "forms": {n: [c.smallest(d).form for d in drops] for n, c in curves.items()},
         "log_ratio": {name: _ratios(curves, name, drops) for name in ways},
         "points": [point.row() for point in workshop.made],
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(unfinished.seconds),
         "versions": versions(),
     }
+    return block, unfinished
 
 
 def _ratios(curves, name, drops):
@@ -183,8 +189,9 @@ def main():
             print(f"{task.network}, {task.deployment}, {granularity}, {repair}", flush=True)
             few = ({form.name: form for form in QUICK[granularity]}, sizes.DROPS[-1:])
             how = few if args.quick else (forms(granularity, repair),)
-            block = measure(task, granularity, repair, *how)
+            block, unfinished = measure(task, granularity, repair, *how)
             keep(block, file)
+            unfinished.finish()
             print(page.targets([block]), flush=True)
     if not (args.quick or args.model):
         page.write()

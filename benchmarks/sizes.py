@@ -53,10 +53,11 @@ class Workshop:
     """Makes networks of one task at one granularity, each with or without its repair.
 
     A network is made once, however many curves it is on. `finish` is what is done to each, the
-    dense one too, before it is judged: network -> network.
+    dense one too, before it is judged: network -> network. `unfinished` has what an earlier run
+    made, and keeps what this one makes.
     """
 
-    def __init__(self, task, granularity, forms, *, repair, finish=None):
+    def __init__(self, task, granularity, forms, *, repair, finish=None, unfinished=None):
         model = task.model
         self.task = task
         fits = repair or finish is not None
@@ -79,7 +80,8 @@ class Workshop:
         self.making = Making(model, VALUES, divergence, lambda *_: None, *repairing)
         self.parameters, self.macs = cost.parameters(structure), cost.macs(structure)
         self.dense = self._point("dense", 0, model, 1.0, 1.0)
-        self._removals, self._made = {}, {}
+        self._removals, self._unfinished = {}, unfinished
+        self._made = unfinished.made_of(self.dense) if unfinished else {}
 
     def _point(self, form, step, network, kept, macs):
         network = self.finish(network) if self.finish else network
@@ -105,7 +107,9 @@ class Workshop:
     def at(self, form, step):
         """Return the form's network of that size; None where no layer can lose more."""
         if (form, step) not in self._made:
-            self._made[form, step] = self._at(form, step)
+            point = self._made[form, step] = self._at(form, step)
+            if self._unfinished:
+                self._unfinished.keep(form, step, point)
         return self._made[form, step]
 
     def _at(self, form, step):

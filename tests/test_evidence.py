@@ -19,6 +19,8 @@ import methods
 import page
 import sizes
 import tasks
+from flexrel import Magnitude
+from unfinished import Unfinished
 
 STEP = 0.5
 
@@ -49,6 +51,46 @@ class Shelf:
 
     def curve(self, *drops, hints=()):
         return sizes.Curve(self, self.at, hints, drops)
+
+
+@pytest.mark.parametrize("kind", [bool, float])
+def test_a_stopped_run_goes_on_from_what_it_made(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+
+    def point(step, form="magnitude"):
+        outcomes = np.random.default_rng(step).normal(size=(7, 2)).astype(kind)
+        return sizes.Point(form, step, 0.1 + step, 1 / 3, 10**step, 1e-7, 0.7, 1 / 7, outcomes)
+
+    first = Unfinished("a/network:1", "as trained", 0)
+    assert first.made_of(point(0, "dense")) == {}
+    first.keep("magnitude", 3, point(3))
+    first.keep("flexrel:0.5", 40, None)
+    made = Unfinished("a/network:1", "as trained", 0).made_of(point(0, "dense"))
+    assert [*made] == [("magnitude", 3), ("flexrel:0.5", 40)]
+    assert made["flexrel:0.5", 40] is None
+    again, was = dataclasses.asdict(made["magnitude", 3]), dataclasses.asdict(point(3))
+    np.testing.assert_array_equal(again.pop("outcomes"), was.pop("outcomes"), strict=True)
+    assert again == was
+    assert Unfinished("another", "as trained", 0).made_of(point(0, "dense")) == {}
+    assert Unfinished("a/network:1", "as trained", 0).made_of(point(1, "dense")) == {}
+    first.finish()
+    assert Unfinished("a/network:1", "as trained", 0).made_of(point(0, "dense")) == {}
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_network_that_an_earlier_run_made_is_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    task = tasks.digits()
+
+    def workshop():
+        forms = {"magnitude": Magnitude()}
+        return sizes.Workshop(task, "element", forms, repair=False, unfinished=Unfinished("one"))
+
+    made = workshop().at("magnitude", 3)
+    monkeypatch.setattr(sizes.Workshop, "_at", None)
+    assert workshop().at("magnitude", 3).row() == made.row()
+    with pytest.raises(TypeError):
+        workshop().at("magnitude", 4)
 
 
 def test_bytes_fall_with_accuracy_as_on_a_straight_line_of_logarithms():
