@@ -2,7 +2,6 @@
 
     python benchmarks/channels.py                          measure all (an hour on a core)
     python benchmarks/channels.py --networks resnet20 --draws 0
-    python benchmarks/channels.py --explore                reductions of relevance, on `train` alone
     python benchmarks/channels.py --show                   tables from the JSON alone
 
 Needs torch-pruning. All networks have at most the target's multiply-adds, counted by one ruler, and
@@ -22,23 +21,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch_pruning as tp
 from torch import nn
-from torch.nn import functional
 
 import common
+import torch_pruned
 from flexrel import cost
 from flexrel.allocate import ALLOCATIONS, Removal
 from flexrel.apply import apply
 from flexrel.batches import read_batches
 from flexrel.calibrate import calibrate
 from flexrel.criteria import FlexRel, Magnitude, Relevance, scores_of
-from flexrel.records import Plan
 from flexrel.search import least_removal
 from flexrel.structure import analyse
 
 TARGETS = {"resnet20": 59.3 / 81.2, "resnet56": 1 / 2.12}  # multiply-adds over dense
-OTHER_LEVELS = {"resnet20": 0.5, "resnet56": 0.7}  # that --explore looks at beside the targets
 OURS = "FlexRel"
 CALIBRATE, CHOOSE, BATCH = 512, 1000, 250  # images
 FINALISTS = 3  # of a role: best on the first batch of CHOOSE, and looked at on all of it
@@ -173,132 +169,6 @@ def flexrel_candidates(bench, structures, batches):
         yield form.role, form.name, form.criterion.needs_relevance, make
 
 
-# --- Torch-Pruning --------------------------------------------------------------------------
-
-IMPORTANCES = {
-    "L1": lambda how: tp.importance.MagnitudeImportance(p=1, group_reduction=how),
-    "L2": lambda how: tp.importance.MagnitudeImportance(p=2, group_reduction=how),
-    "Taylor": lambda how: tp.importance.TaylorImportance(group_reduction=how),
-    "LAMP": lambda how: tp.importance.LAMPImportance(group_reduction=how),
-    "BN scale": lambda how: tp.importance.BNScaleImportance(group_reduction=how),
-}
-RATIOS = 600  # steps in which the pruning ratio is searched
-COARSE = range(RATIOS // 10, RATIOS, RATIOS // 10)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What Torch-Pruning is called with.
-
-    Channels: "inner", the first layer of every block; "all", residual paths too, with padded
-    shortcuts as in `traceable`; "all, padded", the network as it is.
-    """
-
-    importance: str
-    reduction: str  # over the layers of a group: "mean", its default, or "first"
-    everywhere: bool  # global_pruning
-    channels: str
-    steps: int  # equal steps of multiply-adds; importance is taken anew before each
-
-    @property
-    def name(self):
-        order = "global" if self.everywhere else "per-layer"
-        steps = f"{self.steps} step{'s' if self.steps > 1 else ''}"
-        return f"{self.reduction} of group, {order}, {self.channels} channels, {steps}"
-
-
-def settings():
-    """Yield all settings: the most likely ones in full, the others as one step."""
-    for importance, everywhere in itertools.product(IMPORTANCES, (True, False)):
-        for channels, steps in itertools.product(("inner", "all"), (1, 3)):
-            yield Settings(importance, "mean", everywhere, channels, steps)
-        yield Settings(importance, "mean", everywhere, "all, padded", 1)
-        if importance != "BN scale":  # which looks at norms alone, never first of their groups
-            yield Settings(importance, "first", everywhere, "inner", 1)
-            yield Settings(importance, "first", everywhere, "all", 1)
-
-
-def traceable(model):
-    """Return a copy of the model with every padded shortcut as the convolution that it amounts to.
-
-    It computes the same and the ruler does not count it; Torch-Pruning can then cut residual paths.
-    """
-    model = copy.deepcopy(model)
-    for block in model.modules():
-        shortcut = getattr(block, "shortcut", None)
-        if hasattr(shortcut, "lo"):
-            block.shortcut = _as_convolution(shortcut, block.conv1)
-    return model
-
-
-def _as_convolution(shortcut, beside):
-    made, read = beside.out_channels, beside.in_channels
-    convolution = nn.Conv2d(read, made, 1, shortcut.stride, bias=False).to(beside.weight.device)
-    rows = torch.arange(read)
-    with torch.no_grad():
-        convolution.weight.zero_()[rows + shortcut.lo, rows] = 1
-    return convolution
-
-
-def torch_pruned(bench, way, batches, level):
-    """Return the network that Torch-Pruning makes of at most `level` of the multiply-adds.
-
-    Its pruning ratio is searched. None: no ratio meets the level.
-    """
-    network = traceable(bench.model) if way.channels == "all" else bench.model
-    dense = bench.multiply_adds(network)
-    for step in range(1, way.steps + 1):
-        gradients = _gradients(network, batches) if way.importance == "Taylor" else {}
-        tried = {}
-
-        def multiply_adds(ratio, network=network, gradients=gradients, tried=tried):
-            tried[ratio] = _pruned_at(ratio / RATIOS, network, gradients, way)
-            return bench.multiply_adds(tried[ratio])
-
-        limit = dense * (1 - (1 - level) * step / way.steps)
-        met = (k for k in COARSE if multiply_adds(k) <= limit)  # near 1 it removes nothing
-        ratio = least_removal(multiply_adds, limit, next(met, 0))
-        if ratio is None:
-            return None
-        network = tried[ratio]
-    return network
-
-
-def _gradients(network, batches):
-    """Return the gradients of the loss on the labelled calibration images, by parameter."""
-    network = copy.deepcopy(network).eval()
-    for inputs, labels in batches:
-        functional.cross_entropy(network(inputs), labels, reduction="sum").backward()
-    return {name: parameter.grad for name, parameter in network.named_parameters()}
-
-
-def _pruned_at(ratio, network, gradients, way):
-    network = copy.deepcopy(network)
-    for name, gradient in gradients.items():
-        network.get_parameter(name).grad = gradient.clone()
-    inner = [m for n, m in network.named_modules() if n == "conv1" or n.endswith("conv2")]
-    pruner = tp.pruner.BasePruner(
-        network,
-        torch.zeros(1, 3, 32, 32, device=network.linear.weight.device),
-        IMPORTANCES[way.importance](way.reduction),
-        pruning_ratio=ratio,
-        global_pruning=way.everywhere,
-        ignored_layers=[network.linear, *(inner if way.channels == "inner" else [])],
-    )
-    pruner.step()
-    return network
-
-
-def torch_pruning_candidates(bench, batches):
-    """Yield role, name, whether the draw matters, and what makes the network, for all settings."""
-    for way in settings():
-
-        def make(way=way):
-            return torch_pruned(bench, way, batches, TARGETS[bench.name])
-
-        yield f"Torch-Pruning {way.importance}", way.name, way.importance == "Taylor", make
-
-
 # --- measuring ------------------------------------------------------------------------------
 
 
@@ -313,7 +183,7 @@ def measure(args):
             began = time.monotonic()
             block = measure_draw(bench, structures, draw, known)
             file = f"channels-{name}"
-            old = common.load(file)["blocks"] if _is_measured(file) else []
+            old = common.load(file)["blocks"] if common.is_measured(file) else []
             rest = [other for other in old if other["draw"] != draw]
             common.save(file, {"torch": torch.__version__, "blocks": [*rest, block]})
             print(f"{name}, draw {draw}: {time.monotonic() - began:.0f} s", flush=True)
@@ -323,7 +193,8 @@ def measure_draw(bench, structures, draw, known):
     """Try every form and setting on the choosing images; report each role's best on `test_a`."""
     batches = bench.draw(draw)
     candidates = itertools.chain(
-        flexrel_candidates(bench, structures, batches), torch_pruning_candidates(bench, batches)
+        flexrel_candidates(bench, structures, batches),
+        torch_pruned.candidates(bench, TARGETS[bench.name], batches),
     )
     tried = {}  # role -> rows
     for role, form, differs, make in candidates:
@@ -348,7 +219,7 @@ def measure_draw(bench, structures, draw, known):
 
 
 def _tried(bench, role, form, make):
-    """Return what became of a form, with its network; why there is none, if so."""
+    """Return what became of a form, with its network; why another library has none, if so."""
     row = {"role": role, "form": form}
     try:
         network = make()
@@ -356,6 +227,8 @@ def _tried(bench, role, form, make):
             return row | {"failure": "the target can't be met"}
         first = float(hits(network, bench.choose[:1]).mean())
     except (RuntimeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        if role.startswith(OURS):  # no result, but a mistake
+            raise
         return row | {"failure": f"{type(error).__name__}: {str(error)[:120]}"}
     return row | {"first look": first, "macs": bench.multiply_adds(network), "network": network}
 
@@ -378,94 +251,15 @@ def _result(right):
     return {"samples": len(right), "accuracy": float(right.mean()), "hits": packed}
 
 
-# --- reductions, explored -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """A blend of a channel: `M^(1 - d) * (R / (mean^even * cost^thrift))^d`, mean of its layer's R.
-
-    M is in multiples of its layer's mean; cost is the multiply-adds that go with one channel.
-    """
-
-    part: str
-    even: float
-    thrift: float
-    delta: float
-    saved: dict  # site name -> multiply-adds
-    needs_relevance: bool = True
-
-    @property
-    def name(self):
-        return f"{self.part} / (mean^{self.even:g} cost^{self.thrift:g}), delta {self.delta:.2g}"
-
-    def scores(self, evidence):
-        for site in evidence:
-            size, relevance = site.magnitude(), site.relevance(self.part).abs()
-            scale = relevance.mean() ** self.even * self.saved[site.site.name] ** self.thrift
-            yield (size / size.mean()) ** (1 - self.delta) * (relevance / scale) ** self.delta
-
-
-def reductions(structure):
-    """Yield every reduction that is tried."""
-    saved = {}
-    for site in structure.sites:
-        masks = {s.name: torch.ones(s.shape, dtype=torch.bool) for s in structure.sites}
-        masks[site.name][0] = False
-        saved[site.name] = cost.macs(structure) - cost.macs(structure, Plan(structure, masks))
-    powers = (0, 0.5, 1)
-    ways = itertools.product(("positive", "absolute", "sum"), powers, powers, (1, 0.5))
-    yield from (Reduced(*way, saved) for way in ways)
-
-
-def explore(args):
-    """Measure every reduction on the choosing images, at the target and at one other level."""
-    packs = common.data_packs()
-    for name in args.networks:
-        bench = Bench(packs, name, args.device)
-        structure = structures_of(bench)["inner"]
-        tensors = {**dict(bench.model.named_parameters()), **dict(bench.model.named_buffers())}
-        stats = calibrate(bench.model, [inputs for inputs, _ in bench.draw(DRAWS[0])])
-        rows = []
-        for criterion in reductions(structure):
-            scores = scores_of(criterion, structure, tensors, stats)
-            for level in (TARGETS[name], OTHER_LEVELS[name]):
-                network = cut(bench, structure, scores, level)
-                if network is not None:
-                    right = hits(network, bench.choose)
-                    row = {"form": criterion.name, "level": level, "accuracy": float(right.mean())}
-                    rows.append(row)
-            common.save(f"channels-explore-{name}", {"rows": rows})
-
-
 # --- tables ---------------------------------------------------------------------------------
 
 
 def show():
     parts = []
     for name in TARGETS:
-        if _is_measured(f"channels-{name}"):
+        if common.is_measured(f"channels-{name}"):
             parts += _summary(name, common.load(f"channels-{name}")["blocks"])
-    if all(_is_measured(f"channels-explore-{name}") for name in TARGETS):
-        parts += _explored({n: common.load(f"channels-explore-{n}")["rows"] for n in TARGETS})
     common.replace_section("channels", "\n\n".join(parts))
-
-
-def _explored(rows):
-    """Return the table of the ten best reductions, by the mean of all columns, and of the worst."""
-    columns = [(name, row["level"]) for name in rows for row in rows[name][:2]]
-    found = {}
-    for name, own in rows.items():
-        for row in own:
-            found.setdefault(row["form"], {})[name, row["level"]] = row["accuracy"]
-    full = {form: at for form, at in found.items() if len(at) == len(columns)}
-    best = sorted(full, key=lambda form: -statistics.fmean(full[form].values()))
-    lines = []
-    for form in [*best[:10], best[-1]]:
-        values = [full[form][column] for column in columns]
-        lines.append([form, *(f"{100 * v:.1f}" for v in (*values, statistics.fmean(values)))])
-    header = ["reduction", *(f"{name} at {level:.2f}" for name, level in columns), "mean"]
-    return [f"Reductions, on {CHOOSE:,} `train` images", common.table(header, lines)]
 
 
 def _summary(name, blocks):
@@ -514,20 +308,15 @@ def _hits_of(block, role):
     return np.unpackbits(packed, count=row["samples"]).astype(bool)
 
 
-def _is_measured(file):
-    return (common.RESULTS / f"{file}.json").is_file()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=tuple(TARGETS), choices=TARGETS)
     parser.add_argument("--draws", nargs="+", type=int, default=DRAWS, choices=DRAWS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--explore", action="store_true", help="reductions of relevance instead")
     parser.add_argument("--show", action="store_true", help="the tables alone, from the JSON")
     args = parser.parse_args()
     if not args.show:
-        (explore if args.explore else measure)(args)
+        measure(args)
     show()
 
 
