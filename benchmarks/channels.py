@@ -182,10 +182,7 @@ def measure(args):
         for draw in args.draws:
             began = time.monotonic()
             block = measure_draw(bench, structures, draw, known)
-            file = f"channels-{name}"
-            old = common.load(file)["blocks"] if common.is_measured(file) else []
-            rest = [other for other in old if other["draw"] != draw]
-            common.save(file, {"torch": torch.__version__, "blocks": [*rest, block]})
+            common.keep(f"channels-{name}", block, "draw", torch=torch.__version__)
             print(f"{name}, draw {draw}: {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -257,8 +254,8 @@ def _result(right):
 def show():
     parts = []
     for name in TARGETS:
-        if common.is_measured(f"channels-{name}"):
-            parts += _summary(name, common.load(f"channels-{name}")["blocks"])
+        if blocks := common.blocks(f"channels-{name}"):
+            parts += _summary(name, blocks)
     common.replace_section("channels", "\n\n".join(parts))
 
 

@@ -137,10 +137,7 @@ def main():
     args = parser.parse_args()
     for case in () if args.show else CASES:
         if case.network in args.networks:
-            block = measure(case)
-            old = common.load("choice")["blocks"] if common.is_measured("choice") else []
-            rest = [b for b in old if b["case"] != case.name]
-            common.save("choice", {"blocks": [*rest, block]})
+            common.keep("choice", measure(case), "case")
     show()
 
 

@@ -93,9 +93,22 @@ def save(name, content):
     beside.rename(RESULTS / f"{name}.json")
 
 
-def load(name):
-    """Read results/NAME.json."""
+def load(name, otherwise=None):
+    """Read results/NAME.json; where it isn't there return `otherwise`, if that is given."""
+    if otherwise is not None and not is_measured(name):
+        return otherwise
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def blocks(name):
+    """Read the blocks of results/NAME.json; none where it isn't there."""
+    return load(name, {"blocks": []})["blocks"]
+
+
+def keep(name, block, *keys, **more):
+    """Put the block in the place of the last one with the same values of the keys, and save all."""
+    rest = [other for other in blocks(name) if any(other[key] != block[key] for key in keys)]
+    save(name, more | {"blocks": [*rest, block]})
 
 
 def is_measured(name):

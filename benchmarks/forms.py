@@ -104,10 +104,8 @@ def main():
     for network, deployment, granularity in () if args.show else CASES:
         if network in args.networks and granularity in args.granularities:
             task = tasks.task(common.data_packs(), network, deployment, 0)
-            block, keys = measure(task, granularity), ("network", "deployment", "granularity")
-            old = common.load("forms")["blocks"] if common.is_measured("forms") else []
-            rest = [other for other in old if any(other[k] != block[k] for k in keys)]
-            common.save("forms", {"blocks": [*rest, block]})
+            block = measure(task, granularity)
+            common.keep("forms", block, "network", "deployment", "granularity")
     for granularity in SECTIONS:
         show(granularity)
 

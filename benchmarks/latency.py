@@ -25,7 +25,6 @@ import statistics
 import tempfile
 import time
 from importlib.metadata import version
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -214,17 +213,9 @@ def main():
                     continue
                 block = measure(task, level, multiple_of, folder, ROUNDS)
                 print(block, flush=True)
-                keep(block)
+                common.keep("latency", block, "network", "level", "multiple_of")
     if not args.cut_only:
         page.write()
-
-
-def keep(block):
-    """Put the block in the place of the last one of the same cut."""
-    old = common.load("latency")["blocks"] if common.is_measured("latency") else []
-    cut = itemgetter("network", "level", "multiple_of")
-    rest = [other for other in old if cut(other) != cut(block)]
-    common.save("latency", {"blocks": [*rest, block]})
 
 
 if __name__ == "__main__":

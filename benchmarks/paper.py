@@ -36,6 +36,7 @@ from flexrel import OBS, FlexRel, Magnitude, Relevance
 from unfinished import Unfinished
 
 SINGLE = ("magnitude", "relevance")
+EXPERIMENT = ("network", "deployment", "granularity", "repair", "draw")
 QUICK = {"channel": (Magnitude(), Relevance(), FlexRel(), OBS())}
 QUICK["element"] = QUICK["channel"][:-1]
 
@@ -131,14 +132,6 @@ def versions():
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def keep(block, file):
-    """Put the block in the place of the last one of the same experiment."""
-    keys = ("network", "deployment", "granularity", "repair", "draw")
-    old = common.load(file)["blocks"] if common.is_measured(file) else []
-    rest = [other for other in old if any(other[k] != block[k] for k in keys)]
-    common.save(file, {"blocks": [*rest, block]})
-
-
 def all_tasks(args):
     """Yield each task, with the name of its file of results."""
     if args.model:
@@ -190,7 +183,7 @@ def main():
             few = ({form.name: form for form in QUICK[granularity]}, sizes.DROPS[-1:])
             how = few if args.quick else (forms(granularity, repair),)
             block, unfinished = measure(task, granularity, repair, *how)
-            keep(block, file)
+            common.keep(file, block, *EXPERIMENT)
             unfinished.finish()
             print(page.targets([block]), flush=True)
     if not (args.quick or args.model):

@@ -175,17 +175,15 @@ def _dense(case):
 
 def _known(file, case):
     """Return the dense network and the rows that were measured, if any were."""
-    blocks = common.load(file)["blocks"] if common.is_measured(file) else []
-    found = (block for block in blocks if block["case"] == case.name)
+    found = (block for block in common.blocks(file) if block["case"] == case.name)
     return next(((block["dense"], block["rows"]) for block in found), None)
 
 
 def _keep(file, case, dense, rows):
-    old = common.load(file)["blocks"] if common.is_measured(file) else []
     block = {"case": case.name, "network": case.network, "granularity": case.granularity}
     block |= {"dense": dense, "rows": rows, "versions": _versions()}
     block |= {"threads": torch.get_num_threads()}
-    common.save(file, {"blocks": [*(b for b in old if b["case"] != case.name), block]})
+    common.keep(file, block, "case")
 
 
 def _versions():

@@ -79,8 +79,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
-    there = (common.RESULTS / "precision.json").is_file()
-    content = common.load("precision")["networks"] if there else {}
+    content = common.load("precision", {"networks": {}})["networks"]
     for network in () if args.show else args.only:
 
         def save(rows, network=network):

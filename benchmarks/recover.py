@@ -361,7 +361,7 @@ def main():
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
     file = "recover"
-    known = common.load(file)["blocks"] if (common.RESULTS / "recover.json").exists() else []
+    known = common.blocks(file)
     for case in () if args.show else CASES:
         for draw in args.draws if args.only in case.name else ():
             block = measure(case, draw, args.scores, train=args.train)

@@ -233,9 +233,8 @@ def main():
         return
     if not args.show:
         common.declare_operators()  # zennit imports torchvision
-        content = {"torch": torch.__version__, "times": [], "memory": []}
-        if (common.RESULTS / "relevance.json").is_file():  # of other networks, or timed before
-            content = common.load("relevance")
+        none = {"torch": torch.__version__, "times": [], "memory": []}
+        content = common.load("relevance", none)  # of other networks, or timed before
         for name in args.networks:
             content["memory"] = put(content["memory"], memory(name), "network")
             for threads in args.threads:

@@ -105,15 +105,12 @@ def main():
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--draws", type=int, nargs="+", default=DRAWS)
     args = parser.parse_args()
-    file = "steps"
-    known = common.load(file)["blocks"] if (common.RESULTS / "steps.json").exists() else []
     cases = [c for c in CASES if c.network == NETWORK and c.granularity == "channel"]
     for case in () if args.show else cases[::-1]:
         for draw in args.draws:
-            known = [b for b in known if (b["case"], b["draw"]) != (case.name, draw)]
-            known.append(measure(case, draw))
-            common.save(file, {"torch": torch.__version__, "blocks": known})
-    common.replace_section("steps", table(known))
+            block = measure(case, draw)
+            common.keep("steps", block, "case", "draw", torch=torch.__version__)
+    common.replace_section("steps", table(common.blocks("steps")))
 
 
 if __name__ == "__main__":

@@ -121,10 +121,7 @@ def chosen(families, only, tools):
 
 def run(families, only, tools, *, limit, jobs, missing):
     """Measure network after network; keep those of an earlier run that are not measured now."""
-    try:
-        rows = {key(row): row for row in common.load("survival")["rows"]}
-    except FileNotFoundError:
-        rows = {}
+    rows = {key(row): row for row in common.load("survival", {"rows": []})["rows"]}
     packages = ("torch", "torchvision", "timm", "transformers", "torch-pruning", "torch-kirigami")
     content = {"versions": {name: version(name) for name in packages}}
     todo = [k for k in chosen(families, only, tools) if not (missing and k in rows)]

@@ -333,10 +333,8 @@ def run(families, only, *, quick):
     absent = missing(families)
     if absent:
         print(f"not installed: {', '.join(absent)}; skipped. pip install 'flexrel[oracles]'")
-    try:
-        rows = {(row["family"], row["network"]): row for row in common.load("survivors")["rows"]}
-    except FileNotFoundError:
-        rows = {}
+    known = common.load("survivors", {"rows": []})["rows"]
+    rows = {(row["family"], row["network"]): row for row in known}
     content = {"torch": torch.__version__, "absent": absent}
     common.save("survivors", content | {"rows": list(rows.values())})
     for family in families:

@@ -12,7 +12,11 @@ def in_short():
 
     Of the networks that were measured with every kind of widths, so that these can be compared.
     """
-    measured = {(b["level"], b["multiple_of"], b["network"]): b for b in _blocks() if b["rows"]}
+    measured = {
+        (b["level"], b["multiple_of"], b["network"]): b
+        for b in common.blocks("latency")
+        if b["rows"]
+    }
     multiples = sorted({multiple for _, multiple, _ in measured})
     runtimes = list(dict.fromkeys(r["runtime"] for b in measured.values() for r in b["rows"]))
     rows = []
@@ -47,7 +51,7 @@ def _speedup(blocks, runtime):
 
 def latency():
     """Yield the section on latency, a table for each cut."""
-    blocks = _blocks()
+    blocks = common.blocks("latency")
     if not blocks:
         return
     yield "## Latency"
@@ -90,10 +94,6 @@ def accelerator():
     yield f"`python benchmarks/accelerator.py` on {found['device']}, torch {found['torch']}."
     header = ["network", "what", "plain", "found", "ratio"]
     yield common.table(header, [[str(cell) for cell in row] for row in found["rows"]])
-
-
-def _blocks():
-    return common.load("latency")["blocks"] if common.is_measured("latency") else []
 
 
 def _widths(multiple_of):

@@ -168,18 +168,13 @@ def show(content):
     common.replace_section("updates", f"{said}\n\n{common.table(header, rows)}")
 
 
-def load():
-    path = common.RESULTS / "updates.json"
-    return common.load("updates") if path.is_file() else {}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--again", action="store_true", help="measure also what is there")
     parser.add_argument("--show", action="store_true", help="the table, from the JSON")
     args = parser.parse_args()
-    content = load()
+    content = common.load("updates", {})
     if not args.show:
         torch.set_num_threads(1)
         packs = common.data_packs()

@@ -263,11 +263,6 @@ def show(content):
     common.replace_section("wire", f"{said}\n\n{common.table(header, rows)}")
 
 
-def load():
-    path = common.RESULTS / "wire.json"
-    return common.load("wire") if path.is_file() else {}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
@@ -275,7 +270,7 @@ def main():
     parser.add_argument("--speed", action="store_true", help="measure the speeds alone again")
     parser.add_argument("--show", action="store_true", help="the table, from the JSON")
     args = parser.parse_args()
-    content = load()
+    content = common.load("wire", {})
     if not args.show:
         torch.set_num_threads(1)
         packs = common.data_packs()

@@ -53,6 +53,15 @@ class Shelf:
         return sizes.Curve(self, self.at, hints, drops)
 
 
+def test_a_block_takes_the_place_of_the_last_one_of_its_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    assert common.blocks("some") == []
+    for case, draw, found in (("a", 0, 1), ("a", 1, 2), ("b", 0, 3), ("a", 0, 4)):
+        common.keep("some", {"case": case, "draw": draw, "found": found}, "case", "draw", torch="2")
+    assert [block["found"] for block in common.blocks("some")] == [2, 3, 4]
+    assert common.load("some")["torch"] == "2"
+
+
 @pytest.mark.parametrize("kind", [bool, float])
 def test_a_stopped_run_goes_on_from_what_it_made(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
@@ -347,13 +356,3 @@ def test_the_page_says_what_was_not_measured(monkeypatch, tmp_path):
     text = written(monkeypatch, tmp_path)
     assert "Nothing is measured yet." in text
     assert "Not measured: no machine with one was at hand." in text
-
-
-def test_blocks_replace_those_of_the_same_experiment(monkeypatch, tmp_path):
-    import paper  # noqa: PLC0415 - it parses nothing before it is called
-
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    first, other = experiment("a", "x", 0.5) | {"draw": 0}, experiment("b", "x", 0.5) | {"draw": 0}
-    for block in (first, other, first | {"samples": 5}):
-        paper.keep(block, "paper-a")
-    assert [b["samples"] for b in common.load("paper-a")["blocks"]] == [1000, 5]
