@@ -15,10 +15,12 @@ from flexrel.moments import Moments
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _TRIED = 64  # outputs on which the ridge is chosen, where each is solved by itself
-_FEW = 0.25  # of the inputs: outputs with no more are solved exactly, quicker than by steps
+_FEW = 64, 0.1  # inputs, and of them all: outputs with no more are solved exactly, and quicker
 _ENTRIES = 2**23  # of all systems that are solved at the same time
 _STEPS = 60  # of conjugate gradients, at most
-_ROUGH, _CLOSE = 1e-4, 1e-10  # of the squared gradient, at which they end: to judge by; to keep
+_ROUGH = 1e-3  # they end when the last brought no more than this share of what all did: to judge by
+_CLOSE = 1e-5  # likewise: to keep
+_TINY = 1e-30  # in place of a divisor that is 0
 _SMALL = 1e-8  # of the mean square of the inputs: counts as no input
 
 
@@ -148,7 +150,7 @@ class _System:
         Args:
             ridge: towards the weights that there are.
             support: which may be other than 0; with one they are found by steps, and nearly.
-            close: how near, as a share of the squared gradient at the weights that there are.
+            close: how near: they end when the last brings less than this share of all.
             start: weights that the steps begin at.
         """
         if ridge is None:
@@ -177,7 +179,7 @@ def _system(rows: Moments, weight: Tensor, bias: Tensor, *, free_bias: bool) -> 
         xx = rows.xx / rows.rows
         xy = (rows.xy - rows.x[:, :, None] * bias[:, None, :]) / rows.rows
     size = xx.diagonal(dim1=1, dim2=2).clamp_min(0)
-    floor = _SMALL * size.mean(1, keepdim=True).clamp_min(1e-30)
+    floor = _SMALL * size.mean(1, keepdim=True).clamp_min(_TINY)
     scale = (size + floor).rsqrt()[:, None, :]
     left = (xy.mT - weight @ xx) * scale
     xx.mul_(scale).mul_(scale.mT)
@@ -199,7 +201,7 @@ def _within(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Ten
     Each output has a support, so a system, of its own. One with few inputs is solved exactly, the
     others by steps from the change that is given.
     """
-    few = support.sum(2) <= _FEW * support.shape[2]
+    few = support.sum(2) <= max(_FEW[0], _FEW[1] * support.shape[2])
     some = ~few.all(0)
     change[:, some] = _by_steps(xx, left[:, some], support[:, some], close, change[:, some])
     change[few] = _solved(xx, left[few], support[few], few.nonzero()[:, 0])
@@ -241,19 +243,23 @@ def _solved(xx: Tensor, left: Tensor, support: Tensor, groups: Tensor) -> Tensor
 def _by_steps(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Tensor) -> Tensor:
     """Return the change on the support alone that does best, nearly, by conjugate gradients.
 
-    All outputs take their steps together, from the change that is given.
+    All outputs take their steps together, from the change that is given, in single precision:
+    what a step would bring is soon less than what the ridge gives away.
     """
-    goal = close * left.masked_fill(~support, 0).square().sum(2, keepdim=True)
-    rest = (left - change @ xx).masked_fill_(~support, 0)
-    way, size = rest.clone(), rest.square().sum(2, keepdim=True)
+    through = change @ xx if bool(change.any()) else change  # which is 0
+    gained = (change * (left - through / 2)).sum()  # of half the squared error
+    rest = (left - through).masked_fill_(~support, 0).float()
+    way, size, single = rest.clone(), rest.square().sum(2, keepdim=True), xx.float()
     for _ in range(_STEPS):
-        if bool((size <= goal).all()):
-            break
-        through = (way @ xx).masked_fill_(~support, 0)
-        step = size / (way * through).sum(2, keepdim=True).clamp_min(1e-300)
+        through = (way @ single).masked_fill_(~support, 0)
+        step = size / (way * through).sum(2, keepdim=True).clamp_min(_TINY)
+        gain = (step * size).sum() / 2
+        gained += gain
         change += step * way
+        if bool(gain <= close * gained):
+            break
         rest -= step * through
         now = rest.square().sum(2, keepdim=True)
-        way = rest + now / size.clamp_min(1e-300) * way
+        way = rest + now / size.clamp_min(_TINY) * way
         size = now
     return change
