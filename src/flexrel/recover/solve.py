@@ -19,7 +19,8 @@ _FEW = 64, 0.1  # inputs, and of them all: outputs with no more are solved exact
 _ENTRIES = 2**23  # of all systems that are solved at the same time
 _STEPS = 60  # of conjugate gradients, at most
 _ROUGH = 1e-3  # they end when the last brought no more than this share of what all did: to judge by
-_CLOSE = 1e-5  # likewise: to keep
+_CLOSE = 1e-10  # likewise: to keep
+_WIDE = 1024  # inputs: of so many the steps are in single precision
 _TINY = 1e-30  # in place of a divisor that is 0
 _SMALL = 1e-8  # of the mean square of the inputs: counts as no input
 
@@ -243,15 +244,16 @@ def _solved(xx: Tensor, left: Tensor, support: Tensor, groups: Tensor) -> Tensor
 def _by_steps(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Tensor) -> Tensor:
     """Return the change on the support alone that does best, nearly, by conjugate gradients.
 
-    All outputs take their steps together, from the change that is given, in single precision:
-    what a step would bring is soon less than what the ridge gives away.
+    All outputs take their steps together, from the change that is given; in single precision
+    where they would take long.
     """
     through = change @ xx if bool(change.any()) else change  # which is 0
     gained = (change * (left - through / 2)).sum()  # of half the squared error
-    rest = (left - through).masked_fill_(~support, 0).float()
-    way, size, single = rest.clone(), rest.square().sum(2, keepdim=True), xx.float()
+    kind = torch.float32 if xx.shape[2] >= _WIDE else torch.float64
+    rest, xx = (left - through).masked_fill_(~support, 0).to(kind), xx.to(kind)
+    way, size = rest.clone(), rest.square().sum(2, keepdim=True)
     for _ in range(_STEPS):
-        through = (way @ single).masked_fill_(~support, 0)
+        through = (way @ xx).masked_fill_(~support, 0)
         step = size / (way * through).sum(2, keepdim=True).clamp_min(_TINY)
         gain = (step * size).sum() / 2
         gained += gain
