@@ -180,21 +180,7 @@ def transformers_networks():
     grouped = {**text, "intermediate_size": 344, "num_key_value_heads": 2}
     swin = {"image_size": 64, "patch_size": 2, "embed_dim": 32, "depths": [2, 2, 2]}
     swin |= {"num_heads": [2, 4, 8], "window_size": 4, "num_labels": 10}
-    kinds = {
-        "BertModel": ("BertConfig", text),
-        "BertForSequenceClassification": ("BertConfig", text),
-        "DistilBertForSequenceClassification": ("DistilBertConfig", distil),
-        "RobertaForSequenceClassification": ("RobertaConfig", text),
-        "GPT2LMHeadModel": ("GPT2Config", gpt),
-        "GPT2ForSequenceClassification": ("GPT2Config", gpt),
-        "T5EncoderModel": ("T5Config", t5),
-        "LlamaForCausalLM": ("LlamaConfig", grouped),
-        "LlamaForSequenceClassification": ("LlamaConfig", grouped),
-        "Qwen2ForCausalLM": ("Qwen2Config", grouped),
-        "ViTForImageClassification": ("ViTConfig", vision),
-        "DeiTForImageClassification": ("DeiTConfig", vision),
-        "SwinForImageClassification": ("SwinConfig", swin),
-    }
+    kinds = survivors.transformers_kinds(text, distil, gpt, grouped, t5, vision, swin)
 
     def make(name, config, settings):
         configured = getattr(library, config)(**settings)

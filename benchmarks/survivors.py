@@ -116,18 +116,9 @@ def timm_networks():
         yield name, partial(make, name)
 
 
-def transformers_networks():
-    library = importlib.import_module("transformers")
-    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = {**small, "intermediate_size": 128, "vocab_size": 97}
-    vision = {**small, "intermediate_size": 128, "image_size": 32, "patch_size": 8}
-    gpt = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 97, "pad_token_id": 0}
-    distil = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 97}
-    t5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
-    grouped = {**text, "num_key_value_heads": 2, "pad_token_id": 0}
-    swin = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2]}
-    swin |= {"num_heads": [2, 4], "window_size": 4}
-    kinds = {
+def transformers_kinds(text, distil, gpt, grouped, t5, vision, swin):
+    """Return each network's name, with its configuration's and the settings of its family."""
+    return {
         "BertModel": ("BertConfig", text),
         "BertForSequenceClassification": ("BertConfig", text),
         "DistilBertForSequenceClassification": ("DistilBertConfig", distil),
@@ -137,11 +128,26 @@ def transformers_networks():
         "LlamaForCausalLM": ("LlamaConfig", grouped),
         "LlamaForSequenceClassification": ("LlamaConfig", grouped),
         "Qwen2ForCausalLM": ("Qwen2Config", grouped),
-        "T5EncoderModel": ("T5Config", {**t5, "vocab_size": 97}),
+        "T5EncoderModel": ("T5Config", t5),
         "ViTForImageClassification": ("ViTConfig", vision),
         "DeiTForImageClassification": ("DeiTConfig", vision),
         "SwinForImageClassification": ("SwinConfig", swin),
     }
+
+
+def transformers_networks():
+    library = importlib.import_module("transformers")
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**small, "intermediate_size": 128, "vocab_size": 97}
+    vision = {**small, "intermediate_size": 128, "image_size": 32, "patch_size": 8}
+    gpt = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 97, "pad_token_id": 0}
+    distil = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 97}
+    t5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+    t5 |= {"vocab_size": 97}
+    grouped = {**text, "num_key_value_heads": 2, "pad_token_id": 0}
+    swin = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2]}
+    swin |= {"num_heads": [2, 4], "window_size": 4}
+    kinds = transformers_kinds(text, distil, gpt, grouped, t5, vision, swin)
 
     def make(name, config, settings, attention):
         configured = getattr(library, config)(**settings)
