@@ -82,6 +82,24 @@ def test_inputs_that_are_always_zero_are_no_trouble():
     assert bool(rounded(torch.ones(1, 3, 4).double(), torch.zeros(1, 4, 4).double(), 7).all())
 
 
+@pytest.mark.parametrize("values", ["int8", "int4"])
+@pytest.mark.parametrize("seed", range(4))
+def test_inputs_that_never_vary_leave_each_value_to_itself(values, seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 5))
+    with torch.no_grad():
+        model[0].weight.zero_()  # what a hard cut may leave: the same inputs for every sample
+        model[0].bias.uniform_(0.1, 3)
+    nearest, fitted = copy.deepcopy(model), copy.deepcopy(model)
+    round_(nearest, values)
+    round_(fitted, values, [torch.randn(300, 6)])
+
+    assert torch.equal(fitted[2].weight, nearest[2].weight)
+    with torch.no_grad():
+        goal, found = (network(torch.zeros(1, 6)) for network in (model, fitted))
+    assert torch.allclose(found, goal, atol=2e-3)  # the bias has 16 bits
+
+
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()

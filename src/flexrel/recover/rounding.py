@@ -16,6 +16,7 @@ from flexrel.precision import scales_of
 from flexrel.recover.solve import Solution
 
 _DAMPING: Final = 0.01  # of the mean square of the inputs
+_NOISE: Final = 1e-4  # of the inputs' squares: that much variance may be rounding alone
 _TOGETHER: Final = 128  # inputs whose effect on later ones is added up at once
 
 
@@ -40,7 +41,9 @@ def round_solution(
         weight = rounded(solution.weight, rows.xx / rows.rows, largest, support)
         return replace(solution, weight=weight)
     m = rows.centred()
-    weight = rounded(solution.weight, m.xx, largest, support)
+    vary = _trace(m.xx) > _NOISE * _trace(rows.xx) / rows.rows
+    xx = torch.where(vary[:, None, None], m.xx, torch.eye(m.xx.shape[1]).to(m.xx))
+    weight = rounded(solution.weight, xx, largest, support)
     return replace(solution, weight=weight, bias=m.y - (weight @ m.x[:, :, None]).squeeze(2))
 
 
@@ -58,7 +61,7 @@ def rounded(
         largest: whole number allowed.
         support: which weights may be other than 0; None: all.
     """
-    squares = xx.diagonal(dim1=1, dim2=2)
+    squares = xx.diagonal(dim1=1, dim2=2).clamp_min(0)
     order = squares.argsort(dim=1, descending=True, stable=True)
     xx = xx.gather(1, order[:, :, None].expand_as(xx)).gather(2, order[:, None].expand_as(xx))
     damping = _DAMPING * squares.mean(1, keepdim=True).clamp_min(torch.finfo(xx.dtype).tiny)
@@ -69,7 +72,9 @@ def rounded(
     weights = squares.gather(1, order)[:, None].expand_as(rest)
     flat = ((rest * free).flatten(0, 1).float(), largest, weights.flatten(0, 1).float())
     scales = scales_of(*flat).to(rest).view(*rest.shape[:2], 1)
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(xx)), upper=True)
+    factor, failed = torch.linalg.cholesky_ex(xx)
+    factor[failed > 0] = torch.eye(xx.shape[1]).to(xx)  # nothing but noise: each by itself
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
     found = torch.empty_like(rest)
     for start in range(0, rest.shape[2], _TOGETHER):
         here = slice(start, start + _TOGETHER)
@@ -77,6 +82,10 @@ def rounded(
         errors = _round_block(*block, upper[:, here, here], scales, largest)
         rest[:, :, start + _TOGETHER :] -= errors @ upper[:, here, start + _TOGETHER :]
     return torch.empty_like(found).scatter_(2, across, found)
+
+
+def _trace(xx: Tensor) -> Tensor:
+    return xx.diagonal(dim1=1, dim2=2).sum(1)
 
 
 def _round_block(
