@@ -5,8 +5,9 @@
 
 Relevance: each rule in turn with a plain forward and backward pass over the same batches, with
 gradients of the weights, as in training. 2:4: the network cut to the pattern, in float16, its
-linear layers on the device's sparse cores, in turn with the dense network; torch has no such
-convolutions. Without an accelerator it says so and leaves the page's section as it is.
+linear layers on the device's sparse cores, in turn with the dense network, on a batch as it is
+calibrated with and on one that fills the device; torch has no such convolutions. Without an
+accelerator it says so and leaves the page's section as it is.
 """
 
 import argparse
@@ -28,6 +29,7 @@ NETWORKS = ("vgg16", "minilm")
 RULES = ("gradient-input", "epsilon", "gamma")
 ROUNDS = 15
 ROWS = 64  # what the sparse cores take inputs and outputs by
+LARGE = 2048  # samples that fill the device
 
 
 def in_turn(plain, other, device, rounds):
@@ -64,12 +66,9 @@ def relevance_rows(task, device, rounds):
         yield row(task, f"relevance, {rule}", in_turn(plain, found, device, rounds), "cost")
 
 
-def pattern_row(task, device, rounds):
-    """Return the row of 2:4: milliseconds of the dense network, of the sparse one, the speed-up."""
+def pattern_rows(task, device, rounds):
+    """Yield the rows of 2:4: milliseconds of the dense network, of the sparse one, the speed-up."""
     result = prune(task.model, calibration=task.inputs[:2], granularity="2:4", recover="none")
-    inputs = max(task.inputs, key=len)
-    if inputs.is_floating_point():
-        inputs = inputs.half()
     dense, sparse = (copy.deepcopy(m).eval().half() for m in (task.model, result.model))
     layers = 0
     for layer in sparse.modules():
@@ -77,9 +76,13 @@ def pattern_row(task, device, rounds):
             found = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
             layer.weight = nn.Parameter(found, requires_grad=False)
             layers += 1
-    works = (functools.partial(forward, network, inputs) for network in (dense, sparse))
-    times = in_turn(*works, device, rounds)
-    return row(task, f"2:4, {layers} layers, batch {len(inputs)}", times, "speed-up")
+    batch = max(task.inputs, key=len)
+    batch = batch.half() if batch.is_floating_point() else batch
+    for size in (len(batch), LARGE):
+        inputs = batch.repeat(-(-size // len(batch)), *[1] * (batch.ndim - 1))[:size]
+        works = (functools.partial(forward, network, inputs) for network in (dense, sparse))
+        what = f"2:4, {layers} layers, batch {size}"
+        yield row(task, what, in_turn(*works, device, rounds), "speed-up")
 
 
 def forward(network, inputs):
@@ -96,7 +99,7 @@ def row(task, what, times, kind):
 def rows_of(task, device, rounds):
     rows = list(relevance_rows(task, device, rounds))
     try:
-        rows.append(pattern_row(task, device, rounds))
+        rows += pattern_rows(task, device, rounds)
     except RuntimeError as error:
         rows.append([task.network, "2:4", "", "", f"fails: {error}".splitlines()[0][:120]])
     return rows
