@@ -52,6 +52,15 @@ def test_inputs_with_labels_are_read_from_any_form(raw):
     assert batch.labels.tolist() == [2, 0, 1]
 
 
+@pytest.mark.parametrize("raw", [(X, LABELS, X[:, 1]), {"x": X, "mask": X, "labels": LABELS}])
+def test_a_batch_that_was_read_goes_where_another_model_is(raw):
+    (batch,) = read_batches([read(raw)], nn.Linear(2, 1, device="meta"))
+
+    tensors = [t for t in (*batch.tensors, batch.labels, batch.weights) if t is not None]
+    assert len(tensors) == 3
+    assert all(tensor.is_meta for tensor in tensors)
+
+
 def test_batches_are_counted_from_zero_and_read_lazily():
     def endless():
         while True:
@@ -211,7 +220,7 @@ def test_a_batch_that_was_read_is_a_batch_to_read():
     first, again = read_batches([torch.randn(2, 3), once], model)
 
     assert (first.index, again.index) == (0, 1)
-    assert again.args is once.args
+    assert again.args[0] is once.args[0]
     assert again.labels is once.labels
 
 

@@ -10,7 +10,12 @@ from torch import nn
 
 from flexrel import ModelError, cost, load, pack
 from flexrel.apply import apply
+from flexrel.batches import Batch
 from flexrel.structure import analyse
+from flexrel.structure.resolve import resolve
+from flexrel.structure.rules import couple
+from flexrel.structure.sites import sites_of
+from flexrel.structure.trace import trace
 from graphs import (
     BLOCKS,
     HEADED,
@@ -198,6 +203,29 @@ def test_attention_is_cut_by_heads_whatever_its_spelling(name):
     assert (site.units, site.kind) == (HEADED[name], "head")
     model = random_(Tokens([name], norm=True).double())
     check_a_cut(model, sentences(), sentences(3, seed=1), seed=1)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
+def test_attention_is_cut_by_heads_whatever_kernel_an_accelerator_has(kernel):
+    operation = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention")
+    options = () if kernel == "flash" else (None, False)
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+            self.out = nn.Linear(32, 7)
+
+        def forward(self, x):
+            q, k, v = (part(x).unflatten(2, (4, 8)).transpose(1, 2) for part in self.parts)
+            return self.out(operation(q, k, v, *options)[0].transpose(1, 2).flatten(2))
+
+    # such kernels run on accelerators, and on tensors without values
+    inputs = Batch(0, (torch.randn(2, 12, 32, device="meta"),), {}, None)
+    coupling = couple(trace(Attention().to("meta"), inputs))
+
+    (site,) = sites_of(coupling, resolve(coupling))
+    assert (site.units, site.kind) == (4, "head")
 
 
 @pytest.mark.parametrize("name", sorted(TOKENS.keys() - HEADED.keys()))

@@ -102,18 +102,17 @@ def _parts(raw: RawBatch, index: int) -> tuple[tuple[Any, ...], dict[str, Any], 
 def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
     """Return the batch of that number on the device, checked; raises as `read_batches` does."""
     if isinstance(raw, Batch):
-        return replace(raw, index=index)
+        return _moved(replace(raw, index=index), device)
     args, kwargs, labels, weights = _parts(raw, index)
     given = [*args, *kwargs.values()]
     tensors = [v for v in given if isinstance(v, Tensor)]
     if not tensors or not all(isinstance(v, Tensor) for v in args):
         found = ", ".join(type(v).__name__ for v in given) or "nothing"
         raise UsageError(f"batch {index} has no input tensor, but {found}")
-    args = tuple(_placed(v, device) for v in args)
-    kwargs = {k: _placed(v, device) for k, v in kwargs.items()}
-    labels = None if labels is None else _placed(_numbers("labels", labels, index), device)
-    weights = None if weights is None else _placed(_numbers("weights", weights, index), device)
-    batch = Batch(index, args, kwargs, labels, weights)
+    labels = None if labels is None else _numbers("labels", labels, index)
+    weights = None if weights is None else _numbers("weights", weights, index)
+    batch = _moved(Batch(index, args, kwargs, labels, weights), device)
+    labels, weights = batch.labels, batch.weights
     for tensor in batch.tensors:
         if tensor.ndim == 0 or tensor.numel() == 0:
             raise UsageError(
@@ -135,6 +134,13 @@ def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
             f"are {list(weights.shape)} of {str(weights.dtype).removeprefix('torch.')}"
         )
     return batch
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    args = tuple(_placed(v, device) for v in batch.args)
+    kwargs = {k: _placed(v, device) for k, v in batch.kwargs.items()}
+    labels, weights = (_placed(v, device) for v in (batch.labels, batch.weights))
+    return replace(batch, args=args, kwargs=kwargs, labels=labels, weights=weights)
 
 
 def _are_weights(weights: Tensor, samples: int) -> bool:

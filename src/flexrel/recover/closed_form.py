@@ -276,4 +276,4 @@ class _Repair:
             return None
         mask = site.layout.spread(mask) if site.layout else mask
         mask = mask[use.rows[0] : use.rows[1]] if use.rows else mask
-        return mask.t() if use.transposed else mask
+        return (mask.t() if use.transposed else mask).to(weight.device)

@@ -194,8 +194,10 @@ def _attention(c: Coupler, op: Operation) -> None:
             if made is not None and axis and prod(map(len, axis)) == prod(map(len, made)):
                 c.join(axis, made)
     c.set(out, [samples, heads, length, c.axes(value)[3]])
-    for ref in op.outputs[1:]:
-        c.set(ref, [samples, heads, *(c.fresh(n, "attention sums over it") for n in ref.shape[2:])])
+    for ref in op.outputs[1:]:  # sums, and an accelerator's seeds, which are along neither
+        along = [samples, heads] if ref.shape[:2] == out.shape[:2] else []
+        rest = ref.shape[len(along) :]
+        c.set(ref, [*along, *(c.fresh(n, "attention sums over it") for n in rest)])
 
 
 def _recurrent(c: Coupler, op: Operation) -> None:
@@ -314,7 +316,7 @@ def _table() -> dict[str, Rule]:
         ("mm bmm", _mm),
         ("baddbmm", _baddbmm),
         ("mv dot", _vector_product),
-        ("mkldnn_rnn_layer lstm gru rnn_tanh rnn_relu", _recurrent),
+        ("mkldnn_rnn_layer _cudnn_rnn lstm gru rnn_tanh rnn_relu", _recurrent),
         ("embedding", moves.look_up),
         ("native_layer_norm _fused_rms_norm", _layer_norm),
         ("native_group_norm", _group_norm),
