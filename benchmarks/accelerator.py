@@ -4,10 +4,11 @@
     python benchmarks/accelerator.py --quick          digits on the processor; needs no data
 
 Relevance: each rule in turn with a plain forward and backward pass over the same batches, with
-gradients of the weights, as in training. 2:4: the network cut to the pattern, in float16, its
-linear layers on the device's sparse cores, in turn with the dense network, on a batch as it is
-calibrated with and on one that fills the device; torch has no such convolutions. Without an
-accelerator it says so and leaves the page's section as it is.
+gradients of the weights, as in training; in batches as on a processor, and all samples in one. 2:4:
+the network cut to the pattern, in float16, its linear layers on the device's sparse cores, in turn
+with the dense network, on a batch as it is calibrated with and on one that fills the device, called
+as it is and as a CUDA graph, which leaves out what the calls cost; torch has no such convolutions.
+Without an accelerator it says so and leaves the page's section as it is.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 import common
 import page
@@ -60,10 +62,20 @@ def plain_pass(model, batches):
 
 def relevance_rows(task, device, rounds):
     """Yield a row a rule: seconds of a plain pass, of the relevance pass, their ratio."""
-    plain = functools.partial(plain_pass, task.model, task.inputs)
-    for rule in RULES:
-        found = functools.partial(calibrate, task.model, task.inputs, rule)
-        yield row(task, f"relevance, {rule}", in_turn(plain, found, device, rounds), "cost")
+    for batches in (task.inputs, [in_one(task.inputs)]):
+        plain = functools.partial(plain_pass, task.model, batches)
+        for rule in RULES:
+            found = functools.partial(calibrate, task.model, batches, rule)
+            what = f"relevance, {rule}, batch {len(batches[0])}"
+            yield row(task, what, in_turn(plain, found, device, rounds), "cost")
+
+
+def in_one(batches):
+    """Return all batches as one; ids are padded by zeros to the longest sentence."""
+    if batches[0].is_floating_point():
+        return torch.cat(batches)
+    longest = max(batch.shape[1] for batch in batches)
+    return torch.cat([functional.pad(ids, (0, longest - ids.shape[1])) for ids in batches])
 
 
 def pattern_rows(task, device, rounds):
@@ -80,9 +92,24 @@ def pattern_rows(task, device, rounds):
     batch = batch.half() if batch.is_floating_point() else batch
     for size in (len(batch), LARGE):
         inputs = batch.repeat(-(-size // len(batch)), *[1] * (batch.ndim - 1))[:size]
-        works = (functools.partial(forward, network, inputs) for network in (dense, sparse))
+        works = [functools.partial(forward, network, inputs) for network in (dense, sparse)]
         what = f"2:4, {layers} layers, batch {size}"
         yield row(task, what, in_turn(*works, device, rounds), "speed-up")
+        graphs = [captured(work).replay for work in works]
+        yield row(task, f"{what}, CUDA graph", in_turn(*graphs, device, rounds), "speed-up")
+
+
+def captured(work):
+    """Return the work as a CUDA graph, which replays its kernels alone."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()  # so that libraries have set up what they keep
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
 
 
 def forward(network, inputs):

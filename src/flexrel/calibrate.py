@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flexrel.batches import Batch, RawBatch, read_batches
 from flexrel.errors import ModelError, UsageError
@@ -20,15 +20,19 @@ from flexrel.fingerprint import fingerprint
 from flexrel.records import Progress, layer_of, silent
 from flexrel.relevance import (
     Balance,
+    Folded,
     Folder,
     Follow,
-    LayerSums,
+    Layout,
     Ledger,
+    Place,
     Rule,
     RuleLike,
     Suspect,
+    apart,
     merged,
     rule_of,
+    together,
 )
 from flexrel.running import backward_to_inputs, call, reason, rooted, unwrapped
 from flexrel.starts import Start, check_output, start
@@ -90,10 +94,11 @@ def calibrate(
                 break
     if total.batches == 0:
         raise UsageError("the calibration set is empty; pass at least one batch")
+    found = total.sites()
     if isinstance(rule, Mapping):
-        _check_patterns(rule, total.sites)
+        _check_patterns(rule, found)
     started = output if isinstance(output, str) else getattr(output, "__name__", "callable")
-    sites = dict(sorted(total.sites.items()))
+    sites = dict(sorted(found.items()))
     if sites and not any(site.output_absolute.any() for site in sites.values()):
         raise ModelError(
             f"relevance is 0 in all {len(sites)} layers for all {total.samples:g} samples: the "
@@ -115,11 +120,20 @@ def calibrate(
 class _Total:
     """What has been counted so far; a batch is counted whole or not at all."""
 
-    sites: dict[str, SiteStatistics] = field(default_factory=dict)
+    sums: dict[Layout, Tensor] = field(default_factory=dict)  # of batches that ran the same layers
     samples: float = 0.0
     batches: int = 0
     balances: list[Balance] = field(default_factory=list)
     copy: bool = False  # the model overwrites activations unseen, so keep copies
+
+    def sites(self) -> dict[str, SiteStatistics]:
+        """Return the sums of each layer, in the order in which they first ran."""
+        found: dict[str, SiteStatistics] = {}
+        for layout, values in self.sums.items():
+            for place, sides in zip(layout, apart(layout, values), strict=True):
+                site = _site(place, *sides)
+                found[place.name] = found[place.name] + site if place.name in found else site
+        return found
 
 
 def _calibrate_batch(
@@ -141,18 +155,19 @@ def _calibrate_batch(
         ledger = Ledger() if check else None
         follow = Follow(model, rule, folder, ledger=ledger, copy=True)
         _pass(model, batch, output, follow)
-    found = {name: sums for name, sums in follow.sums.items() if sums.reached}
-    for name, sums in found.items():
-        if not all(bool(side.sums.isfinite().all()) for side in sums.vectors()):
-            suspect = Suspect()
-            _pass(model, batch, output, Follow(model, rule, folder, copy=True, suspect=suspect))
-            first = f"; it first is in {suspect.found}" if suspect.found else ""
-            raise ModelError(
-                f"relevance of {name!r} is NaN or infinite in batch {batch.index}{first}"
-            )
-    for name, sums in found.items():
-        site = _site(sums)
-        total.sites[name] = total.sites[name] + site if name in total.sites else site
+    layout, values = together(follow.sums)
+    if not bool(values.isfinite().all()):
+        suspect = Suspect()
+        _pass(model, batch, output, Follow(model, rule, folder, copy=True, suspect=suspect))
+        first = f"; it first is in {suspect.found}" if suspect.found else ""
+        sides = zip(layout, apart(layout, values), strict=True)
+        name = next(
+            place.name
+            for place, sums in sides
+            if not all(bool(part.isfinite().all()) for side in sums for part in side)
+        )
+        raise ModelError(f"relevance of {name!r} is NaN or infinite in batch {batch.index}{first}")
+    total.sums[layout] = total.sums[layout].add_(values) if layout in total.sums else values
     total.samples += batch.samples if batch.weights is None else float(batch.weights.sum())
     total.batches += 1
     total.balances = list(merged([*total.balances, *(ledger.balances() if ledger else ())]))
@@ -170,13 +185,12 @@ def _unmeasured(model: nn.Module, sites: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def _site(sums: LayerSums) -> SiteStatistics:
-    inputs, outputs = sums.vectors()
+def _site(place: Place, inputs: Folded, outputs: Folded) -> SiteStatistics:
     return SiteStatistics(
         *(inputs.sums[0], outputs.sums[0], inputs.sums[1], outputs.sums[1]),
-        groups=sums.groups,
-        transposed=sums.transposed,
-        tied=sums.owner.tied,
+        groups=place.groups,
+        transposed=place.transposed,
+        tied=place.tied,
         input_samples=inputs.samples,
         output_samples=outputs.samples,
     )

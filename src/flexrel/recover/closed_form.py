@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flexrel.batches import Batch, RawBatch, first_samples, read_batches
+from flexrel.batches import (
+    Batch,
+    RawBatch,
+    device_of,
+    fewer,
+    first_samples,
+    read_batches,
+)
 from flexrel.moments import RunningMoments, drawn_rows, inputs_at, outputs_at, samples_at
 from flexrel.records import Plan, Progress, silent, weight_of
 from flexrel.recover.passing import Passing, Stop
@@ -30,6 +37,7 @@ HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
 _EXAMPLE = 2  # samples
 _BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
 _LIVE = 5  # times a layer's inputs and outputs: what waits with them, of both networks
+_JOINED = 2**22  # entries that pass at once on an accelerator: torch prepares it for each thread
 _SAME = 1e-6  # of the size of the outputs: nothing to repair
 _FLAT = 1e-3  # of the largest slope: what is added can't be made up for
 
@@ -91,6 +99,8 @@ def reconstruct_(
         keys = {use.key: use for use in uses}
         pairs: list[tuple[Passing, Passing]] = []
         waiting = _limited(batches, dense, samples)
+        if device_of(dense).type != "cpu":
+            waiting = fewer(waiting, _JOINED)
         generator = torch.Generator().manual_seed(seed)
         repair = _Repair(dense, pruned, plan, generator, largest)
         made: list[LayerRepair] = []

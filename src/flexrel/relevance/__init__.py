@@ -1,7 +1,7 @@
 """Relevance: how it goes back through a network, and what of it comes to each layer."""
 
 from flexrel.relevance.affine import Affine, AffineCall, Geometry
-from flexrel.relevance.fold import Folder
+from flexrel.relevance.fold import Folded, Folder
 from flexrel.relevance.follow import Follow
 from flexrel.relevance.functions import flat
 from flexrel.relevance.ledger import Balance, Ledger, merged
@@ -19,8 +19,8 @@ from flexrel.relevance.rules import (
     ZPlus,
     rule_of,
 )
-from flexrel.relevance.sums import LayerSums
 from flexrel.relevance.suspect import Suspect
+from flexrel.relevance.together import Layout, Place, apart, together
 from flexrel.relevance.weights import Weights
 
 __all__ = [
@@ -32,23 +32,27 @@ __all__ = [
     "ByDepth",
     "ByName",
     "Epsilon",
+    "Folded",
     "Folder",
     "Follow",
     "Gamma",
     "Geometry",
     "GradientInput",
     "LayerCall",
-    "LayerSums",
+    "Layout",
     "Ledger",
     "Listening",
+    "Place",
     "Rule",
     "RuleLike",
     "Step",
     "Suspect",
     "Weights",
     "ZPlus",
+    "apart",
     "flat",
     "layer_call",
     "merged",
     "rule_of",
+    "together",
 ]

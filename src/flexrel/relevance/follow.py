@@ -82,6 +82,7 @@ class Follow(Listening):
         self._where: list[tuple[str, nn.Module]] = []  # the modules that run now, outermost first
         self._calls = 0
         self._overwritten = False
+        self._lost: list[Tensor] = []  # whether it was: looked at in the end, not waited for
         self._waiting = 0  # views whose gradient has not come
         plain = isinstance(rule, GradientInput)
         self._between = None if plain else Between(self._native, self._modified, self._fold_norm)
@@ -117,8 +118,10 @@ class Follow(Listening):
     @property
     def unsure(self) -> bool:
         """Whether the model overwrote what was needed, unseen; do it again with `copy=True`."""
-        lost = self._holder.lost or self._overwritten
-        return not self._copy and (lost or self._waiting > 0)
+        if self._copy:
+            return False
+        lost = self._holder.lost or self._overwritten or self._waiting > 0
+        return lost or any(map(bool, self._lost))
 
     @property
     def _place(self) -> str:
@@ -181,8 +184,16 @@ class Follow(Listening):
 
     def _go_back(self, before: Held, cell: list[Held], back: Back, gradient: Tensor) -> Tensor:
         after = cell.pop()
-        self._overwritten |= before.overwritten or after.is_lost(gradient)
+        self._overwritten |= before.overwritten
+        self._check(after, gradient)
         return back(gradient, before.value, after.value)
+
+    def _check(self, held: Held, gradient: Tensor) -> None:
+        lost = held.is_lost(gradient)
+        if isinstance(lost, Tensor):
+            self._lost.append(lost)
+        else:
+            self._overwritten |= lost
 
     def _owner(self, call: AffineCall) -> Owner | None:
         """Return whose weight the call is made with: a parameter's, or the running module's."""
@@ -327,7 +338,7 @@ class Follow(Listening):
         if gradient is None:  # an operation of the user's says that none goes back
             self._overwritten |= held.overwritten
         else:
-            self._overwritten |= held.is_lost(gradient)
+            self._check(held, gradient)
             add(held.value, gradient)
 
 

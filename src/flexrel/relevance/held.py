@@ -26,15 +26,15 @@ class Held:
         """Whether the model has overwritten the memory meanwhile."""
         return bool(self.value._version != self._version)  # noqa: SLF001
 
-    def is_lost(self, gradient: Tensor) -> bool:
-        """Return whether the value is not what this gradient is of.
+    def is_lost(self, gradient: Tensor) -> bool | Tensor:
+        """Return whether the value is not what this gradient is of, perhaps as a tensor.
 
         A ReLU's result stands in for its input where the gradient is 0 if it is 0; else something
         read the input unseen.
         """
         if self.overwritten:
             return True
-        return self.stands_in and bool(((self.value == 0) & (gradient != 0)).any())
+        return self.stands_in and ((self.value == 0) & (gradient != 0)).any()
 
 
 class Holder:

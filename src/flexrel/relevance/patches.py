@@ -34,12 +34,17 @@ class Stamp:
 
 
 @lru_cache(maxsize=256)
-def reads(window: Window | Stamp, length: int) -> Float[Tensor, "kernel length"]:
+def reads(
+    window: Window | Stamp, length: int, device: torch.device | None = None
+) -> Float[Tensor, "kernel length"]:
     """Count how often kernel position `k` reads position `x` of an axis of `length` positions.
 
     A position that padding copies (reflect, replicate, circular) is read once more for each
-    copy; zeros that padding adds are read but belong to no position. float64.
+    copy; zeros that padding adds are read but belong to no position. float64, on the device or
+    the CPU; kept, so not to be changed.
     """
+    if device is not None and device.type != "cpu":
+        return reads(window, length).to(device)
     if isinstance(window, Stamp):
         return _stamps(window, length)
     positions = torch.arange(length, dtype=torch.float64)
@@ -88,6 +93,6 @@ def sum_patches(
     """
     total = relevance.double()
     for axis, window in enumerate(axes, start=1):
-        table = reads(window, total.shape[axis]).to(total.device)
+        table = reads(window, total.shape[axis], total.device)
         total = torch.tensordot(total, table, dims=([axis], [1])).movedim(-1, axis)
     return total

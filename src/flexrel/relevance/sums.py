@@ -28,15 +28,17 @@ class LayerSums:
         self._sides: list[Folded | None] = [None, None]
 
     def add(self, side: int, found: Folded, *, transposed: bool) -> None:
-        """Add sums over units to those of the input (0) or output (1), in float64, on the CPU.
+        """Add sums over units to those of the input (0) or output (1): of further calls in float64.
 
         A tied weight is read by another layer the other way round: what that layer's rows are
         fed with belongs to the columns here.
         """
         side = side if transposed == self.transposed else 1 - side
-        found = Folded(*(part.double().cpu() for part in found))
         before = self._sides[side]
-        self._sides[side] = found if before is None else Folded(*map(torch.add, before, found))
+        if before is not None:
+            pairs = zip(before, found, strict=True)
+            found = Folded(*(old.double() + new.to(old.device) for old, new in pairs))
+        self._sides[side] = found
 
     def add_input(
         self,
@@ -54,8 +56,8 @@ class LayerSums:
         else:
             found = folder.fold(value, gradient, keep)
             if axes:  # at once: the next call may read an input of another size
-                summed = torch.stack([sum_patches(part, axes) for part in found.sums])
-                found = found._replace(sums=summed)
+                summed = sum_patches(found.sums.flatten(0, 1), axes)
+                found = found._replace(sums=summed.unflatten(0, (2, -1)))
         self.add(0, found, transposed=transposed)
 
     def add_output(
@@ -84,11 +86,11 @@ class LayerSums:
     def vectors(self) -> tuple[Folded, Folded]:
         """Return the sums of inputs and outputs; zeros for an input that is a constant."""
         inputs, outputs = self._sides
-        if inputs is None:
-            zeros = torch.zeros(2, *self._units, dtype=torch.float64)
-            inputs = Folded(zeros, torch.zeros(self._units[0], dtype=torch.float64))
         if outputs is None:
             raise RuntimeError(f"no relevance came to {self.owner.name!r}")
+        if inputs is None:
+            zeros = outputs.sums.new_zeros(2, *self._units)
+            inputs = Folded(zeros, zeros.new_zeros(self._units[0]))
         return inputs, outputs
 
 

@@ -1,0 +1,68 @@
+"""The sums of all layers over one batch, one after the other in one vector.
+
+So that what a batch adds is moved from an accelerator, checked and added up in one go, and not once
+for each of a layer's sums.
+"""
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from flexrel.relevance.fold import Folded
+from flexrel.relevance.sums import LayerSums
+
+
+class Place(NamedTuple):
+    """Of which layer some entries of the vector are.
+
+    Attributes:
+        name: of the layer.
+        tied: other names of its weight.
+        transposed: whether its weight is `[in, out / groups, *kernel]`.
+        groups: of a convolution.
+        units: shape of the sums of its input.
+        outputs: how many it has.
+    """
+
+    name: str
+    tied: tuple[str, ...]
+    transposed: bool
+    groups: int
+    units: tuple[int, ...]
+    outputs: int
+
+
+Layout = tuple[Place, ...]
+
+
+def together(sums: Mapping[str, LayerSums]) -> tuple[Layout, Float64[Tensor, "entries"]]:
+    """Return the sums of all layers that relevance came to, on the CPU."""
+    places, parts = [], []
+    for name, layer in sums.items():
+        if not layer.reached:
+            continue
+        inputs, outputs = layer.vectors()
+        units = tuple(inputs.sums.shape[1:])
+        count = len(outputs.samples)
+        owner = layer.owner
+        places.append(Place(name, owner.tied, layer.transposed, layer.groups, units, count))
+        parts += [part.flatten() for side in (inputs, outputs) for part in side]
+    if len({part.device for part in parts}) > 1:
+        parts = [part.cpu() for part in parts]
+    values = torch.cat(parts).cpu().double() if parts else torch.zeros(0, dtype=torch.float64)
+    return tuple(places), values
+
+
+def apart(layout: Layout, values: Float64[Tensor, "entries"]) -> Iterator[tuple[Folded, Folded]]:
+    """Yield the sums of each layer's input and output."""
+    for place in layout:
+        sizes = [2 * prod(place.units), place.units[0], 2 * place.outputs, place.outputs]
+        inputs, channels, outputs, by_output, values = values.split(
+            [*sizes, len(values) - sum(sizes)]
+        )
+        sums = inputs.view(2, *place.units), outputs.view(2, place.outputs)
+        yield Folded(sums[0], channels), Folded(sums[1], by_output)
