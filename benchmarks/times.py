@@ -98,7 +98,7 @@ def accelerator():
         "the device waits for Python, which calls more operations for relevance; with all "
         "calibration samples in one batch it computes. *2:4*: the forward pass in float16, dense, "
         "then with the linear layers on sparse cores, as torch calls them; in a CUDA graph without "
-        "what the calls cost. A speed-up below 1 is a loss: layers of these widths gain nothing."
+        "what the calls cost. A speed-up below 1 is a loss."
     )
     header = ["network", "what", "plain or dense", "relevance or 2:4", "ratio"]
     yield common.table(header, [[str(cell) for cell in row] for row in found["rows"]])
