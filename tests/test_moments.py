@@ -1,6 +1,8 @@
 """What a layer takes in, row by row, against torch's own unfolding, numpy, and the layer itself."""
 
+import functools
 import math
+import operator
 
 import numpy as np
 import pytest
@@ -199,10 +201,14 @@ def test_moments_by_hand():
     assert found.rows == 2
     assert found.x.tolist() == [[4, 6]]
     assert found.y.tolist() == [[110]]
-    assert found.xx.tolist() == [[[10, 14], [14, 20]]]
-    assert found.xy.tolist() == [[[310], [420]]]
-    assert found.yy.tolist() == [[10100]]
+    assert found.xx.tolist() == [[[2, 2], [2, 2]]]
+    assert found.xy.tolist() == [[[90], [90]]]
+    assert found.yy.tolist() == [[4050]]
     assert all(t.dtype == torch.float64 for t in (found.x, found.y, found.xx, found.xy, found.yy))
+    whole = found.about_zero()
+    assert (whole.x.tolist(), whole.y.tolist()) == ([[2, 3]], [[55]])
+    assert whole.xx.tolist() == [[[5, 7], [7, 10]]]
+    assert (whole.xy.tolist(), whole.yy.tolist()) == ([[[155], [210]]], [[5050]])
 
 
 def test_groups_are_told_apart():
@@ -263,6 +269,32 @@ def test_centred_is_the_covariance_of_numpy():
         assert np.allclose(found.yy[group], covariance.diagonal()[3:])
         assert np.allclose(found.x[group], x.mean(0))
         assert np.allclose(found.y[group], y.mean(0))
+
+
+@few_examples
+@given(
+    parts=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    mean=st.sampled_from([0.0, 1.0, 300.0, -4000.0]),
+    kind=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 99),
+)
+def test_what_varies_little_about_a_large_mean_keeps_its_covariance(parts, mean, kind, seed):
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.randint(8, (sum(parts), 1, 3), generator=generator)
+    inputs = mean + steps / 1024  # held by single precision as they are
+    total = functools.reduce(operator.add, (moments(x, dtype=kind) for x in inputs.split(parts)))
+
+    exact = np.cov(steps[:, 0].numpy().T / 1024, bias=True)
+    assert np.allclose(total.centred().xx[0], exact, rtol=0, atol=1e-4 * 2**-14)
+
+
+def test_inputs_that_never_vary_have_no_variance():
+    found = moments(torch.tensor([0.1, 2.7]).expand(90, 1, 2)) + moments(
+        torch.tensor([0.1, 2.7]).expand(7, 1, 2)
+    )
+
+    assert not found.xx.any()
+    assert found.about_zero().xx[0].diagonal().tolist() == pytest.approx([0.01, 2.7**2])
 
 
 def test_without_goals_there_are_moments_of_inputs_alone():

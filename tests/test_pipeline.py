@@ -899,6 +899,41 @@ def test_a_layer_whose_relevance_was_not_measured_is_left_alone_and_named(granul
     assert any("not measured" in reason for reason in reasons.values())
 
 
+class Still(nn.Module):
+    """A layer's inputs that vary so little, beside others that do."""
+
+    def __init__(self, share):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.still = nn.Linear(6, 40), nn.Linear(40, 30)
+        self.beside, self.last = nn.Linear(6, 30), nn.Linear(30, 5)
+        with torch.no_grad():
+            self.first.weight.mul_(share)
+            self.first.bias.uniform_(0.1, 3)
+
+    def forward(self, x):
+        hidden = self.still(self.first(x).relu()) + self.beside(x)
+        return self.last(hidden.relu())
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-8, 1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"budgets": [MACs(0.6)]},
+        {"granularity": "element", "budgets": [Sparsity(0.5)], "criterion": flexrel.OBS()},
+        {"granularity": "element", "budgets": [Sparsity(0.5)], "values": "int8"},
+    ],
+)
+def test_a_network_with_a_layer_whose_inputs_hardly_vary_is_pruned(share, asked):
+    batches = [points(100, seed)[0] for seed in range(4)]
+
+    result = flexrel.prune(Still(share).eval(), calibration=batches, **asked)
+
+    assert result.achieved.divergence < 1e-2
+    assert all(bool(t.abs().max() < 1e4) for t in result.model.parameters())  # float16 holds them
+
+
 def test_magnitude_alone_needs_no_gradient_to_its_input():
     model = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 2))
     tokens = torch.arange(7).remainder(7).repeat(4, 1)

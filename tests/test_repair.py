@@ -51,7 +51,8 @@ def split(x, y):
 
 def ridge_regression(fit, check, weight, bias, ridge):
     """Return weights from the normal equations of one group, and what they are judged with."""
-    xx, xy = fit.xx[0] / fit.rows, (fit.xy[0] - fit.x[0][:, None] * bias[0]) / fit.rows
+    m = fit.about_zero()
+    xx, xy = m.xx[0], m.xy[0] - m.x[0][:, None] * bias[0]
     damped = xx + ridge * xx.diagonal().diag()
     change = torch.linalg.solve(damped, xy - xx @ weight[0].T).T
     return (weight[0] + change)[None], bias, check
@@ -107,6 +108,19 @@ def test_the_ridge_is_towards_the_weights_as_they_are(seed, free):
         np.vstack([left, pull]), np.vstack([right, pull @ now[0].T.numpy()]), rcond=None
     )[0]
     assert np.allclose(found.weight[0].T, slow, atol=1e-6)
+
+
+@few_examples
+@given(seed=st.integers(0, 99), small=st.sampled_from([0.0, 1e-7, 1e-6]))
+def test_what_hardly_varies_is_not_blown_up_into_a_signal(seed, small):
+    x, y, weight, bias = problem(300, noise=0.1, seed=seed)
+    still = (1 + small * x).float().double()  # rounding is a good part of what is left
+
+    found = solve(*split(still, y), weight, bias, free_bias=True)
+
+    least_squares = weight.abs().max() / max(small, 1e-7)  # what moving by it alone would take
+    assert (found.weight - weight).abs().max() < 5e-3 * least_squares
+    assert found.after <= found.before
 
 
 @few_examples

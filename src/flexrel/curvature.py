@@ -69,8 +69,8 @@ class LayerCurvature:
         own = found.diagonal(dim1=1, dim2=2)
         squares = found.square().sum((1, 2)) - own.square().sum(1)
         noise = self.noise / max(self.inputs.rows, 1) ** 2
-        share = (noise / squares.clamp_min(1e-300)).clamp(0, 1)[:, None, None]
-        return torch.lerp(found, own.diag_embed(), share)
+        share = (noise / squares.clamp_min(torch.finfo(squares.dtype).tiny)).clamp(0, 1)
+        return torch.lerp(found, own.diag_embed(), share[:, None, None])
 
 
 class Curvature(Mapping[str, LayerCurvature]):
@@ -246,12 +246,12 @@ def _noise(one: Moments, other: Moments) -> Float[Tensor, "g"]:
     """
     if one.rows and other.rows:
         rows = one.rows + other.rows
-        mean = (one.x + other.x) / rows
         apart = one.xx * (rows / 2 / one.rows)
         apart.sub_(other.xx, alpha=rows / 2 / other.rows)
-        shift = one.x * (rows / 2 / one.rows) - other.x * (rows / 2 / other.rows)
-        apart.baddbmm_(shift[:, :, None], mean[:, None, :], alpha=-1)  # about the mean of both
-        apart.baddbmm_(mean[:, :, None], shift[:, None, :], alpha=-1)
+        mean = (one.x + other.x) / rows
+        for half, sign in ((one, 1), (other, -1)):  # about the mean of both
+            shift = (half.x / half.rows - mean).to(apart.dtype)
+            apart.baddbmm_(shift[:, :, None], shift[:, None, :], alpha=sign * rows / 2)
     else:
         apart = (one + other).centred().xx * (one.rows + other.rows)
     return apart.square_().sum((1, 2)) - apart.diagonal(dim1=1, dim2=2).sum(1)

@@ -106,9 +106,19 @@ def outputs_at(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """Second moments of inputs and goals of a layer's groups: sums over rows.
+    """Second moments of inputs and goals of a layer's groups; those of parts of the rows add up.
 
-    A layer of `g` groups is `g` independent ones, of `k` inputs and `j` outputs each.
+    A layer of `g` groups is `g` independent ones, of `k` inputs and `j` outputs each. Products are
+    those of the distances from the means: of inputs that hardly vary, products of the inputs
+    themselves would leave nothing but rounding.
+
+    Attributes:
+        rows: how many.
+        x: sums of the inputs, float64.
+        y: of the goals.
+        xx: sums of the products of two inputs' distances from their means.
+        xy: likewise of an input and a goal.
+        yy: of each goal's squared distance.
     """
 
     rows: int
@@ -116,17 +126,26 @@ class Moments:
     y: Float[Tensor, "g j"]
     xx: Float[Tensor, "g k k"]
     xy: Float[Tensor, "g k j"]
-    yy: Float[Tensor, "g j"]  # squares alone
+    yy: Float[Tensor, "g j"]
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Return the moments of the rows of both."""
+        """Return the moments of the rows of both.
+
+        Source:
+            Chan, Golub and LeVeque, 1983: sums of squares of two parts, from their means.
+        """
+        if not (self.rows and other.rows):
+            return self if self.rows else other
+        (x, y), (other_x, other_y) = self.means(), other.means()
+        x, y = (other_x - x).to(self.xx.dtype), (other_y - y).to(self.xx.dtype)
+        share = self.rows * other.rows / (self.rows + other.rows)
         return Moments(
             self.rows + other.rows,
             self.x + other.x,
             self.y + other.y,
-            self.xx + other.xx,
-            self.xy + other.xy,
-            self.yy + other.yy,
+            (self.xx + other.xx).baddbmm_(x[:, :, None], x[:, None, :], alpha=share),
+            (self.xy + other.xy).baddbmm_(x[:, :, None], y[:, None, :], alpha=share),
+            self.yy + other.yy + share * y.square(),
         )
 
     def of(self, outputs: Int64[Tensor, "some"]) -> "Moments":
@@ -134,18 +153,24 @@ class Moments:
         y, xy, yy = self.y[:, outputs], self.xy[:, :, outputs], self.yy[:, outputs]
         return Moments(self.rows, self.x, y, self.xx, xy, yy)
 
+    def means(self) -> tuple[Float[Tensor, "g k"], Float[Tensor, "g j"]]:
+        """Return the means of inputs and goals; 0 of no rows."""
+        count = max(self.rows, 1)
+        return self.x / count, self.y / count
+
     def centred(self) -> "Moments":
         """Return the moments per row, about the means: `x` and `y` are the means themselves."""
         count = max(self.rows, 1)
-        x, y = self.x / count, self.y / count
-        return Moments(
-            self.rows,
-            x,
-            y,
-            torch.baddbmm(self.xx, x[:, :, None], x[:, None, :], beta=1 / count, alpha=-1),
-            torch.baddbmm(self.xy, x[:, :, None], y[:, None, :], beta=1 / count, alpha=-1),
-            self.yy / count - y.square(),
-        )
+        return Moments(self.rows, *self.means(), self.xx / count, self.xy / count, self.yy / count)
+
+    def about_zero(self) -> "Moments":
+        """Return the moments per row of inputs and goals as they are; `x` and `y` are means."""
+        m = self.centred()
+        x, y = m.x.to(m.xx.dtype), m.y.to(m.xx.dtype)
+        m.xx.baddbmm_(x[:, :, None], x[:, None, :])
+        m.xy.baddbmm_(x[:, :, None], y[:, None, :])
+        m.yy.add_(y.square())
+        return m
 
 
 def moments(
@@ -158,20 +183,24 @@ def moments(
     Args:
         inputs: as `inputs_at` returns them.
         goals: what each row's outputs should be, the groups one after the other; None: none.
-        dtype: of the sums.
+        dtype: of the products' sums.
     """
-    groups = inputs.shape[1]
-    goals = inputs.new_zeros(len(inputs), 0) if goals is None else goals
-    y = goals.reshape(len(goals), groups, prod(goals.shape[1:]) // groups).transpose(0, 1)
+    count, groups = inputs.shape[:2]
+    goals = inputs.new_zeros(count, 0) if goals is None else goals
+    y = goals.reshape(count, groups, prod(goals.shape[1:]) // groups).transpose(0, 1)
     x = inputs.transpose(0, 1)
-    return Moments(
-        len(inputs),
-        x.sum(1, dtype=dtype),
-        y.sum(1, dtype=dtype),
-        (x.mT @ x).to(dtype),
-        (x.mT @ y).to(dtype),
-        y.to(dtype).square().sum(1),
-    )
+    sums = x.sum(1, dtype=torch.float64), y.sum(1, dtype=torch.float64)
+    x, y = (_centred(*rows) for rows in zip((x, y), sums, strict=True))
+    xx, xy = (x.mT @ x).to(dtype), (x.mT @ y).to(dtype)
+    return Moments(count, *sums, xx, xy, y.to(dtype).square().sum(1))
+
+
+def _centred(rows: Tensor, total: Tensor) -> Tensor:
+    """Return the rows less their mean, which may have no such digits: so it is taken in two."""
+    if not rows.shape[1]:
+        return rows
+    near = rows - (total / rows.shape[1]).to(rows)[:, None]
+    return near.sub_(near.mean(1, keepdim=True))
 
 
 class RunningMoments:

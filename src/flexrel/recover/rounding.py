@@ -16,7 +16,6 @@ from flexrel.precision import scales_of
 from flexrel.recover.solve import Solution
 
 _DAMPING: Final = 0.01  # of the mean square of the inputs
-_NOISE: Final = 1e-4  # of the inputs' squares: that much variance may be rounding alone
 _TOGETHER: Final = 128  # inputs whose effect on later ones is added up at once
 
 
@@ -38,12 +37,10 @@ def round_solution(
         support: which weights may be other than 0; None: all.
     """
     if not free_bias:
-        weight = rounded(solution.weight, rows.xx / rows.rows, largest, support)
+        weight = rounded(solution.weight, rows.about_zero().xx, largest, support)
         return replace(solution, weight=weight)
     m = rows.centred()
-    vary = _trace(m.xx) > _NOISE * _trace(rows.xx) / rows.rows
-    xx = torch.where(vary[:, None, None], m.xx, torch.eye(m.xx.shape[1]).to(m.xx))
-    weight = rounded(solution.weight, xx, largest, support)
+    weight = rounded(solution.weight, m.xx, largest, support)
     return replace(solution, weight=weight, bias=m.y - (weight @ m.x[:, :, None]).squeeze(2))
 
 
@@ -61,7 +58,7 @@ def rounded(
         largest: whole number allowed.
         support: which weights may be other than 0; None: all.
     """
-    squares = xx.diagonal(dim1=1, dim2=2).clamp_min(0)
+    squares = xx.diagonal(dim1=1, dim2=2)
     order = squares.argsort(dim=1, descending=True, stable=True)
     xx = xx.gather(1, order[:, :, None].expand_as(xx)).gather(2, order[:, None].expand_as(xx))
     damping = _DAMPING * squares.mean(1, keepdim=True).clamp_min(torch.finfo(xx.dtype).tiny)
@@ -69,12 +66,11 @@ def rounded(
     across = order[:, None].expand_as(weight)
     rest = weight.gather(2, across)
     free = torch.ones_like(rest) if support is None else support.gather(2, across).to(rest)
-    weights = squares.gather(1, order)[:, None].expand_as(rest)
+    vary = squares.any(1, keepdim=True)  # where nothing does, all weights count the same
+    weights = squares.gather(1, order).where(vary, 1.0)[:, None].expand_as(rest)
     flat = ((rest * free).flatten(0, 1).float(), largest, weights.flatten(0, 1).float())
     scales = scales_of(*flat).to(rest).view(*rest.shape[:2], 1)
-    factor, failed = torch.linalg.cholesky_ex(xx)
-    factor[failed > 0] = torch.eye(xx.shape[1]).to(xx)  # nothing but noise: each by itself
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(xx)), upper=True)
     found = torch.empty_like(rest)
     for start in range(0, rest.shape[2], _TOGETHER):
         here = slice(start, start + _TOGETHER)
@@ -82,10 +78,6 @@ def rounded(
         errors = _round_block(*block, upper[:, here, here], scales, largest)
         rest[:, :, start + _TOGETHER :] -= errors @ upper[:, here, start + _TOGETHER :]
     return torch.empty_like(found).scatter_(2, across, found)
-
-
-def _trace(xx: Tensor) -> Tensor:
-    return xx.diagonal(dim1=1, dim2=2).sum(1)
 
 
 def _round_block(

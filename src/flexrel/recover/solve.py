@@ -23,6 +23,7 @@ _CLOSE = 1e-10  # likewise: to keep
 _WIDE = 1024  # inputs: of so many the steps are in single precision
 _TINY = 1e-30  # in place of a divisor that is 0
 _SMALL = 1e-8  # of the mean square of the inputs: counts as no input
+_STILL = 1e-4  # of an input's squared mean: one that varies less hardly counts, as it is rounding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,9 +178,11 @@ def _system(rows: Moments, weight: Tensor, bias: Tensor, *, free_bias: bool) -> 
         m = rows.centred()
         means, xx, xy = (m.x, m.y), m.xx, m.xy
     else:
-        xx = rows.xx / rows.rows
-        xy = (rows.xy - rows.x[:, :, None] * bias[:, None, :]) / rows.rows
+        m = rows.about_zero()
+        xx, xy = m.xx, m.xy - m.x[:, :, None] * bias[:, None, :]
     size = xx.diagonal(dim1=1, dim2=2).clamp_min(0)
+    if means is not None:
+        size = size + _STILL * means[0].square()
     floor = _SMALL * size.mean(1, keepdim=True).clamp_min(_TINY)
     scale = (size + floor).rsqrt()[:, None, :]
     left = (xy.mT - weight @ xx) * scale
