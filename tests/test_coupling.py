@@ -228,6 +228,25 @@ def test_attention_is_cut_by_heads_whatever_kernel_an_accelerator_has(kernel):
     assert (site.units, site.kind) == (4, "head")
 
 
+def test_an_accelerators_kernel_of_a_recurrent_layer_is_counted_like_the_processors():
+    class Recurrent(nn.LSTM):
+        def forward(self, x):
+            weights = [getattr(self, name) for name in self._flat_weights_names]
+            state = x.new_zeros(1, len(x), 7)
+            shape = (2, 7, 0, 1, True, 0.0, False, False, [], None)  # an LSTM of 7, batch first
+            return torch.ops.aten._cudnn_rnn(x, weights, 4, None, state, state, *shape)[0]
+
+    x, layers = (
+        torch.randn(2, 6, 5),
+        [kind(5, 7, batch_first=True) for kind in (nn.LSTM, Recurrent)],
+    )
+    plain = couple(trace(layers[0], Batch(0, (x,), {}, None)))
+    there = couple(trace(layers[1].to("meta"), Batch(0, (x.to("meta"),), {}, None)))
+
+    steps = 6  # of each sample, in each of which every weight takes part
+    assert there.uses == plain.uses == [("weight_ih_l0", steps), ("weight_hh_l0", steps)]
+
+
 @pytest.mark.parametrize("name", sorted(TOKENS.keys() - HEADED.keys()))
 def test_neurons_of_a_block_on_tokens_are_cut_though_a_norm_keeps_the_path(name):
     structure = read(Tokens([name], norm=True), sentences())

@@ -14,6 +14,7 @@ from flexrel.batches import fitted_and_judged
 from flexrel.pack import encode, pack, round_
 from flexrel.precision import scales_of, to_grid
 from flexrel.recover.rounding import rounded
+from networks import Convolutional
 
 
 def moments(rows, inputs, seed=0):
@@ -100,24 +101,9 @@ def test_inputs_that_never_vary_leave_each_value_to_itself(values, seed):
     assert torch.allclose(found, goal, atol=2e-3)  # the bias has 16 bits
 
 
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(3, 12, 3, padding=1)
-        self.norm = nn.BatchNorm2d(12)
-        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
-        self.up = nn.ConvTranspose2d(12, 6, 2)
-        self.head = nn.Linear(6, 5)
-
-    def forward(self, x):
-        x = self.norm(self.first(x)).relu()
-        x = x + self.depthwise(x)
-        return self.head(self.up(x).relu().mean((2, 3)))
-
-
 def trained_like(seed=0):
     torch.manual_seed(seed)
-    model = Residual()
+    model = Convolutional()
     with torch.no_grad():
         for _ in range(20):
             model(torch.randn(16, 3, 8, 8))
