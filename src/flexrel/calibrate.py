@@ -29,7 +29,7 @@ from flexrel.relevance import (
     Rule,
     RuleLike,
     Suspect,
-    apart,
+    by_layer,
     merged,
     rule_of,
     together,
@@ -130,7 +130,7 @@ class _Total:
         """Return the sums of each layer, in the order in which they first ran."""
         found: dict[str, SiteStatistics] = {}
         for layout, values in self.sums.items():
-            for place, sides in zip(layout, apart(layout, values), strict=True):
+            for place, sides in zip(layout, by_layer(layout, values), strict=True):
                 site = _site(place, *sides)
                 found[place.name] = found[place.name] + site if place.name in found else site
         return found
@@ -160,7 +160,7 @@ def _calibrate_batch(
         suspect = Suspect()
         _pass(model, batch, output, Follow(model, rule, folder, copy=True, suspect=suspect))
         first = f"; it first is in {suspect.found}" if suspect.found else ""
-        sides = zip(layout, apart(layout, values), strict=True)
+        sides = zip(layout, by_layer(layout, values), strict=True)
         name = next(
             place.name
             for place, sums in sides

@@ -20,7 +20,7 @@ from flexrel.relevance.rules import (
     rule_of,
 )
 from flexrel.relevance.suspect import Suspect
-from flexrel.relevance.together import Layout, Place, apart, together
+from flexrel.relevance.together import Layout, Place, by_layer, together
 from flexrel.relevance.weights import Weights
 
 __all__ = [
@@ -49,7 +49,7 @@ __all__ = [
     "Suspect",
     "Weights",
     "ZPlus",
-    "apart",
+    "by_layer",
     "flat",
     "layer_call",
     "merged",

@@ -5,6 +5,7 @@ for each of a layer's sums.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from math import prod
 from typing import NamedTuple
 
@@ -51,13 +52,13 @@ def together(sums: Mapping[str, LayerSums]) -> tuple[Layout, Float64[Tensor, "en
         owner = layer.owner
         places.append(Place(name, owner.tied, layer.transposed, layer.groups, units, count))
         parts += [part.flatten() for side in (inputs, outputs) for part in side]
-    if len({part.device for part in parts}) > 1:
-        parts = [part.cpu() for part in parts]
-    values = torch.cat(parts).cpu().double() if parts else torch.zeros(0, dtype=torch.float64)
-    return tuple(places), values
+    if not parts:
+        return (), torch.zeros(0, dtype=torch.float64)
+    runs = groupby(parts, key=lambda part: part.device)  # lookups are summed on the CPU
+    return tuple(places), torch.cat([torch.cat([*run]).cpu() for _, run in runs]).double()
 
 
-def apart(layout: Layout, values: Float64[Tensor, "entries"]) -> Iterator[tuple[Folded, Folded]]:
+def by_layer(layout: Layout, values: Float64[Tensor, "entries"]) -> Iterator[tuple[Folded, Folded]]:
     """Yield the sums of each layer's input and output."""
     for place in layout:
         sizes = [2 * prod(place.units), place.units[0], 2 * place.outputs, place.outputs]
