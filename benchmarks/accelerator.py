@@ -61,7 +61,7 @@ def plain_pass(model, batches):
 
 
 def relevance_rows(task, device, rounds):
-    """Yield a row a rule: seconds of a plain pass, of the relevance pass, their ratio."""
+    """Yield a row a size of batch and rule: times of a plain and a relevance pass, their ratio."""
     for batches in (task.inputs, [in_one(task.inputs)]):
         plain = functools.partial(plain_pass, task.model, batches)
         for rule in RULES:

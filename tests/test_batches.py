@@ -220,7 +220,7 @@ def test_a_batch_that_was_read_is_a_batch_to_read():
     first, again = read_batches([torch.randn(2, 3), once], model)
 
     assert (first.index, again.index) == (0, 1)
-    assert again.args[0] is once.args[0]
+    assert again.args is once.args
     assert again.labels is once.labels
 
 

@@ -102,7 +102,8 @@ def _parts(raw: RawBatch, index: int) -> tuple[tuple[Any, ...], dict[str, Any], 
 def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
     """Return the batch of that number on the device, checked; raises as `read_batches` does."""
     if isinstance(raw, Batch):
-        return _moved(replace(raw, index=index), device)
+        there = all(tensor.device == device for tensor in raw.tensors)
+        return replace(raw if there else _moved(raw, device), index=index)
     args, kwargs, labels, weights = _parts(raw, index)
     given = [*args, *kwargs.values()]
     tensors = [v for v in given if isinstance(v, Tensor)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _ENTRIES = 2**20  # of the scratch buffer: it stays in a processor's cache
-_ENTRIES_THERE = 2**26  # of an accelerator's, which waits for every call
+_ENTRIES_THERE = 2**26  # of that of an accelerator, where a call costs more than the memory
 
 
 class Folded(NamedTuple):

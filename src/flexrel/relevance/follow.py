@@ -82,7 +82,7 @@ class Follow(Listening):
         self._where: list[tuple[str, nn.Module]] = []  # the modules that run now, outermost first
         self._calls = 0
         self._overwritten = False
-        self._lost: list[Tensor] = []  # whether it was: looked at in the end, not waited for
+        self._lost: list[bool | Tensor] = []  # likewise: looked at in the end, not waited for
         self._waiting = 0  # views whose gradient has not come
         plain = isinstance(rule, GradientInput)
         self._between = None if plain else Between(self._native, self._modified, self._fold_norm)
@@ -185,15 +185,8 @@ class Follow(Listening):
     def _go_back(self, before: Held, cell: list[Held], back: Back, gradient: Tensor) -> Tensor:
         after = cell.pop()
         self._overwritten |= before.overwritten
-        self._check(after, gradient)
+        self._lost.append(after.is_lost(gradient))
         return back(gradient, before.value, after.value)
-
-    def _check(self, held: Held, gradient: Tensor) -> None:
-        lost = held.is_lost(gradient)
-        if isinstance(lost, Tensor):
-            self._lost.append(lost)
-        else:
-            self._overwritten |= lost
 
     def _owner(self, call: AffineCall) -> Owner | None:
         """Return whose weight the call is made with: a parameter's, or the running module's."""
@@ -338,7 +331,7 @@ class Follow(Listening):
         if gradient is None:  # an operation of the user's says that none goes back
             self._overwritten |= held.overwritten
         else:
-            self._check(held, gradient)
+            self._lost.append(held.is_lost(gradient))
             add(held.value, gradient)
 
 

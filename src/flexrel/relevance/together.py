@@ -41,7 +41,11 @@ Layout = tuple[Place, ...]
 
 
 def together(sums: Mapping[str, LayerSums]) -> tuple[Layout, Float64[Tensor, "entries"]]:
-    """Return the sums of all layers that relevance came to, on the CPU."""
+    """Return the sums of all layers that relevance came to, and which entries are whose.
+
+    On the CPU, in units of the output that relevance starts from; of no layer none. Of one layer
+    follow its input's sums, its input's by sample, and likewise those of its output.
+    """
     places, parts = [], []
     for name, layer in sums.items():
         if not layer.reached:
@@ -49,8 +53,8 @@ def together(sums: Mapping[str, LayerSums]) -> tuple[Layout, Float64[Tensor, "en
         inputs, outputs = layer.vectors()
         units = tuple(inputs.sums.shape[1:])
         count = len(outputs.samples)
-        owner = layer.owner
-        places.append(Place(name, owner.tied, layer.transposed, layer.groups, units, count))
+        tied = layer.owner.tied
+        places.append(Place(name, tied, layer.transposed, layer.groups, units, count))
         parts += [part.flatten() for side in (inputs, outputs) for part in side]
     if not parts:
         return (), torch.zeros(0, dtype=torch.float64)
@@ -59,7 +63,7 @@ def together(sums: Mapping[str, LayerSums]) -> tuple[Layout, Float64[Tensor, "en
 
 
 def by_layer(layout: Layout, values: Float64[Tensor, "entries"]) -> Iterator[tuple[Folded, Folded]]:
-    """Yield the sums of each layer's input and output."""
+    """Yield the sums of each layer's input and output, views of the vector that `together` made."""
     for place in layout:
         sizes = [2 * prod(place.units), place.units[0], 2 * place.outputs, place.outputs]
         inputs, channels, outputs, by_output, values = values.split(
