@@ -139,6 +139,27 @@ def test_damage_of_a_linear_reader_of_the_outputs_is_what_it_is_predicted_to_be(
     assert torch.allclose(damages["0"], costs / 4000, rtol=0.5)
 
 
+@pytest.mark.parametrize("unit", [2.0**-30, 2.0**45])
+def test_damage_does_not_depend_on_the_unit_of_the_inputs(unit):
+    """Without biases the outputs grow with the inputs, and damage with their squares."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(6, 16, bias=False), nn.ReLU(), nn.Linear(16, 8, bias=False), nn.ReLU()),
+        nn.Linear(8, 3, bias=False),
+    )
+    batch = drawn(60, 6)
+    structure = structure_of(model, batch)
+    expected, _ = measure_damage(model, structure, [batch])
+
+    found, unknown = measure_damage(model, structure, [unit * batch])
+
+    assert not unknown
+    assert set(found) == set(expected)
+    assert all(
+        torch.allclose(found[name] / unit**2, expected[name], rtol=1e-3, atol=0) for name in found
+    )
+
+
 def test_with_too_few_samples_to_hold_any_out_the_prediction_stands():
     model = network()
     batch = drawn(3, 3, 6, 6)

@@ -39,7 +39,7 @@ class LayerCurvature:
         outputs: `[g, j, j]`, float64: products of the gradients at its outputs, summed over all
             positions of all samples, in squared outputs of the network; where there are many, of
             rows drawn at random, as many times as large as there are more.
-        noise: `[g]`: how far the products of different inputs, summed over the rows, are
+        noise: `[g]`, float64: how far the products of different inputs, summed over the rows, are
             expected to be from what as many rows of other samples would give: the sum of the
             squared distances.
     """
@@ -67,10 +67,10 @@ class LayerCurvature:
         """
         found = self.inputs.centred().xx
         own = found.diagonal(dim1=1, dim2=2)
-        squares = found.square().sum((1, 2)) - own.square().sum(1)
+        squares = _squares_beside_own(found)
         noise = self.noise / max(self.inputs.rows, 1) ** 2
         share = (noise / squares.clamp_min(torch.finfo(squares.dtype).tiny)).clamp(0, 1)
-        return torch.lerp(found, own.diag_embed(), share[:, None, None])
+        return torch.lerp(found, own.diag_embed(), share.to(found.dtype)[:, None, None])
 
 
 class Curvature(Mapping[str, LayerCurvature]):
@@ -254,7 +254,14 @@ def _noise(one: Moments, other: Moments) -> Float[Tensor, "g"]:
             apart.baddbmm_(shift[:, :, None], shift[:, None, :], alpha=sign * rows / 2)
     else:
         apart = (one + other).centred().xx * (one.rows + other.rows)
-    return apart.square_().sum((1, 2)) - apart.diagonal(dim1=1, dim2=2).sum(1)
+    return _squares_beside_own(apart)
+
+
+def _squares_beside_own(matrices: Float[Tensor, "g k k"]) -> Float[Tensor, "g"]:
+    """Return the sum of the squares off the diagonal, float64: squares of products are large."""
+    wide = torch.float64
+    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=wide)
+    return norms.square() - matrices.diagonal(dim1=1, dim2=2).to(wide).square().sum(1)
 
 
 def _followed(found: LayerCall) -> bool:
