@@ -10,6 +10,7 @@ import flexrel
 import flexrel_edge
 from flexrel import AccuracyDrop, BudgetError, Bytes, MACs, Magnitude, UsageError, prune
 from flexrel.cli.options import parse_metadata
+from flexrel.errors import PrecisionError
 from flexrel.pack import encode, load, pack
 
 FINE_TO_COARSE = ("float32", "float16", "int8", "int4")
@@ -129,6 +130,37 @@ def test_a_target_that_nothing_meets_says_what_the_finest_values_reach(model, ba
         )
 
     assert (caught.value.resource, caught.value.closest) == ("accuracy", 0.25)
+
+
+@pytest.mark.parametrize("share", [0.55, 0.25])
+def test_a_precision_that_cannot_hold_a_value_is_not_taken(model, batches, share):
+    large = copy.deepcopy(model)
+    large.last.bias.data[0] = 1e8
+    options = {"budgets": [Bytes(int(len(encode(model)) * share))], "recover": "none", **ASKED}
+    with pytest.raises(PrecisionError, match=r"last\.bias.*1e\+08.*float16"):
+        prune(large, calibration=batches, values="float16", **options)
+
+    auto = prune(large, calibration=batches, values="auto", **options)
+
+    others = [
+        prune(large, calibration=batches, values=values, **options).achieved.divergence
+        for values in ("float32", "int8", "int4")
+    ]
+    assert auto.achieved.divergence == min(others)
+
+
+def test_pack_goes_on_past_a_precision_that_cannot_hold_a_value(model, batches, tmp_path):
+    large = copy.deepcopy(model)
+    large.last.bias.data[0] = 1e8
+
+    def evaluate(other):
+        return float(torch.equal(other.second.weight, large.second.weight))
+
+    target = AccuracyDrop(0.0)
+    done = pack(large, tmp_path / "m", "auto", evaluate=evaluate, target=target)
+
+    assert done.values == "float32"
+    assert torch.equal(load(tmp_path / "m", copy.deepcopy(model)).last.bias, large.last.bias)
 
 
 @pytest.mark.parametrize("drop", [0.5, 0.05, 0.005, 0.0001, 0.0])

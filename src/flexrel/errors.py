@@ -2,6 +2,7 @@
 
 FlexrelError            1   (defined in flexrel_edge, which does not need torch)
 ├── UsageError          2   the request, the data or the evaluation is wrong
+│   └── PrecisionError      a value is beyond what the asked precision holds
 ├── BudgetError         3   the budget or target can't be met; says the closest that can
 ├── ModelError          4   the network can't be analysed; says where
 │   └── UnprunableError     it can, but nothing of it can be pruned
@@ -15,6 +16,7 @@ __all__ = [
     "FlexrelError",
     "ModelError",
     "PackError",
+    "PrecisionError",
     "UnprunableError",
     "UsageError",
 ]
@@ -24,6 +26,10 @@ class UsageError(FlexrelError):
     """The request can't be carried out as it was made: options, data, weights or evaluation."""
 
     exit_code = 2
+
+
+class PrecisionError(UsageError):
+    """A value is beyond what the precision that was asked for can hold; others may hold it."""
 
 
 class ModelError(FlexrelError):

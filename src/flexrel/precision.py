@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexrel.errors import UsageError
+from flexrel.errors import PrecisionError, UsageError
 from flexrel_edge.scales import MAX_SCALE, on_grid
 
 Values = Literal["float32", "bfloat16", "float16", "int8", "int4"]
@@ -43,7 +43,7 @@ def stored(name: str, tensor: Tensor, values: Values) -> Tensor:
         values: as `VALUES` has it.
 
     Raises:
-        UsageError: a value is too large for float16, or no number and to be a whole one.
+        PrecisionError: a value is too large for float16, or no number and to be a whole one.
     """
     if tensor.dtype != _WIDE or values == "float32":
         return tensor
@@ -54,7 +54,9 @@ def stored(name: str, tensor: Tensor, values: Values) -> Tensor:
     if tensor.ndim < _MATRIX:
         return shortened(tensor)
     if not bool(tensor.isfinite().all()):
-        raise UsageError(f"{name} has a value that is no finite number, which {values} can't hold")
+        raise PrecisionError(
+            f"{name} has a value that is no finite number, which {values} can't hold"
+        )
     return _on_grid(tensor, LARGEST[values])
 
 
@@ -119,5 +121,7 @@ def _half(name: str, tensor: Tensor) -> Tensor:
     half = tensor.half()
     if bool((half.isinf() & tensor.isfinite()).any()):
         largest = float(tensor.abs().max())
-        raise UsageError(f"{name} has a value of {largest:.3g}, which float16 can't hold")
+        raise PrecisionError(
+            f"{name} has a value of {largest:.3g}, which float16 can't hold; the others can"
+        )
     return half

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from flexrel.criteria import Criterion, Magnitude
-from flexrel.errors import BudgetError
+from flexrel.errors import BudgetError, PrecisionError
 from flexrel.precision import FINEST_FIRST, Asked, Values
 from flexrel.records import Plan
 from flexrel.request import Request
@@ -51,13 +51,15 @@ def solved(
         trials_in: makes networks whose packed files have values of a precision.
         values: that precision. "auto" goes from float32 down as long as that is better: with a
             target, a smaller file; with a budget on bytes, outputs closer to the dense network's;
-            else a smaller file whose outputs are at most a tenth further from them than the cut's.
-            The criterion is chosen once, where values are finest.
+            else a smaller file whose outputs are at most a tenth further from them than the cut's;
+            one that can't hold a value is passed over. The criterion is chosen once, where values
+            are finest.
         request: to keep to.
         options: criteria, of which one is chosen on the samples that judge.
 
     Raises:
         BudgetError: nothing does.
+        PrecisionError: the one precision that was asked for can't hold a value.
     """
     found: list[Found] = []
     failed: list[BudgetError] = []
@@ -66,6 +68,10 @@ def solved(
             one = _chosen(trials_in(precision), request, options)
         except BudgetError as error:  # a coarser one may still fit a budget on bytes
             failed.append(error)
+            continue
+        except PrecisionError:
+            if values != "auto":
+                raise
             continue
         if found and not _is_better(one, found, request):
             break

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 import flexrel_edge
 from flexrel.batches import RawBatch, fitted_and_judged
 from flexrel.budgets import AccuracyDrop
-from flexrel.errors import BudgetError, UsageError
+from flexrel.errors import BudgetError, PrecisionError, UsageError
 from flexrel.evaluate import Divergence, Evaluate, checked
 from flexrel.fingerprint import fingerprint
 from flexrel.graph import onnx_graph, stored_as_is
@@ -171,7 +171,8 @@ def pack(
     Args:
         model: as for `encode`; not changed.
         path: of the file; replaced if it is there.
-        values: as for `encode`. "auto" takes the fewest bits a value that keep to the target.
+        values: as for `encode`. "auto" takes the fewest bits a value that keep to the target,
+            and can hold every value.
         calibration: batches of inputs, labels not needed. "int8" and "int4" round so that the
             outputs of each layer change least on them; 128, or a quarter, are held out, and tell
             how far the model's outputs moved.
@@ -197,7 +198,12 @@ def pack(
         rounded = model
         if precision != "float32":
             rounded = duplicate(model)
-            round_(rounded, precision, fitted)
+            try:
+                round_(rounded, precision, fitted)
+            except PrecisionError:
+                if values != "auto":
+                    raise
+                continue
         accuracy = checked(evaluate, rounded) if evaluate else None
         missed = _missed(before, accuracy, target)
         if missed is None:
