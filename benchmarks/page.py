@@ -110,12 +110,6 @@ def _paper(blocks):
         return
     yield "## The paper's experiment"
     yield ON_PAPER
-    if any("judged" not in block for block in blocks):
-        yield (
-            "† Measured before the divergence of class scores left out how confident they are, and"
-            " was that of 128 samples wherever nothing was fitted: FlexRel's form was chosen by the"
-            " former measure (see *Choice* in `benchmarks/README.md`)."
-        )
     for granularity, repair in itertools.product(aims.GRANULARITIES, aims.REPAIRS):
         mine = [b for b in blocks if (b["granularity"], b["repair"]) == (granularity, repair)]
         how = "not repaired" if repair == "none" else "repaired in closed form"
@@ -150,7 +144,6 @@ def _targets(block, names):
     dense, empty = block["dense"]["bytes"], [""] * (len(BYTES) + 1)
     title = f"**{block['network']}, {block['deployment']}**: dense {dense / 1e3:,.0f} kB, "
     title += f"{100 * block['dense']['test']:.1f} %, n = {block['samples']:,}"
-    title += "" if "judged" in block else " †"
     yield [title, "", *empty, *("" for _ in names)]
 
     def savings(at):

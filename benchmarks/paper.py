@@ -94,7 +94,7 @@ def measure(task, granularity, repair, wanted, drops=sizes.DROPS):
         "unit": task.test.unit,
         "samples": len(workshop.dense.outcomes),
         "calibration": sum(len(inputs) for inputs in task.inputs),
-        "judged": workshop.judged,  # of these; in blocks without it 128, by another measure
+        "judged": workshop.judged,  # of these
         "dense": workshop.dense.row() | {"parameters": workshop.parameters},
         "step": workshop.step,
         "drops": drops,
