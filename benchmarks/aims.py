@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from statistics import median
+from statistics import fmean, median, variance
 
 import cases
 import common
@@ -43,7 +43,7 @@ def _beside_signals(experiments):
         ]
         if not mine:
             continue
-        each = [block["log_ratio"][FOUND][-1] for block in mine]
+        each = _over_draws(mine, FOUND)
         found, error = _mean(each)
         least, most = (100 * (1 - math.exp(ratio)) for ratio, _ in (max(each), min(each)))
         planned = sum((use in LIKE) == like for _, use in tasks.PLANNED)
@@ -60,7 +60,7 @@ def _beside_signals(experiments):
                 asked,
                 _without_obs(mine) if granularity == "channel" else "",
                 f"{least:.0f} to {most:.0f} %",
-                f"{len(mine)} of {planned}",
+                f"{len(each)} of {planned}",
                 f"{forms.count('obs')} of {len(forms)}",
             ]
         )
@@ -69,7 +69,8 @@ def _beside_signals(experiments):
     yield (
         "Bytes that FlexRel saves over the better of the two single signals, magnitude and "
         "relevance, at the same accuracy: geometric mean over networks, uses and targets, and "
-        "range over networks and uses. *Repaired*: all alike, in closed form. *By OBS*: targets "
+        "range over networks and uses; draws of calibration data count as one use. *Repaired*: all "
+        "alike, in closed form. *By OBS*: targets "
         "at which FlexRel's form is neither of the signals nor a blend of them; *without OBS*: "
         "what is saved where it may not be, and of how many networks and uses that is known if not "
         "of all."
@@ -79,11 +80,27 @@ def _beside_signals(experiments):
 
 
 def _without_obs(blocks):
-    """Return what is saved by blends of the signals alone, and of how many blocks if not of all."""
-    each = [block["log_ratio"][BLEND][-1] for block in blocks if BLEND in block["log_ratio"]]
+    """Return what blends of the signals alone save, and over how many uses if not over all."""
+    each, known = (_over_draws(blocks, name) for name in (BLEND, FOUND))
     if not each:
         return ""
-    return saving(*_mean(each)) + ("" if len(each) == len(blocks) else f" ({len(each)})")
+    return saving(*_mean(each)) + ("" if len(each) == len(known) else f" ({len(each)})")
+
+
+def _over_draws(blocks, name):
+    """Return the mean logarithm of each network and use, and its error: of images and of draws."""
+    uses = {}
+    for block in blocks:
+        if name in block["log_ratio"]:
+            pair = block["log_ratio"][name][-1]
+            uses.setdefault((block["network"], block["deployment"]), []).append(pair)
+    found = []
+    for pairs in uses.values():
+        values, errors = zip(*pairs, strict=True)
+        of_draws = variance(values) / len(values) if len(values) > 1 else 0.0
+        # the same images report for all draws: their error does not shrink
+        found.append((fmean(values), math.hypot(fmean(errors), math.sqrt(of_draws))))
+    return found
 
 
 def _beside_others(rivals):

@@ -180,7 +180,7 @@ def test_draws_of_samples_are_the_same_each_time():
 # --- the page -------------------------------------------------------------------------------
 
 
-def experiment(network, deployment, ratio):
+def experiment(network, deployment, ratio, draw=0):
     numbers = {name: [800, 700, 600, 500] for name in page.BYTES}
     forms, saved = ["obs"] * 4, [[math.log(ratio), 0.01]] * 5
     point = {"form": "magnitude", "kept": 0.5, "test": 0.8}
@@ -189,6 +189,7 @@ def experiment(network, deployment, ratio):
         "deployment": deployment,
         "granularity": "channel",
         "repair": "closed-form",
+        "draw": draw,
         "samples": 1000,
         "dense": {"bytes": 1000, "test": 0.9},
         "drops": [0.005, 0.01, 0.02, 0.05],
@@ -267,6 +268,15 @@ def test_the_page_has_the_geometric_mean_of_what_was_saved(monkeypatch, tmp_path
     assert "| form | saving | without OBS | by labels |" in text
     assert "| obs | 50 ± 0 % | 10 ± 2 % | 50 ± 0 % |" in text
     assert "| obs | 20 ± 1 % | | 20 ± 1 % |" in text
+
+
+def test_draws_of_calibration_data_count_as_one_use(monkeypatch, tmp_path):
+    blocks = [experiment("a", "3 classes", ratio, draw) for draw, ratio in enumerate((0.5, 0.8))]
+    text = written(monkeypatch, tmp_path, **{"paper-a": blocks})
+    # 1 - sqrt(0.5 * 0.8) = 36.8 %; sqrt(0.01² + (ln 1.6)² / 2 / 2) = 0.235: 0.632 * 0.235 = 14.9 %
+    assert "| yes | 37 ± 15 % | ≥ 35 %: met | | 37 to 37 % | 1 of 6 | 8 of 8 |" in text
+    assert "**a, 3 classes**: dense" in text
+    assert "**a, 3 classes**, draw 1: dense" in text
 
 
 def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
