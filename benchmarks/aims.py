@@ -59,6 +59,7 @@ def _beside_signals(experiments):
                 saving(found, error),
                 asked,
                 _without_obs(mine) if granularity == "channel" else "",
+                f"{100 * (1 - math.exp(median(ratio for ratio, _ in each))):.0f} %",
                 f"{least:.0f} to {most:.0f} %",
                 f"{len(each)} of {planned}",
                 f"{forms.count('obs')} of {len(forms)}",
@@ -68,14 +69,13 @@ def _beside_signals(experiments):
         return
     yield (
         "Bytes that FlexRel saves over the better of the two single signals, magnitude and "
-        "relevance, at the same accuracy: geometric mean over networks, uses and targets, and "
-        "range over networks and uses; draws of calibration data count as one use. *Repaired*: all "
-        "alike, in closed form. *By OBS*: targets "
-        "at which FlexRel's form is neither of the signals nor a blend of them; *without OBS*: "
-        "what is saved where it may not be, and of how many networks and uses that is known if not "
-        "of all."
+        "relevance, at the same accuracy: geometric mean over networks, uses and targets; median "
+        "and range over networks and uses; draws of calibration data count as one use. "
+        "*Repaired*: all alike, in closed form. *By OBS*: targets at which FlexRel's form is "
+        "neither of the signals nor a blend of them; *without OBS*: what is saved where it may "
+        "not be, and of how many networks and uses that is known if not of all."
     )
-    header = ["cut, in use on data", "repaired", "saved", "asked", "without OBS", "range"]
+    header = ["cut, in use on data", "repaired", "saved", "asked", "without OBS", "median", "range"]
     yield common.table([*header, "networks and uses", "by OBS"], rows)
 
 
