@@ -42,8 +42,8 @@ accuracy of the dense network's less 0.5, 1, 2 and 5 points.
   calibrate and to choose by are images that the networks were trained on.
 - Calibration data were drawn once, seed 0, but where another draw is named (`--draws 1 2`); the
   errors of those drawn once leave other draws out. OBS lets units go one after the other: where
-  many can stand for each other, as in vgg16 on 3 classes, rounding settles which are left last, and
-  so chance the accuracy of the smallest networks.
+  many can stand for each other, as in vgg16 on 3 classes, its smallest networks differ much from
+  draw to draw.
 - Not in the errors: the defaults were settled on the same networks, by other images (*Forms*,
   *Choice* in `benchmarks/README.md`), but the few scores that are tried with a repair by what is
   best in *Repair* there, on the same test images.
