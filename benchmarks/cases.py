@@ -10,7 +10,7 @@ import common
 import rivals
 import sizes
 import tasks
-from flexrel.pack import encode
+from flexrel.io import encode
 
 UNITS = {"channel": "channels", "element": "weights"}
 

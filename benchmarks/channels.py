@@ -25,14 +25,13 @@ from torch import nn
 
 import common
 import torch_pruned
-from flexrel import cost
-from flexrel.allocate import ALLOCATIONS, Removal
-from flexrel.apply import apply
-from flexrel.batches import read_batches
-from flexrel.calibrate import calibrate
-from flexrel.criteria import FlexRel, Magnitude, Relevance, scores_of
-from flexrel.search import least_removal
+from flexrel.core import cost
+from flexrel.core.batches import read_batches
+from flexrel.criteria import ALLOCATIONS, FlexRel, Magnitude, Relevance, UnitRanking, scores_of
+from flexrel.pruning.bisection import least_removal
+from flexrel.relevance import calibrate
 from flexrel.structure import analyse
+from flexrel.structure.apply import apply
 
 TARGETS = {"resnet20": 59.3 / 81.2, "resnet56": 1 / 2.12}  # multiply-adds over dense
 OURS = "FlexRel"
@@ -112,45 +111,45 @@ class Form:
     role: str  # in the table
     criterion: object
     allocation: str
-    sites: str  # "inner" or "all"
+    groups: str  # "inner" or "all"
 
     @property
     def name(self):
         part = getattr(self.criterion, "part", "")
-        words = (self.criterion.name, part, self.allocation, f"{self.sites} channels")
+        words = (self.criterion.name, part, self.allocation, f"{self.groups} channels")
         return ", ".join(word for word in words if word)
 
 
-def forms(sites):
+def forms(groups):
     """Yield every form of FlexRel that is tried."""
     criteria = [("FlexRel magnitude", Magnitude())]
     criteria += [("FlexRel relevance", Relevance(part)) for part in PARTS["sum"]]
     for blend, deltas in DELTAS.items():
         pairs = itertools.product(deltas, PARTS[blend])
         criteria += [("FlexRel blend", FlexRel(delta, blend, part)) for delta, part in pairs]
-    for (role, criterion), allocation, chosen in itertools.product(criteria, ALLOCATIONS, sites):
+    for (role, criterion), allocation, chosen in itertools.product(criteria, ALLOCATIONS, groups):
         yield Form(role, criterion, allocation, chosen)
 
 
 def structures_of(bench):
-    """Return the sites that forms choose among: all, and those inside a block alone.
+    """Return the groups that forms choose among: all, and those inside a block alone.
 
     A space that joins a residual sum has more than one layer that makes it.
     """
     (example,) = read_batches([bench.choose[0][0][:2]], bench.model)
     whole = analyse(bench.model, example, "channel")
-    made = {s.name: sum(part.role == "producer" for part in s.slices) for s in whole.sites}
-    inner = tuple(site for site in whole.sites if made[site.name] == 1)
-    if len(inner) == len(whole.sites):
+    made = {s.name: sum(part.role == "producer" for part in s.members) for s in whole.groups}
+    inner = tuple(group for group in whole.groups if made[group.name] == 1)
+    if len(inner) == len(whole.groups):
         return {"inner": whole}
-    return {"inner": replace(whole, sites=inner), "all": whole}
+    return {"inner": replace(whole, groups=inner), "all": whole}
 
 
-def cut(bench, structure, scores, level):
+def cut(bench, graph, scores, level):
     """Return the network without the channels that go first, at the level; None: can't be met."""
-    removal = Removal(structure, scores)
-    limit = level * cost.macs(structure)
-    count = least_removal(lambda k: cost.macs(structure, removal.plan(k)), limit, removal.removable)
+    removal = UnitRanking(graph, scores)
+    limit = level * cost.macs(graph)
+    count = least_removal(lambda k: cost.macs(graph, removal.plan(k)), limit, removal.removable)
     return None if count is None else apply(bench.model, removal.plan(count))
 
 
@@ -161,10 +160,10 @@ def flexrel_candidates(bench, structures, batches):
     for form in forms(structures):
 
         def make(form=form):
-            structure = structures[form.sites]
-            scores = scores_of(form.criterion, structure, tensors, stats)
+            graph = structures[form.groups]
+            scores = scores_of(form.criterion, graph, tensors, stats)
             scores = ALLOCATIONS[form.allocation](scores)
-            return cut(bench, structure, scores, TARGETS[bench.name])
+            return cut(bench, graph, scores, TARGETS[bench.name])
 
         yield form.role, form.name, form.criterion.needs_relevance, make
 

@@ -21,9 +21,9 @@ import common
 import paper
 import sizes
 import tasks
-from flexrel.batches import fitted_and_judged, read_batches
-from flexrel.distance import apart, apart_but_for_scale
-from flexrel.running import call
+from flexrel.core.batches import fitted_and_judged, read_batches
+from flexrel.core.distance import apart, apart_but_for_scale
+from flexrel.core.running import call
 
 
 @dataclass(frozen=True)

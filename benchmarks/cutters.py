@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+import sys
 import time
 import traceback
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,13 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import flexrel
 import survivors
-from flexrel import cost, forms, pipeline
-from flexrel.allocate import ALLOCATIONS
-from flexrel.batches import read_batches
-from flexrel.evaluate import Divergence
-from flexrel.making import Making
-from flexrel.records import Measurement, silent
-from flexrel.trials import Trials
+from flexrel.core import cost
+from flexrel.core.batches import read_batches
+from flexrel.core.evaluate import Divergence
+from flexrel.core.records import Measurement, silent
+from flexrel.criteria import ALLOCATIONS
+from flexrel.pruning.builder import NetworkBuilder
+from flexrel.pruning.trials import Trials
+from flexrel.structure import analyse
 
 BUDGET = 0.5  # of the multiply-adds
 TARGET = (0.48, 0.50)  # within 2 % from below
@@ -87,11 +89,11 @@ def planning(model, batch):
     granularity = inspect.signature(flexrel.prune).parameters["granularity"].default
     criterion = flexrel.Magnitude()
     began = time.perf_counter()
-    structure = forms.analyse(model, example, granularity)
+    graph = analyse(model, example, granularity)
     analysed = time.perf_counter()
-    making = Making(model, "float32", Divergence(model, [batch]), silent)
-    trials = Trials(making, structure, None, ALLOCATIONS["global"], None, resource="MACs")
-    macs, size = cost.macs(structure), cost.parameters(structure)
+    making = NetworkBuilder(model, "float32", Divergence(model, [batch]), silent)
+    trials = Trials(making, graph, None, ALLOCATIONS["global"], None, resource="MACs")
+    macs, size = cost.macs(graph), cost.parameters(graph)
     dense = Measurement("dense", removed=0.0, parameters=size, macs=macs, bytes=0)
     count = trials.units_for(criterion, [flexrel.MACs(BUDGET)], dense)
     trials.removal(criterion).plan(count)
@@ -99,7 +101,13 @@ def planning(model, batch):
     return {"planning_s": ended - began, "analyse_s": analysed - began}
 
 
-STAGES = ((forms, "analyse"), (pipeline, "calibrate"), (Trials, "choose"), (Trials, "measure"))
+_ROOM = "flexrel.pruning"
+STAGES = (
+    (sys.modules[f"{_ROOM}.sources"], "analyse"),
+    (sys.modules[f"{_ROOM}.prune"], "calibrate"),
+    (Trials, "choose"),
+    (Trials, "measure"),
+)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ import torch
 import common
 import flexrel_edge
 from flexrel import FlexRel, Sparsity, prune
-from flexrel.pack import encode
+from flexrel.io import encode
 from flexrel_edge.fetch import update_name
 
 LINKS = {"resnet56": ("1mbit", "10mbit"), "vgg16": ("10mbit",)}

@@ -8,14 +8,14 @@ from functools import partial
 import published
 import rivals
 import sizes
-from flexrel import Bytes, MACs, cost, prune
-from flexrel.allocate import Removal
-from flexrel.apply import apply
-from flexrel.batches import first_samples, read_batches
-from flexrel.calibrate import calibrate
-from flexrel.criteria import scores_of
-from flexrel.search import least_removal
+from flexrel import Bytes, MACs, prune
+from flexrel.core import cost
+from flexrel.core.batches import first_samples, read_batches
+from flexrel.criteria import UnitRanking, scores_of
+from flexrel.pruning.bisection import least_removal
+from flexrel.relevance import calibrate
 from flexrel.structure import analyse, named_tensors
+from flexrel.structure.apply import apply
 
 OURS = "FlexRel"
 BARE = "FlexRel, not repaired"
@@ -100,23 +100,23 @@ def by_pbx(case, task):
     """Return the network cut by relevance alone, by a composite of LRP rules, and its seconds."""
     model = task.model
     example = first_samples(next(read_batches(task.inputs[:1], model)), 2)
-    structure = analyse(model, example, case.granularity)
+    graph = analyse(model, example, case.granularity)
     labelled = task.calibration[0][1] is not None
     began = time.monotonic()
     found = calibrate(
         model, task.calibration, rule="composite", output="label" if labelled else "auto"
     )
-    scores = scores_of(published.Explained(), structure, named_tensors(model), found)
-    removal = Removal(structure, scores)
-    of = partial(_macs, structure, removal)
-    count = least_removal(of, case.level * cost.macs(structure), removal.removable)
+    scores = scores_of(published.Explained(), graph, named_tensors(model), found)
+    removal = UnitRanking(graph, scores)
+    of = partial(_macs, graph, removal)
+    count = least_removal(of, case.level * cost.macs(graph), removal.removable)
     if count is None:
         raise RuntimeError("the budget can't be met")
     return apply(model, removal.plan(count)), time.monotonic() - began
 
 
-def _macs(structure, removal, count):
-    return cost.macs(structure, removal.plan(count))
+def _macs(graph, removal, count):
+    return cost.macs(graph, removal.plan(count))
 
 
 def by_flexrel(recover, case, task, ruler):

@@ -37,7 +37,7 @@ import page
 import rivals
 import sizes
 from flexrel import OBS, FlexRel, Magnitude, Relevance
-from flexrel.pack import encode
+from flexrel.io import encode
 from training import best_trained
 
 TRAINED = "FlexRel, trained, at the best's trained accuracy"  # of `aims.ROLES`

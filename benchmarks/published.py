@@ -170,4 +170,4 @@ class Explained:
 
     def scores(self, evidence):
         """Yield each channel's relevance: of a sample in absolute value, summed over samples."""
-        return (site.relevance("sample") for site in evidence)
+        return (group.relevance("sample") for group in evidence)

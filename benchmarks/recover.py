@@ -29,17 +29,16 @@ import torch
 from scipy.stats import spearmanr
 
 import common
-from flexrel import OBS, Evidence, FlexRel, Magnitude, Relevance, cost
-from flexrel.allocate import Removal
-from flexrel.apply import apply
-from flexrel.batches import first_samples, fitted_and_judged
-from flexrel.calibrate import calibrate
-from flexrel.criteria import scores_of
-from flexrel.damage import measure_damage
-from flexrel.evaluate import Divergence
-from flexrel.recover import ClosedForm, FineTune
-from flexrel.search import least_removal
+from flexrel import OBS, FlexRel, GroupSignals, Magnitude, Relevance
+from flexrel.core import cost
+from flexrel.core.batches import first_samples, fitted_and_judged
+from flexrel.core.evaluate import Divergence
+from flexrel.criteria import UnitRanking, measure_saliency, scores_of
+from flexrel.pruning.bisection import least_removal
+from flexrel.relevance import calibrate
+from flexrel.repair import ClosedForm, FineTune
 from flexrel.structure import analyse, named_tensors
+from flexrel.structure.apply import apply
 
 FEW = (0, 1, 2)  # airplane, automobile, bird
 DRAWS = (0, 1, 2)  # of calibration images
@@ -99,16 +98,16 @@ class Taylor:
     name: str = "taylor"
     needs_relevance: bool = False
 
-    def scores(self, evidence: list[Evidence]):
-        for site in evidence:
-            if not site.site.slices:
-                name = f"{site.site.name}.weight"
-                yield (site.tensors[name] * self.gradients[name]).square()
+    def scores(self, evidence: list[GroupSignals]):
+        for group in evidence:
+            if not group.group.members:
+                name = f"{group.group.name}.weight"
+                yield (group.tensors[name] * self.gradients[name]).square()
                 continue
-            total = torch.zeros(site.site.units)
-            for part in site.site.slices:
+            total = torch.zeros(group.group.units)
+            for part in group.group.members:
                 if part.makes and part.tensor in self.gradients:
-                    product = site.tensors[part.tensor] * self.gradients[part.tensor]
+                    product = group.tensors[part.tensor] * self.gradients[part.tensor]
                     rows = product.movedim(part.axis, 0).flatten(1).sum(1)
                     total += rows[part.index].sum(1)
             yield total.square()
@@ -201,7 +200,7 @@ def measure(case, draw, wanted, *, train):
     model = model.to(memory_format=torch.channels_last)
     data = Data(packs, case, draw)
     images, judged = fitted_and_judged(data.calibrate, model)
-    structure = analyse(model, first_samples(images[0], 2), case.granularity)
+    graph = analyse(model, first_samples(images[0], 2), case.granularity)
     tensors = named_tensors(model)
     divergence = Divergence(model, judged)
     began = time.monotonic()
@@ -213,15 +212,15 @@ def measure(case, draw, wanted, *, train):
     began = time.monotonic()
     damages = None
     if any(isinstance(criterion, OBS) for criterion in criteria):
-        damages, unknown = measure_damage(model, structure, images)
-        known = [site for site in structure.sites if site.name in damages]
-        structure = structure.only(known, unknown)
+        damages, unknown = measure_saliency(model, graph, images)
+        known = [group for group in graph.groups if group.name in damages]
+        graph = graph.only(known, unknown)
     took_damage = time.monotonic() - began
     rows = []
     for criterion in criteria:
         began = time.monotonic()
-        scores = scores_of(criterion, structure, tensors, stats, damages)
-        plan = plan_at(structure, scores, case)
+        scores = scores_of(criterion, graph, tensors, stats, damages)
+        plan = plan_at(graph, scores, case)
         pruned = apply(model, plan)
         cut = time.monotonic() - began
         cut += took_damage if isinstance(criterion, OBS) else 0
@@ -236,8 +235,8 @@ def measure(case, draw, wanted, *, train):
             "divergence": divergence(repaired),
             "cut_s": cut,
             "repair_s": repair,
-            "macs": cost.macs(structure, plan) / cost.macs(structure),
-            "parameters": cost.parameters(structure, plan) / cost.parameters(structure),
+            "macs": cost.macs(graph, plan) / cost.macs(graph),
+            "parameters": cost.parameters(graph, plan) / cost.parameters(graph),
         }
         shown = {key: v if isinstance(v, str) else round(v, 3) for key, v in row.items()}
         print(case.name, draw, shown, flush=True)
@@ -255,12 +254,12 @@ def measure(case, draw, wanted, *, train):
     }
 
 
-def plan_at(structure, scores, case):
-    removal = Removal(structure, scores)
+def plan_at(graph, scores, case):
+    removal = UnitRanking(graph, scores)
     if case.granularity == "element":
-        return removal.plan(int((1 - case.level) * structure.units))
-    limit = case.level * cost.macs(structure)
-    count = least_removal(lambda k: cost.macs(structure, removal.plan(k)), limit, removal.removable)
+        return removal.plan(int((1 - case.level) * graph.units))
+    limit = case.level * cost.macs(graph)
+    count = least_removal(lambda k: cost.macs(graph, removal.plan(k)), limit, removal.removable)
     if count is None:
         raise SystemExit(f"{case.name}: can't be cut so far")
     return removal.plan(count)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
-from flexrel import OBS, FlexRel, Magnitude, Relevance, cost
-from flexrel.allocate import Removal
-from flexrel.apply import apply
-from flexrel.batches import first_samples, read_batches
-from flexrel.calibrate import calibrate
-from flexrel.criteria import scores_of
-from flexrel.records import layer_of
-from flexrel.search import least_removal
+from flexrel import OBS, FlexRel, Magnitude, Relevance
+from flexrel.core import cost
+from flexrel.core.batches import first_samples, read_batches
+from flexrel.core.records import layer_of
+from flexrel.criteria import UnitRanking, scores_of
+from flexrel.pruning.bisection import least_removal
+from flexrel.relevance import calibrate
 from flexrel.structure import analyse, named_tensors
+from flexrel.structure.apply import apply
 from published import lamp_scores
 
 EARLIER = 0.7  # of the parameters: where relevance is measured anew
@@ -38,10 +38,10 @@ class Form:
 def by_readers(part, reduce):
     """Return relevance where readers take it in, of several readers the `reduce`."""
 
-    def of(site):
+    def of(group):
         found = [
-            site.statistics[layer_of(piece.tensor)].along(piece.axis, part)[piece.index].sum(1)
-            for piece in site.site.slices
+            group.statistics[layer_of(piece.tensor)].along(piece.axis, part)[piece.index].sum(1)
+            for piece in group.group.members
             if piece.reads
         ]
         return reduce(torch.stack(found)).float()
@@ -49,30 +49,30 @@ def by_readers(part, reduce):
     return of
 
 
-def by_makers(site):
+def by_makers(group):
     """Return the relevance that the layers give out which make the channel, the largest."""
     found = [
-        site.statistics[layer_of(piece.tensor)].vectors("absolute")[1].float()
-        for piece in site.site.slices
-        if piece.role == "producer" and layer_of(piece.tensor) in site.statistics.sites
+        group.statistics[layer_of(piece.tensor)].vectors("absolute")[1].float()
+        for piece in group.group.members
+        if piece.role == "producer" and layer_of(piece.tensor) in group.statistics.groups
     ]
-    return torch.stack([one for one in found if len(one) == site.site.units]).amax(0)
+    return torch.stack([one for one in found if len(one) == group.group.units]).amax(0)
 
 
 def alone(name, signal, power=0.5, costs=None):
     """Return the form of relevance over a power of what goes with a unit."""
 
     def of(evidence):
-        for site in evidence:
-            found = site.cost if costs is None else costs[site.site.name]
-            yield signal(site) / torch.as_tensor(found).clamp(min=1).float() ** power
+        for group in evidence:
+            found = group.cost if costs is None else costs[group.group.name]
+            yield signal(group) / torch.as_tensor(found).clamp(min=1).float() ** power
 
     return Form(name, of)
 
 
 def over_mean(evidence):
-    for site in evidence:
-        found = site.relevance("sample")
+    for group in evidence:
+        found = group.relevance("sample")
         yield found / found.mean().clamp(min=1e-30)
 
 
@@ -81,9 +81,9 @@ def over_mean(evidence):
 
 def product(delta, power):
     def of(evidence):
-        for site in evidence:
-            size, mattered = site.magnitude(), site.relevance("sample")
-            worth = torch.as_tensor(site.cost).clamp(min=1).float() ** -power
+        for group in evidence:
+            size, mattered = group.magnitude(), group.relevance("sample")
+            worth = torch.as_tensor(group.cost).clamp(min=1).float() ** -power
             yield (size / size.mean()) ** (1 - delta) * (mattered * worth) ** delta
 
     return Form(f"product {delta:.2g}, relevance / parameters^{power:g}", of)
@@ -91,19 +91,19 @@ def product(delta, power):
 
 def by_layer(evidence):
     """Share of relevance of each layer: how much it tells units apart, beside magnitude."""
-    for site in evidence:
-        size, mattered = site.magnitude(), site.relevance("sample").clamp(min=1e-30)
+    for group in evidence:
+        size, mattered = group.magnitude(), group.relevance("sample").clamp(min=1e-30)
         spread = [float(x.log().std(correction=0)) for x in (size, mattered)]
         delta = spread[1] / max(sum(spread), 1e-30)
-        worth = torch.as_tensor(site.cost).clamp(min=1).float() ** -0.5
+        worth = torch.as_tensor(group.cost).clamp(min=1).float() ** -0.5
         yield (size / size.mean()) ** (1 - delta) * (mattered * worth) ** delta
 
 
 def damaged(evidence):
     """Return the geometric mean of what removal damages, and of relevance, over the cost."""
-    for site in evidence:
-        cost_ = torch.as_tensor(site.cost).clamp(min=1).float()
-        yield (site.damage().float().clamp(min=1e-30) / cost_).sqrt() * site.relevance("sample")
+    for group in evidence:
+        cost_ = torch.as_tensor(group.cost).clamp(min=1).float()
+        yield (group.damage().float().clamp(min=1e-30) / cost_).sqrt() * group.relevance("sample")
 
 
 def anew(task):
@@ -111,14 +111,14 @@ def anew(task):
     model, inputs = task.model, task.inputs
 
     def relevance_of(network):
-        structure, found = structure_of(network, inputs), calibrate(network, inputs)
-        return structure, scores_of(Relevance(), structure, named_tensors(network), found)
+        graph, found = structure_of(network, inputs), calibrate(network, inputs)
+        return graph, scores_of(Relevance(), graph, named_tensors(network), found)
 
-    structure, first = relevance_of(model)
-    removal = Removal(structure, first)
-    limit = EARLIER * cost.parameters(structure)
+    graph, first = relevance_of(model)
+    removal = UnitRanking(graph, first)
+    limit = EARLIER * cost.parameters(graph)
     count = least_removal(
-        lambda k: cost.parameters(structure, removal.plan(k)), limit, removal.removable
+        lambda k: cost.parameters(graph, removal.plan(k)), limit, removal.removable
     )
     plan = removal.plan(count)
     _, second = relevance_of(apply(model, plan))
@@ -126,7 +126,7 @@ def anew(task):
     for name, stays in plan.masks.items():
         if name in second:
             first[name][stays] = most + second[name]
-    return Form("measured anew", lambda evidence: [first[site.site.name] for site in evidence])
+    return Form("measured anew", lambda evidence: [first[group.group.name] for group in evidence])
 
 
 def structure_of(network, inputs):
@@ -138,8 +138,8 @@ def of_channels(task):
     """Return the forms of a channel's score, the single signals first."""
     macs = cost.unit_costs(structure_of(task.model, task.inputs), "MACs")
 
-    def sample(site):
-        return site.relevance("sample")
+    def sample(group):
+        return group.relevance("sample")
 
     def mean(found):
         return found.mean(0)
@@ -147,8 +147,8 @@ def of_channels(task):
     return [
         Magnitude(),
         Relevance(),
-        alone("positive parts", lambda site: site.relevance("positive")),
-        alone("absolute parts", lambda site: site.relevance("absolute")),
+        alone("positive parts", lambda group: group.relevance("positive")),
+        alone("absolute parts", lambda group: group.relevance("absolute")),
         alone("mean of readers", by_readers("sample", mean)),
         alone("of makers", by_makers),
         alone("as it is", sample, 0.0),
@@ -175,18 +175,18 @@ def norm_of(values):
 
 
 def each(name, of):
-    """Return the form of which each site's scores are made of that site's evidence."""
+    """Return the form of which each group's scores are made of that group's evidence."""
     return Form(name, lambda evidence: map(of, evidence))
 
 
-def joined(site):
+def joined(group):
     """Return the product of magnitude and relevance, each as it is, its share of relevance 1/3."""
-    return site.magnitude() ** (2 / 3) * site.relevance("positive") ** (1 / 3)
+    return group.magnitude() ** (2 / 3) * group.relevance("positive") ** (1 / 3)
 
 
-def spread(site):
+def spread(group):
     """Return the product, its share of relevance by how much that tells the weights apart."""
-    size, mattered = site.magnitude(), site.relevance("positive").clamp(min=1e-30)
+    size, mattered = group.magnitude(), group.relevance("positive").clamp(min=1e-30)
     spreads = [float(x.clamp(min=1e-30).log().std(correction=0)) for x in (size, mattered)]
     delta = spreads[1] / max(sum(spreads), 1e-30)
     return size ** (1 - delta) * (mattered / mattered.mean()) ** delta
@@ -198,8 +198,8 @@ def of_weights(_task):
         Magnitude(),
         Relevance(),
         *(Magnitude(scale) for scale in ("layer", "mean", "rank")),
-        each("magnitude over its norm", lambda site: norm_of(site.magnitude())),
-        each("LAMP of magnitude", lambda site: lamp_scores(site.magnitude())),
+        each("magnitude over its norm", lambda group: norm_of(group.magnitude())),
+        each("LAMP of magnitude", lambda group: lamp_scores(group.magnitude())),
         Relevance(scale="mean"),
         *(Relevance(part) for part in ("absolute", "sum")),
         *(FlexRel(delta) for delta in (0.1, 0.5, 0.9)),
@@ -207,8 +207,8 @@ def of_weights(_task):
         *(FlexRel(delta, "product") for delta in (0.2, 1 / 3, 0.5, 2 / 3)),
         FlexRel(1 / 3, "product", part="absolute"),
         each("product 0.33, as it is", joined),
-        each("product 0.33, over its norm", lambda site: norm_of(joined(site))),
-        each("product 0.33, LAMP of it", lambda site: lamp_scores(joined(site))),
+        each("product 0.33, over its norm", lambda group: norm_of(joined(group))),
+        each("product 0.33, LAMP of it", lambda group: lamp_scores(joined(group))),
         each("product, share by layer", spread),
         OBS(),
     ]

@@ -6,17 +6,14 @@ from functools import partial
 
 import numpy as np
 
-from flexrel import cost
-from flexrel.allocate import Removal
-from flexrel.batches import first_samples, fitted_and_judged, read_batches
-from flexrel.calibrate import calibrate
-from flexrel.criteria import scores_of
-from flexrel.damage import measure_damage
-from flexrel.evaluate import Divergence
-from flexrel.evidence import without_unmeasured
-from flexrel.making import Making
-from flexrel.recover import ClosedForm
-from flexrel.search import least_removal
+from flexrel.core import cost
+from flexrel.core.batches import first_samples, fitted_and_judged, read_batches
+from flexrel.core.evaluate import Divergence
+from flexrel.criteria import UnitRanking, measure_saliency, scores_of, without_unmeasured
+from flexrel.pruning.bisection import least_removal
+from flexrel.pruning.builder import NetworkBuilder
+from flexrel.relevance import calibrate
+from flexrel.repair import ClosedForm
 from flexrel.structure import analyse, named_tensors
 
 DROPS = (0.005, 0.01, 0.02, 0.05)  # of accuracy: the targets
@@ -63,22 +60,22 @@ class Workshop:
         fits = repair or finish is not None
         self.fitted, judged = fitted_and_judged(task.inputs, model, fits=fits)
         example = first_samples(next(read_batches(task.inputs[:1], model)), 2)
-        structure = analyse(model, example, granularity)
+        graph = analyse(model, example, granularity)
         statistics = calibrate(model, self.fitted)
-        structure = without_unmeasured(structure, statistics)
+        graph = without_unmeasured(graph, statistics)
         damages = None
         if any(getattr(form, "needs_damage", False) for form in forms.values()):
-            damages, unknown = measure_damage(model, structure, self.fitted)
-            known = [site for site in structure.sites if site.name in damages]
-            structure = structure.only(known, unknown)
-        self.structure, self.forms, self.finish = structure, forms, finish
+            damages, unknown = measure_saliency(model, graph, self.fitted)
+            known = [group for group in graph.groups if group.name in damages]
+            graph = graph.only(known, unknown)
+        self.graph, self.forms, self.finish = graph, forms, finish
         self.step = STEPS.get(task.network, STEP)
         self._evidence = (named_tensors(model), statistics, damages)
         repairing = (partial(ClosedForm(), batches=self.fitted), self.fitted) if repair else ()
         divergence = Divergence(model, judged)
         self.judged = sum(batch.samples for batch in read_batches(judged, model))
-        self.making = Making(model, VALUES, divergence, lambda *_: None, *repairing)
-        self.parameters, self.macs = cost.parameters(structure), cost.macs(structure)
+        self.making = NetworkBuilder(model, VALUES, divergence, lambda *_: None, *repairing)
+        self.parameters, self.macs = cost.parameters(graph), cost.macs(graph)
         self.dense = self._point("dense", 0, model, 1.0, 1.0)
         self._removals, self._unfinished = {}, unfinished
         self._made = unfinished.made_of(self.dense) if unfinished else {}
@@ -100,8 +97,8 @@ class Workshop:
     def removal(self, form):
         """Return the order in which the form lets units go."""
         if form not in self._removals:
-            scores = scores_of(self.forms[form], self.structure, *self._evidence)
-            self._removals[form] = Removal(self.structure, scores)
+            scores = scores_of(self.forms[form], self.graph, *self._evidence)
+            self._removals[form] = UnitRanking(self.graph, scores)
         return self._removals[form]
 
     def at(self, form, step):
@@ -116,8 +113,8 @@ class Workshop:
         plan = self._plan(form, step)
         if plan is None:
             return None
-        kept = cost.parameters(self.structure, plan) / self.parameters
-        macs = cost.macs(self.structure, plan) / self.macs
+        kept = cost.parameters(self.graph, plan) / self.parameters
+        macs = cost.macs(self.graph, plan) / self.macs
         return self._point(form, step, self.making.network(plan), kept, macs)
 
     def network(self, form, step):
@@ -127,7 +124,7 @@ class Workshop:
     def _plan(self, form, step):
         limit = self.step**step * self.parameters
         removal = self.removal(form)
-        if self.structure.pattern.zeros:
+        if self.graph.pattern.zeros:
             count = math.ceil(self.parameters - limit)
             count = count if count <= removal.removable else None
         else:
@@ -136,7 +133,7 @@ class Workshop:
         return None if count is None else removal.plan(count)
 
     def _parameters(self, removal, count):
-        return cost.parameters(self.structure, removal.plan(count))
+        return cost.parameters(self.graph, removal.plan(count))
 
     def best_at(self, forms, key, step):
         """Return, of the forms' networks of that size, the one with the least `key`."""

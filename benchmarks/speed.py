@@ -11,15 +11,14 @@ import statistics
 import torch
 
 import common
-from flexrel import cost
-from flexrel.allocate import Removal
-from flexrel.apply import apply
-from flexrel.batches import first_samples, read_batches
-from flexrel.calibrate import calibrate
-from flexrel.criteria import FlexRel, Magnitude, scores_of
-from flexrel.recover import ClosedForm
-from flexrel.search import least_removal
+from flexrel.core import cost
+from flexrel.core.batches import first_samples, read_batches
+from flexrel.criteria import FlexRel, Magnitude, UnitRanking, scores_of
+from flexrel.pruning.bisection import least_removal
+from flexrel.relevance import calibrate
+from flexrel.repair import ClosedForm
 from flexrel.structure import analyse
+from flexrel.structure.apply import apply
 
 BATCH = 64
 REPAIRED = 512  # images
@@ -32,12 +31,12 @@ def selection(packs, criterion, runs):
     x, _ = packs.cifar10("train")
     batches = list(packs.normalise("vgg16", x[:BATCH]).split(BATCH))
     found = calibrate(model, batches)
-    structure = analyse(model, first_samples(next(read_batches(batches, model)), 2), "element")
+    graph = analyse(model, first_samples(next(read_batches(batches, model)), 2), "element")
     tensors = dict(model.named_parameters())
 
     def work():
-        scores = scores_of(criterion, structure, tensors, found)
-        Removal(structure, scores).plan(int(0.8 * structure.units))
+        scores = scores_of(criterion, graph, tensors, found)
+        UnitRanking(graph, scores).plan(int(0.8 * graph.units))
 
     with common.Peak() as peak:
         work()
@@ -54,11 +53,11 @@ def repair(packs):
     model = packs.network("vgg16")
     x, _ = packs.cifar10("train")
     batches = list(packs.normalise("vgg16", x[:REPAIRED]).split(BATCH))
-    structure = analyse(model, first_samples(next(read_batches(batches, model)), 2), "channel")
-    scores = scores_of(Magnitude(), structure, dict(model.named_parameters()), None)
-    removal = Removal(structure, scores)
-    limit = LEFT * cost.macs(structure)
-    count = least_removal(lambda k: cost.macs(structure, removal.plan(k)), limit, removal.removable)
+    graph = analyse(model, first_samples(next(read_batches(batches, model)), 2), "channel")
+    scores = scores_of(Magnitude(), graph, dict(model.named_parameters()), None)
+    removal = UnitRanking(graph, scores)
+    limit = LEFT * cost.macs(graph)
+    count = least_removal(lambda k: cost.macs(graph, removal.plan(k)), limit, removal.removable)
     plan = removal.plan(count)
     pruned = apply(model, plan)
     with common.Peak() as peak:

@@ -16,18 +16,17 @@ import time
 import torch
 
 import common
-from flexrel import OBS, Relevance, cost
-from flexrel.allocate import Removal
-from flexrel.apply import apply
-from flexrel.batches import first_samples, fitted_and_judged
-from flexrel.calibrate import calibrate
-from flexrel.criteria import scores_of
-from flexrel.damage import measure_damage
-from flexrel.evaluate import Divergence
-from flexrel.records import Plan
-from flexrel.recover import ClosedForm
-from flexrel.search import least_removal
+from flexrel import OBS, Relevance
+from flexrel.core import cost
+from flexrel.core.batches import first_samples, fitted_and_judged
+from flexrel.core.evaluate import Divergence
+from flexrel.core.records import Plan
+from flexrel.criteria import UnitRanking, measure_saliency, scores_of
+from flexrel.pruning.bisection import least_removal
+from flexrel.relevance import calibrate
+from flexrel.repair import ClosedForm
 from flexrel.structure import analyse, named_tensors
+from flexrel.structure.apply import apply
 from recover import CASES, Data, accuracy, spread
 
 NETWORK = "resnet20"
@@ -36,18 +35,18 @@ DRAWS = (0, 1, 2)
 
 
 def masks_after(network, images, criterion, limit):
-    """Return which units of each site stay when the network is cut to so many multiply-adds."""
-    structure = analyse(network, first_samples(images[0], 2), "channel")
+    """Return which units of each group stay when the network is cut to so many multiply-adds."""
+    graph = analyse(network, first_samples(images[0], 2), "channel")
     stats = damages = None
     if criterion.needs_relevance:
         stats = calibrate(network, images)
     else:
-        damages, unknown = measure_damage(network, structure, images)
-        known = [site for site in structure.sites if site.name in damages]
-        structure = structure.only(known, unknown)
-    scores = scores_of(criterion, structure, named_tensors(network), stats, damages)
-    removal = Removal(structure, scores)
-    count = least_removal(lambda k: cost.macs(structure, removal.plan(k)), limit, removal.removable)
+        damages, unknown = measure_saliency(network, graph, images)
+        known = [group for group in graph.groups if group.name in damages]
+        graph = graph.only(known, unknown)
+    scores = scores_of(criterion, graph, named_tensors(network), stats, damages)
+    removal = UnitRanking(graph, scores)
+    count = least_removal(lambda k: cost.macs(graph, removal.plan(k)), limit, removal.removable)
     return removal.plan(removal.removable if count is None else count).masks
 
 
@@ -57,26 +56,26 @@ def measure(case, draw):
     model = packs.network(case.network).to(memory_format=torch.channels_last)
     data = Data(packs, case, draw)
     images, judged = fitted_and_judged(data.calibrate, model)
-    structure = analyse(model, first_samples(images[0], 2), "channel")
-    whole, divergence = cost.macs(structure), Divergence(model, judged)
+    graph = analyse(model, first_samples(images[0], 2), "channel")
+    whole, divergence = cost.macs(graph), Divergence(model, judged)
     rows = []
     for criterion in (OBS(), Relevance()):
         for steps in STEPS:
             began = time.monotonic()
-            masks = {s.name: torch.ones(s.units, dtype=torch.bool) for s in structure.sites}
+            masks = {s.name: torch.ones(s.units, dtype=torch.bool) for s in graph.groups}
             network = model
             for step in range(1, steps + 1):
                 limit = whole * case.level ** (step / steps)
                 for name, stay in masks_after(network, images, criterion, limit).items():
                     masks[name][masks[name].nonzero()[:, 0][~stay]] = False
-                plan = Plan(structure, {name: mask.clone() for name, mask in masks.items()})
+                plan = Plan(graph, {name: mask.clone() for name, mask in masks.items()})
                 network = ClosedForm()(apply(model, plan), model, plan, images).model
             row = {
                 "score": criterion.name,
                 "steps": steps,
                 "accuracy": accuracy(network, data.test),
                 "divergence": divergence(network),
-                "macs": cost.macs(structure, plan) / whole,
+                "macs": cost.macs(graph, plan) / whole,
                 "seconds": time.monotonic() - began,
             }
             print(case.name, draw, row, flush=True)

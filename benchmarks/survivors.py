@@ -262,19 +262,21 @@ def one_rule(model, batch, rule):
     except Exception as error:  # noqa: BLE001 - a network that fails is a result
         return {"ok": False, "error": reason(error)}, base, None
     ratio = (time.process_time() - began) / base
-    return {"ok": True, "sites": len(found), "ratio": ratio}, base, found
+    return {"ok": True, "groups": len(found), "ratio": ratio}, base, found
 
 
 def parameters_of(names, known):
-    """Return the names of the parameters that sites are the weights of."""
+    """Return the names of the parameters that groups are the weights of."""
     bare = {re.sub(r"\[\d+:\d+\]$", "", name) for name in names}
-    return {name for site in bare for name in (f"{site}.weight", site, site or "weight")} & known
+    return {
+        name for group in bare for name in (f"{group}.weight", group, group or "weight")
+    } & known
 
 
 def unread(model, found):
     """Return names of parameters of two axes or more without statistics."""
     known = {n for n, p in model.named_parameters(remove_duplicate=False) if p.ndim >= 2}
-    names = [name for site, kept in found.items() for name in (site, *kept.tied)]
+    names = [name for group, kept in found.items() for name in (group, *kept.tied)]
     return len(known), sorted(known - parameters_of(names, known))
 
 
@@ -368,12 +370,12 @@ def cells(row):
     if "skipped" in row:
         return [row["network"], *[""] * (5 + len(RULES))]
     rules = [f"{r['ratio']:.2f}" if r["ok"] else "fails" for r in row["rules"].values()]
-    sites = max((r["sites"] for r in row["rules"].values() if r["ok"]), default="")
-    read = f"{row['weights'] - sum(row['without'].values())} of {row['weights']}" if sites else ""
+    groups = max((r["groups"] for r in row["rules"].values() if r["ok"]), default="")
+    read = f"{row['weights'] - sum(row['without'].values())} of {row['weights']}" if groups else ""
     side = "x".join(map(str, row["input"][1:]))
     name = row["network"]
     checks = (held(row["check"]), held(row["check_without_biases"]))
-    return [name, f"{row['parameters'] / 1e6:.1f}", side, sites, read, *rules, *checks]
+    return [name, f"{row['parameters'] / 1e6:.1f}", side, groups, read, *rules, *checks]
 
 
 def summary(family, rows):
@@ -409,7 +411,7 @@ def show():
     lines += bullets(content["rows"])
     lines += [f"- timm's {name}: skipped: {why}" for name, why in TIMM_SKIPPED.items()]
     text.append("\n".join(lines))
-    header = ["network", "parameters, M", "input", "sites", "weights read", *RULES]
+    header = ["network", "parameters, M", "input", "groups", "weights read", *RULES]
     header += ["balances that hold", "without biases"]
     for family, found in rows.items():
         if found:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import nn
 
-from flexrel import demo
+from flexrel.cli import demo
 
 FEW = (0, 1, 2)  # airplane, automobile, bird
 NOISE, CONTRAST = 12.0, 0.5  # of corrupted images: standard deviation of 255; share that is left

@@ -19,11 +19,10 @@ from torch.nn import functional
 import common
 import flexrel_edge
 import wire
-from flexrel.allocate import Removal
-from flexrel.batches import first_samples, read_batches
-from flexrel.calibrate import calibrate
-from flexrel.criteria import FlexRel, scores_of
-from flexrel.pack import encode
+from flexrel.core.batches import first_samples, read_batches
+from flexrel.criteria import FlexRel, UnitRanking, scores_of
+from flexrel.io import encode
+from flexrel.relevance import calibrate
 from flexrel.structure import analyse
 from flexrel_edge.difference import difference
 from flexrel_edge.format import Reader
@@ -69,10 +68,10 @@ def batches(packs, name, draw):
 def calibrated(packs, name, model, draw):
     """Return a copy cut by relevance measured on one draw."""
     data = batches(packs, name, draw)
-    structure = analyse(model, first_samples(next(read_batches(data, model)), 2), "element")
+    graph = analyse(model, first_samples(next(read_batches(data, model)), 2), "element")
     found = calibrate(model, data)
-    scores = scores_of(FlexRel(0.5), structure, dict(model.named_parameters()), found)
-    plan = Removal(structure, scores).plan(int(PRUNED * structure.units))
+    scores = scores_of(FlexRel(0.5), graph, dict(model.named_parameters()), found)
+    plan = UnitRanking(graph, scores).plan(int(PRUNED * graph.units))
     return wire.apply(model, plan)
 
 

@@ -23,14 +23,13 @@ from safetensors.numpy import save as safetensors
 
 import common
 import flexrel_edge
-from flexrel import cost
-from flexrel.allocate import Removal
-from flexrel.apply import apply
-from flexrel.batches import first_samples, read_batches
-from flexrel.criteria import Magnitude, scores_of
-from flexrel.pack import encode
-from flexrel.search import least_removal
+from flexrel.core import cost
+from flexrel.core.batches import first_samples, read_batches
+from flexrel.criteria import Magnitude, UnitRanking, scores_of
+from flexrel.io import encode
+from flexrel.pruning.bisection import least_removal
 from flexrel.structure import analyse
+from flexrel.structure.apply import apply
 from flexrel_edge.records import PCODEC
 from flexrel_edge.scales import on_grid
 from flexrel_edge.tensor import encode_tensor
@@ -53,11 +52,11 @@ def network(packs, name):
 
 def without_channels(model, sample, left=LEFT):
     """Return a copy with so many channels fewer that this share of the multiply-adds is left."""
-    structure = analyse(model, first_samples(next(read_batches([sample], model)), 2), "channel")
-    scores = scores_of(Magnitude(), structure, dict(model.named_parameters()), None)
-    removal = Removal(structure, scores)
-    limit = left * cost.macs(structure)
-    count = least_removal(lambda k: cost.macs(structure, removal.plan(k)), limit, removal.removable)
+    graph = analyse(model, first_samples(next(read_batches([sample], model)), 2), "channel")
+    scores = scores_of(Magnitude(), graph, dict(model.named_parameters()), None)
+    removal = UnitRanking(graph, scores)
+    limit = left * cost.macs(graph)
+    count = least_removal(lambda k: cost.macs(graph, removal.plan(k)), limit, removal.removable)
     return apply(model, removal.plan(count))
 
 

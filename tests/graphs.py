@@ -191,7 +191,7 @@ BLOCKS = {
     ),
     "scaled layer": lambda c: Owner((c, 1, 1), lambda w, x: x * w + x),
     "tiled": lambda c: Call(lambda x: x.repeat(1, 2, 1, 1)),
-    "spatial slices": lambda c: Call(lambda x: x[:, :, ::2, 1:] - x[:, :, 1::2, :-1]),
+    "spatial members": lambda c: Call(lambda x: x[:, :, ::2, 1:] - x[:, :, 1::2, :-1]),
     "U-Net": _u_net,
     "used twice": lambda c: flow([conv3(c)], lambda f, x: f[0](f[0](x).relu())),
     "windows": Windows,
@@ -328,7 +328,7 @@ TOKENS = {
         lambda f, x: f[1](f[0](x.transpose(1, 2)).relu()).transpose(1, 2),
     ),
 }
-HEADED = {  # name -> units of the site of heads: those of a group of them go together
+HEADED = {  # name -> units of the group of heads: those of a group of them go together
     **dict.fromkeys(("attention", "causal", "by hand", "by number", "rotary"), HEADS),
     **dict.fromkeys(("fused", "fused by hand", "stacked"), HEADS),
     **dict.fromkeys(("grouped, expanded", "grouped, repeated", "grouped, native"), 2),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from flexrel.batches import read_batches
-from flexrel.records import Plan
+from flexrel.core.batches import read_batches
+from flexrel.core.records import Plan
 
 SIDE = 8  # pixels of an input image
 COLOURS = 3
@@ -47,15 +47,15 @@ def is_norm(module):
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
-def random_plan(structure, seed):
-    """Return a plan that keeps each unit of every site by the toss of a coin, at least one."""
+def random_plan(graph, seed):
+    """Return a plan that keeps each unit of every group by the toss of a coin, at least one."""
     draw = random.Random(seed)  # noqa: S311 - a test's coin
     masks = {}
-    for site in structure.sites:
-        kept = [draw.random() < 0.5 for _ in range(site.units)]
-        kept[draw.randrange(site.units)] = True
-        masks[site.name] = torch.tensor(kept).view(site.shape)
-    return Plan(structure, masks)
+    for group in graph.groups:
+        kept = [draw.random() < 0.5 for _ in range(group.units)]
+        kept[draw.randrange(group.units)] = True
+        masks[group.name] = torch.tensor(kept).view(group.shape)
+    return Plan(graph, masks)
 
 
 def macs_by_hooks(model, inputs):
@@ -304,9 +304,9 @@ def masked(model, plan):
     twin = copy.deepcopy(model)
     tensors = dict(twin.named_parameters())
     with torch.no_grad():
-        for site in plan.structure.sites:
-            for part, unit in itertools.product(site.slices, range(site.units)):
-                if part.reads and not plan.masks[site.name][unit]:
+        for group in plan.graph.groups:
+            for part, unit in itertools.product(group.members, range(group.units)):
+                if part.reads and not plan.masks[group.name][unit]:
                     for at in part.index[unit].tolist():
                         tensors[part.tensor].select(part.axis, at).zero_()
     return twin

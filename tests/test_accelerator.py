@@ -12,7 +12,7 @@ from torch import nn
 
 import flexrel
 from flexrel import OBS, FineTune, FlexRel, MACs, Magnitude, Sparsity, prune
-from flexrel.pack import encode
+from flexrel.io import encode
 from networks import Convolutional, random_
 
 DEVICE = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")

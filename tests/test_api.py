@@ -15,7 +15,7 @@ CONTRACT = {
     "prune",
     "pack",
     "load",
-    "Statistics",
+    "RelevanceStats",
     "Magnitude",
     "Relevance",
     "FlexRel",

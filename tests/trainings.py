@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 from flexrel import FineTune
-from flexrel.apply import apply
-from flexrel.records import Plan
+from flexrel.core.records import Plan
 from flexrel.structure import analyse
+from flexrel.structure.apply import apply
 from networks import batch, random_, random_plan
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01, nesterov=True)
@@ -48,19 +48,19 @@ def labelled(count, samples=8, seed=0, shape=(8,)):
 
 def pruned(dense, granularity="element", shape=(8,), seed=0):
     """Return a network with random units gone, and the plan."""
-    structure = analyse(dense, batch(torch.randn(2, *shape)), granularity)
-    plan = random_plan(structure, seed)
+    graph = analyse(dense, batch(torch.randn(2, *shape)), granularity)
+    plan = random_plan(graph, seed)
     return apply(dense, plan), plan
 
 
 def group_plan(dense):
     """Return a plan of 2:4 for all layers, which keeps the first two of every four inputs."""
-    structure = analyse(dense, batch(torch.randn(2, 8)), "2:4")
+    graph = analyse(dense, batch(torch.randn(2, 8)), "2:4")
     masks = {
-        site.name: (torch.arange(site.shape[1]) % 4 < 2).expand(site.shape)
-        for site in structure.sites
+        group.name: (torch.arange(group.shape[1]) % 4 < 2).expand(group.shape)
+        for group in graph.groups
     }
-    return Plan(structure, masks)
+    return Plan(graph, masks)
 
 
 def weights(model):

@@ -5,19 +5,14 @@ result = flexrel.prune(model, calibration=batches, evaluate=accuracy_of,
 result.save("pruned")
 """
 
-from flexrel.apply import apply
-from flexrel.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
-from flexrel.calibrate import calibrate
-from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
+from flexrel.core.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
+from flexrel.core.evaluate import Accuracy
+from flexrel.core.plan import Plan
+from flexrel.core.records import Measurement
+from flexrel.criteria import OBS, Criterion, FlexRel, GroupSignals, Magnitude, Relevance
 from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
-from flexrel.evaluate import Accuracy
-from flexrel.evidence import Evidence
-from flexrel.export import export
-from flexrel.pack import Written, load, pack
-from flexrel.pipeline import prune
-from flexrel.plan import Plan
-from flexrel.records import Measurement
-from flexrel.recover import ClosedForm, FineTune, MaskHolder, Recovered, Recovery
+from flexrel.io import PackReport, export, load, pack
+from flexrel.pruning import Result, prune
 from flexrel.relevance import (
     RULES,
     Affine,
@@ -28,11 +23,13 @@ from flexrel.relevance import (
     Epsilon,
     Gamma,
     GradientInput,
+    RelevanceStats,
     Rule,
     ZPlus,
+    calibrate,
 )
-from flexrel.result import Result
-from flexrel.statistics import Statistics
+from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery, RepairResult
+from flexrel.structure.apply import apply
 
 __version__ = "0.1.0"
 
@@ -52,29 +49,29 @@ __all__ = [
     "ClosedForm",
     "Criterion",
     "Epsilon",
-    "Evidence",
     "FineTune",
     "FlexRel",
     "FlexrelError",
     "Gamma",
     "GradientInput",
+    "GroupSignals",
     "MACs",
     "Magnitude",
     "MaskHolder",
     "Measurement",
     "ModelError",
     "PackError",
+    "PackReport",
     "Parameters",
     "Plan",
-    "Recovered",
     "Recovery",
     "Relevance",
+    "RelevanceStats",
+    "RepairResult",
     "Result",
     "Rule",
     "Sparsity",
-    "Statistics",
     "UsageError",
-    "Written",
     "ZPlus",
     "__version__",
     "apply",

@@ -7,16 +7,16 @@ Python's, in float64.
 from itertools import product
 
 
-def weight_relevance(site, part):
+def weight_relevance(group, part):
     """`rel(w_jk) = r_in[k] + r_out[j]` of a linear layer, row by row."""
-    inputs, outputs = (parts_of(site, side, part) for side in ("input", "output"))
+    inputs, outputs = (parts_of(group, side, part) for side in ("input", "output"))
     return [r_in + r_out for r_out, r_in in product(outputs, inputs)]
 
 
-def parts_of(site, side, part):
+def parts_of(group, side, part):
     """The sums of one part: `positive = (sum + absolute) / 2`."""
-    plain = getattr(site, side).tolist()
-    absolute = getattr(site, f"{side}_absolute").tolist()
+    plain = getattr(group, side).tolist()
+    absolute = getattr(group, f"{side}_absolute").tolist()
     halves = [(p + a) / 2 for p, a in zip(plain, absolute, strict=True)]
     # Of one position a sample, as these are, the absolute value of their sum is that of each.
     return {"sum": plain, "positive": halves, "absolute": absolute, "sample": absolute}[part]

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flexrel.relevance import RULES
-from flexrel.starts import OUTPUTS
+from flexrel.relevance import OUTPUTS, RULES
 
 Model = Annotated[
     str, typer.Argument(help="file.py:factory, package.module:factory or demo:digits")

@@ -14,23 +14,21 @@ from jinja2 import UndefinedError
 from rich.console import Console
 
 import flexrel_edge
-from flexrel import demo
-from flexrel.allocate import ALLOCATIONS
-from flexrel.calibrate import calibrate as calibrate_model
-from flexrel.cli import packing
+from flexrel.cli import demo, packing
 from flexrel.cli.arguments import DATA, AsJson, Model, Output, Rule, Seed, Weights
 from flexrel.cli.options import parse_budget, parse_criterion, parse_rule, parse_target
 from flexrel.cli.show import conservation, progress_bars, recovery_lines, table, what_it_is
 from flexrel.cli.sources import read_data, read_model
+from flexrel.core.evaluate import Accuracy
+from flexrel.core.granularity import GRANULARITIES
+from flexrel.core.precision import VALUES
+from flexrel.core.records import FORMS
+from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import FlexrelError, UsageError
-from flexrel.evaluate import Accuracy
-from flexrel.export import EXPORTS, check_exports
-from flexrel.granularity import GRANULARITIES
-from flexrel.pipeline import prune as prune_model
-from flexrel.precision import VALUES
-from flexrel.records import FORMS
-from flexrel.report import percent, render
-from flexrel.statistics import Statistics
+from flexrel.io import EXPORTS, check_exports, percent, render
+from flexrel.pruning import prune as prune_model
+from flexrel.relevance import RelevanceStats
+from flexrel.relevance import calibrate as calibrate_model
 
 app = typer.Typer(
     help="Prune a trained network to what the target can afford.",
@@ -226,7 +224,7 @@ def merge(
     out: Annotated[Path, typer.Option("--out", "-o", help="file of their sum")],
 ) -> None:
     """Add up statistics that were taken in several places."""
-    total = reduce(add, [Statistics.load(path) for path in files])
+    total = reduce(add, [RelevanceStats.load(path) for path in files])
     total.save(out)
     typer.echo(f"{out}: {len(total)} layers, {total.samples:,.0f} samples")
 

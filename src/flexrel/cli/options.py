@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from flexrel.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
+from flexrel.core.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
 from flexrel.criteria import BLENDS, OBS, Criterion, FlexRel, Magnitude, Relevance
 from flexrel.errors import UsageError
 from flexrel.relevance import RuleLike, rule_of

@@ -8,18 +8,17 @@ import typer
 from rich.console import Console
 
 import flexrel_edge.cli
-from flexrel.apply import apply
 from flexrel.cli.arguments import DATA, AsJson, Model, Seed, Weights
 from flexrel.cli.options import parse_metadata, parse_target
 from flexrel.cli.show import plan_tables, progress_bars
 from flexrel.cli.sources import first_batch, read_data, read_model
-from flexrel.evaluate import Accuracy
-from flexrel.export import check_path, fixed, graph_notes
-from flexrel.export import export as export_model
-from flexrel.pack import pack as pack_model
-from flexrel.plan import Plan
-from flexrel.precision import VALUES
-from flexrel.report import percent
+from flexrel.core.evaluate import Accuracy
+from flexrel.core.plan import Plan
+from flexrel.core.precision import VALUES
+from flexrel.io import check_path, fixed, graph_notes, percent
+from flexrel.io import export as export_model
+from flexrel.io import pack as pack_model
+from flexrel.structure import apply
 
 app = typer.Typer()
 

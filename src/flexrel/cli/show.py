@@ -9,11 +9,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from flexrel.plan import Plan, named, parts, totals
-from flexrel.records import Progress
+from flexrel.core.plan import Plan, named, parts, totals
+from flexrel.core.records import Progress
+from flexrel.io import count, percent
+from flexrel.pruning import Result
 from flexrel.relevance import Balance
-from flexrel.report import count, percent
-from flexrel.result import Result
 
 
 @contextmanager
@@ -58,20 +58,20 @@ def table(result: Result) -> Table:
 
 
 def plan_tables(plan: Plan) -> Iterator[Table]:
-    """Yield what a plan does to each site, and what it leaves alone."""
-    sites = Table(caption="\n".join(totals(plan)), caption_justify="left")
-    for name in ("site", "keeps", "made by", "along go", "read by"):
-        sites.add_column(name, overflow="fold")
+    """Yield what a plan does to each group, and what it leaves alone."""
+    groups = Table(caption="\n".join(totals(plan)), caption_justify="left")
+    for name in ("group", "keeps", "made by", "along go", "read by"):
+        groups.add_column(name, overflow="fold")
     for part in parts(plan):
         keeps = f"{part.kept:,} of {part.units:,} {part.unit}"
         lists = ((keeps, *part.numbers), part.makers, part.followers, part.readers)
-        sites.add_row(*map(escape, (named(part.name), *map("\n".join, lists))))
-    yield sites
-    if plan.structure.protected:
+        groups.add_row(*map(escape, (named(part.name), *map("\n".join, lists))))
+    yield groups
+    if plan.graph.protected:
         left = Table()
         left.add_column("left alone", overflow="fold")
         left.add_column("because", overflow="fold")
-        for layer in plan.structure.protected:
+        for layer in plan.graph.protected:
             left.add_row(escape(named(layer.name)), escape(layer.reason))
         yield left
 

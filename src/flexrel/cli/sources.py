@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flexrel import demo
-from flexrel.batches import RawBatch
+from flexrel.cli import demo
+from flexrel.core.batches import RawBatch
+from flexrel.core.records import Progress
 from flexrel.errors import PackError, UsageError
-from flexrel.pack import fit, load
-from flexrel.records import Progress
+from flexrel.io import fit, load
 
 _BATCH = 64  # samples, where the data do not come in batches
 _FORMS = "file.py:factory, package.module:factory"

@@ -1,11 +1,8 @@
 """Relevance: how it goes back through a network, and what of it comes to each layer."""
 
-from flexrel.relevance.affine import Affine, AffineCall, Geometry
-from flexrel.relevance.fold import Folded, Folder
-from flexrel.relevance.follow import Follow
-from flexrel.relevance.functions import flat
-from flexrel.relevance.ledger import Balance, Ledger, merged
-from flexrel.relevance.listening import LayerCall, Listening, Step, layer_call
+from flexrel.relevance.calibrate import calibrate
+from flexrel.relevance.layer import Affine
+from flexrel.relevance.ledger import Balance
 from flexrel.relevance.rules import (
     RULES,
     AttnLRP,
@@ -19,40 +16,28 @@ from flexrel.relevance.rules import (
     ZPlus,
     rule_of,
 )
-from flexrel.relevance.suspect import Suspect
-from flexrel.relevance.together import Layout, Place, by_layer, together
-from flexrel.relevance.weights import Weights
+from flexrel.relevance.stats import PARTS, LayerRelevance, Part, RelevanceStats
+from flexrel.relevance.targets import OUTPUTS, AttributionTarget
 
 __all__ = [
+    "OUTPUTS",
+    "PARTS",
     "RULES",
     "Affine",
-    "AffineCall",
     "AttnLRP",
+    "AttributionTarget",
     "Balance",
     "ByDepth",
     "ByName",
     "Epsilon",
-    "Folded",
-    "Folder",
-    "Follow",
     "Gamma",
-    "Geometry",
     "GradientInput",
-    "LayerCall",
-    "Layout",
-    "Ledger",
-    "Listening",
-    "Place",
+    "LayerRelevance",
+    "Part",
+    "RelevanceStats",
     "Rule",
     "RuleLike",
-    "Step",
-    "Suspect",
-    "Weights",
     "ZPlus",
-    "by_layer",
-    "flat",
-    "layer_call",
-    "merged",
+    "calibrate",
     "rule_of",
-    "together",
 ]

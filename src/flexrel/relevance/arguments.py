@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from flexrel.relevance.backward import shared
-from flexrel.relevance.functions import flat
+from flexrel.tracing import flat
 
 
 def is_active(value: Any) -> bool:  # noqa: ANN401 - an operation's argument, here and below

@@ -1,7 +1,7 @@
 """How relevance goes through everything between layers, under all rules but gradient x input.
 
 In terms of the modified gradient `G`, with `R(a) = a G(a)`, many operations need nothing: sums,
-concatenations, slices, reshapes, padding, average and maximum pooling and (by its first-order
+concatenations, members, reshapes, padding, average and maximum pooling and (by its first-order
 expansion) softmax send relevance on by their plain gradient. What is left is this table:
 
 - elementwise functions pass relevance on, but for what they give without an input, which is a
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from flexrel.relevance.affine import Affine
 from flexrel.relevance.arguments import active, constant, detached, is_active, share
 from flexrel.relevance.backward import Back, shared
 from flexrel.relevance.chains import Chains, slope_back
-from flexrel.relevance.functions import Function, name_of
-from flexrel.relevance.norms import NORMS, bound, fixed_scale, is_fixed, norm_back
+from flexrel.relevance.layer import Affine
+from flexrel.relevance.norms import fixed_scale, norm_back
+from flexrel.tracing import NORMS, Function, bound, is_fixed, name_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)

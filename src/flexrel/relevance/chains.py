@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from flexrel.relevance.arguments import active, is_active
-from flexrel.relevance.functions import Function
+from flexrel.tracing import Function
 
 
 class Chains:

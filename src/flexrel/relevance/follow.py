@@ -15,19 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.errors import ModelError
-from flexrel.relevance.affine import READERS, Affine, AffineCall
 from flexrel.relevance.backward import Back, modified
 from flexrel.relevance.between import Between, Made
 from flexrel.relevance.fold import Folder
-from flexrel.relevance.functions import Function
 from flexrel.relevance.held import Held, Holder
+from flexrel.relevance.layer import Affine
 from flexrel.relevance.ledger import Ledger
-from flexrel.relevance.listening import Listening, Step
 from flexrel.relevance.pads import Pads
 from flexrel.relevance.rules import ByName, GradientInput, Rule
 from flexrel.relevance.sums import LayerSums, sums_for
 from flexrel.relevance.suspect import Suspect
-from flexrel.relevance.weights import Owner, Weights
+from flexrel.tracing import READERS, AffineCall, Function, Op, OpRecorder, Owner, Weights
 
 WEIGHTED = (
     nn.Linear
@@ -40,7 +38,7 @@ WEIGHTED = (
 )
 
 
-class Follow(Listening):
+class Follow(OpRecorder):
     """Watches the model's layers, and makes its operations follow the rule.
 
     One is made for each forward pass: `with follow.running(): model(...)`. After the backward
@@ -127,7 +125,7 @@ class Follow(Listening):
     def _place(self) -> str:
         return self._where[-1][0] if self._where else ""
 
-    def ran(self, step: Step) -> Any:  # noqa: ANN401
+    def ran(self, step: Op) -> Any:  # noqa: ANN401
         """Run one operation of the model."""
         if not torch.is_grad_enabled():
             return super().ran(step)

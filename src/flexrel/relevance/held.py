@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from flexrel.relevance.functions import overwrites
+from flexrel.tracing import overwrites
 
 
 class Held:

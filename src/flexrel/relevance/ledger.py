@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexrel.relevance.functions import overwrites
-from flexrel.running import tensors_of
+from flexrel.core.running import tensors_of
+from flexrel.tracing import overwrites
 
 _TOLERANCE = 1e-3  # of the relevance that an operation handles
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flexrel.errors import UsageError
-from flexrel.relevance.affine import Affine
+from flexrel.relevance.layer import Affine
 
 _EPSILON, _GAMMA, _POSITIVE_EPSILON = 1e-6, 0.25, 1e-9  # defaults that no name has to tell
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flexrel.relevance.affine import Affine
 from flexrel.relevance.fold import Folded, Folder
+from flexrel.relevance.layer import Affine
 from flexrel.relevance.patches import Stamp, Window, sum_patches
-from flexrel.relevance.weights import Owner
+from flexrel.tracing import Owner
 
 
 class LayerSums:

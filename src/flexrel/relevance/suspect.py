@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from flexrel.running import tensors_of
+from flexrel.core.running import tensors_of
 
 
 class Suspect:

@@ -1,6 +1,7 @@
 """Which axes of which tensors must be cut together, and cutting them."""
 
 from flexrel.structure.analyse import analyse
+from flexrel.structure.apply import apply, verify
 from flexrel.structure.cut import (
     Layer,
     Number,
@@ -15,7 +16,7 @@ from flexrel.structure.cut import (
     set_number_,
     shrink_,
 )
-from flexrel.structure.probe import difference, disagreement, duplicate, outputs
+from flexrel.structure.probe import difference, disagreement, outputs
 from flexrel.structure.program import Program, export, quiet, saved, torch_program, trains
 from flexrel.structure.skip import passed_over, skip_
 
@@ -25,10 +26,10 @@ __all__ = [
     "Program",
     "Transposed",
     "analyse",
+    "apply",
     "changed",
     "difference",
     "disagreement",
-    "duplicate",
     "export",
     "gone_entries",
     "kept_positions",
@@ -45,4 +46,5 @@ __all__ = [
     "skip_",
     "torch_program",
     "trains",
+    "verify",
 ]

@@ -7,30 +7,30 @@ from math import prod
 
 from torch import fx, nn
 
-from flexrel.batches import Batch
-from flexrel.errors import UnprunableError, UsageError
-from flexrel.fingerprint import fingerprint
-from flexrel.granularity import Layout, Pattern
-from flexrel.records import (
+from flexrel.core.batches import Batch
+from flexrel.core.fingerprint import fingerprint
+from flexrel.core.granularity import Layout, Pattern
+from flexrel.core.records import (
     Attribute,
+    GroupMember,
     Numeral,
     Protected,
-    Site,
-    Slice,
-    Structure,
+    PruningGraph,
+    PruningGroup,
     Work,
     layer_of,
     weight_of,
 )
+from flexrel.errors import UnprunableError, UsageError
 from flexrel.structure.constant import with_constants
-from flexrel.structure.couple import Coupling
 from flexrel.structure.cut import Layer, Transposed
+from flexrel.structure.dependencies import AxisDependencies
 from flexrel.structure.depth import blocks_of
+from flexrel.structure.groups import attributes_of, groups_of, reason_for, work_of
 from flexrel.structure.numbers import numbers_of
 from flexrel.structure.probe import probe
 from flexrel.structure.resolve import Units, resolve
 from flexrel.structure.rules import couple
-from flexrel.structure.sites import attributes_of, reason_for, sites_of, work_of
 from flexrel.structure.trace import Trace, trace
 
 Weights = Mapping[str, str | None]  # layer -> its weight in `named_parameters()`, None: computed
@@ -42,7 +42,7 @@ def analyse(
     granularity: str,
     keep: Sequence[str] = (),
     program: fx.GraphModule | None = None,
-) -> Structure:
+) -> PruningGraph:
     """Return what can be pruned of the model, what can't and why, and what its tensors cost.
 
     Args:
@@ -71,25 +71,25 @@ def analyse(
     numbers: list[Numeral] = []
     uses, work = coupling.uses, [Work(macs, ()) for macs, _ in coupling.work]
     if pattern.zeros:
-        sites, protected = _element_sites({name for name, _ in coupling.uses}, weights, shapes)
+        groups, protected = _element_groups({name for name, _ in coupling.uses}, weights, shapes)
         if pattern.unit != "element":
-            sites, others = _patterned(module, sites, weights, pattern)
+            groups, others = _patterned(module, groups, weights, pattern)
             protected += others
     else:
         units = resolve(coupling)
-        sites = sites_of(coupling, units)
-        attributes = attributes_of(model, coupling, units, sites)
-        numbers = [*numbers_of(program, coupling, units, sites)] if program else []
-        uses, work = work_of(coupling, units, sites)
-        protected = _barred(coupling, units, sites, weights, traced)
-        sites, others = _of_kind(sites, weights, granularity)
+        groups = groups_of(coupling, units)
+        attributes = attributes_of(model, coupling, units, groups)
+        numbers = [*numbers_of(program, coupling, units, groups)] if program else []
+        uses, work = work_of(coupling, units, groups)
+        protected = _barred(coupling, units, groups, weights, traced)
+        groups, others = _of_kind(groups, weights, granularity)
         protected += others
-    known = {*_layers(sites, weights), *_computed(sites, weights), *(p.name for p in protected)}
+    known = {*_layers(groups, weights), *_computed(groups, weights), *(p.name for p in protected)}
     protected += _untouched(traced, weights, known)
-    sites, kept = _without_kept(sites, weights, keep)
-    structure = Structure(
+    groups, kept = _without_kept(groups, weights, keep)
+    graph = PruningGraph(
         granularity,
-        tuple(sites),
+        tuple(groups),
         (*protected, *kept),
         shapes,
         tuple(uses),
@@ -99,13 +99,13 @@ def analyse(
         tuple(numbers),
     )
     if not pattern.zeros:
-        structure = _without_failing(model, example, structure, weights)
-        structure = with_constants(model, example, structure)
-    if not structure.sites:
-        shown = [f"{p.name or 'the model itself'}: {p.reason}" for p in structure.protected[:3]]
+        graph = _without_failing(model, example, graph, weights)
+        graph = with_constants(model, example, graph)
+    if not graph.groups:
+        shown = [f"{p.name or 'the model itself'}: {p.reason}" for p in graph.protected[:3]]
         reasons = "; ".join(shown) or "it has no layers"
         raise UnprunableError(f"no layer of the network can be pruned by {granularity} ({reasons})")
-    return structure
+    return graph
 
 
 def _weights(model: nn.Module) -> Weights:
@@ -125,11 +125,15 @@ def _check_names(keep: Sequence[str], layers: Sequence[str]) -> None:
 
 
 def _barred(
-    coupling: Coupling, units: Units, sites: Sequence[Site], weights: Weights, traced: Trace
+    coupling: AxisDependencies,
+    units: Units,
+    groups: Sequence[PruningGroup],
+    weights: Weights,
+    traced: Trace,
 ) -> list[Protected]:
     """Return the layers that are called, but of which nothing that they make can be cut."""
     touched = _touched(traced)
-    cut = {*_layers(sites, weights)}
+    cut = {*_layers(groups, weights)}
     protected = []
     for name, weight in weights.items():
         if weight in touched and weight is not None and name not in cut:
@@ -140,33 +144,35 @@ def _barred(
 
 
 def _of_kind(
-    sites: Sequence[Site], weights: Weights, granularity: str
-) -> tuple[list[Site], list[Protected]]:
-    wanted = [site for site in sites if granularity in ("channel", site.kind)]
+    groups: Sequence[PruningGroup], weights: Weights, granularity: str
+) -> tuple[list[PruningGroup], list[Protected]]:
+    wanted = [group for group in groups if granularity in ("channel", group.kind)]
     cut = set(_layers(wanted, weights))
-    others = [name for name in _layers(sites, weights) if name not in cut]
+    others = [name for name in _layers(groups, weights) if name not in cut]
     return wanted, [
         Protected(name, f"it makes no {granularity}s") for name in dict.fromkeys(others)
     ]
 
 
-def _makers(slices: Iterable[Slice], weights: Weights) -> Iterator[str]:
+def _makers(members: Iterable[GroupMember], weights: Weights) -> Iterator[str]:
     """Yield the layers that make or pass on the units, those that make them first."""
-    makers = [part.tensor for part in slices if part.makes]
-    followers = [part.tensor for part in slices if part.role == "follower" and part.axis == 0]
+    makers = [part.tensor for part in members if part.makes]
+    followers = [part.tensor for part in members if part.role == "follower" and part.axis == 0]
     for tensor in (*makers, *followers):
         layers = [name for name, weight in weights.items() if weight == tensor]
         yield from layers or ([tensor] if tensor in makers else [])
 
 
-def _element_sites(
+def _element_groups(
     used: set[str], weights: Weights, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[list[Site], list[Protected]]:
+) -> tuple[list[PruningGroup], list[Protected]]:
     first: dict[str | None, str] = {}  # of the layers that share a weight
     for name, weight in weights.items():
         first.setdefault(weight, name)
-    sites = [
-        Site(layer_of(weight), shapes[weight])  # an embedding's name if it has the weight first
+    groups = [
+        PruningGroup(
+            layer_of(weight), shapes[weight]
+        )  # an embedding's name if it has the weight first
         for name, weight in weights.items()
         if weight in used and first[weight] == name and _is_of_layer(weight)
     ]
@@ -180,7 +186,7 @@ def _element_sites(
         for name, weight in weights.items()
         if weight in used and not _is_of_layer(weight)
     ]
-    return sites, protected
+    return groups, protected
 
 
 def _is_of_layer(weight: str) -> bool:
@@ -188,21 +194,21 @@ def _is_of_layer(weight: str) -> bool:
 
 
 def _patterned(
-    model: nn.Module, elements: Sequence[Site], weights: Weights, pattern: Pattern
-) -> tuple[list[Site], list[Protected]]:
-    """Return the sites of the layers that have room for the pattern, and why the others don't."""
-    sites, protected = [], []
-    for site in elements:
-        names = _layers([site], weights)
+    model: nn.Module, elements: Sequence[PruningGroup], weights: Weights, pattern: Pattern
+) -> tuple[list[PruningGroup], list[Protected]]:
+    """Return the groups of the layers that have room for the pattern, and why the others don't."""
+    groups, protected = [], []
+    for group in elements:
+        names = _layers([group], weights)
         layer = model.get_submodule(names[0])
         layout = Layout(
-            site.shape,
+            group.shape,
             getattr(layer, "groups", 1),
             isinstance(layer, Transposed),
             pattern.size if pattern.unit == "block" else None,
         )
         reason = ""
-        if pattern.unit == "group" and layout.inputs < pattern.size[1]:
+        if pattern.unit == "n:m" and layout.inputs < pattern.size[1]:
             reason = f"a group takes {pattern.size[1]} inputs, and an output of it has "
             reason += str(layout.inputs)
         elif prod(layout.grid) == 1:
@@ -210,22 +216,22 @@ def _patterned(
         if reason:
             protected += [Protected(name, reason) for name in names]
         else:
-            sites.append(Site(site.name, layout.grid, layout=layout))
-    return sites, protected
+            groups.append(PruningGroup(group.name, layout.grid, layout=layout))
+    return groups, protected
 
 
-def _layers(sites: Iterable[Site], weights: Weights) -> list[str]:
-    """Return all layers that lose something when the sites do: tied and depthwise ones too."""
+def _layers(groups: Iterable[PruningGroup], weights: Weights) -> list[str]:
+    """Return all layers that lose something when the groups do: tied and depthwise ones too."""
     names: list[str] = []
-    for site in sites:
-        tied = [name for name, weight in weights.items() if weight == weight_of(site.name)]
-        names += list(_makers(site.slices, weights)) if site.slices else tied
+    for group in groups:
+        tied = [name for name, weight in weights.items() if weight == weight_of(group.name)]
+        names += list(_makers(group.members, weights)) if group.members else tied
     return names
 
 
-def _computed(sites: Iterable[Site], weights: Weights) -> list[str]:
-    """Return layers whose weights are computed of parameters that sites cut."""
-    cut = {part.tensor for site in sites for part in site.slices if part.makes}
+def _computed(groups: Iterable[PruningGroup], weights: Weights) -> list[str]:
+    """Return layers whose weights are computed of parameters that groups cut."""
+    cut = {part.tensor for group in groups for part in group.members if part.makes}
     return [
         name
         for name, weight in weights.items()
@@ -255,14 +261,14 @@ def _touched(traced: Trace) -> set[str | None]:
 
 
 def _without_kept(
-    sites: Iterable[Site], weights: Weights, keep: Sequence[str]
-) -> tuple[list[Site], list[Protected]]:
+    groups: Iterable[PruningGroup], weights: Weights, keep: Sequence[str]
+) -> tuple[list[PruningGroup], list[Protected]]:
     rest, kept = [], []
-    for site in sites:
-        layers = _layers([site], weights)
+    for group in groups:
+        layers = _layers([group], weights)
         wanted = [name for name in layers if name in keep]
         if not wanted:
-            rest.append(site)
+            rest.append(group)
         for name in layers if wanted else ():
             with_it = f"it goes together with {wanted[0]}, which is kept on request"
             kept.append(Protected(name, "kept on request" if name in keep else with_it))
@@ -270,13 +276,13 @@ def _without_kept(
 
 
 def _without_failing(
-    model: nn.Module, example: Batch, structure: Structure, weights: Weights
-) -> Structure:
-    tried, failed = probe(model, example, structure)
+    model: nn.Module, example: Batch, graph: PruningGraph, weights: Weights
+) -> PruningGraph:
+    tried, failed = probe(model, example, graph)
     refused = [
-        Protected(name, failed[site.name])
-        for site in structure.sites
-        if site.name in failed
-        for name in _layers([site], weights)
+        Protected(name, failed[group.name])
+        for group in graph.groups
+        if group.name in failed
+        for name in _layers([group], weights)
     ]
-    return replace(tried, protected=(*structure.protected, *refused))
+    return replace(tried, protected=(*graph.protected, *refused))

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flexrel.batches import Batch
-from flexrel.records import Plan, Site, Slice, Structure, layer_of, weight_of
-from flexrel.running import call, tensors_of, undisturbed
+from flexrel.core.batches import Batch
+from flexrel.core.records import GroupMember, Plan, PruningGraph, PruningGroup, layer_of, weight_of
+from flexrel.core.running import call, duplicate, tensors_of, undisturbed
 from flexrel.structure.cut import named_tensors, shrink_
-from flexrel.structure.probe import disagreement, duplicate
+from flexrel.structure.probe import disagreement
 from flexrel.structure.trace import slow_path
 
 _Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -29,35 +29,37 @@ _PRODUCTS = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm"})
 _HALF = 0.5  # counts are whole numbers, but for rounding
 
 
-def with_constants(model: nn.Module, example: Batch, structure: Structure) -> Structure:
-    """Return the structure with `constant` of sites and `values` of what reads them filled in.
+def with_constants(model: nn.Module, example: Batch, graph: PruningGraph) -> PruningGraph:
+    """Return the graph with `constant` of groups and `values` of what reads them filled in.
 
     Args:
         model: is run on the example and left as it was; a copy is cut and run if there are any.
         example: one or two samples.
-        structure: of channels or heads.
+        graph: of channels or heads.
     """
     tensors = named_tensors(model)
-    if not any(_has_zeros(site, tensors) for site in structure.sites):
-        return structure
+    if not any(_has_zeros(group, tensors) for group in graph.groups):
+        return graph
     read = _read(model, example)
-    found = replace(structure, sites=tuple(_with_values(site, read) for site in structure.sites))
+    found = replace(graph, groups=tuple(_with_values(group, read) for group in graph.groups))
     masks = {}
-    for site in found.sites:
-        mask = torch.ones(site.units, dtype=torch.bool) if site.constant is None else ~site.constant
+    for group in found.groups:
+        mask = (
+            torch.ones(group.units, dtype=torch.bool) if group.constant is None else ~group.constant
+        )
         mask[0] |= not mask.any()
-        masks[site.name] = mask
+        masks[group.name] = mask
     plan = Plan(found, masks)
     if not plan.removed:
-        return structure
+        return graph
     pruned = duplicate(model, share=True)
     shrink_(pruned, plan)
-    return structure if disagreement(model, pruned, plan, example) else found
+    return graph if disagreement(model, pruned, plan, example) else found
 
 
-def _has_zeros(site: Site, tensors: Mapping[str, Tensor]) -> bool:
+def _has_zeros(group: PruningGroup, tensors: Mapping[str, Tensor]) -> bool:
     """Return whether a weight that makes or passes on a unit has nothing but zeros for it."""
-    for part in site.slices:
+    for part in group.members:
         if not part.reads and part.tensor != layer_of(part.tensor):
             rows = tensors[part.tensor].detach().movedim(part.axis, 0)
             if bool((rows == 0).reshape(len(rows), -1).all(1).any()):
@@ -65,26 +67,26 @@ def _has_zeros(site: Site, tensors: Mapping[str, Tensor]) -> bool:
     return False
 
 
-def _with_values(site: Site, read: Mapping[str, Tensor]) -> Site:
-    """Return the site with what its readers take in of units that never change.
+def _with_values(group: PruningGroup, read: Mapping[str, Tensor]) -> PruningGroup:
+    """Return the group with what its readers take in of units that never change.
 
     Args:
-        site: as the trace shows it.
+        group: as the trace shows it.
         read: weight -> `[groups, axis]`, NaN for what changes or can't go into the bias.
     """
-    readers = [part for part in site.slices if part.reads]
+    readers = [part for part in group.members if part.reads]
     if not all(part.tensor in read for part in readers):
-        return site
+        return group
     taken = [read[part.tensor].T[part.index] for part in readers]  # [units, inner, groups]
     constant = torch.stack([values.isfinite().flatten(1).all(1) for values in taken]).all(0)
     if not constant.any():
-        return site
+        return group
     filled = {
         id(part): replace(part, values=values.where(constant[:, None, None], 0.0))
         for part, values in zip(readers, taken, strict=True)
     }
-    slices: tuple[Slice, ...] = tuple(filled.get(id(part), part) for part in site.slices)
-    return replace(site, slices=slices, constant=constant)
+    members: tuple[GroupMember, ...] = tuple(filled.get(id(part), part) for part in group.members)
+    return replace(group, members=members, constant=constant)
 
 
 def _read(model: nn.Module, example: Batch) -> dict[str, Tensor]:

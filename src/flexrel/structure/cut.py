@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, fx, nn
 
+from flexrel.core.records import Plan, PruningGroup, ResidualBlock, layer_of, weight_of
 from flexrel.errors import UsageError
-from flexrel.records import Block, Plan, Site, layer_of, weight_of
 from flexrel.structure.numbers import renumber_
 from flexrel.structure.skip import skip_
 
@@ -31,7 +31,7 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
     """Remove the plan's units from the model: every tensor that has a part of them shrinks.
 
     Args:
-        model: the network that the plan's structure was read from, or a copy of it.
+        model: the network that the plan's graph was read from, or a copy of it.
         plan: of a granularity whose units are removed for real.
     """
     tensors = named_tensors(model)
@@ -42,11 +42,11 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
     for (name, axis), mask in kept.items():
         tensor = cut.get(name, tensors[name]).detach()
         cut[name] = tensor.index_select(axis, mask.nonzero().squeeze(1).to(tensor.device))
-    for attribute in plan.structure.attributes:
+    for attribute in plan.graph.attributes:
         less = sum(
-            each * int((~plan.masks[site]).sum())
-            for site, each in attribute.units
-            if site in plan.masks
+            each * int((~plan.masks[group]).sum())
+            for group, each in attribute.units
+            if group in plan.masks
         )
         if less:
             number = Number(attribute.module, attribute.name, attribute.place)
@@ -68,22 +68,22 @@ def kept_positions(tensors: Mapping[str, Tensor], plan: Plan) -> dict[tuple[str,
         plan: of units that are removed for real.
     """
     kept: dict[tuple[str, int], Tensor] = {}
-    for site in plan.structure.sites:
-        gone = ~plan.masks[site.name]
-        for part in site.slices if gone.any() else ():
+    for group in plan.graph.groups:
+        gone = ~plan.masks[group.name]
+        for part in group.members if gone.any() else ():
             where = part.tensor, part.axis
             whole = torch.ones(tensors[part.tensor].shape[part.axis], dtype=torch.bool)
             kept.setdefault(where, whole)[part.index[gone].flatten()] = False
     return kept
 
 
-def blocks_gone(plan: Plan) -> list[Block]:
+def blocks_gone(plan: Plan) -> list[ResidualBlock]:
     """Return the blocks that the plan removes."""
     return [
         block
-        for site in plan.structure.sites
-        for unit, block in enumerate(site.blocks)
-        if not plan.masks[site.name][unit]
+        for group in plan.graph.groups
+        for unit, block in enumerate(group.blocks)
+        if not plan.masks[group.name][unit]
     ]
 
 
@@ -98,9 +98,9 @@ def absorbed(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         Layer -> `[out]`, float64, on the CPU; only those that took in something other than 0.
     """
     shifts: dict[str, Tensor] = {}
-    for site in plan.structure.sites:
-        gone = ~plan.masks[site.name].flatten()
-        for part in site.slices:
+    for group in plan.graph.groups:
+        gone = ~plan.masks[group.name].flatten()
+        for part in group.members:
             if part.values is not None and bool(part.values[gone].any()):
                 weight = tensors[part.tensor].detach().cpu().double()
                 weight = weight.reshape(*weight.shape[:2], -1).sum(2)  # over kernel positions
@@ -216,15 +216,15 @@ def masked(
             it does without it.
     """
     zeroed: dict[str, Tensor] = {}
-    for site in plan.structure.sites:
-        gone = ~plan.masks[site.name]
+    for group in plan.graph.groups:
+        gone = ~plan.masks[group.name]
         if not gone.any():
             continue
-        if not (site.slices or site.blocks):
-            weight = tensors[weight_of(site.name)].detach()
-            entries = gone_entries(site, plan).to(weight.device)
-            zeroed[weight_of(site.name)] = weight.masked_fill(entries, 0)  # times 0 leaves -0.0
-        for part in site.slices:
+        if not (group.members or group.blocks):
+            weight = tensors[weight_of(group.name)].detach()
+            entries = gone_entries(group, plan).to(weight.device)
+            zeroed[weight_of(group.name)] = weight.masked_fill(entries, 0)  # times 0 leaves -0.0
+        for part in group.members:
             if part.reads or not readers:
                 tensor = zeroed.get(part.tensor, tensors[part.tensor].detach())
                 entries = part.index[gone].flatten().to(tensor.device)
@@ -232,10 +232,10 @@ def masked(
     return zeroed
 
 
-def gone_entries(site: Site, plan: Plan) -> Bool[Tensor, "..."]:
-    """Return which entries of the site's weight a plan of zeros takes, of the weight's shape."""
-    gone = ~plan.masks[site.name]
-    return site.layout.spread(gone) if site.layout else gone
+def gone_entries(group: PruningGroup, plan: Plan) -> Bool[Tensor, "..."]:
+    """Return which entries of the group's weight a plan of zeros takes, of the weight's shape."""
+    gone = ~plan.masks[group.name]
+    return group.layout.spread(gone) if group.layout else gone
 
 
 def mask_(model: nn.Module, plan: Plan) -> None:

@@ -8,22 +8,30 @@ from math import prod
 import torch
 from torch import nn
 
-from flexrel.batches import Batch
+from flexrel.core.batches import Batch
+from flexrel.core.fingerprint import fingerprint
+from flexrel.core.records import (
+    Plan,
+    Protected,
+    PruningGraph,
+    PruningGroup,
+    ResidualBlock,
+    Work,
+    layer_of,
+)
+from flexrel.core.running import call, duplicate, reason, tensors_of, undisturbed
 from flexrel.errors import ModelError
-from flexrel.fingerprint import fingerprint
-from flexrel.records import Block, Plan, Protected, Site, Structure, Work, layer_of
-from flexrel.running import call, reason, tensors_of, undisturbed
-from flexrel.structure.couple import Coupling
 from flexrel.structure.cut import Layer, shrink_
-from flexrel.structure.probe import disagreement, duplicate
+from flexrel.structure.dependencies import AxisDependencies
+from flexrel.structure.probe import disagreement
 from flexrel.structure.trace import Call, Trace
 
-_NAME = "blocks"  # of the site of all blocks
+_NAME = "blocks"  # of the group of all blocks
 
 
 def blocks_of(
-    model: nn.Module, example: Batch, traced: Trace, coupling: Coupling, keep: Sequence[str]
-) -> Structure:
+    model: nn.Module, example: Batch, traced: Trace, coupling: AxisDependencies, keep: Sequence[str]
+) -> PruningGraph:
     """Return the blocks of a network that can be passed over, and why other layers can't be.
 
     A block is a module called once whose output derives from the sum of its first argument and
@@ -48,9 +56,9 @@ def blocks_of(
         for b in blocks
         if any(_within(layer, b.module) for layer in keep)
     }
-    structure = Structure(
+    graph = PruningGraph(
         "depth",
-        (_site([block for block in blocks if block.module not in refused]),)
+        (_group([block for block in blocks if block.module not in refused]),)
         if len(blocks) > len(refused)
         else (),
         (),
@@ -59,7 +67,7 @@ def blocks_of(
         tuple(Work(macs, ()) for macs, _ in coupling.work),
         fingerprint=fingerprint(model),
     )
-    refused |= _failing(model, example, structure)
+    refused |= _failing(model, example, graph)
     good = [block for block in blocks if block.module not in refused]
     protected = [Protected(*pair) for pair in refused.items()]
     held = [block.module for block in blocks]
@@ -71,22 +79,22 @@ def blocks_of(
             protected.append(Protected(layer, why))
     if len(good) < 2:  # noqa: PLR2004 - one stays, so there is nothing to choose
         raise ModelError(_too_few(good, protected))
-    return Structure(
+    return PruningGraph(
         "depth",
-        (_site(good),),
+        (_group(good),),
         tuple(protected),
-        structure.shapes,
-        structure.uses,
-        structure.work,
-        fingerprint=structure.fingerprint,
+        graph.shapes,
+        graph.uses,
+        graph.work,
+        fingerprint=graph.fingerprint,
     )
 
 
-def _site(blocks: Sequence[Block]) -> Site:
-    return Site(_NAME, (len(blocks),), kind="block", blocks=tuple(blocks))
+def _group(blocks: Sequence[ResidualBlock]) -> PruningGroup:
+    return PruningGroup(_NAME, (len(blocks),), kind="block", blocks=tuple(blocks))
 
 
-def _too_few(good: Sequence[Block], protected: Sequence[Protected]) -> str:
+def _too_few(good: Sequence[ResidualBlock], protected: Sequence[Protected]) -> str:
     what = f"only {good[0].module!r} is" if good else "there is none"
     others = next((f" ({p.name}: {p.reason})" for p in protected if "tried" in p.reason), "")
     return (
@@ -102,7 +110,7 @@ def _within(name: str, module: str) -> bool:
 # --- which modules are blocks -------------------------------------------------------------------
 
 
-def _innermost(traced: Trace, coupling: Coupling) -> list[Call]:
+def _innermost(traced: Trace, coupling: AxisDependencies) -> list[Call]:
     times = Counter(each.module for each in traced.calls)
     found: list[Call] = []
     for each in traced.calls:  # those inside come before what they are in
@@ -138,7 +146,7 @@ def _adds(traced: Trace, call: Call) -> bool:
     return made.key in summed
 
 
-def _makers(traced: Trace, coupling: Coupling, call: Call) -> tuple[str, ...]:
+def _makers(traced: Trace, coupling: AxisDependencies, call: Call) -> tuple[str, ...]:
     """Return the layers that make what a block adds: the last before the sums, going back."""
     spent = [(0, 0), *coupling.spent]
     made, given = call.made, call.given
@@ -162,8 +170,8 @@ def _makers(traced: Trace, coupling: Coupling, call: Call) -> tuple[str, ...]:
 
 
 def _block(
-    model: nn.Module, traced: Trace, coupling: Coupling, call: Call, blocks: Iterable[Call]
-) -> Block:
+    model: nn.Module, traced: Trace, coupling: AxisDependencies, call: Call, blocks: Iterable[Call]
+) -> ResidualBlock:
     modules = [each.module for each in blocks]
     holders: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -180,35 +188,37 @@ def _block(
         for name, times in coupling.uses[before[0] : after[0]]:
             macs += times * prod(model.get_parameter(name).shape)
         macs += sum(work for work, _ in coupling.work[before[1] : after[1]])
-    return Block(call.module, tuple(tensors), _makers(traced, coupling, call), macs, call.place)
+    return ResidualBlock(
+        call.module, tuple(tensors), _makers(traced, coupling, call), macs, call.place
+    )
 
 
 # --- trying it ----------------------------------------------------------------------------------
 
 
-def _failing(model: nn.Module, example: Batch, structure: Structure) -> dict[str, str]:
+def _failing(model: nn.Module, example: Batch, graph: PruningGraph) -> dict[str, str]:
     """Return the blocks without which the network does not work, and what happens.
 
     Every other block is passed over, and the rest in their stead; where that fails, each alone.
     """
-    count = structure.units
+    count = graph.units
     if count < 2 or all(  # noqa: PLR2004
-        _failure(model, example, structure, range(start, count, 2)) is None for start in (0, 1)
+        _failure(model, example, graph, range(start, count, 2)) is None for start in (0, 1)
     ):
         return {}
     failed: dict[str, str] = {}
-    for unit, block in enumerate(structure.sites[0].blocks):
-        if why := _failure(model, example, structure, [unit]):
+    for unit, block in enumerate(graph.groups[0].blocks):
+        if why := _failure(model, example, graph, [unit]):
             failed[block.module] = f"passing it over was tried and failed: {why}"
     return failed
 
 
 def _failure(
-    model: nn.Module, example: Batch, structure: Structure, gone: Sequence[int]
+    model: nn.Module, example: Batch, graph: PruningGraph, gone: Sequence[int]
 ) -> str | None:
-    mask = torch.ones(structure.units, dtype=torch.bool)
+    mask = torch.ones(graph.units, dtype=torch.bool)
     mask[list(gone)] = False
-    plan = Plan(structure, {_NAME: mask})
+    plan = Plan(graph, {_NAME: mask})
     try:
         pruned = duplicate(model, share=True)
         shrink_(pruned, plan)

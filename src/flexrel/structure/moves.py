@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from flexrel.structure.couple import Axis, Coupler
+from flexrel.structure.dependencies import Axis, DependencyBuilder
 from flexrel.structure.trace import Operation, Ref
 
 
-def give_up(c: Coupler, op: Operation, reason: str = "") -> None:
+def give_up(c: DependencyBuilder, op: Operation, reason: str = "") -> None:
     """Bar all that goes in and comes out, and follow what comes out from there on."""
     reason = reason or f"it goes through {op.name}, which can't be followed yet"
     c.bar_all(op.inputs, reason)
@@ -18,7 +18,7 @@ def give_up(c: Coupler, op: Operation, reason: str = "") -> None:
         c.set(ref, [c.fresh(size, reason) for size in ref.shape])
 
 
-def view(c: Coupler, op: Operation) -> None:
+def view(c: DependencyBuilder, op: Operation) -> None:
     """Take axes apart and put them together; what fits no new axis is barred."""
     x, (out,) = op.inputs[0], op.outputs
     if prod(x.shape) != prod(out.shape) or 0 in x.shape:  # read as another type, or empty
@@ -37,7 +37,7 @@ def view(c: Coupler, op: Operation) -> None:
     c.sized(op)
 
 
-def permute(c: Coupler, op: Operation) -> None:
+def permute(c: DependencyBuilder, op: Operation) -> None:
     """Reorder axes."""
     x, (out,) = op.inputs[0], op.outputs
     order = list(range(len(x.shape)))
@@ -51,7 +51,7 @@ def permute(c: Coupler, op: Operation) -> None:
     c.set(out, [c.axes(x)[at] for at in order])
 
 
-def expand(c: Coupler, op: Operation) -> None:
+def expand(c: DependencyBuilder, op: Operation) -> None:
     """Repeat axes of length 1, and add axes in front."""
     x, (out,) = op.inputs[0], op.outputs
     axes = [()] * (len(out.shape) - len(x.shape)) + c.axes(x)
@@ -59,7 +59,7 @@ def expand(c: Coupler, op: Operation) -> None:
     c.sized(op)
 
 
-def repeat(c: Coupler, op: Operation) -> None:
+def repeat(c: DependencyBuilder, op: Operation) -> None:
     """Repeat whole axes a fixed number of times."""
     x, (out,) = op.inputs[0], op.outputs
     old = [()] * (len(out.shape) - len(x.shape)) + c.axes(x)
@@ -71,7 +71,7 @@ def repeat(c: Coupler, op: Operation) -> None:
     c.set(out, axes)
 
 
-def concatenate(c: Coupler, op: Operation) -> None:
+def concatenate(c: DependencyBuilder, op: Operation) -> None:
     """Put axes one behind the other."""
     (out,) = op.outputs
     refs = [ref for ref in op.inputs if len(ref.shape) == len(out.shape)]  # others are empty
@@ -90,14 +90,14 @@ def concatenate(c: Coupler, op: Operation) -> None:
     c.set(out, axes)
 
 
-def _chained(c: Coupler, axes: list[Axis], sizes: list[int], reason: str) -> Axis:
+def _chained(c: DependencyBuilder, axes: list[Axis], sizes: list[int], reason: str) -> Axis:
     if sum(sizes) == 1:
         return ()
     pairs = [(axis, size) for axis, size in zip(axes, sizes, strict=True) if size]
     return (np.concatenate([c.flat(axis) if axis else c.one(reason) for axis, _ in pairs]),)
 
 
-def stack(c: Coupler, op: Operation) -> None:
+def stack(c: DependencyBuilder, op: Operation) -> None:
     """Put tensors side by side along a new axis."""
     (out,) = op.outputs
     refs = op.inputs
@@ -109,7 +109,7 @@ def stack(c: Coupler, op: Operation) -> None:
     c.set(out, axes)
 
 
-def take(c: Coupler, op: Operation) -> None:
+def take(c: DependencyBuilder, op: Operation) -> None:
     """Take one index of an axis: which one is written down in the code."""
     x = op.inputs[0]
     dim = op.args.get("dim", 0) % len(x.shape)
@@ -119,7 +119,7 @@ def take(c: Coupler, op: Operation) -> None:
         c.set(ref, list(axes))
 
 
-def split(c: Coupler, op: Operation) -> None:
+def split(c: DependencyBuilder, op: Operation) -> None:
     """Cut an axis into pieces; equal ones stay equal if the code can't be told otherwise."""
     x = op.inputs[0]
     dim = op.args.get("dim", 0) % len(x.shape)
@@ -128,7 +128,7 @@ def split(c: Coupler, op: Operation) -> None:
     _pieces(c, op, x, dim, list(zip(starts, ends, op.outputs, strict=True)))
 
 
-def slice_(c: Coupler, op: Operation) -> None:
+def slice_(c: DependencyBuilder, op: Operation) -> None:
     """Take a range of an axis."""
     x, (out,) = op.inputs[0], op.outputs
     dim = op.args.get("dim", 0) % len(x.shape)
@@ -145,7 +145,7 @@ def slice_(c: Coupler, op: Operation) -> None:
 
 
 def _pieces(
-    c: Coupler, op: Operation, x: Ref, dim: int, pieces: list[tuple[int, int, Ref]]
+    c: DependencyBuilder, op: Operation, x: Ref, dim: int, pieces: list[tuple[int, int, Ref]]
 ) -> None:
     axis, size = c.axes(x)[dim], x.shape[dim]
     widths = {end - start for start, end, _ in pieces}
@@ -167,7 +167,7 @@ def _pieces(
         c.sized(op)
 
 
-def pad(c: Coupler, op: Operation) -> None:
+def pad(c: DependencyBuilder, op: Operation) -> None:
     """Put constants around an axis: as many as the code says, before and after cuts."""
     x, (out,) = op.inputs[0], op.outputs
     amounts = op.args["pad"]  # last axis first
@@ -188,7 +188,7 @@ def pad(c: Coupler, op: Operation) -> None:
     c.set(out, axes)
 
 
-def index(c: Coupler, op: Operation) -> None:
+def index(c: DependencyBuilder, op: Operation) -> None:
     """Look entries up by number: what is looked up in keeps all of them."""
     x, (out,) = op.args["self"], op.outputs
     indices: list[Any] = op.args["indices"]
@@ -207,7 +207,7 @@ def index(c: Coupler, op: Operation) -> None:
     c.set(out, [*axes[:first], *made, *axes[first + len(looked) :]])
 
 
-def along(c: Coupler, op: Operation) -> None:
+def along(c: DependencyBuilder, op: Operation) -> None:
     """Work along one axis, entry by entry of the others."""
     x = op.inputs[0]
     dims = op.args.get("dim", op.args.get("dims", -1))
@@ -219,7 +219,7 @@ def along(c: Coupler, op: Operation) -> None:
         c.set(ref, [axis if old == new else c.fresh(new) for axis, old, new in pairs])
 
 
-def reduce(c: Coupler, op: Operation) -> None:
+def reduce(c: DependencyBuilder, op: Operation) -> None:
     """Make one value of all along some axes."""
     x = op.inputs[0]
     rank = len(x.shape)
@@ -237,7 +237,7 @@ def reduce(c: Coupler, op: Operation) -> None:
         c.set(ref, list(axes))
 
 
-def spatial(c: Coupler, op: Operation) -> None:
+def spatial(c: DependencyBuilder, op: Operation) -> None:
     """Keep samples and channels; the last axes change, as in pooling and resizing."""
     x = op.inputs[0]
     count = next((n for n in (1, 2, 3) if f"{n}d" in op.name), 2)
@@ -250,7 +250,7 @@ def spatial(c: Coupler, op: Operation) -> None:
         c.set(ref, [*c.axes(x)[:kept], *made])
 
 
-def shuffle(c: Coupler, op: Operation) -> None:
+def shuffle(c: DependencyBuilder, op: Operation) -> None:
     """Take channels apart into groups and swap these with what is in them."""
     x, (out,) = op.inputs[0], op.outputs
     parts = c.halves(c.axes(x)[1], op.args["groups"])
@@ -263,7 +263,7 @@ def shuffle(c: Coupler, op: Operation) -> None:
     c.set(out, axes)
 
 
-def gate(c: Coupler, op: Operation) -> None:
+def gate(c: DependencyBuilder, op: Operation) -> None:
     """Multiply one half of an axis by the other: an entry goes with its partner."""
     x, (out,) = op.inputs[0], op.outputs
     dim = op.args.get("dim", -1) % len(x.shape)
@@ -277,7 +277,7 @@ def gate(c: Coupler, op: Operation) -> None:
     c.set(out, axes)
 
 
-def pixels(c: Coupler, op: Operation) -> None:
+def pixels(c: DependencyBuilder, op: Operation) -> None:
     """Turn channels into pixels, or pixels into channels: a channel keeps its square."""
     x, (out,) = op.inputs[0], op.outputs
     kept = len(x.shape) - 3
@@ -298,7 +298,7 @@ def pixels(c: Coupler, op: Operation) -> None:
     c.set(out, [*axes, *(c.fresh(n, reason) for n in out.shape[kept + 1 :])])
 
 
-def unfold(c: Coupler, op: Operation) -> None:
+def unfold(c: DependencyBuilder, op: Operation) -> None:
     """Lay out windows: each channel becomes a stripe of kernel positions."""
     x, (out,) = op.inputs[0], op.outputs
     reason = f"{op.name} slides over it"
@@ -311,7 +311,7 @@ def unfold(c: Coupler, op: Operation) -> None:
     c.set(out, [*c.axes(x)[:kept], stripes, c.fresh(out.shape[-1], reason)])
 
 
-def windows(c: Coupler, op: Operation) -> None:
+def windows(c: DependencyBuilder, op: Operation) -> None:
     """Lay out the windows of one axis, with a new axis for what is in each."""
     x, (out,) = op.inputs[0], op.outputs
     dim = op.args["dimension"] % len(x.shape)
@@ -322,7 +322,7 @@ def windows(c: Coupler, op: Operation) -> None:
     c.set(out, [*axes, c.fresh(out.shape[-1], reason)])
 
 
-def look_up(c: Coupler, op: Operation) -> None:
+def look_up(c: DependencyBuilder, op: Operation) -> None:
     """Take rows of a table: the features of the rows go on, all rows stay."""
     table, indices, (out,) = op.args["weight"], op.args["indices"], op.outputs
     c.bar(c.axes(table)[0], f"{op.name} looks it up by number")

@@ -13,29 +13,32 @@ import numpy as np
 import torch
 from torch import fx
 
-from flexrel.records import Numeral, Plan, Site
-from flexrel.structure.couple import Atoms, Axis, Coupling
+from flexrel.core.records import Numeral, Plan, PruningGroup
+from flexrel.structure.dependencies import Atoms, Axis, AxisDependencies
 from flexrel.structure.resolve import Units
 
 Found = tuple[str, int | None, Atoms]  # argument, place in it, the unit at each position counted
 
 
 def numbers_of(
-    program: fx.GraphModule, coupling: Coupling, units: Units, sites: Sequence[Site]
+    program: fx.GraphModule,
+    coupling: AxisDependencies,
+    units: Units,
+    groups: Sequence[PruningGroup],
 ) -> Iterator[Numeral]:
-    """Yield the numbers of a program that fall as units of the sites go.
+    """Yield the numbers of a program that fall as units of the groups go.
 
     Args:
         program: as `export` makes it.
         coupling: of the program's trace.
         units: of the coupling.
-        sites: of those units.
+        groups: of those units.
     """
-    reader = _Reader(coupling, units, sites)
+    reader = _Reader(coupling, units, groups)
     for node in program.graph.nodes:
         rule = _RULES.get(name_of(node))
         for argument, place, at in rule(node, reader) if rule else ():
-            gone = reader.by_site(at)
+            gone = reader.by_group(at)
             if gone and _read(node, argument, place) is not None:
                 yield Numeral(node.name, argument, place, len(at), gone)
 
@@ -47,7 +50,7 @@ def renumber_(program: fx.GraphModule, plan: Plan) -> None:
     """
     graph = program.graph
     nodes = {node.name: node for node in graph.nodes}
-    for number in plan.structure.numbers:
+    for number in plan.graph.numbers:
         gone = (each[~plan.masks[s]] for s, each in number.units.items() if s in plan.masks)
         less = sum(int(each.sum()) for each in gone)
         if not less:
@@ -104,15 +107,17 @@ def _write(node: fx.Node, number: Numeral, new: int | fx.Node) -> None:
 class _Reader:
     """Knows which unit, if any, goes with each position of each axis of a graph's values."""
 
-    def __init__(self, coupling: Coupling, units: Units, sites: Sequence[Site]) -> None:
+    def __init__(
+        self, coupling: AxisDependencies, units: Units, groups: Sequence[PruningGroup]
+    ) -> None:
         self._nodes, self._of = coupling.nodes, units.of
-        self._owner: dict[int, tuple[str, int]] = {}  # unit -> its site, and its place there
-        for site in sites:
-            part = site.slices[0]
+        self._owner: dict[int, tuple[str, int]] = {}  # unit -> its group, and its place there
+        for group in groups:
+            part = group.members[0]
             atoms = np.concatenate(coupling.parameters[part.tensor][part.axis])
             members = units.of[atoms[part.index[:, 0].numpy()]].tolist()
-            self._owner |= {unit: (site.name, at) for at, unit in enumerate(members)}
-        self._sizes = {site.name: site.units for site in sites}
+            self._owner |= {unit: (group.name, at) for at, unit in enumerate(members)}
+        self._sizes = {group.name: group.units for group in groups}
 
     def axes(self, node: fx.Node, output: int = 0) -> list[Atoms]:
         """Return the units at each axis of what a node makes; -1 where a position stays."""
@@ -129,12 +134,12 @@ class _Reader:
             found = np.maximum(found, units.reshape(told))
         return found.ravel()
 
-    def by_site(self, positions: Atoms) -> Mapping[str, torch.Tensor]:
-        """Return how many of the positions go with each unit of each site."""
+    def by_group(self, positions: Atoms) -> Mapping[str, torch.Tensor]:
+        """Return how many of the positions go with each unit of each group."""
         found: dict[str, torch.Tensor] = {}
         for unit in positions[positions >= 0].tolist():
-            site, at = self._owner[unit]
-            each = found.setdefault(site, torch.zeros(self._sizes[site], dtype=torch.int64))
+            group, at = self._owner[unit]
+            each = found.setdefault(group, torch.zeros(self._sizes[group], dtype=torch.int64))
             each[at] += 1
         return found
 

@@ -5,20 +5,18 @@ written for and on no smaller one. So cuts are tried before they are offered, an
 is made is checked again before it is returned.
 """
 
-import copy
 import math
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from flexrel.batches import Batch
+from flexrel.core.batches import Batch
+from flexrel.core.records import Attribute, Plan, PruningGraph, PruningGroup
+from flexrel.core.running import call, duplicate, tensors_of, undisturbed
 from flexrel.errors import ModelError
-from flexrel.records import Attribute, Plan, Site, Structure
-from flexrel.running import call, reason, tensors_of, undisturbed
 from flexrel.structure.cut import (
     absorbed,
     add_to_bias_,
@@ -43,21 +41,6 @@ _VARIANTS: tuple[Allowed, ...] = (  # which numbers in modules are taken for len
 )
 
 
-def duplicate(model: nn.Module, *, share: bool = False) -> nn.Module:
-    """Return a deep copy of the model; with `share`, one of the same parameters and buffers.
-
-    Raises:
-        ModelError: it can't be copied.
-    """
-    tensors = (*model.parameters(), *model.buffers()) if share else ()
-    try:
-        with warnings.catch_warnings():  # torch deprecates a part of its own exported programs
-            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-            return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    except (RuntimeError, TypeError) as error:
-        raise ModelError(f"the model can't be copied: {reason(error)}") from error
-
-
 def disagreement(
     model: nn.Module,
     pruned: nn.Module,
@@ -72,7 +55,7 @@ def disagreement(
     rounding may be what differs, both run again in double precision.
 
     Args:
-        model: that the plan's structure was read from; not changed.
+        model: that the plan's graph was read from; not changed.
         pruned: the plan carried out on a copy of it.
         plan: says which units go.
         example: one or two samples.
@@ -101,9 +84,9 @@ def disagreement(
 def _is_free(plan: Plan) -> bool:
     """Return whether all units that go are constant."""
     return all(
-        bool(mask.all()) or (site.constant is not None and bool((mask | site.constant).all()))
-        for site in plan.structure.sites
-        for mask in [plan.masks[site.name]]
+        bool(mask.all()) or (group.constant is not None and bool((mask | group.constant).all()))
+        for group in plan.graph.groups
+        for mask in [plan.masks[group.name]]
     )
 
 
@@ -146,41 +129,41 @@ def difference(
 
 
 def probe(
-    model: nn.Module, example: Batch, structure: Structure
-) -> tuple[Structure, dict[str, str]]:
-    """Return the structure with the sites that can be removed, and why the others can't, by name.
+    model: nn.Module, example: Batch, graph: PruningGraph
+) -> tuple[PruningGraph, dict[str, str]]:
+    """Return the graph with the groups that can be removed, and why the others can't, by name.
 
     Args:
-        model: is copied and cut by half of the units at every site; where that fails, kind by
+        model: is copied and cut by half of the units at every group; where that fails, kind by
             kind, and within a kind by halves. Each time, numbers in modules
             that may be lengths of axes are changed with them: all, those whose names say so, none.
         example: one or two samples.
-        structure: as the trace shows it, with all numbers that may be lengths.
+        graph: as the trace shows it, with all numbers that may be lengths.
     """
-    trial = _Trial(model, example, structure)
-    good = trial.accept(structure.sites)
-    sites = tuple(site for site in structure.sites if site.name in good)
-    return replace(structure, sites=sites, attributes=trial.attributes(good)), trial.failed
+    trial = _Trial(model, example, graph)
+    good = trial.accept(graph.groups)
+    groups = tuple(group for group in graph.groups if group.name in good)
+    return replace(graph, groups=groups, attributes=trial.attributes(good)), trial.failed
 
 
 class _Trial:
-    def __init__(self, model: nn.Module, example: Batch, structure: Structure) -> None:
-        self._model, self._example, self._structure = model, example, structure
+    def __init__(self, model: nn.Module, example: Batch, graph: PruningGraph) -> None:
+        self._model, self._example, self._structure = model, example, graph
         self._dense = outputs(model, example)
         self._good: dict[str, Allowed] = {}
         self.failed: dict[str, str] = {}
 
-    def accept(self, sites: Sequence[Site]) -> dict[str, Allowed]:
-        """Return which of the sites can be cut, and which numbers change with each."""
-        if self._all_of(sites) is not None:
-            kinds = _kinds(sites)
+    def accept(self, groups: Sequence[PruningGroup]) -> dict[str, Allowed]:
+        """Return which of the groups can be cut, and which numbers change with each."""
+        if self._all_of(groups) is not None:
+            kinds = _kinds(groups)
             for kind in kinds:
                 if len(kinds) == 1 or self._all_of(kind) is not None:
                     self._tell_apart(kind)
         return self._good
 
-    def _tell_apart(self, kind: Sequence[Site]) -> None:
-        """Find out which sites of a kind fail; where two lots do, all of them are taken to."""
+    def _tell_apart(self, kind: Sequence[PruningGroup]) -> None:
+        """Find out which groups of a kind fail; where two lots do, all of them are taken to."""
         first = self._or_refuse(kind[:1])
         rest = kind[1:]
         if first and rest and self._all_of(rest) is not None:
@@ -188,27 +171,27 @@ class _Trial:
         elif rest and not first:
             self._or_refuse(rest)
 
-    def _halve(self, sites: Sequence[Site]) -> None:
-        """Find those that fail, of sites that fail together though others like them don't."""
-        middle = len(sites) // 2
-        for half in (sites[:middle], sites[middle:]) if middle else ():
+    def _halve(self, groups: Sequence[PruningGroup]) -> None:
+        """Find those that fail, of groups that fail together though others like them don't."""
+        middle = len(groups) // 2
+        for half in (groups[:middle], groups[middle:]) if middle else ():
             if self._all_of(half) is not None:
                 self._halve(half)
         if not middle:
-            self._or_refuse(sites)
+            self._or_refuse(groups)
 
-    def _or_refuse(self, sites: Sequence[Site]) -> bool:
-        failure = self._all_of(sites)
+    def _or_refuse(self, groups: Sequence[PruningGroup]) -> bool:
+        failure = self._all_of(groups)
         if failure is not None:
-            self.failed |= dict.fromkeys((site.name for site in sites), failure)
+            self.failed |= dict.fromkeys((group.name for group in groups), failure)
         return failure is None
 
-    def _all_of(self, sites: Sequence[Site]) -> str | None:
-        """Try to add all of the sites; return why they can't be."""
+    def _all_of(self, groups: Sequence[PruningGroup]) -> str | None:
+        """Try to add all of the groups; return why they can't be."""
         failure = ""
         tried: list[tuple[Attribute, ...]] = []
-        for allowed in _VARIANTS if sites else ():
-            trial = self._good | dict.fromkeys((site.name for site in sites), allowed)
+        for allowed in _VARIANTS if groups else ():
+            trial = self._good | dict.fromkeys((group.name for group in groups), allowed)
             attributes = self.attributes(trial)
             if attributes in tried:
                 continue
@@ -217,23 +200,23 @@ class _Trial:
             if found is None:
                 self._good = trial
                 return None
-            failure = failure or f"a cut of {_names(sites)} was tried and failed: {found}"
+            failure = failure or f"a cut of {_names(groups)} was tried and failed: {found}"
         return failure or None
 
     def attributes(self, good: dict[str, Allowed]) -> tuple[Attribute, ...]:
-        """Return the numbers that change when the sites are cut."""
+        """Return the numbers that change when the groups are cut."""
         return tuple(
             attribute
             for attribute in self._structure.attributes
-            if all(good[site](attribute) for site, _ in attribute.units if site in good)
-            and any(site in good for site, _ in attribute.units)
+            if all(good[group](attribute) for group, _ in attribute.units if group in good)
+            and any(group in good for group, _ in attribute.units)
         )
 
     def _failure(self, good: dict[str, Allowed]) -> str | None:
-        sites = tuple(site for site in self._structure.sites if site.name in good)
-        structure = replace(self._structure, sites=sites, attributes=self.attributes(good))
-        masks = {site.name: torch.arange(site.units) < (site.units + 1) // 2 for site in sites}
-        plan = Plan(structure, masks)
+        groups = tuple(group for group in self._structure.groups if group.name in good)
+        graph = replace(self._structure, groups=groups, attributes=self.attributes(good))
+        masks = {group.name: torch.arange(group.units) < (group.units + 1) // 2 for group in groups}
+        plan = Plan(graph, masks)
         try:
             pruned = duplicate(self._model, share=True)
             shrink_(pruned, plan)
@@ -242,16 +225,16 @@ class _Trial:
             return str(error)
 
 
-def _kinds(sites: Sequence[Site]) -> list[list[Site]]:
-    """Return the sites by their names but for numbers: layers of one kind fail together."""
-    kinds: dict[str, list[Site]] = {}
-    for site in sites:
-        kinds.setdefault(re.sub(r"\d+", "", site.name), []).append(site)
+def _kinds(groups: Sequence[PruningGroup]) -> list[list[PruningGroup]]:
+    """Return the groups by their names but for numbers: layers of one kind fail together."""
+    kinds: dict[str, list[PruningGroup]] = {}
+    for group in groups:
+        kinds.setdefault(re.sub(r"\d+", "", group.name), []).append(group)
     return sorted(kinds.values(), key=lambda kind: kind[0].kind == "head")
 
 
-def _names(sites: Sequence[Site]) -> str:
-    return "it" if len(sites) == 1 else f"it, together with {len(sites) - 1} layers like it,"
+def _names(groups: Sequence[PruningGroup]) -> str:
+    return "it" if len(groups) == 1 else f"it, together with {len(groups) - 1} layers like it,"
 
 
 def _double(example: Batch) -> Batch:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from flexrel.batches import Batch
+from flexrel.core.batches import Batch
+from flexrel.core.running import call, reason, tensors_of, undisturbed
 from flexrel.errors import ModelError
-from flexrel.running import call, reason, tensors_of, undisturbed
 from flexrel.structure.numbers import argument_of, name_of
 from flexrel.structure.probe import difference, outputs
 from flexrel.structure.trace import slow_path

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexrel.structure.couple import Atoms, Coupling, Product
+from flexrel.structure.dependencies import Atoms, AxisDependencies, Product
 
 Flags = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 Pairs = list[tuple[Atoms, Atoms]]
@@ -41,7 +41,7 @@ class Units:
         return self._reasons[int(self._reason[atoms].min())]
 
 
-def resolve(coupling: Coupling) -> Units:
+def resolve(coupling: AxisDependencies) -> Units:
     """Return the units of a network of which all rules have spoken."""
     units = _Units(coupling)
     waiting = coupling.products
@@ -60,7 +60,7 @@ def resolve(coupling: Coupling) -> Units:
 class _Units:
     """Connected components of atoms, and which of them are barred."""
 
-    def __init__(self, coupling: Coupling) -> None:
+    def __init__(self, coupling: AxisDependencies) -> None:
         self._root: Atoms = np.arange(coupling.atoms)
         self._reasons = list(dict.fromkeys(reason for _, reason in coupling.barred))
         number = {reason: at for at, reason in enumerate(self._reasons)}

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from math import prod
 
 from flexrel.structure import moves
-from flexrel.structure.couple import Axis, Coupler, Coupling
+from flexrel.structure.dependencies import Axis, AxisDependencies, DependencyBuilder
 from flexrel.structure.moves import give_up
 from flexrel.structure.numbers import MADE
 from flexrel.structure.trace import Operation, Ref, Trace
 
-Rule = Callable[[Coupler, Operation], None]
+Rule = Callable[[DependencyBuilder, Operation], None]
 
 
-def couple(traced: Trace) -> Coupling:
+def couple(traced: Trace) -> AxisDependencies:
     """Return what the rules of all operations of a traced network say."""
-    coupler = Coupler(traced)
+    coupler = DependencyBuilder(traced)
     for operation in traced.operations:
         rule = RULES.get(operation.name.rstrip("_"))
         if rule is None:
@@ -31,7 +31,7 @@ def couple(traced: Trace) -> Coupling:
     return coupler.said
 
 
-def _pointwise(c: Coupler, op: Operation) -> None:
+def _pointwise(c: DependencyBuilder, op: Operation) -> None:
     """Join the operands' axes, broadcast from the right."""
     for out in op.outputs:
         axes: list[Axis] = [()] * len(out.shape)
@@ -44,13 +44,13 @@ def _pointwise(c: Coupler, op: Operation) -> None:
         c.set(out, [axis or c.fresh(size) for axis, size in pairs])
 
 
-def _like(c: Coupler, op: Operation) -> None:
+def _like(c: DependencyBuilder, op: Operation) -> None:
     """Make a tensor of the shape of another."""
     for out in op.outputs:
         c.set(out, list(c.axes(op.inputs[0])))
 
 
-def _made(c: Coupler, op: Operation) -> None:
+def _made(c: DependencyBuilder, op: Operation) -> None:
     """Make a tensor of a shape that the code holds."""
     rewritten = c.program and op.name.removeprefix("aten.") in MADE.split()
     for out in op.outputs:
@@ -58,7 +58,7 @@ def _made(c: Coupler, op: Operation) -> None:
         c.set(out, [c.fresh(size, reason) for size in out.shape])
 
 
-def _convolution(c: Coupler, op: Operation) -> None:
+def _convolution(c: DependencyBuilder, op: Operation) -> None:
     x, weight, bias = op.args["input"], op.args["weight"], op.args["bias"]
     groups, transposed = op.args["groups"], op.args["transposed"]
     (out,) = op.outputs
@@ -93,7 +93,7 @@ def _swapped(axes: list[Axis]) -> list[Axis]:
     return [axes[1], axes[0], *axes[2:]]
 
 
-def _grouped(c: Coupler, op: Operation, channels: Axis, reads: Axis, makes: Axis) -> Axis:
+def _grouped(c: DependencyBuilder, op: Operation, channels: Axis, reads: Axis, makes: Axis) -> Axis:
     """Join group to group, and within groups what is read; return the channels made.
 
     Of a transposed convolution `reads` are all channels and `makes` those of one group.
@@ -119,7 +119,7 @@ def _grouped(c: Coupler, op: Operation, channels: Axis, reads: Axis, makes: Axis
     return whole
 
 
-def _product(c: Coupler, op: Operation, a: Ref, b: Ref, bias: Ref | None = None) -> None:
+def _product(c: DependencyBuilder, op: Operation, a: Ref, b: Ref, bias: Ref | None = None) -> None:
     """Multiply matrices, or batches of them: the inner axes meet and are summed over."""
     (out,) = op.outputs
     *batch, rows, inner = c.axes(a)
@@ -144,19 +144,19 @@ def _product(c: Coupler, op: Operation, a: Ref, b: Ref, bias: Ref | None = None)
                 c.join(axis, c.axes(out)[at])
 
 
-def _mm(c: Coupler, op: Operation) -> None:
+def _mm(c: DependencyBuilder, op: Operation) -> None:
     _product(c, op, op.args["self"], op.args["mat2"])
 
 
-def _addmm(c: Coupler, op: Operation) -> None:
+def _addmm(c: DependencyBuilder, op: Operation) -> None:
     _product(c, op, op.args["mat1"], op.args["mat2"], op.args["self"])
 
 
-def _baddbmm(c: Coupler, op: Operation) -> None:
+def _baddbmm(c: DependencyBuilder, op: Operation) -> None:
     _product(c, op, op.args["batch1"], op.args["batch2"], op.args["self"])
 
 
-def _vector_product(c: Coupler, op: Operation) -> None:
+def _vector_product(c: DependencyBuilder, op: Operation) -> None:
     """Multiply a matrix, or a vector, and a vector."""
     a, b = op.inputs[:2]
     *rows, inner = c.axes(a)
@@ -164,7 +164,7 @@ def _vector_product(c: Coupler, op: Operation) -> None:
     c.set(op.outputs[0], rows)
 
 
-def _attention(c: Coupler, op: Operation) -> None:
+def _attention(c: DependencyBuilder, op: Operation) -> None:
     """Follow heads; the scale is made of the head's width, so that stays."""
     query, key, value = (op.args[name] for name in ("query", "key", "value"))
     out = op.outputs[0]
@@ -200,7 +200,7 @@ def _attention(c: Coupler, op: Operation) -> None:
         c.set(ref, [*along, *(c.fresh(n, "attention sums over it") for n in rest)])
 
 
-def _recurrent(c: Coupler, op: Operation) -> None:
+def _recurrent(c: DependencyBuilder, op: Operation) -> None:
     """Count what a recurrent layer does at each step, and leave it alone."""
     steps = prod(op.inputs[0].shape[:-1])
     for ref in op.inputs[1:]:
@@ -209,7 +209,7 @@ def _recurrent(c: Coupler, op: Operation) -> None:
     give_up(c, op)
 
 
-def _batch_norm(c: Coupler, op: Operation) -> None:
+def _batch_norm(c: DependencyBuilder, op: Operation) -> None:
     x = op.args["input"]
     axes = list(c.axes(x))
     if op.args.get("training"):  # of a weight that is standardised, too
@@ -222,7 +222,7 @@ def _batch_norm(c: Coupler, op: Operation) -> None:
     c.set(op.outputs[0], axes)
 
 
-def _layer_norm(c: Coupler, op: Operation) -> None:
+def _layer_norm(c: DependencyBuilder, op: Operation) -> None:
     x = op.args["input"]
     shape = op.args["normalized_shape"]
     reason = f"{op.name} normalises over it"
@@ -234,7 +234,7 @@ def _layer_norm(c: Coupler, op: Operation) -> None:
     c.set(op.outputs[0], list(c.axes(x)))
 
 
-def _group_norm(c: Coupler, op: Operation) -> None:
+def _group_norm(c: DependencyBuilder, op: Operation) -> None:
     """Normalise groups of channels, each by itself: whole groups can go."""
     x, groups = op.args["input"], op.args["group"]
     axes = list(c.axes(x))
@@ -250,13 +250,13 @@ def _group_norm(c: Coupler, op: Operation) -> None:
         c.sized_axes(op.module, [parts[0]])
 
 
-def _reduction(c: Coupler, op: Operation) -> None:
+def _reduction(c: DependencyBuilder, op: Operation) -> None:
     """Take the larger of two tensors, or make one value of many."""
     (_pointwise if "other" in op.args else moves.reduce)(c, op)
 
 
-def _weight_norm(c: Coupler, op: Operation) -> None:
-    """Scale a weight's slices along one axis, each by the norm of the rest."""
+def _weight_norm(c: DependencyBuilder, op: Operation) -> None:
+    """Scale a weight's members along one axis, each by the norm of the rest."""
     v, g, dim = op.args["v"], op.args["g"], op.args.get("dim", 0)
     for at, axis in enumerate(c.axes(v)):
         if at != dim:

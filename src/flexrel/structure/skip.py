@@ -1,4 +1,4 @@
-"""Passing over a module: something in its place that returns its first argument."""
+"""LayerwiseForward over a module: something in its place that returns its first argument."""
 
 from typing import Any
 

@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flexrel.batches import Batch
+from flexrel.core.batches import Batch
+from flexrel.core.running import call, tensors_of, undisturbed
 from flexrel.errors import ModelError
-from flexrel.running import call, tensors_of, undisturbed
 from flexrel.structure.skip import first_of, place_in
 
 

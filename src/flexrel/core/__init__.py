@@ -1,0 +1,1 @@
+"""What every room knows: records, batches, budgets, costs, how a model is run and judged."""

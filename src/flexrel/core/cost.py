@@ -1,0 +1,148 @@
+"""What a plan's network costs: parameters and multiply-adds, counted exactly without making it.
+
+Multiply-adds are those of convolutions and of all products of matrices, for one sample. Zeros
+cost as many of them as any other value: only removed units make a network faster.
+"""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import prod
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flexrel.core.records import Plan, PruningGraph, ResidualBlock, Work
+
+Cost = float | Float[Tensor, "units"]
+Resource = Literal["parameters", "MACs"]
+
+
+def parameters(graph: PruningGraph, plan: Plan | None = None) -> int:
+    """Return how many parameters remain; zeroed entries do not count, tied ones count once."""
+    shapes = _shapes(graph, plan)
+    total = sum(prod(shape) for shape in shapes.values())
+    total += sum(shapes[weight][0] for weight in _given_biases(graph, plan))
+    return total - (_zeroed(plan) if plan and graph.pattern.zeros else 0)
+
+
+def _zeroed(plan: Plan) -> int:
+    gone = [(group.layout, ~plan.masks[group.name]) for group in plan.graph.groups]
+    return sum(layout.entries(mask) if layout else int(mask.sum()) for layout, mask in gone)
+
+
+def macs(graph: PruningGraph, plan: Plan | None = None) -> int:
+    """Return the multiply-adds of one sample."""
+    if plan and (blocks := _blocks(graph, plan)):
+        return macs(graph) - sum(block.macs for block in blocks)
+    shapes = _shapes(graph, plan)
+    masks = plan.masks if plan else {}
+    gone = {group: int((~mask).sum()) for group, mask in masks.items()}
+    return sum(times * prod(shapes[weight]) for weight, times in graph.uses) + sum(
+        _remaining(work, gone) for work in graph.work
+    )
+
+
+def _remaining(work: Work, gone: Mapping[str, int]) -> int:
+    macs = Fraction(work.macs)
+    for length, units in work.axes:
+        macs *= Fraction(length - sum(gone.get(group, 0) * each for group, each in units), length)
+    return int(macs)
+
+
+def unit_costs(graph: PruningGraph, resource: Resource) -> dict[str, Cost]:
+    """Return what goes with one unit of each group, all else dense: `unit_macs` or parameters.
+
+    Of blocks, which differ, it is one number a unit; of single weights 0.
+    """
+    return (unit_macs if resource == "MACs" else _unit_parameters)(graph)
+
+
+def _unit_parameters(graph: PruningGraph) -> dict[str, Cost]:
+    shapes = graph.shapes
+    found: dict[str, Cost] = {}
+    for group in graph.groups:
+        if group.blocks:
+            sizes = [sum(prod(shapes[n]) for n in b.tensors if n in shapes) for b in group.blocks]
+            found[group.name] = torch.tensor(sizes, dtype=torch.float32)
+            continue
+        found[group.name] = sum(
+            prod(shapes[part.tensor]) * part.index.shape[1] / shapes[part.tensor][part.axis]
+            for part in group.members
+            if part.tensor in shapes  # buffers are no parameters
+        )
+    return found
+
+
+def unit_macs(graph: PruningGraph) -> dict[str, Cost]:
+    """Return the multiply-adds of one sample that go with one unit of each group, all else dense.
+
+    Of blocks, which differ, it is one number a unit.
+    """
+    uses: dict[str, int] = {}
+    for weight, times in graph.uses:
+        uses[weight] = uses.get(weight, 0) + times
+    found: dict[str, Cost] = {}
+    for group in graph.groups:
+        if group.blocks:
+            found[group.name] = torch.tensor([float(block.macs) for block in group.blocks])
+            continue
+        found[group.name] = sum(
+            uses.get(part.tensor, 0)
+            * prod(graph.shapes[part.tensor])
+            * part.index.shape[1]
+            / graph.shapes[part.tensor][part.axis]
+            for part in group.members
+            if part.tensor in graph.shapes
+        ) + sum(
+            work.macs * each / length
+            for work in graph.work
+            for length, units in work.axes
+            for name, each in units
+            if name == group.name
+        )
+    return found
+
+
+def sparsity(graph: PruningGraph, plan: Plan) -> float:
+    """Return the share of prunable units removed: weights, blocks, channels or heads."""
+    return plan.removed / graph.units
+
+
+def _blocks(graph: PruningGraph, plan: Plan | None = None) -> list[ResidualBlock]:
+    """Return all blocks, or those that the plan removes."""
+    return [
+        block
+        for group in graph.groups
+        for unit, block in enumerate(group.blocks)
+        if plan is None or not plan.masks[group.name][unit]
+    ]
+
+
+def _given_biases(graph: PruningGraph, plan: Plan | None) -> set[str]:
+    """Return the weights of layers that get a bias, in place of constant units that go."""
+    return {
+        part.tensor
+        for group in graph.groups
+        for part in group.members
+        if plan and part.values is not None
+        if part.tensor.removesuffix("weight") + "bias" not in graph.shapes
+        if bool(part.values[~plan.masks[group.name].flatten()].any())
+    }
+
+
+def _shapes(graph: PruningGraph, plan: Plan | None) -> dict[str, list[int]]:
+    """Return every parameter's shape once the plan's channels or blocks are gone."""
+    shapes = {name: list(shape) for name, shape in graph.shapes.items()}
+    if plan:
+        passed = _blocks(graph, plan)
+        kept = set(_blocks(graph)) - set(passed)
+        for name in {t for b in passed for t in b.tensors} - {t for b in kept for t in b.tensors}:
+            del shapes[name]
+    for group in graph.groups if plan else ():
+        gone = group.units - int(plan.masks[group.name].sum()) if plan else 0
+        for part in group.members:
+            if part.tensor in shapes:  # buffers are no parameters
+                shapes[part.tensor][part.axis] -= gone * part.index.shape[1]
+    return shapes

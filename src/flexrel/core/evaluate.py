@@ -1,0 +1,141 @@
+"""How well a network does its job: the caller's accuracy, and its distance from the dense one."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flexrel.core.batches import Batch, RawBatch, read_batches
+from flexrel.core.distance import apart, apart_but_for_scale, check_shapes, numbers_in
+from flexrel.core.running import call, duplicate, is_class_scores, scores_in, undisturbed
+from flexrel.errors import ModelError, UsageError
+
+Evaluate = Callable[[nn.Module], float]
+_RANK = 2  # of class scores: [samples, classes]
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Top-1 accuracy on labelled batches, in [0, 1]: an `evaluate` for networks that classify.
+
+    Attributes:
+        batches: that can be gone through again and again, with labels; never the calibration set.
+    """
+
+    batches: Iterable[RawBatch]
+
+    def __post_init__(self) -> None:
+        if iter(self.batches) is self.batches:
+            raise UsageError("evaluation batches are an iterator, gone after one use; pass a list")
+
+    @property
+    def samples(self) -> int:
+        """How many inputs there are."""
+        return sum(batch.samples for batch in read_batches(self.batches, nn.Module()))
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the share of inputs whose largest score is at their label.
+
+        Raises:
+            UsageError: no batch, or one without a class number for each input.
+            ModelError: the model returns no class scores `[samples, classes]`.
+        """
+        right, samples = 0, 0
+        with undisturbed(model), torch.no_grad():
+            for batch in read_batches(self.batches, model):
+                if batch.labels is None:
+                    raise UsageError(f"evaluation batch {batch.index} has no labels")
+                right += _hits(scores_in(call(model, batch)), batch, batch.labels)
+                samples += batch.samples
+        if samples == 0:
+            raise UsageError("the evaluation set is empty; pass at least one batch with labels")
+        return right / samples
+
+
+def _hits(scores: object, batch: Batch, labels: Tensor) -> int:
+    if not isinstance(scores, Tensor) or scores.ndim != _RANK:
+        found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ModelError(
+            f"accuracy needs class scores [samples, classes], but the model returns {found} for "
+            f"batch {batch.index}; pass a function of your own as evaluate="
+        )
+    if labels.shape != scores.shape[:1]:
+        raise UsageError(
+            f"labels of evaluation batch {batch.index} have the shape {list(labels.shape)}; "
+            f"give one class number for each of the {len(scores)} inputs"
+        )
+    return int((scores.argmax(dim=1) == labels).sum())
+
+
+def standard_error(accuracy: float, samples: int) -> float:
+    """Return the standard error of a share measured on so many independent samples."""
+    return math.sqrt(accuracy * (1 - accuracy) / samples)
+
+
+def checked(evaluate: Evaluate, model: nn.Module) -> float:
+    """Return what `evaluate` says of the model, as a float in [0, 1].
+
+    Raises:
+        UsageError: it says something else.
+    """
+    said = evaluate(duplicate(model).eval())  # whatever it does to it
+    try:
+        accuracy = float(said)
+    except (TypeError, ValueError, RuntimeError) as error:  # the last: a tensor of several numbers
+        kind = type(said).__name__
+        raise UsageError(f"evaluate returned a {kind}; return a number in [0, 1]") from error
+    if not 0 <= accuracy <= 1:  # NaN is refused here too
+        raise UsageError(f"evaluate returned {accuracy}; return a number in [0, 1], 1 is best")
+    return accuracy
+
+
+class Divergence:
+    """How far a network's outputs are from the dense network's, on calibration data.
+
+    Needs no labels. Lower is better, 0 is the dense network itself. For class scores: the mean
+    Kullback-Leibler divergence of the predicted distributions, in nats, but for how confident all
+    of them are (`apart_but_for_scale`). For other outputs, also several in tuples or mappings: the
+    squared error over the squared size of the dense outputs.
+    """
+
+    def __init__(self, dense: nn.Module, batches: Sequence[RawBatch]) -> None:
+        """Run the dense network once over the batches and keep its outputs."""
+        self._batches = batches
+        self._goals = list(_outputs(dense, batches))
+        alone = [goals[0] for goals in self._goals if len(goals) == 1]
+        classes = {goal.shape[1] for goal in alone if is_class_scores(goal)}
+        self._scores = len(alone) == len(self._goals) and len(classes) == 1
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the model's divergence; infinity where its outputs are not finite.
+
+        Raises:
+            ModelError: its outputs have other shapes than the dense network's.
+        """
+        pairs = zip(self._goals, _outputs(model, self._batches), strict=True)
+        if self._scores:
+            return _apart_together(pairs)
+        error, size = 0.0, 0.0
+        for goals, found in pairs:
+            more = apart(goals, found)
+            error, size = error + float(more[0]), size + float(more[1])
+        value = error / size if size else error
+        return value if math.isfinite(value) else math.inf
+
+
+def _apart_together(pairs: Iterable[tuple[list[Tensor], list[Tensor]]]) -> float:
+    """Return how far class scores of all batches are apart: one factor serves them all."""
+    dense, pruned = list[Tensor](), list[Tensor]()
+    for goals, found in pairs:
+        check_shapes(goals, found)
+        dense += goals
+        pruned += found
+    return apart_but_for_scale(torch.cat(dense), torch.cat(pruned))
+
+
+def _outputs(model: nn.Module, batches: Sequence[RawBatch]) -> Iterator[list[Tensor]]:
+    with undisturbed(model), torch.no_grad():
+        for batch in read_batches(batches, model):
+            yield numbers_in(call(model, batch), batch)

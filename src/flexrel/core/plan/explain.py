@@ -1,0 +1,136 @@
+"""What a plan says, in words: what goes, what goes along, what stays and why."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flexrel.core import cost
+from flexrel.core.records import Attribute, GroupMember, Plan, PruningGroup
+
+_OF_LAYERS = ("weight", "bias", "running_mean", "running_var")  # tensors told by their module
+_GOES_WITHOUT_SAYING = ("num_features",)  # how wide a norm is that goes along
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a plan does to one group.
+
+    Attributes:
+        name: of the group.
+        unit: what its units are: "channels", "groups of 8 channels", "heads", or, where it is a
+            mask over a layer, "weights" or "blocks of 4 x 4".
+        units: how many there are.
+        kept: how many of them stay.
+        makers: layers, and parameters of no layer, that make the units.
+        followers: what is in between and goes along, such as norms and biases.
+        readers: layers that read the units.
+        passed: modules that are passed over.
+        numbers: in modules, that become smaller, with by how much: "attention.num_heads -2".
+    """
+
+    name: str
+    unit: str
+    units: int
+    kept: int
+    makers: tuple[str, ...]
+    followers: tuple[str, ...]
+    readers: tuple[str, ...]
+    numbers: tuple[str, ...]
+    passed: tuple[str, ...] = ()
+
+
+def parts(plan: Plan) -> list[Part]:
+    """Return what the plan does to each group, in the order of the network."""
+    return [_part(plan, group) for group in plan.graph.groups]
+
+
+def _part(plan: Plan, group: PruningGroup) -> Part:
+    kept = int(plan.masks[group.name].sum())
+    makers = _layers(part for part in group.members if part.makes)
+    return Part(
+        name=group.name,
+        unit=_unit(group),
+        units=group.units,
+        kept=kept,
+        makers=makers if group.members else (named(group.name),),
+        followers=tuple(
+            name
+            for name in _layers(part for part in group.members if part.role == "follower")
+            if name not in makers
+        ),
+        readers=_layers(part for part in group.members if part.reads),
+        numbers=tuple(
+            f"{_place(attribute)} -{each * (group.units - kept)}"
+            for attribute in plan.graph.attributes
+            for name, each in attribute.units
+            if name == group.name
+            and kept < group.units
+            and attribute.name not in _GOES_WITHOUT_SAYING
+        ),
+        passed=tuple(
+            block.module
+            for unit, block in enumerate(group.blocks)
+            if not plan.masks[group.name][unit]
+        ),
+    )
+
+
+def _unit(group: PruningGroup) -> str:
+    together = min((p.index.shape[1] for p in group.members if p.makes), default=1)
+    if group.kind == "channel" and together > 1:
+        return f"groups of {together} channels"
+    if group.layout and group.layout.block:
+        return f"blocks of {' x '.join(map(str, group.layout.block))}"
+    return f"{group.kind}s" if group.members or group.blocks else "weights"
+
+
+def _layers(members: Iterable[GroupMember]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_owner(part.tensor) for part in members))
+
+
+def _owner(tensor: str) -> str:
+    module, _, name = tensor.rpartition(".")
+    return named(module) if name in _OF_LAYERS else tensor
+
+
+def _place(attribute: Attribute) -> str:
+    place = "" if attribute.place is None else f"[{attribute.place}]"
+    return f"{attribute.module}.{attribute.name}{place}".removeprefix(".")
+
+
+def named(layer: str) -> str:
+    """Return the name of a layer, also of one that is the whole network."""
+    return layer or "the model itself"
+
+
+def totals(plan: Plan) -> list[str]:
+    """Return what the plan comes to, a line each: units, parameters and multiply-adds."""
+    graph = plan.graph
+    lines = [f"{plan.removed:,} of {graph.units:,} units go"]
+    for name, count in (("parameters", cost.parameters), ("multiply-adds", cost.macs)):
+        dense, now = count(graph), count(graph, plan)
+        share = f" ({100 * now / dense:.1f} %)" if dense else ""
+        lines.append(f"{name} {dense:,} -> {now:,}{share}")
+    return lines
+
+
+def explain(plan: Plan) -> str:
+    """Return the plan as text: what it comes to, every group, every layer left alone and why."""
+    lines = [f"Plan by {plan.graph.granularity}", *(f"  {line}" for line in totals(plan))]
+    for part in parts(plan):
+        lines += ["", f"{named(part.name)}: keeps {part.kept:,} of {part.units:,} {part.unit}"]
+        for what, names in (
+            ("passed over", part.passed),
+            ("made by", part.makers if part.readers else ()),
+            ("along go", part.followers),
+            ("read by", part.readers),
+            ("numbers", part.numbers),
+        ):
+            lines += [f"  {what} {_listed(names)}"] if names else []
+    if plan.graph.protected:
+        lines += ["", f"Left alone: {len(plan.graph.protected)}"]
+        lines += [f"  {named(p.name)}: {p.reason}" for p in plan.graph.protected]
+    return "\n".join(lines)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,254 @@
+"""The nouns that stages hand to each other. Frozen, validated when made, no behaviour."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal
+
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from flexrel.core.granularity import Layout, Pattern
+from flexrel.errors import ModelError, UsageError
+
+Form = Literal["auto", "module", "exported"]
+FORMS: tuple[Form, ...] = ("auto", "module", "exported")
+Role = Literal["producer", "consumer", "follower", "both"]
+Kind = Literal["channel", "head", "block"]
+
+Scores = Mapping[
+    str, Tensor
+]  # group name -> one score per unit, of the group's shape; higher = keep
+Saliency = Mapping[str, Tensor]  # group name -> what the removal of each unit costs, likewise
+Progress = Callable[[str, int, int | None], None]  # stage, steps done, steps in all if known
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    """Report progress to nobody."""
+
+
+def weight_of(layer: str) -> str:
+    """Return the name of a layer's weight, as in `model.named_parameters()`."""
+    return f"{layer}.weight" if layer else "weight"
+
+
+def layer_of(weight: str) -> str:
+    """Return the name of the layer that a weight belongs to; of any other name, that name."""
+    return "" if weight == "weight" else weight.removesuffix(".weight")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupMember:
+    """The part of one tensor that belongs to the units of a group.
+
+    Unit `u` owns the entries `index[u]` along `axis` of `tensor`: several where a flattened
+    channel became a stripe of features, or for a head.
+    """
+
+    tensor: str
+    axis: int
+    index: Int64[Tensor, "units inner"]
+    role: Role  # producer: makes the unit; consumer: reads it; follower: bias, norm
+    values: Float[Tensor, "units inner groups"] | None = None  # read of constant units, else 0
+
+    @property
+    def makes(self) -> bool:
+        """Whether the tensor makes the unit; a tied embedding makes and reads it."""
+        return self.role in ("producer", "both")
+
+    @property
+    def reads(self) -> bool:
+        """Whether the tensor reads the unit."""
+        return self.role in ("consumer", "both")
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualBlock:
+    """A module whose output is its input and a branch, and what goes when it is passed over."""
+
+    module: str  # as in `model.named_modules()`
+    tensors: tuple[str, ...]  # its parameters, but those that something outside blocks has too
+    makers: tuple[str, ...]  # the layers that make what it adds
+    macs: int  # multiply-adds of one sample
+    place: tuple[int, int] | None  # of what it returns: which entry of a tuple of how many
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PruningGroup:
+    """One thing that can be pruned, and its units.
+
+    For `element` and N:M a unit is one entry of the layer's weight, for `block` a block of it;
+    `members` is empty. Else a unit is a channel, a neuron or an attention head, with all that goes
+    when it goes; for `depth`, one of its `blocks`: there is one such group in a network.
+    """
+
+    name: str  # of the layer that makes the units, as in `model.named_modules()`
+    shape: tuple[int, ...]  # of a mask over the units
+    members: tuple[GroupMember, ...] = ()
+    kind: Kind = "channel"
+    constant: Bool[Tensor, "units"] | None = None  # which never change, whatever the input
+    blocks: tuple[ResidualBlock, ...] = ()  # one a unit, for `depth`
+    layout: Layout | None = None  # of the weight, for N:M and `block`
+
+    @property
+    def units(self) -> int:
+        """How many units there are."""
+        return prod(self.shape)
+
+    @property
+    def readers(self) -> set[str]:
+        """The layers that take the units in; where single weights go, their own layer."""
+        return {layer_of(s.tensor) for s in self.members if s.reads} or {self.name}
+
+    def __post_init__(self) -> None:
+        if self.units < 1:
+            raise UsageError(f"group {self.name!r} has shape {self.shape}, so no unit")
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """A number that a module's code sizes axes by, and how it falls as units go."""
+
+    module: str  # as in `model.named_modules()`
+    name: str
+    place: int | None  # in a tuple or list; None: it is the number itself
+    units: tuple[tuple[str, int], ...]  # group -> by how much each unit of it that goes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Numeral:
+    """A number in the code of an exported program, and how it falls as units go."""
+
+    node: str  # of the graph
+    argument: str  # of the node's operation, by its name in the schema
+    place: int | None  # in a list; None: it is the number itself
+    value: int  # for the example
+    units: Mapping[str, Int64[Tensor, "units"]]  # group -> by how much with each unit
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Multiply-adds of one sample in which no weight takes part, as in attention.
+
+    Each of the axes multiplied has a length, and shrinks as units go: group -> by how much.
+    """
+
+    macs: int
+    axes: tuple[tuple[int, tuple[tuple[str, int], ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """A layer left alone, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PruningGraph:
+    """What of a network can be pruned at one granularity, and what its tensors cost."""
+
+    granularity: str  # as `Pattern.of` reads it
+    groups: tuple[PruningGroup, ...]
+    protected: tuple[Protected, ...]
+    shapes: Mapping[str, tuple[int, ...]]  # of every parameter, tied ones once
+    uses: tuple[tuple[str, int], ...]  # weight, multiply-adds per weight entry for one sample
+    work: tuple[Work, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+    fingerprint: str = ""  # of the network; "" if unknown
+    numbers: tuple[Numeral, ...] = ()  # of an exported program
+
+    @property
+    def pattern(self) -> Pattern:
+        """What the units are."""
+        return Pattern.of(self.granularity)
+
+    @property
+    def units(self) -> int:
+        """How many units there are in all groups."""
+        return sum(group.units for group in self.groups)
+
+    def only(
+        self, groups: Sequence[PruningGroup], protected: Sequence[Protected]
+    ) -> "PruningGraph":
+        """Return the graph with these groups alone, and with what is protected besides.
+
+        Raises:
+            ModelError: no group is left.
+        """
+        if not groups:
+            first = protected[0]
+            raise ModelError(f"no layer can be scored: {first.name}: {first.reason}")
+        return replace(self, groups=tuple(groups), protected=(*self.protected, *protected))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What goes and what stays: one mask a group, True = keep."""
+
+    graph: PruningGraph
+    masks: Mapping[str, Bool[Tensor, "..."]]  # CPU, of the group's shape
+
+    def __post_init__(self) -> None:
+        for group in self.graph.groups:
+            mask = self.masks.get(group.name)
+            if mask is None or tuple(mask.shape) != group.shape:
+                found = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
+                raise UsageError(f"plan has {found} for {group.name!r}, expected {group.shape}")
+            if not mask.any():
+                raise UsageError(f"plan keeps none of the {group.units} units of {group.name!r}")
+
+    @property
+    def removed(self) -> int:
+        """How many units go."""
+        return self.graph.units - sum(int(mask.sum()) for mask in self.masks.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one network costs and how well it does its job."""
+
+    criterion: str  # "dense" for the network as it came
+    removed: float  # share of the units that can be pruned
+    parameters: int  # that are not pruned
+    macs: int  # multiply-adds for one sample
+    bytes: int  # of the packed file
+    accuracy: float | None = None  # what `evaluate` said, in [0, 1]
+    divergence: float | None = None  # from dense, on calibration data; lower is better
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryStep:
+    """What one way to bring accuracy back did to a pruned network."""
+
+    name: str
+    before: float  # divergence from dense, on held-out calibration data; lower is better
+    after: float
+    kept: bool  # False: it brought nothing, and was undone
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What happened while a pruned network was trained."""
+
+    epochs: int  # asked for
+    validation: tuple[float, ...]  # loss on the validation batches: before, and after each epoch
+    training: tuple[float, ...]  # mean loss of each epoch's steps
+    best: int  # the epoch whose network was taken; 0: the network as it was given
+    stopped: str  # why it ended
+    validated_on: str
+    distillation: float  # share of the loss that came from the dense network
+    precision: str  # that steps were computed in
+    device: str
+
+    @property
+    def ran(self) -> int:
+        """How many epochs were run whole."""
+        return len(self.training)
+
+    @property
+    def early(self) -> bool:
+        """Whether it ended before all epochs were run."""
+        return self.ran < self.epochs

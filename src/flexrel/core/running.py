@@ -1,0 +1,138 @@
+"""Running a model that is not ours: as it was meant to run, and with no trace left on it."""
+
+import copy
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexrel.core.batches import Batch
+from flexrel.errors import FlexrelError, ModelError
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside `torch.compile`, `DataParallel` or `DistributedDataParallel`."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    dynamo = sys.modules.get("torch._dynamo")  # not loaded unless something was compiled
+    if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
+        return unwrapped(model.get_submodule("_orig_mod"))
+    return unwrapped(model.get_submodule("module")) if isinstance(model, wrappers) else model
+
+
+def duplicate(model: nn.Module, *, share: bool = False) -> nn.Module:
+    """Return a deep copy of the model; with `share`, one of the same parameters and buffers.
+
+    Raises:
+        ModelError: it can't be copied.
+    """
+    tensors = (*model.parameters(), *model.buffers()) if share else ()
+    try:
+        with warnings.catch_warnings():  # torch deprecates a part of its own exported programs
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+            return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(f"the model can't be copied: {reason(error)}") from error
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run the block with the model in evaluation mode, uncompiled; put modes and all back."""
+    modes = [(module, module.training) for module in model.modules()]
+    cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=cuda), ExitStack() as eager:
+            if "torch._dynamo" in sys.modules:  # else nothing of it can be compiled
+                eager.enter_context(torch.compiler.set_stance("force_eager"))
+            for module, _ in modes:
+                module.training = False  # `eval()` may do more, which nothing would undo
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def backward_to_inputs(model: nn.Module) -> Iterator[None]:
+    """Run the block undisturbed and with gradients, but none of a parameter's.
+
+    Raises:
+        ModelError: the model was made under inference mode.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ModelError(
+            "the network was made under torch.inference_mode, so nothing can go back through it; "
+            "make or load it outside"
+        )
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with ExitStack() as restore:
+        restore.enter_context(undisturbed(model))
+        restore.enter_context(torch.inference_mode(mode=False))
+        restore.enter_context(torch.enable_grad())
+        for parameter, wants in wanted:
+            restore.callback(parameter.requires_grad_, wants)
+            parameter.requires_grad_(False)
+        yield
+
+
+def rooted(batch: Batch) -> tuple[list[Tensor], Batch]:
+    """Return where a backward pass from the batch ends, and the batch to run for one.
+
+    Returns:
+        The floating-point inputs, which ask for gradients; and the batch with a copy of each
+        tensor, since the model may overwrite what it is given.
+    """
+    given = {id(tensor): tensor.detach() for tensor in batch.tensors}
+    roots = [tensor.requires_grad_() for tensor in given.values() if tensor.is_floating_point()]
+    fresh = {key: tensor.clone() for key, tensor in given.items()}
+    args = tuple(fresh.get(id(value), value) for value in batch.args)
+    kwargs = {key: fresh.get(id(value), value) for key, value in batch.kwargs.items()}
+    return roots, Batch(batch.index, args, kwargs, batch.labels)
+
+
+def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the model returns
+    """Return the model's output for the batch.
+
+    Raises:
+        ModelError: the model can't run on it; says the shapes given and its own message.
+    """
+    try:
+        return model(*batch.args, **batch.kwargs)
+    except FlexrelError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
+        raise ModelError(
+            f"the model does not run on batch {batch.index} (inputs of shape {shapes}): "
+            f"{reason(error)}"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return an error's message in one line: its first, or else its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def tensors_of(value: Any) -> list[Tensor]:  # noqa: ANN401 - what a model or operation returns
+    """Return the tensors in a value, in tuples, lists and mappings too."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []
+
+
+def scores_in(result: Any) -> Any:  # noqa: ANN401 - whatever the model returns
+    """Return the "logits" or "last_hidden_state" of a mapping; else the result itself."""
+    if isinstance(result, Mapping):
+        return next((result[k] for k in ("logits", "last_hidden_state") if k in result), result)
+    return result
+
+
+def is_class_scores(output: object) -> bool:
+    """Return whether a model's output is `[samples, classes]`, of at least two classes."""
+    rank = 2
+    return isinstance(output, Tensor) and output.ndim == rank and output.shape[1] > 1

@@ -1,0 +1,32 @@
+"""What is worth keeping: signals of units, scores made of them, and the order that these give."""
+
+from flexrel.criteria.criteria import (
+    BLENDS,
+    OBS,
+    Criterion,
+    FlexRel,
+    Magnitude,
+    Relevance,
+    scores_of,
+)
+from flexrel.criteria.ranking import ALLOCATIONS, Allocation, Ranking, UnitRanking, rank_units
+from flexrel.criteria.saliency import measure_saliency
+from flexrel.criteria.signals import GroupSignals, without_unmeasured
+
+__all__ = [
+    "ALLOCATIONS",
+    "BLENDS",
+    "OBS",
+    "Allocation",
+    "Criterion",
+    "FlexRel",
+    "GroupSignals",
+    "Magnitude",
+    "Ranking",
+    "Relevance",
+    "UnitRanking",
+    "measure_saliency",
+    "rank_units",
+    "scores_of",
+    "without_unmeasured",
+]

@@ -1,0 +1,200 @@
+"""From scores to masks: in which order units go, and exactly how many.
+
+Every allocation is one order over all units of the network, least worth keeping first. A plan
+is that order cut after `k` units, so plans are nested, a cost can only fall as `k` grows, and
+meeting any budget is a bisection over one number. N:M leaves a layer no choice of how much goes:
+there the order is over layers, and `k` counts those that have the pattern.
+"""
+
+from collections.abc import Callable, Iterator
+from math import gcd
+from operator import itemgetter
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from flexrel.core.granularity import Layout
+from flexrel.core.records import Plan, PruningGraph, PruningGroup, Scores
+from flexrel.errors import UsageError
+
+_LARGEST = float(np.finfo(np.float32).max)  # an infinite score counts as this
+
+Values = np.ndarray[tuple[int], np.dtype[np.float32]]
+Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+Allocation = Callable[[Scores], Scores]
+"""Makes scores that are compared over the network out of a criterion's: higher = keep."""
+
+
+def global_order(scores: Scores) -> Scores:
+    """Compare all units of the network with each other: layers lose as much as they deserve."""
+    return scores
+
+
+def per_layer_order(scores: Scores) -> Scores:
+    """Take the same share of every layer: a unit is worth its rank among its layer's units."""
+    shares = {}
+    for name, values in scores.items():
+        order = torch.argsort(values.flatten(), descending=True, stable=True)
+        share = torch.empty(len(order))
+        share[order] = 1 - (torch.arange(len(order)) + 0.5) / len(order)
+        shares[name] = share.view(values.shape)
+    return shares
+
+
+ALLOCATIONS: dict[str, Allocation] = {"global": global_order, "per-layer": per_layer_order}
+
+
+def kept_of_groups(
+    scores: Float[Tensor, "..."], layout: Layout, kept: int, of: int
+) -> Bool[Tensor, "..."]:
+    """Return the N:M mask of a weight: in each group of inputs, those with the highest scores.
+
+    A group is `of` consecutive inputs of one output at one kernel position. Inputs left over at
+    the end, fewer than a group, stay. Of equal scores the earlier stays.
+
+    Args:
+        scores: one an entry, of the weight's shape.
+        layout: of the weight.
+        kept: N, of each group.
+        of: M, the size of a group.
+
+    Returns:
+        A mask of the weight's shape.
+    """
+    rows = layout.matrix(scores)
+    whole = layout.inputs - layout.inputs % of
+    groups = rows[..., :whole].unflatten(-1, (-1, of))
+    best = groups.argsort(dim=-1, descending=True, stable=True)[..., :kept]
+    keep = torch.ones(rows.shape, dtype=torch.bool)
+    keep[..., :whole] = (
+        torch.zeros(groups.shape, dtype=torch.bool).scatter_(-1, best, True).flatten(-2)
+    )
+    return layout.weight(keep)
+
+
+class PatternRanking:
+    """The order in which layers take the pattern N:M; `plan(k)` is the plan in which `k` have it.
+
+    The layer whose weights that go have the lowest mean score takes it first; of equals, the later
+    in the network. That mean is the loss by each weight saved, so a layer's size decides nothing.
+    """
+
+    def __init__(self, graph: PruningGraph, scores: Scores) -> None:
+        """Take the scores of all weights, comparable over the network."""
+        self.graph = graph
+        self.removable = len(graph.groups)
+        self._masks: dict[str, Tensor] = {}
+        losses: list[tuple[float, int, str]] = []
+        for place, group in enumerate(graph.groups):
+            if group.layout is None:
+                raise UsageError(f"group {group.name!r} has no layout, so no groups of inputs")
+            values = scores[group.name].clamp(-_LARGEST, _LARGEST)
+            mask = kept_of_groups(values, group.layout, *graph.pattern.size)
+            self._masks[group.name] = mask
+            losses.append((float(values[~mask].double().mean()), -place, group.name))
+        self._order = [name for _, _, name in sorted(losses)]
+
+    def plan(self, count: int) -> Plan:
+        """Return the plan in which exactly `count` layers have the pattern; the others stay whole.
+
+        Raises:
+            UsageError: there are fewer layers.
+        """
+        if not 0 <= count <= self.removable:
+            raise UsageError(
+                f"asked for {self.graph.granularity} on {count:,} layers, but "
+                f"{self.removable:,} can have it"
+            )
+        first = set(self._order[:count])
+        masks = {
+            group.name: self._masks[group.name]
+            if group.name in first
+            else torch.ones(group.shape, dtype=torch.bool)
+            for group in self.graph.groups
+        }
+        return Plan(self.graph, masks)
+
+
+class UnitRanking:
+    """An order in which units go; `plan(k)` is the plan that removes the first `k`.
+
+    The unit worth most of each group never goes, so no layer is left empty. Equal scores go in
+    a fixed order: the later in the network, and in its layer, the earlier it goes.
+
+    With `multiple_of` the widths that remain are rounded up to multiples of it, with the best of
+    the units that would have gone: fewer go than asked for. A width that was none stays whole
+    rather than be rounded to more than it was.
+    """
+
+    def __init__(self, graph: PruningGraph, scores: Scores, multiple_of: int = 1) -> None:
+        """Take the scores of all units, comparable over the network."""
+        self.graph = graph
+        self.multiple_of = multiple_of
+        self.removable = graph.units - len(graph.groups)
+        self._values: dict[str, Values] = {}
+        for group in graph.groups:
+            values = np.clip(scores[group.name].flatten().numpy(), -_LARGEST, _LARGEST)
+            values[values.argmax()] = np.inf
+            self._values[group.name] = values
+        self._all = np.concatenate(list(self._values.values()))
+
+    def plan(self, count: int) -> Plan:
+        """Return the plan that removes exactly `count` units, or fewer where widths are rounded.
+
+        Raises:
+            UsageError: more are asked for than can go.
+        """
+        if not 0 <= count <= self.removable:
+            raise UsageError(
+                f"asked to remove {count:,} units, but {self.removable:,} of "
+                f"{self.graph.units:,} can go: every layer keeps its best"
+            )
+        masks: dict[str, Tensor] = {}
+        last = np.partition(self._all, count - 1)[count - 1] if count else -np.inf
+        below = sum(int((values < last).sum()) for values in self._values.values())
+        ties = count - below if count else 0
+        for group in reversed(self.graph.groups):
+            values = self._values[group.name]
+            keep = values >= last
+            if ties:
+                equal = np.flatnonzero(values == last)[-ties:]
+                keep[equal] = False
+                ties -= len(equal)
+            self._round(group, keep, values)
+            masks[group.name] = torch.from_numpy(keep).view(group.shape)
+        return Plan(self.graph, masks)
+
+    def _round(self, group: PruningGroup, keep: Flags, values: Values) -> None:
+        """Keep as many more units that the width of what remains is a multiple."""
+        width = next((part.index.shape[1] for part in group.members if part.makes), 1)
+        step = self.multiple_of // gcd(self.multiple_of, width)
+        kept = int(keep.sum())
+        more = min(-(-kept // step) * step, len(keep)) - kept
+        if more:
+            gone = np.flatnonzero(~keep)
+            best = np.argsort(-values[gone], kind="stable")[:more]
+            keep[gone[best]] = True
+
+    def best_removed(self, count: int) -> Iterator[tuple[str, int]]:
+        """Yield the units that `plan(count)` removes, by group and number, the best first."""
+        plan = self.plan(count)
+        gone: list[tuple[float, str, int]] = []
+        for group in self.graph.groups:
+            values = self._values[group.name]
+            removed = np.flatnonzero(~plan.masks[group.name].flatten().numpy())
+            gone += [(float(values[at]), group.name, int(at)) for at in removed]
+        gone.sort(key=itemgetter(0), reverse=True)
+        yield from ((name, at) for _, name, at in gone)
+
+
+Ranking = UnitRanking | PatternRanking
+
+
+def rank_units(graph: PruningGraph, scores: Scores, multiple_of: int = 1) -> Ranking:
+    """Return the order in which units go, or in which layers take the pattern N:M."""
+    if graph.pattern.unit == "n:m":
+        return PatternRanking(graph, scores)
+    return UnitRanking(graph, scores, multiple_of)

@@ -1,0 +1,107 @@
+"""Networks for other programs: ONNX, and torch's own programs."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import nn
+
+from flexrel.core.batches import RawBatch, device_of, first_samples, read_batch
+from flexrel.errors import ModelError, UsageError
+from flexrel.io.encode import names_of
+from flexrel.io.onnx import check_installed, onnx_graph, stored_as_is
+from flexrel.structure import difference, outputs, quiet, torch_program
+from flexrel_edge.files import replace_file
+from flexrel_edge.format import describe
+from flexrel_edge.graph import filled, graph_in
+
+EXPORTS: Final = ("onnx", "pt2")
+GRAPH: Final = "graph"  # of ONNX, inside of the packed file
+_EXAMPLE_SAMPLES: Final = 2
+_AGREE: Final = 1e-4  # the difference that a program may make, as a share of the largest output
+
+
+def export(model: nn.Module, example: RawBatch, path: str | Path) -> int | None:
+    """Write the model, in evaluation mode, for programs that do not know its class.
+
+    Args:
+        model: not changed.
+        example: a batch of inputs, labels not needed.
+        path: ends in `.onnx`, weights inside, or `.pt2`, for `torch.export.load`; replaced if it
+            is there, whole or not at all.
+
+    Returns:
+        How many samples a call of it takes; None: any number.
+
+    Raises:
+        UsageError: another ending, no batch, or the extra "export" that `.onnx` takes is missing.
+        ModelError: the model can't be exported, or becomes one that computes something else.
+    """
+    kind = Path(path).suffix.removeprefix(".")
+    check_path(path)
+    data, samples = exported(model, example, kind)
+    replace_file(Path(path), data)
+    return samples
+
+
+def check_path(path: str | Path) -> None:
+    """Refuse a name that does not tell what to write."""
+    if Path(path).suffix.removeprefix(".") not in EXPORTS:
+        known = " or ".join(f".{ending}" for ending in EXPORTS)
+        raise UsageError(f"{path}: the name of an exported network ends in {known}")
+
+
+def check_exports(kinds: Sequence[str]) -> None:
+    """Refuse what a result can't be exported as, before the work of it."""
+    known = (*EXPORTS, GRAPH)
+    for kind in kinds:
+        if kind not in known:
+            raise UsageError(f"export {kind!r} is not known; there are: {', '.join(known)}")
+    if {"onnx", GRAPH} & set(kinds):
+        check_installed()
+
+
+def fixed(name: str, samples: int) -> str:
+    """Say of an exported network that it does not take any number of samples."""
+    return f"{name} takes {samples} samples a call, no more or less"
+
+
+def graph_notes(name: str, data: bytes) -> list[str]:
+    """Return what there is to know of the ONNX graph in a packed file, a line each."""
+    samples = graph_in(describe(data)).samples
+    return [] if samples is None else [fixed(f"the ONNX graph in {name}", samples)]
+
+
+def exported(model: nn.Module, example: RawBatch, kind: str) -> tuple[bytes, int | None]:
+    """Return the content of a file that `export` writes, and how many samples a call takes.
+
+    Args:
+        model: as for `export`.
+        example: likewise.
+        kind: "onnx" or "pt2".
+
+    Raises:
+        UsageError: as for `export`.
+        ModelError: likewise.
+    """
+    if kind == "onnx":
+        tensors = names_of(model)[0]
+        graph = onnx_graph(model, example, tensors)
+        pieces = filled(graph, lambda name: stored_as_is(tensors[name]))
+        return b"".join(pieces), graph.samples
+    whole = read_batch(example, 0, device_of(model))
+    program, used, dynamic = torch_program(model, first_samples(whole, _EXAMPLE_SAMPLES), whole)
+    file = io.BytesIO()
+    with quiet():
+        torch.export.save(program, file)
+        have = outputs(program.module(), used)
+    want = outputs(model, used)
+    found = difference(want, want, have)
+    if isinstance(found, str) or found > _AGREE:
+        raise ModelError(
+            "the exported program computes something else than the model; the difference, as a "
+            f"share of the largest output, is {found}"
+        )
+    return file.getvalue(), None if dynamic else whole.samples

@@ -1,0 +1,201 @@
+"""Packed files back into networks."""
+
+import json
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+import flexrel_edge
+from flexrel.core.records import weight_of
+from flexrel.errors import PackError, UsageError
+from flexrel.io.state import Numbers, read, state_of
+from flexrel.structure import Layer, Number, Transposed, number_in, resize_, set_number_, skip_
+from flexrel_edge.files import read_packed
+from flexrel_edge.records import Array
+
+_NO_NUMBERS: Numbers = {}
+
+
+def load(path: str | Path, into: nn.Module, *, trust: str | Path | None = None) -> nn.Module:
+    """Return `into` with the packed weights: its shapes are cut to fit, then the weights copied.
+
+    Args:
+        path: of a packed file.
+        into: the dense architecture, changed in place.
+        trust: file of public keys, one of which must have signed it.
+
+    Raises:
+        UsageError: there is no such file, or its tensors do not fit the model; `into` is as
+            it was.
+        PackError: the file is damaged, or not trusted.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"{path}: no such file")
+    packed = read_packed(path, trust)
+    if packed.metadata.get("form") == "exported" and not isinstance(into, fx.GraphModule):
+        raise UsageError(
+            f"{path} is of an exported program, whose code was cut too, which no class can take; "
+            "use torch.export.load on the model.pt2 beside it"
+        )
+    tensors = {name: _tensor(array) for name, array in packed.tensors.items()}
+    try:
+        tied = json.loads(packed.metadata.get("tied", "{}"))
+        tensors |= {name: tensors[source] for name, source in tied.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise PackError(f"{path}: its list of tied tensors is damaged: {error}") from error
+    try:
+        numbers = read(packed.metadata.get("attributes", "{}"))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise PackError(f"{path}: its list of attributes is damaged: {error}") from error
+    try:
+        over = _places(json.loads(packed.metadata.get("passed_over", "{}")))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise PackError(f"{path}: its list of blocks is damaged: {error}") from error
+    with _without(into, over, str(path)):
+        fit(into, tensors, str(path), numbers)
+    return into
+
+
+def _places(content: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:
+    places: dict[str, tuple[int, int] | None] = {}
+    for module, place in content.items():
+        whole = isinstance(place, list) and [type(n) for n in place] == [int, int]
+        if place is not None and not (whole and 0 <= place[0] < place[1]):
+            raise ValueError(f"{module!r} returns {place!r}")
+        places[module] = None if place is None else (place[0], place[1])
+    return places
+
+
+@contextmanager
+def _without(
+    model: nn.Module, over: Mapping[str, tuple[int, int] | None], source: str
+) -> Iterator[None]:
+    """Pass over blocks of the model; put them back if the block of code fails."""
+    known = dict(model.named_modules()).keys() - {""}
+    for name in over.keys() - known:
+        raise UsageError(f"{source} does not fit the model: it has no block {name!r}")
+    held: list[tuple[nn.Module, str, nn.Module]] = []
+    for name, place in over.items():
+        held += skip_(model, name, place)
+    try:
+        yield
+    except UsageError:
+        for holder, key, block in reversed(held):
+            setattr(holder, key, block)
+        raise
+
+
+def fit(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    numbers: Numbers = _NO_NUMBERS,
+) -> None:
+    """Copy weights into a model in place, its shapes cut first where they are larger.
+
+    Args:
+        model: the dense architecture.
+        tensors: state of a network of the same names and the same or smaller shapes; buffers
+            that are not persistent may be with it.
+        source: said in errors.
+        numbers: in modules, that the cut made smaller.
+
+    Raises:
+        UsageError: names, shapes or numbers do not fit; the model is as it was.
+    """
+    state = state_of(model, tensors)
+    biases = _new_biases(model, tensors, numbers, source)
+    _check_names(state, tensors.keys() - biases.keys(), source)
+    tied: dict[int, str] = {}
+    for name, slot in state_of(model, tensors, keep_vars=True).items():
+        other = tied.setdefault(id(slot), name)
+        one, two = tensors[other], tensors[name]
+        if one is not two and not torch.equal(one, two):
+            raise UsageError(
+                f"{source} does not fit the model: {other} and {name} differ in it, "
+                "but are one tensor in the model"
+            )
+    smaller = _smaller(state, {n: t for n, t in tensors.items() if n not in biases}, source)
+    for number, value in numbers.items():
+        _check_number(model, number, value, source)
+    for number, value in numbers.items():
+        set_number_(model, number, value)
+    known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    resize_(model, {name: tensor for name, tensor in smaller.items() if name in known})
+    with torch.no_grad():
+        for name, slot in state_of(model, tensors).items():
+            slot.copy_(tensors[name])
+    for name, layer in biases.items():
+        weight = layer.get_parameter("weight")
+        layer.bias = nn.Parameter(tensors[name].to(weight), requires_grad=weight.requires_grad)
+
+
+def _smaller(
+    state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """Return empty tensors in place of those that have to shrink."""
+    smaller: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        have, want = tuple(state[name].shape), tuple(tensor.shape)
+        if len(have) != len(want) or any(w > h for h, w in zip(have, want, strict=True)):
+            raise UsageError(
+                f"{source} does not fit the model: {name} is {list(want)}, "
+                f"the model's is {list(have)}"
+            )
+        if have != want:
+            smaller[name] = torch.empty(want, dtype=state[name].dtype, device=state[name].device)
+    return smaller
+
+
+def _new_biases(
+    model: nn.Module, tensors: Mapping[str, Tensor], numbers: Numbers, source: str
+) -> dict[str, nn.Module]:
+    """Return the layers without a bias that have one in the file: constants that a cut left."""
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        name = f"{path}.bias".removeprefix(".")
+        if isinstance(module, Layer) and module.bias is None and name in tensors:
+            weight = tensors.get(weight_of(path), torch.empty(0, 0))
+            outputs = len(weight)
+            if isinstance(module, Transposed):
+                groups = numbers.get(Number(path, "groups", None), module.groups)
+                outputs = weight.shape[1] * groups
+            if tensors[name].shape != (outputs,):
+                raise UsageError(
+                    f"{source} does not fit the model: {name} is {list(tensors[name].shape)}, "
+                    f"the layer has {outputs} outputs"
+                )
+            found[name] = module
+    return found
+
+
+def _check_names(state: Mapping[str, Tensor], names: AbstractSet[str], source: str) -> None:
+    for what, strange in (
+        ("lacks", state.keys() - names),
+        ("has, and the model has not,", names - state.keys()),
+    ):
+        if strange:
+            shown = ", ".join(sorted(strange)[:3]) + (" ..." if len(strange) > 3 else "")  # noqa: PLR2004
+            raise UsageError(f"{source} does not fit the model: it {what} {shown}")
+
+
+def _check_number(model: nn.Module, number: Number, value: int, source: str) -> None:
+    try:
+        have = number_in(model, number)
+    except UsageError as error:
+        raise UsageError(f"{source} does not fit the model: {error}") from error
+    if not 1 <= value <= have:
+        raise UsageError(
+            f"{source} does not fit the model: {number} is {value}, the model's is {have}"
+        )
+
+
+def _tensor(array: Array | flexrel_edge.Bfloat16) -> Tensor:
+    if isinstance(array, flexrel_edge.Bfloat16):
+        return torch.from_numpy(array.bits).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -1,0 +1,219 @@
+"""A network as an ONNX graph without its weights, which a packed file has already.
+
+The weights become inputs of the graph before it is simplified, so that nothing can fold, fuse or
+transpose them: they stay the tensors of the file, under their names. onnxruntime does all that by
+itself when it loads the network.
+"""
+
+import importlib
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from flexrel.core.batches import Batch, RawBatch, device_of, first_samples, read_batch
+from flexrel.core.running import reason
+from flexrel.errors import FlexrelError, ModelError, UsageError
+from flexrel.structure import difference, outputs, quiet, torch_program
+from flexrel_edge.format import Tensor as Stored
+from flexrel_edge.graph import DATA_TYPES, Graph, filled
+from flexrel_edge.records import Bfloat16
+from flexrel_edge.session import session_of
+
+_EXAMPLE_SAMPLES: Final = 2
+_CHECKED_SAMPLES: Final = 3  # another number than the graph was made with
+_AGREE: Final = 1e-2  # the difference that another runtime may make, as a share of the largest
+_DTYPES: Final = {number: dtype for dtype, number in DATA_TYPES.items()}
+_GRAPHS: Final = (5, 10)  # AttributeProto.GRAPH and GRAPHS
+Proto = Any  # of onnx, which is an extra
+
+
+def onnx_graph(model: nn.Module, example: RawBatch, tensors: Mapping[str, Tensor]) -> Graph:
+    """Return what the model computes in evaluation mode, and which tensors it takes for that.
+
+    Args:
+        model: not changed.
+        example: a batch of inputs, labels not needed. The graph takes any number of samples if
+            torch can tell that the model does, else as many as the example has.
+        tensors: of the model, by the names that they will have in the file.
+
+    Raises:
+        UsageError: the extra "export" is not installed, or the example is no batch.
+        ModelError: the model can't be exported, or onnxruntime computes something else.
+    """
+    check_installed()
+    whole = read_batch(example, 0, device_of(model))
+    program, _, dynamic = torch_program(model, first_samples(whole, _EXAMPLE_SAMPLES), whole)
+    try:
+        with quiet():
+            proto, weights = _simplified(program, tensors)
+    except Exception as error:  # of many kinds, for an operation that ONNX lacks among others
+        raise ModelError(f"the model can't be exported to ONNX: {_why(error)}") from error
+    used = _used(proto.graph)
+    weights = {name: dtype for name, dtype in sorted(weights.items()) if name in used}
+    samples = None if dynamic else whole.samples
+    graph = Graph(proto.SerializeToString(deterministic=True), weights, samples)
+    _check(model, graph, tensors, first_samples(whole, _CHECKED_SAMPLES) if dynamic else whole)
+    return graph
+
+
+def check_installed() -> None:
+    """Refuse to go on without what ONNX takes."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        _needed(name)
+
+
+def stored_as_is(tensor: Tensor) -> Stored:
+    """Return the tensor as flexrel_edge has it."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return Bfloat16(tensor.view(torch.uint16).numpy())
+    return tensor.numpy()
+
+
+def _needed(name: str) -> Any:  # noqa: ANN401
+    try:
+        with quiet():
+            return importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(
+            f"ONNX takes the extra 'export': pip install 'flexrel[export]' ({error})"
+        ) from error
+
+
+def _simplified(
+    program: torch.export.ExportedProgram, tensors: Mapping[str, Tensor]
+) -> tuple[Proto, dict[str, str]]:
+    """Return the graph without the tensors, and the dtypes that it wants of them."""
+    exported: Any = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+    _needed("onnx_ir.passes.common").NameFixPass()(exported.model)  # weights are named like values
+    proto = exported.model_proto
+    inputs, weights = _take_out_(proto, tensors, _needed("onnx").helper.make_tensor_value_info)
+    return _bare(_needed("onnxscript.optimizer").optimize(proto), inputs), weights
+
+
+def _why(error: Exception) -> str:
+    """Return the first cause in one line; torch says at length in which step it found it."""
+    return reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+
+
+def _take_out_(
+    proto: Proto, tensors: Mapping[str, Tensor], info: Callable[..., Proto]
+) -> tuple[int, dict[str, str]]:
+    """Make inputs of all initializers that are tensors of the file, named as there.
+
+    Returns:
+        How many inputs there were before, and the dtype of each that came.
+    """
+    graph = proto.graph
+    inputs = len(graph.input)
+    found = [(one, _name_of(one, tensors)) for one in graph.initializer]
+    names = {one.name: name for one, name in found if name is not None}
+    others = [one for one, name in found if name is None]
+    known = _names(graph) | {one.name for one in others}
+    clashing = sorted(known & set(names.values()) - names.keys())
+    taken = known | set(names.values())
+    for name in clashing:
+        names[name] = _free(name, taken)
+        taken.add(names[name])
+    _rename_(graph, names)
+    weights: dict[str, str] = {}
+    for one, name in found:
+        if name is not None and name not in weights:
+            weights[name] = _DTYPES[one.data_type]
+            graph.input.append(info(name, one.data_type, list(one.dims)))
+    del graph.initializer[:]
+    graph.initializer.extend(others)
+    return inputs, weights
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _name_of(initializer: Proto, tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the tensor that the initializer is: its own, or that of its bits."""
+    own = [name for name in tensors if name == initializer.name]
+    for name in (*own, *tensors):
+        tensor, bits = tensors[name], bytes(initializer.raw_data)
+        if bits and tensor.shape == tuple(initializer.dims) and _bits(tensor) == bits:
+            return name
+    return None
+
+
+def _bits(tensor: Tensor) -> bytes:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _names(graph: Proto) -> set[str]:
+    """Return the names of all values in the graph that are made in it or given to it."""
+    names = {value.name for value in graph.input}
+    for node in graph.node:
+        names |= set(node.output)
+        for inner in _inner(node):
+            names |= _names(inner) | {one.name for one in inner.initializer}
+    return names
+
+
+def _rename_(graph: Proto, names: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for inner in _inner(node):
+            _rename_(inner, names)
+
+
+def _used(graph: Proto) -> set[str]:
+    used = {output.name for output in graph.output}
+    for node in graph.node:
+        used |= set(node.input)
+        for inner in _inner(node):
+            used |= _used(inner)
+    return used
+
+
+def _inner(node: Proto) -> Iterable[Proto]:
+    """Return the graphs inside a node, as of a branch or a loop."""
+    attributes = [a for a in node.attribute if a.type in _GRAPHS]
+    return [g for a in attributes for g in ((a.g,) if a.HasField("g") else a.graphs)]
+
+
+def _bare(proto: Proto, inputs: int) -> Proto:
+    """Return the message without what no runtime needs, and with its first inputs alone."""
+    del proto.graph.input[inputs:]
+    del proto.graph.value_info[:]
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    for node in proto.graph.node:
+        node.ClearField("name")
+    return proto
+
+
+def _check(model: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], example: Batch) -> None:
+    """Refuse a graph that does not compute what the model does."""
+    network = b"".join(filled(graph, lambda name: stored_as_is(tensors[name])))
+    try:
+        running = session_of(network)
+        named = [node.name for node in running.get_inputs()]
+        feed = dict(zip(named, example.args, strict=False))
+        feed |= {k: v for k, v in example.kwargs.items() if isinstance(v, Tensor) and k in named}
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in feed.items()}
+        have = [torch.as_tensor(value).double() for value in running.run(None, arrays)]
+    except FlexrelError as error:
+        raise ModelError(f"the model can't be used as ONNX: {error}") from error
+    except Exception as error:
+        raise ModelError(f"onnxruntime can't run the model: {reason(error)}") from error
+    want = [value.cpu() for value in outputs(model, example)]
+    found = difference(want, want, have)
+    if isinstance(found, str) or found > _AGREE:
+        raise ModelError(
+            "onnxruntime computes something else than the model; the difference, as a share of "
+            f"the largest output, is {found}"
+        )

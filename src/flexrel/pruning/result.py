@@ -1,0 +1,202 @@
+"""What `prune` returns: the network, the plan, the evidence, and how it is written down."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from torch import nn
+
+from flexrel.core.batches import Batch
+from flexrel.core.evaluate import standard_error
+from flexrel.core.plan import Plan
+from flexrel.core.records import Measurement, RecoveryStep
+from flexrel.criteria import Criterion, FlexRel
+from flexrel.io import EXPORTS, check_exports, encode, exported, fixed, graph_notes, render
+from flexrel_edge.files import replace_file
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """A pruned network and the evidence for it.
+
+    Attributes:
+        model: the pruned network; the one given to `prune` is not changed.
+        plan: what went and what stayed, and why some layers were left alone: `plan.explain()`.
+        criterion: that scored the units, delta included.
+        dense: what the network as it came costs and does.
+        achieved: what the pruned network costs and does.
+        rivals: magnitude and relevance alone, for the same request; with `compare=True`.
+        curves: three criteria at several sizes; with `compare=True`.
+        recovery: what repair and training did, step by step.
+        warnings: what may be wrong with the request, each in a line with its numbers.
+        requested: the limits asked for, None where nothing was.
+        samples: how many samples accuracy was measured on, if `evaluate` tells.
+        options: what else `prune` was asked, and all criteria that it chose from.
+        seed: of every random number.
+        versions: of all that had a part in it.
+        program: content of `model.pt2`, if the network is an exported program.
+        example: the first calibration batch, which exports are made with.
+    """
+
+    model: nn.Module
+    plan: Plan
+    criterion: Criterion
+    dense: Measurement
+    achieved: Measurement
+    rivals: tuple[Measurement, ...]
+    curves: tuple[Measurement, ...]
+    recovery: tuple[RecoveryStep, ...]
+    warnings: tuple[str, ...]
+    requested: Mapping[str, float | None]
+    samples: int | None
+    options: Mapping[str, Any]
+    seed: int
+    versions: Mapping[str, str]
+    program: bytes | None = None
+    example: Batch | None = None
+
+    @property
+    def form(self) -> Literal["module", "exported"]:
+        """Whether `model` is of the class it came in, or a self-contained exported program."""
+        return "module" if self.program is None else "exported"
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """The dense network, the rivals if they were measured, and the result, in this order."""
+        return (self.dense, *self.rivals, self.achieved)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of `result.json`."""
+        dense, achieved = self.dense, self.achieved
+        return {
+            "requested": {**self.requested, "latency_ms": None},
+            "achieved": {
+                "accuracy": achieved.accuracy,
+                "accuracy_dense": dense.accuracy,
+                "accuracy_standard_error": self.standard_error,
+                "samples": self.samples,
+                "sparsity": achieved.removed,
+                "parameters": achieved.parameters,
+                "parameters_dense": dense.parameters,
+                "macs": achieved.macs,
+                "macs_dense": dense.macs,
+                "bytes": achieved.bytes,
+                "bytes_dense": dense.bytes,
+                "divergence": _finite(achieved.divergence),
+                "latency_ms": None,  # not measured
+                "latency_dense_ms": None,
+            },
+            "criterion": self.criterion.name,
+            "delta": self.delta,
+            "granularity": self.plan.graph.granularity,
+            "form": self.form,
+            "seed": self.seed,
+            "options": dict(self.options),
+            "recovery": [
+                {
+                    "step": step.name,
+                    "divergence_before": _finite(step.before),
+                    "divergence_after": _finite(step.after),
+                    "kept": step.kept,
+                    "notes": list(step.notes),
+                }
+                for step in self.recovery
+            ],
+            "warnings": list(self.warnings),
+            "rivals": [_measurement(m) for m in self.rivals],
+            "curves": [_measurement(m) for m in self.curves],
+            "versions": dict(self.versions),
+        }
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of the accuracy achieved, where it and its samples are known."""
+        if self.achieved.accuracy is None or self.samples is None:
+            return None
+        return standard_error(self.achieved.accuracy, self.samples)
+
+    @property
+    def delta(self) -> float | None:
+        """Share of relevance: 0 for magnitude, 1 for relevance, None for a criterion without."""
+        if isinstance(self.criterion, FlexRel):
+            return self.criterion.delta
+        return {"magnitude": 0.0, "relevance": 1.0}.get(self.criterion.name)
+
+    def report(self) -> str:
+        """Return the report: one HTML page that needs nothing else."""
+        return render(self.as_json(), self.plan.as_json())
+
+    def save(self, directory: str | Path, export: Sequence[str] = ()) -> tuple[str, ...]:
+        """Write `model.flexrel`, `plan.json`, `result.json` and `report.html`, all or none.
+
+        For an exported program also `model.pt2`, for `torch.export.load`.
+
+        Args:
+            directory: made if it is not there; files of these names in it are replaced.
+            export: more to write: "onnx", a `model.onnx`; "pt2", a `model.pt2`; "graph", the ONNX
+                graph inside of `model.flexrel`, which a byte budget does not count.
+
+        Returns:
+            What there is to know of the exports, a line each.
+
+        Raises:
+            UsageError: an unknown export, or ONNX without the extra "export".
+            ModelError: the network can't be exported; nothing was written.
+        """
+        check_exports(export)
+        folder = Path(directory)
+        graph = self.example if "graph" in export else None
+        packed = encode(self.model, self.options["values"], graph)
+        notes = graph_notes("model.flexrel", packed) if graph else []
+        limit = self.requested.get("bytes")
+        if limit is not None and len(packed) > limit:
+            notes.append(
+                f"model.flexrel has {len(packed):,} bytes with its ONNX graph; the budget of "
+                f"{limit:,.0f} counts it without"
+            )
+        files = {
+            "model.flexrel": packed,
+            "plan.json": self.plan.encode(),
+            "result.json": _dump(self.as_json()),
+            "report.html": self.report().encode(),
+        }
+        if self.program is not None:
+            files["model.pt2"] = self.program
+        for kind in EXPORTS:
+            name = f"model.{kind}"
+            if kind in export and name not in files:
+                files[name], samples = exported(self.model, self.example, kind)
+                notes += [] if samples is None else [fixed(name, samples)]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            for name, data in files.items():
+                replace_file(Path(beside) / name, data)
+            folder.mkdir(exist_ok=True)
+            for name in files:
+                (Path(beside) / name).replace(folder / name)
+        return tuple(notes)
+
+
+def _measurement(m: Measurement) -> dict[str, Any]:
+    return {
+        "criterion": m.criterion,
+        "removed": m.removed,
+        "accuracy": m.accuracy,
+        "divergence": _finite(m.divergence),
+        "parameters": m.parameters,
+        "macs": m.macs,
+        "bytes": m.bytes,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return the value, or None where JSON has no word for it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()

@@ -1,0 +1,33 @@
+"""What brings accuracy back after a cut: repair in closed form, and training."""
+
+from flexrel.repair.asked import recoveries
+from flexrel.repair.closed_form import LayerRepair, reconstruct_
+from flexrel.repair.least_squares import normal_solution
+from flexrel.repair.moments import (
+    SecondMoments,
+    drawn_rows,
+    inputs_at,
+    outputs_at,
+    samples_at,
+    second_moments,
+)
+from flexrel.repair.recovery import ClosedForm, Recovery, RepairResult
+from flexrel.repair.training import FineTune, MaskHolder
+
+__all__ = [
+    "ClosedForm",
+    "FineTune",
+    "LayerRepair",
+    "MaskHolder",
+    "Recovery",
+    "RepairResult",
+    "SecondMoments",
+    "drawn_rows",
+    "inputs_at",
+    "normal_solution",
+    "outputs_at",
+    "reconstruct_",
+    "recoveries",
+    "samples_at",
+    "second_moments",
+]

@@ -1,0 +1,272 @@
+"""Least squares from second moments: which weights make a layer's outputs what they should be.
+
+Ridge regression towards the weights as they are (ours: where the rows say nothing, nothing moves),
+with inputs scaled to unit size, and the ridge chosen by rows that were held out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from flexrel.repair.moments import SecondMoments
+
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_TRIED = 64  # outputs on which the ridge is chosen, where each is solved by itself
+_FEW = 64, 0.1  # inputs, and of them all: outputs with no more are solved exactly, and quicker
+_ENTRIES = 2**23  # of all systems that are solved at the same time
+_STEPS = 60  # of conjugate gradients, at most
+_ROUGH = 1e-3  # they end when the last brought no more than this share of what all did: to judge by
+_CLOSE = 1e-10  # likewise: to keep
+_WIDE = 1024  # inputs: of so many the steps are in single precision
+_TINY = 1e-30  # in place of a divisor that is 0
+_SMALL = 1e-8  # of the mean square of the inputs: counts as no input
+_STILL = 1e-4  # of an input's squared mean: one that varies less hardly counts, as it is rounding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerSolution:
+    """New weights of a layer, by groups.
+
+    Attributes:
+        weight: `[g, j, k]`, float64.
+        bias: `[g, j]`: of the layer as a whole, not a change.
+        ridge: that was chosen, in squared inputs of unit size; None: the weights as they were.
+        before: mean squared error of the outputs on the held-out rows, as the layer was.
+        after: as it is with the new weights.
+    """
+
+    weight: Float[Tensor, "g j k"]
+    bias: Float[Tensor, "g j"]
+    ridge: float | None
+    before: float
+    after: float
+
+
+def error_of(
+    weight: Float[Tensor, "g j k"], bias: Float[Tensor, "g j"], on: SecondMoments
+) -> float:
+    """Return the mean squared error of a layer's outputs, summed over outputs, on some rows."""
+    return _error(weight, bias, on.centred())
+
+
+def _error(weight: Tensor, bias: Tensor, centred: SecondMoments) -> float:
+    m = centred
+    squares = m.yy - 2 * (weight * m.xy.mT).sum(2) + ((weight @ m.xx) * weight).sum(2)
+    apart = m.y - bias - (weight @ m.x[:, :, None]).squeeze(2)
+    return float((squares + apart.square()).clamp_min(0).sum())
+
+
+def solve(
+    fit: SecondMoments,
+    check: SecondMoments,
+    weight: Float[Tensor, "g j k"],
+    bias: Float[Tensor, "g j"],
+    *,
+    free_bias: bool,
+    support: Bool[Tensor, "g j k"] | None = None,
+) -> LayerSolution:
+    """Return the weights that bring the outputs closest to the goals.
+
+    Args:
+        fit: moments of the rows to fit.
+        check: of others, on which the ridge is chosen, and whether to change anything at all.
+        weight: as it is.
+        bias: as it is.
+        free_bias: whether the bias can change.
+        support: which weights may be other than 0; None: all.
+    """
+    old = weight.double(), bias.double()
+    system, judge = _system(fit, *old, free_bias=free_bias), check.centred()
+    ridges: tuple[float | None, ...] = (None, *RIDGES) if free_bias else RIDGES
+    if support is not None and weight.shape[1] > _TRIED:
+        some = torch.linspace(0, weight.shape[1] - 1, _TRIED).round().long()
+        tried = _best_of(ridges, system.of(some), support[:, some], judge.of(some))
+        ridges = (tried.ridge,) if tried.after < tried.before else ()
+    best = _best_of(ridges, system, support, judge)
+    if not best.after < best.before:
+        return best
+    every = _system(fit + check, *old, free_bias=free_bias)
+    found = every.best(best.ridge, support, close=_CLOSE, start=best.weight)
+    if not found.isfinite().all():  # of inputs that hardly vary, rounding leaves little
+        found = best.weight
+    return replace(best, weight=found, bias=every.bias_of(found))
+
+
+def _best_of(
+    ridges: Sequence[float | None], system: "_System", support: Tensor | None, judge: SecondMoments
+) -> LayerSolution:
+    """Return what does best on the rows that judge, fitted to the others alone.
+
+    No ridge at all is the bias alone; where nothing is better, the layer stays as it is.
+    """
+    before = _error(system.weight, system.bias, judge)
+    best = LayerSolution(system.weight, system.bias, None, before, before)
+    for ridge in ridges:
+        found = system.best(ridge, support)
+        bias = system.bias_of(found)
+        error = _error(found, bias, judge)
+        if error < best.after:
+            best = LayerSolution(found, bias, ridge, before, error)
+    return best
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _System:
+    """The normal equations of a layer on some rows, for the change of its weights.
+
+    Attributes:
+        weight: `[g, j, k]`, as it is.
+        bias: `[g, j]`, as it is.
+        means: of inputs and outputs, `[g, k]` and `[g, j]`; None: the bias can't change.
+        scale: `[g, 1, k]`, that makes inputs of unit size.
+        xx: `[g, k, k]`, of inputs so scaled; its diagonal has the last ridge that was asked for.
+        diagonal: `[g, k]`, without a ridge.
+        left: `[g, j, k]`, what the change times `xx` should be.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    means: tuple[Tensor, Tensor] | None
+    scale: Tensor
+    xx: Tensor
+    diagonal: Tensor
+    left: Tensor
+
+    def of(self, outputs: Tensor) -> "_System":
+        """Return the equations of some of the outputs, with the same inputs."""
+        means = self.means and (self.means[0], self.means[1][:, outputs])
+        weight, bias = self.weight[:, outputs], self.bias[:, outputs]
+        return replace(self, weight=weight, bias=bias, means=means, left=self.left[:, outputs])
+
+    def best(
+        self,
+        ridge: float | None,
+        support: Tensor | None,
+        *,
+        close: float = _ROUGH,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Return the weights that do best with such a ridge; without one, those that there are.
+
+        Args:
+            ridge: towards the weights that there are.
+            support: which may be other than 0; with one they are found by steps, and nearly.
+            close: how near: they end when the last brings less than this share of all.
+            start: weights that the steps begin at.
+        """
+        if ridge is None:
+            return self.weight
+        self.xx.diagonal(dim1=1, dim2=2).copy_(self.diagonal + ridge)
+        if support is None:
+            return self.weight + normal_solution(self.xx, self.left) * self.scale
+        begun = torch.zeros_like(self.left) if start is None else (start - self.weight) / self.scale
+        return self.weight + _within(self.xx, self.left, support, close, begun) * self.scale
+
+    def bias_of(self, weight: Tensor) -> Tensor:
+        """Return the bias that does best with such weights, or that which can't change."""
+        if self.means is None:
+            return self.bias
+        x, y = self.means
+        return y - (weight @ x[:, :, None]).squeeze(2)
+
+
+def _system(rows: SecondMoments, weight: Tensor, bias: Tensor, *, free_bias: bool) -> _System:
+    """Return the normal equations on some rows."""
+    means = None
+    if free_bias:
+        m = rows.centred()
+        means, xx, xy = (m.x, m.y), m.xx, m.xy
+    else:
+        m = rows.about_zero()
+        xx, xy = m.xx, m.xy - m.x[:, :, None] * bias[:, None, :]
+    size = xx.diagonal(dim1=1, dim2=2).clamp_min(0)
+    if means is not None:
+        size = size + _STILL * means[0].square()
+    floor = _SMALL * size.mean(1, keepdim=True).clamp_min(_TINY)
+    scale = (size + floor).rsqrt()[:, None, :]
+    left = (xy.mT - weight @ xx) * scale
+    xx.mul_(scale).mul_(scale.mT)
+    diagonal = xx.diagonal(dim1=1, dim2=2).clone()
+    return _System(weight, bias, means, scale, xx, diagonal, left)
+
+
+def normal_solution(xx: Tensor, left: Tensor) -> Tensor:
+    """Return the `[g, j, k]` with `change @ xx = left`."""
+    factor, failed = torch.linalg.cholesky_ex(xx)
+    if bool(failed.any()):
+        return torch.full_like(left, torch.nan)
+    return torch.cholesky_solve(left.mT, factor).mT
+
+
+def _within(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Tensor) -> Tensor:
+    """Return the change on the support alone that does best: `[g, j, k]`.
+
+    Each output has a support, so a system, of its own. One with few inputs is solved exactly, the
+    others by steps from the change that is given.
+    """
+    few = support.sum(2) <= max(_FEW[0], _FEW[1] * support.shape[2])
+    some = ~few.all(0)
+    change[:, some] = _by_steps(xx, left[:, some], support[:, some], close, change[:, some])
+    change[few] = _solved(xx, left[few], support[few], few.nonzero()[:, 0])
+    return change
+
+
+def _solved(xx: Tensor, left: Tensor, support: Tensor, groups: Tensor) -> Tensor:
+    """Return the change on the support that does best, of some outputs, each by itself.
+
+    Args:
+        xx: `[g, k, k]`.
+        left: `[n, k]`, of `n` outputs.
+        support: likewise.
+        groups: `[n]`: of each output.
+
+    Returns:
+        `[n, k]`; NaN where rounding makes a system indefinite.
+    """
+    change = torch.zeros_like(left)
+    counts = support.sum(1)
+    waiting = counts.argsort(descending=True)[: int(counts.count_nonzero())]
+    while len(waiting):  # those of like size together, padded by equations of their own
+        width = int(counts[waiting[0]])
+        rows, waiting = waiting.tensor_split([max(_ENTRIES // width**2, 1)])
+        real = torch.arange(width, device=rows.device) < counts[rows, None]
+        at = torch.zeros_like(real, dtype=torch.int64)
+        at[real] = support[rows].nonzero()[:, 1]
+        lines = (groups[rows, None] * xx.shape[1] + at) * xx.shape[2]
+        system = xx.take(lines[:, :, None] + at[:, None, :])
+        system.masked_fill_(~(real[:, :, None] & real[:, None, :]), 0)
+        system.diagonal(dim1=1, dim2=2).masked_fill_(~real, 1)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        found = torch.cholesky_solve(left[rows].gather(1, at)[:, :, None], factor).squeeze(2)
+        found.masked_fill_(failed[:, None] > 0, torch.nan)
+        change[rows[:, None].expand_as(at)[real], at[real]] = found[real]
+    return change
+
+
+def _by_steps(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Tensor) -> Tensor:
+    """Return the change on the support alone that does best, nearly, by conjugate gradients.
+
+    All outputs take their steps together, from the change that is given; in single precision
+    where they would take long.
+    """
+    through = change @ xx if bool(change.any()) else change  # which is 0
+    gained = (change * (left - through / 2)).sum()  # of half the squared error
+    kind = torch.float32 if xx.shape[2] >= _WIDE else torch.float64
+    rest, xx = (left - through).masked_fill_(~support, 0).to(kind), xx.to(kind)
+    way, size = rest.clone(), rest.square().sum(2, keepdim=True)
+    for _ in range(_STEPS):
+        through = (way @ xx).masked_fill_(~support, 0)
+        step = size / (way * through).sum(2, keepdim=True).clamp_min(_TINY)
+        gain = (step * size).sum() / 2
+        gained += gain
+        change += step * way
+        if bool(gain <= close * gained):
+            break
+        rest -= step * through
+        now = rest.square().sum(2, keepdim=True)
+        way = rest + now / size.clamp_min(_TINY) * way
+        size = now
+    return change

@@ -1,0 +1,89 @@
+"""What `prune` asks of whatever brings accuracy back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from flexrel.core.batches import RawBatch, read_batches
+from flexrel.core.records import Plan, Progress, Training, silent
+from flexrel.core.running import duplicate
+from flexrel.repair.closed_form import HELD_OUT, LayerRepair, reconstruct_
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RepairResult:
+    """A network, and what was done to it, in lines for a person."""
+
+    name: str  # of what was done
+    model: nn.Module
+    notes: tuple[str, ...]
+    training: Training | None = None  # what happened in it, if it was that
+
+
+@runtime_checkable
+class Recovery(Protocol):
+    """Brings back accuracy that a cut cost."""
+
+    @property
+    def name(self) -> str:
+        """Name in results."""
+
+    def __call__(
+        self,
+        pruned: nn.Module,
+        dense: nn.Module,
+        plan: Plan,
+        batches: Sequence[RawBatch],
+        progress: Progress = silent,
+    ) -> RepairResult:
+        """Return a network of the same shapes and zeros; neither that is given is changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedForm:
+    """Repair by least squares, layer by layer, without labels or training.
+
+    Attributes:
+        samples: of the calibration data, at most.
+        seed: of the rows that are drawn of each layer.
+    """
+
+    samples: int = 1024
+    seed: int = 0
+    name: str = "closed-form"
+
+    def __call__(
+        self,
+        pruned: nn.Module,
+        dense: nn.Module,
+        plan: Plan,
+        batches: Sequence[RawBatch],
+        progress: Progress = silent,
+    ) -> RepairResult:
+        """Return a repaired copy of the network."""
+        network = duplicate(pruned)
+        samples = sum(batch.samples for batch in read_batches(batches, dense))
+        if samples < HELD_OUT:
+            note = (
+                f"nothing refitted: of {samples} samples none can be held out to judge a refit by"
+            )
+            return RepairResult(self.name, network, (f"{note}; pass at least {HELD_OUT}",))
+        repairs, refused = reconstruct_(
+            network, dense, plan, batches, progress, samples=self.samples, seed=self.seed
+        )
+        return RepairResult(self.name, network, tuple(_notes(repairs, refused)))
+
+
+def _notes(repairs: Sequence[LayerRepair], refused: dict[str, str]) -> list[str]:
+    changed = [repair for repair in repairs if repair.changed]
+    notes = [f"{len(changed)} layers refitted, {len(repairs) - len(changed)} left as they were"]
+    poor = [repair for repair in repairs if repair.rows < repair.inputs]
+    notes += [
+        f"{repair.layer}: fitted to {repair.rows:,} rows, fewer than its {repair.inputs:,} inputs; "
+        "more calibration data would help"
+        for repair in poor
+    ]
+    notes += [f"{layer}: not repaired, {reason}" for layer, reason in refused.items()]
+    return notes

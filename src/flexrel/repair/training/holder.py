@@ -1,0 +1,108 @@
+"""Weights that a plan set to zero, held there while somebody else's loop trains the others."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from flexrel.core.records import Plan, weight_of
+from flexrel.core.running import unwrapped
+from flexrel.errors import UsageError
+from flexrel.structure import gone_entries
+
+
+class MaskHolder:
+    """Keeps the zeros of a plan exactly zero (+0.0) in a network that is trained.
+
+    Whatever momentum, weight decay or an optimizer's own state do to them. For a loop of one's
+    own, `holder.apply_()` after each `optimizer.step()`, or once
+
+        with holder.hold(optimizer):
+            train(network, optimizer)
+
+    and for trainers, `callbacks=[holder.lightning_callback()]` or
+    `callbacks=[holder.transformers_callback()]`. Of channels, heads and residual blocks, which
+    are removed for real, there is nothing to hold.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        """Look up where the plan's zeros are; nothing of the model is changed yet.
+
+        Args:
+            model: that is trained: the plan's network, its copies on any device, also inside
+                `torch.compile` or `DistributedDataParallel`.
+            plan: of zeros.
+
+        Raises:
+            UsageError: the model has no weight of the plan's name and shape.
+        """
+        self._model = unwrapped(model)
+        zeros = plan.graph.pattern.zeros
+        self._gone = {
+            weight_of(group.name): gone_entries(group, plan)
+            for group in (plan.graph.groups if zeros else ())
+            if not plan.masks[group.name].all()
+        }
+        shapes = {name: list(p.shape) for name, p in self._model.named_parameters()}
+        for name, gone in self._gone.items():
+            if shapes.get(name) != list(gone.shape):
+                has = f"{name} is {shapes[name]}" if name in shapes else f"the model lacks {name}"
+                raise UsageError(
+                    f"the plan is of another network: {has}, the plan's is {list(gone.shape)}"
+                )
+
+    def apply_(self) -> None:
+        """Set the plan's zeros in the model to zero again."""
+        with torch.no_grad():
+            for name in self._gone:
+                weight = self._model.get_parameter(name)
+                self._gone[name] = self._gone[name].to(weight.device)  # copied once
+                weight.masked_fill_(self._gone[name], 0)
+
+    def hold(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Apply the mask now and after every step of the optimizer.
+
+        Returns:
+            A handle; `remove()`, or the end of a `with` block of it, ends the holding.
+        """
+        self.apply_()
+        return optimizer.register_step_post_hook(lambda *_: self.apply_())
+
+    def lightning_callback(self) -> Any:  # noqa: ANN401 - Lightning is not installed for types
+        """Return a callback for Lightning's `Trainer` that applies the mask after each batch.
+
+        Raises:
+            UsageError: neither `lightning` nor `pytorch_lightning` is installed.
+        """
+        base = _optional(("lightning.pytorch", "pytorch_lightning"), "Callback", "lightning")
+
+        return self._callback(base, "on_train_start", "on_train_batch_end")
+
+    def transformers_callback(self) -> Any:  # noqa: ANN401 - as above
+        """Return a callback for Hugging Face's `Trainer` that applies the mask after each step.
+
+        Raises:
+            UsageError: `transformers` is not installed.
+        """
+        base = _optional(("transformers",), "TrainerCallback", "transformers")
+        return self._callback(base, "on_train_begin", "on_step_end")
+
+    def _callback(self, base: type, *hooks: str) -> Any:  # noqa: ANN401 - of a class made here
+        def apply(*_: object, **__: object) -> None:
+            self.apply_()
+
+        return type("HoldMask", (base,), dict.fromkeys(hooks, apply))()
+
+
+def _optional(modules: Sequence[str], name: str, package: str) -> type:
+    """Return a class of the first of the modules that is installed."""
+    for module in modules:
+        try:
+            found: type = getattr(importlib.import_module(module), name)
+        except ImportError:
+            continue
+        return found
+    raise UsageError(f"this callback needs {package}; install it with: pip install {package}")

@@ -1,0 +1,229 @@
+"""Which tensor axes stand or fall together: atoms, and what rules say of them.
+
+An *atom* is one position along one axis of one tensor; atoms that must be cut together are
+joined. An axis is written as the *factors* that it was flattened from, most of the time one: an
+array of atoms for each, and position `(i, j, ...)` in mixed radix is gone when the atom `i` of
+the first factor is, or `j` of the second, and so on. Taking an axis apart, as attention does
+with heads, or flattening several into one leaves a `Product`, whose side it is that can be cut
+is decided when all is known (`resolve`). An operation without a rule bars what it touches, with
+the reason: nothing is ever cut on a guess.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from flexrel.core.records import Role
+from flexrel.structure.trace import Operation, Ref, Trace
+
+Atoms = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Axis = tuple[Atoms, ...]  # factors, the slowest first; () is an axis of length 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """A flat axis and the factors that it is made of."""
+
+    flat: Atoms
+    factors: Axis
+
+
+@dataclass(slots=True)
+class AxisDependencies:
+    """All that the rules said of a traced network."""
+
+    parameters: dict[str, tuple[Axis, ...]]  # parameter or buffer -> its axes
+    atoms: int = 0
+    joined: list[tuple[Atoms, Atoms]] = field(default_factory=list)
+    barred: list[tuple[Atoms, str]] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    heads: list[Atoms] = field(default_factory=list)
+    roles: dict[tuple[str, int], Role] = field(default_factory=dict)
+    uses: list[tuple[str, int]] = field(default_factory=list)  # weight, multiply-adds an entry
+    rows: list[tuple[Axis, ...]] = field(default_factory=list)  # that each use runs over
+    work: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)  # of no weight
+    spent: list[tuple[int, int]] = field(default_factory=list)  # uses, work up to each operation
+    sizes: dict[str, list[Axis]] = field(default_factory=dict)  # module -> axes its code sizes
+    nodes: dict[str, list[list[Axis]]] = field(default_factory=dict)  # of a graph -> what it makes
+
+
+class DependencyBuilder:
+    """What rules speak to; it fills a `AxisDependencies`."""
+
+    def __init__(self, traced: Trace) -> None:
+        self._samples = traced.samples
+        self._parameters = traced.trained
+        self._axes: dict[int, list[Axis]] = {}
+        self._flattened: dict[tuple[int, ...], Product] = {}
+        self._split: dict[tuple[int, int], tuple[Atoms, Atoms]] = {}
+        self._origin: dict[int, str] = {}  # a tensor made of parameters alone -> the one it is
+        self._starts: list[int] = []  # first atom of each parameter's axis, and
+        self._slots: list[tuple[str, int]] = []  # which axis that is
+        self.said = AxisDependencies({})
+        self.program = bool(traced.nodes)  # so that numbers in its code can be rewritten
+        for ref in traced.owned:
+            self._own(ref, traced.parameters[ref.key])
+        for ref in traced.inputs:
+            self.set(ref, [self.fresh(n, "it is the network's input") for n in ref.shape])
+
+    def _own(self, ref: Ref, name: str) -> None:
+        axes = []
+        for at, size in enumerate(ref.shape):
+            self._starts.append(self.said.atoms)
+            self._slots.append((name, at))
+            axes.append(self.fresh(size))
+        self._axes[ref.key] = axes
+        self._origin[ref.key] = name
+        self.said.parameters[name] = tuple(axes)
+
+    # --- what rules ask -------------------------------------------------------------------
+
+    def axes(self, ref: Ref) -> list[Axis]:
+        """Return the ref's axes; of a tensor seen for the first time they are barred."""
+        if ref.key not in self._axes:
+            reason = "it comes from a tensor made on the way"
+            self._axes[ref.key] = [self.fresh(size, reason) for size in ref.shape]
+        return self._axes[ref.key]
+
+    def is_weight(self, ref: Ref) -> bool:
+        """Return whether the tensor is made of parameters alone."""
+        return ref.key in self._origin
+
+    # --- what rules say -------------------------------------------------------------------
+
+    def fresh(self, size: int, reason: str = "") -> Axis:
+        """Return a new axis, barred if there is a reason."""
+        if size <= 1:
+            return ()
+        first, self.said.atoms = self.said.atoms, self.said.atoms + size
+        axis = (np.arange(first, self.said.atoms),)
+        if reason:
+            self.bar(axis, reason)
+        return axis
+
+    def one(self, reason: str) -> Atoms:
+        """Return a single atom, barred: for an axis of length 1 that becomes a part of another."""
+        atom = np.array([self.said.atoms])
+        self.said.atoms += 1
+        self.bar((atom,), reason)
+        return atom
+
+    def set(self, ref: Ref, axes: list[Axis]) -> None:
+        """Say what the axes of a result are; if they don't fit its shape, all are barred."""
+        if tuple(prod(map(len, axis)) for axis in axes) != tuple(max(n, 1) for n in ref.shape):
+            reason = f"a tensor of shape {list(ref.shape)} is not what its operation's rule expects"
+            for axis in axes:
+                self.bar(axis, reason)
+            axes = [self.fresh(size, reason) for size in ref.shape]
+        self._axes[ref.key] = axes
+
+    def made_of_weights(self, operation: Operation) -> None:
+        """Note results that are made of parameters alone, and which one they stand for."""
+        inputs = operation.inputs
+        if not inputs or not all(self.is_weight(ref) for ref in inputs):
+            return
+        for ref in operation.outputs:
+            same = (i for i in inputs if prod(i.shape) == prod(ref.shape) and self._origin[i.key])
+            origin = next(same, None)
+            self._origin[ref.key] = self._origin[origin.key] if origin else ""
+
+    def join(self, one: Axis, two: Axis) -> Axis:
+        """Say that two axes of equal length are cut together; return the finer of them."""
+        if [len(f) for f in one] == [len(f) for f in two]:
+            self.said.joined += [(a, b) for a, b in zip(one, two, strict=True) if a is not b]
+            return one
+        self.said.joined.append((self.flat(one), self.flat(two)))
+        return max(one, two, key=len)
+
+    def bar(self, axis: Axis, reason: str) -> None:
+        """Forbid cutting the axis."""
+        self.said.barred += [(factor, reason) for factor in axis]
+
+    def bar_all(self, refs: Iterable[Ref], reason: str) -> None:
+        """Forbid cutting any axis of the tensors."""
+        for ref in refs:
+            for axis in self.axes(ref):
+                self.bar(axis, reason)
+
+    def flat(self, axis: Axis) -> Atoms:
+        """Return the axis as one array of atoms."""
+        if len(axis) == 1:
+            return axis[0]
+        key = tuple(map(id, axis))
+        if key not in self._flattened:
+            (flat,) = self.fresh(prod(map(len, axis)))
+            self._flattened[key] = Product(flat, axis)
+            self.said.products.append(self._flattened[key])
+        return self._flattened[key].flat
+
+    def split(self, factor: Atoms, first: int) -> tuple[Axis, Axis]:
+        """Return the factor as two, the slower of length `first`."""
+        rest = len(factor) // first
+        if first == 1 or rest == 1:
+            return ((), (factor,)) if first == 1 else ((factor,), ())
+        if (id(factor), first) not in self._split:
+            (slow,), (fast,) = self.fresh(first), self.fresh(rest)
+            self._split[id(factor), first] = slow, fast
+            self.said.products.append(Product(factor, (slow, fast)))
+        slow, fast = self._split[id(factor), first]
+        return (slow,), (fast,)
+
+    def halves(self, axis: Axis, first: int) -> tuple[Axis, Axis] | None:
+        """Return the axis as two, the slower of length `first`; None if factors don't fit."""
+        slow: Axis = ()
+        rest = list(axis)
+        while first > 1:
+            factor = rest.pop(0)
+            if first % len(factor) == 0:
+                slow += (factor,)
+                first //= len(factor)
+            elif len(factor) % first == 0:
+                head, tail = self.split(factor, first)
+                slow += head
+                rest = [*tail, *rest]
+                first = 1
+            else:
+                return None
+        return slow, tuple(rest)
+
+    def role(self, axis: Axis, role: Role) -> None:
+        """Say what a parameter's axis is to the operation, if it is a parameter's."""
+        for factor in axis:
+            at = int(np.searchsorted(self._starts, factor[0], side="right")) - 1
+            if at >= 0:
+                name, index = self._slots[at]
+                if any(factor[0] <= own[-1] for own in self.said.parameters[name][index]):
+                    before = self.said.roles.setdefault((name, index), role)
+                    if {before, role} >= {"producer", "consumer"}:
+                        self.said.roles[name, index] = "both"
+
+    def head(self, axis: Axis) -> None:
+        """Say that the axis is one of attention heads."""
+        self.said.heads += axis
+
+    def count(self, weight: Ref, multiply_adds: int, *rows: Axis) -> None:
+        """Count the multiply-adds that a weight takes part in, for all samples of the trace.
+
+        `rows` are axes that it runs over and that may be cut too, as in a mixer.
+        """
+        name = self._origin.get(weight.key)
+        if name in self._parameters:
+            self.said.uses.append((name, multiply_adds // prod(weight.shape) // self._samples))
+            self.said.rows.append(rows)
+
+    def works(self, multiply_adds: int, *axes: Axis) -> None:
+        """Count multiply-adds of no weight, for all samples, and the axes that they are along."""
+        self.said.work.append((multiply_adds // self._samples, axes))
+
+    def sized(self, operation: Operation) -> None:
+        """Note the axes whose lengths the module's code may hold as numbers."""
+        refs = (*operation.inputs, *operation.outputs)
+        self.sized_axes(operation.module, [axis for ref in refs for axis in self.axes(ref)])
+
+    def sized_axes(self, module: str, axes: Iterable[Axis]) -> None:
+        """Note axes whose lengths the module may hold as numbers, and those they are made of."""
+        noted = self.said.sizes.setdefault(module, [])
+        for axis in axes:
+            noted += [axis] if len(axis) <= 1 else [axis, *((factor,) for factor in axis)]

@@ -1,0 +1,108 @@
+"""The benchmarks of evidence run in a minute on a small network, without any data."""
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oracles import needs
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script, *arguments, results, **environment):
+    """Run a benchmark by itself; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / script, *arguments],
+        env={**os.environ, "FLEXREL_RESULTS": str(results), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def blocks(results, name):
+    return json.loads((results / f"{name}.json").read_text())["blocks"]
+
+
+def test_the_papers_experiment_runs(tmp_path):
+    printed = run("paper.py", "--quick", results=tmp_path)
+    found = blocks(tmp_path, "paper-quick")
+    assert [(b["granularity"], b["repair"]) for b in found] == [
+        *itertools.product(("channel", "element"), ("none", "closed-form"))
+    ]
+    for block in found:
+        needed = {name: sizes_[0] for name, sizes_ in block["needed"].items()}
+        single = min(needed["magnitude"], needed["relevance"])
+        ways = ["FlexRel", "FlexRel by labels"]
+        ways[1:1] = ["FlexRel without OBS"] if block["granularity"] == "channel" else []
+        assert [*block["log_ratio"]] == ways
+        for name in ways:
+            (log_ratio, _), _mean = block["log_ratio"][name]
+            assert log_ratio == pytest.approx(math.log(needed[name] / single), abs=1e-3)
+        assert all(0 < size < block["dense"]["bytes"] for size in needed.values())
+        assert f"n = {block['samples']} |" in printed
+
+
+def test_it_takes_a_folder_of_images(tmp_path):
+    images = needs("PIL.Image")
+    needs("timm")
+    draw = np.random.default_rng(0)
+    for label, at in itertools.product(range(4), range(6)):
+        folder = tmp_path / "val" / f"n{label:08}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 256, (40 + at, 48, 3), dtype=np.uint8)
+        images.fromarray(pixels).save(folder / f"{at}.png")
+    own = ("--model", "timm:test_resnet", "--untrained", "--data", str(tmp_path / "val"))
+    only = ("--granularities", "channel", "--repairs", "none", "--quick")
+    run("paper.py", *own, *only, results=tmp_path)
+    found = blocks(tmp_path, "paper-timm-test_resnet")
+    assert [b["deployment"] for b in found] == ["as trained", "2 classes"]
+    assert [b["samples"] for b in found] == [12, 6]  # a half
+
+
+def test_other_libraries_are_run_and_their_failures_are_rows(tmp_path):
+    (tmp_path / "nncf.py").write_text("raise ValueError('not on this machine')\n")
+    wanted = ("--only", "weights", "--methods", "torch.nn.utils.prune", "NNCF")
+    run("peers.py", "--quick", *wanted, results=tmp_path, PYTHONPATH=str(tmp_path))
+    (block,) = blocks(tmp_path, "peers-quick")
+    row = block["rows"]["torch.nn.utils.prune"]
+    weights = 24 * 9 + 2 * 24 * 24 * 9 + 48 * 24 * 9 + 192 * 64 + 64 * 10
+    others = 3 * 2 * 24 + 48 + 64 + 10  # norms and biases
+    assert row["parameters"] == 0.2 * weights + others
+    assert row["packed"] < block["dense"]["packed"]
+    assert block["rows"]["NNCF"] == {"failure": "ValueError: not on this machine"}
+
+
+def test_latency_is_measured_in_every_runtime_there_is(tmp_path):
+    run("latency.py", "--quick", results=tmp_path)
+    (block,) = blocks(tmp_path, "latency-quick")
+    assert {row["runtime"] for row in block["rows"]} >= {"torch", "onnxruntime"}
+    assert {row["runtime"] for row in block["rows"]} | set(block["failures"]) == {
+        "torch",
+        "onnxruntime",
+        "OpenVINO",
+    }
+
+
+def test_the_accelerators_script_runs_on_the_processor(tmp_path):
+    run("accelerator.py", "--quick", results=tmp_path)
+    rows = json.loads((tmp_path / "accelerator-quick.json").read_text())["rows"]
+    kinds = [row[1].partition(",")[0] for row in rows]
+    assert kinds == ["relevance"] * 6 + ["2:4"]  # three rules, in batches and in one
+
+
+def test_a_network_is_cut_as_it_is(tmp_path):
+    printed = run("survival.py", "--one", "defined", "u-net", "flexrel", results=tmp_path)
+    row = json.loads(printed.splitlines()[-1])
+    assert row["outcome"] == "cut"
+    assert 0.48 <= row["ratio"] <= 0.5  # by the benchmark's own ruler
+    assert 0 < row["analyse_s"] < row["planning_s"]

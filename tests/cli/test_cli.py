@@ -1,0 +1,491 @@
+"""The command line: what is printed where, what is written, and every exit code."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import flexrel
+import flexrel_edge
+from flexrel.cli import main
+from flexrel.cli.options import parse_budget, parse_criterion, parse_target
+
+NETWORK = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(5 * 16, 4),
+    )
+
+def inputs():
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 1, 6, 6, generator=draw) for _ in range(3)]
+
+def labelled():
+    return [(x, make()(x).argmax(1)) for x in inputs()]
+
+def none():
+    return []
+
+def broken():
+    return [torch.full((2, 1, 6, 6), float("nan"))]
+
+def number():
+    return 3
+
+def crash():
+    raise RuntimeError("no disk")
+"""
+
+
+@pytest.fixture
+def net(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(NETWORK)
+    return path
+
+
+def prune(net, *options, data="inputs"):
+    data = data if data.endswith(".npz") else f"{net}:{data}"
+    return main(["prune", f"{net}:make", "--calibration", data, *options])
+
+
+def one_line(text):
+    assert text.startswith("flexrel: ")
+    assert text.count("\n") == 1
+    return text
+
+
+def test_prune_writes_the_directory_and_prints_one_table(net, tmp_path, capsys):
+    out = tmp_path / "pruned"
+
+    code = prune(net, "--evaluation", f"{net}:labelled", "--budget", "macs=60%", "--out", str(out))
+
+    assert code == 0
+    written = {path.name for path in out.iterdir()}
+    assert written == {"model.flexrel", "plan.json", "result.json", "report.html"}
+    printed = capsys.readouterr().out
+    assert "dense" in printed
+    assert str(out) in printed
+    result = json.loads((out / "result.json").read_text())
+    assert result["achieved"]["macs"] <= result["requested"]["macs"]
+    assert result["achieved"]["bytes"] == (out / "model.flexrel").stat().st_size
+    assert result["achieved"]["samples"] == 24
+
+
+def test_json_is_one_object_on_stdout(net, capsys):
+    assert prune(net, "--budget", "parameters=50%", "--criterion", "magnitude", "--json") == 0
+
+    result = json.loads(capsys.readouterr().out)
+    assert (result["criterion"], result["delta"]) == ("magnitude", 0)
+
+
+def test_the_packed_file_is_the_pruned_network(net, tmp_path, capsys):
+    out = tmp_path / "pruned"
+    prune(net, "--budget", "parameters=50%", "--out", str(out))
+    model = flexrel.load(out / "model.flexrel", into=load_factory(net)())
+
+    small = sum(p.numel() for p in model.parameters())
+
+    assert small == json.loads((out / "result.json").read_text())["achieved"]["parameters"]
+
+
+def load_factory(net, name="make"):
+    space = {}
+    exec(net.read_text(), space)  # noqa: S102 - the test's own text
+    return space[name]
+
+
+def test_inspect_and_unpack_read_what_prune_wrote(net, tmp_path, capsys):
+    out = tmp_path / "pruned"
+    prune(net, "--budget", "bytes=60%", "--granularity", "element", "--out", str(out))
+    capsys.readouterr()
+
+    assert main(["inspect", str(out / "model.flexrel"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["tensors"]) == 6
+    assert main(["unpack", str(out / "model.flexrel"), str(tmp_path / "w.safetensors")]) == 0
+    assert (tmp_path / "w.safetensors").stat().st_size > 0
+
+
+def test_statistics_of_two_runs_merge_to_their_sum(net, tmp_path, capsys):
+    files = [tmp_path / name for name in ("a", "b", "c")]
+    for path in files[:2]:
+        assert main(["calibrate", f"{net}:make", "--data", f"{net}:inputs", "-o", str(path)]) == 0
+
+    assert main(["merge", str(files[0]), str(files[1]), "-o", str(files[2])]) == 0
+
+    one, both = flexrel.RelevanceStats.load(files[0]), flexrel.RelevanceStats.load(files[2])
+    assert both.samples == 2 * one.samples == 48
+    assert all(torch.equal(both[name].input, 2 * one[name].input) for name in one)
+
+
+def test_report_is_made_again_from_the_records(net, tmp_path, capsys):
+    out = tmp_path / "pruned"
+    prune(net, "--budget", "macs=60%", "--out", str(out))
+    first = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").read_bytes() == first
+    (out / "plan.json").write_text("{")
+    assert main(["report", str(out)]) == 2
+    assert main(["report", str(tmp_path)]) == 2
+
+
+def test_an_npz_is_data(net, tmp_path, capsys):
+    x = torch.cat([torch.randn(8, 1, 6, 6) for _ in range(3)])
+    np.savez(tmp_path / "d.npz", x=x.numpy(), y=load_factory(net)()(x).argmax(1).numpy())
+    path = str(tmp_path / "d.npz")
+
+    code = prune(net, "--evaluation", path, "--budget", "macs=0.6", "--json", data=path)
+
+    assert code == 0
+    assert json.loads(capsys.readouterr().out)["achieved"]["samples"] == 24
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.flexrel"])
+def test_weights_come_from_three_kinds_of_file(net, tmp_path, capsys, name):
+    path, model = tmp_path / name, load_factory(net)()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    if name.endswith(".pt"):
+        torch.save({"state_dict": model.state_dict()}, path)
+    elif name.endswith(".flexrel"):
+        flexrel.pack(model, path)
+    else:
+        save_file(model.state_dict(), path)
+    packed = tmp_path / "out.flexrel"
+
+    assert main(["pack", f"{net}:make", "--weights", str(path), "-o", str(packed)]) == 0
+
+    found = flexrel.load(packed, into=load_factory(net)()).state_dict()
+    assert all(torch.equal(found[k], v) for k, v in model.state_dict().items())
+
+
+def test_pack_rounds_on_the_calibration_data(net, tmp_path, capsys):
+    expected, packed = tmp_path / "expected.flexrel", tmp_path / "out.flexrel"
+    make, inputs = load_factory(net), load_factory(net, "inputs")
+    done = flexrel.pack(make(), expected, "int4", calibration=inputs())
+    options = ("--values", "int4", "--calibration", f"{net}:inputs")
+
+    assert main(["pack", f"{net}:make", "-o", str(packed), *options]) == 0
+
+    assert packed.read_bytes() == expected.read_bytes()
+    assert f"{done.bytes:,} bytes" in capsys.readouterr().out
+    assert main(["pack", f"{net}:make", "-o", str(packed), "--values", "int4"]) == 0
+    assert packed.read_bytes() != expected.read_bytes()
+
+
+def test_pack_says_what_a_precision_costs_and_finds_one(net, tmp_path, capsys):
+    packed = tmp_path / "out.flexrel"
+    data = ("--calibration", f"{net}:inputs", "--evaluation", f"{net}:labelled")
+    options = ("--values", "auto", "--target", "accuracy-drop=100%", "--metadata", "licence=MIT")
+
+    assert main(["pack", f"{net}:make", "-o", str(packed), *data, *options]) == 0
+
+    said = capsys.readouterr().out
+    assert "int4" in said
+    assert "accuracy" in said
+    assert "divergence" in said
+    assert flexrel_edge.inspect(packed).metadata["licence"] == "MIT"
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+@pytest.mark.parametrize("content", ["object", "pickle", "cut short", "list"])
+def test_a_pickle_offered_as_weights_is_refused_and_not_run(net, tmp_path, capsys, content):
+    path = tmp_path / "w.pt"
+    if content == "pickle":
+        path.write_bytes(pickle.dumps(Evil()))
+    else:
+        torch.save([1, 2] if content == "list" else Evil(), path)
+    if content == "cut short":
+        path.write_bytes(path.read_bytes()[:40])
+
+    code = prune(net, "--weights", str(path), "--budget", "macs=60%")
+
+    said = capsys.readouterr()
+    assert code == 5
+    assert "save_file" in one_line(said.err)
+    assert "run" not in said.out
+
+
+def test_damaged_files_exit_5_and_leave_nothing(net, tmp_path, capsys):
+    good, bad = tmp_path / "good.flexrel", tmp_path / "bad.flexrel"
+    main(["pack", f"{net}:make", "-o", str(good)])
+    data = bytearray(good.read_bytes())
+    data[-5] ^= 1
+    bad.write_bytes(data)
+    (tmp_path / "bad.safetensors").write_bytes(b"no such thing")
+    (tmp_path / "stats").write_bytes(b"no such thing")
+    out = tmp_path / "out"
+    capsys.readouterr()
+
+    for weights in ("bad.flexrel", "bad.safetensors"):
+        command = ("--weights", str(tmp_path / weights), "--budget", "macs=60%", "--out", str(out))
+        assert prune(net, *command) == 5
+        assert weights in one_line(capsys.readouterr().err)
+    assert main(["merge", str(tmp_path / "stats"), "-o", str(out)]) == 5
+    assert main(["inspect", str(bad)]) == 5
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "code", "says"),
+    [
+        ([], "inputs", 2, "nothing to prune to"),
+        (["--budget", "macs=60%"], "none", 2, "calibration set is empty"),
+        (["--budget", "macs=60%"], "broken", 2, "batch 0"),
+        (["--budget", "macs=60%"], "number", 2, "int"),
+        (["--budget", "macs=60%"], "crash", 2, "no disk"),
+        (["--budget", "macs=60%"], "missing", 2, "it has make, inputs"),
+        (["--budget", "macs=60%", "--output", "label"], "inputs", 2, "needs labels"),
+        (["--budget", "macs=60%", "--output", "x"], "inputs", 2, "predicted"),
+        (["--budget", "macs=60%", "--rule", "x"], "inputs", 2, "gradient-input"),
+        (["--budget", "macs=60%", "--keep", "layer9"], "inputs", 2, "layer9"),
+        (
+            ["--budget", "macs=60%", "--granularity", "filter"],
+            "inputs",
+            2,
+            "element, channel, head",
+        ),
+        (["--budget", "macs=60%", "--criterion", "best"], "inputs", 2, "flexrel:DELTA"),
+        (["--budget", "macs=60%", "--values", "int3"], "inputs", 2, "float32"),
+        (["--budget", "macs=60%", "--recover", "magic"], "inputs", 2, "none"),
+        (["--budget", "macs=60%", "--allocation", "x"], "inputs", 2, "per-layer"),
+        (["--budget", "latency=5ms"], "inputs", 2, "bytes=500kB"),
+        (["--budget", "macs=none"], "inputs", 2, "amount"),
+        (["--budget", "bytes=10 parsecs"], "inputs", 2, "500kB"),
+        (["--target", "speed=1%"], "inputs", 2, "accuracy-drop"),
+        (["--target", "accuracy-drop=1"], "inputs", 2, "0.01"),
+        (["--target", "accuracy-drop=1%"], "inputs", 2, "--evaluation"),
+        (["--budget", "parameters=3"], "inputs", 3, "closest possible"),
+        (["--budget", "bytes=10"], "inputs", 3, "closest possible"),
+        (["--budget", "macs=60%", "--granularity", "element"], "inputs", 3, "channel"),
+        (["--weights", "nowhere.pt", "--budget", "macs=60%"], "inputs", 2, "nowhere.pt"),
+    ],
+)
+def test_a_bad_request_is_one_line_with_its_exit_code(
+    unchecked, net, tmp_path, capsys, options, data, code, says
+):
+    out = tmp_path / "out"
+
+    assert prune(net, *options, "--out", str(out), data=data) == code
+
+    assert says in one_line(capsys.readouterr().err)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("net.py", "file.py:factory"),
+        ("nowhere.py:make", "no such file"),
+        ("no.such.module:make", "can't be imported"),
+        ("json:dumps", "failed"),
+    ],
+)
+def test_a_model_that_is_not_there_exits_2(capsys, spec, says):
+    assert main(["prune", spec, "--calibration", "x:y", "--budget", "macs=60%"]) == 2
+    assert says in one_line(capsys.readouterr().err)
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused_before_the_work(net, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+
+    assert prune(net, "--budget", "macs=60%", "--out", str(tmp_path / "out"), data="crash") == 2
+    assert "is a file" in one_line(capsys.readouterr().err)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_what_can_not_be_written_is_one_line(net, tmp_path, capsys):
+    path = tmp_path / "nowhere" / "x.flexrel"
+
+    assert main(["pack", f"{net}:make", "-o", str(path)]) == 2
+    assert "nowhere" in one_line(capsys.readouterr().err)
+
+
+def test_a_message_of_several_lines_is_folded_into_one(net, capsys):
+    net.write_text(NETWORK + "\ndef make():\n    raise ValueError('one\\ntwo')\n")
+
+    assert prune(net, "--budget", "macs=60%") == 2
+    assert "one two" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 cut", b"", b"text"])
+def test_data_that_are_no_arrays_exit_2(net, tmp_path, capsys, content):
+    (tmp_path / "d.npz").write_bytes(content)
+
+    assert prune(net, "--budget", "macs=60%", data=str(tmp_path / "d.npz")) == 2
+    assert "d.npz" in one_line(capsys.readouterr().err)
+
+
+def test_records_that_lack_something_exit_2(tmp_path, capsys):
+    for name in ("result.json", "plan.json"):
+        (tmp_path / name).write_text("{}")
+
+    assert main(["report", str(tmp_path)]) == 2
+    assert "lack" in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_demos_network_takes_no_weights(tmp_path, capsys):
+    command = ["pack", "demo:digits", "--weights", "w.safetensors", "-o", str(tmp_path / "x")]
+
+    assert main(command) == 2
+    assert "trained on the spot" in one_line(capsys.readouterr().err)
+
+
+def test_a_model_without_a_prunable_layer_exits_4(net, tmp_path, capsys):
+    net.write_text(NETWORK + "\ndef make():\n    return nn.Sequential(nn.Flatten())\n")
+
+    assert prune(net, "--budget", "macs=60%") == 4
+    assert "can be pruned" in one_line(capsys.readouterr().err)
+
+
+def test_weights_that_do_not_fit_exit_2(net, tmp_path, capsys):
+    save_file({"0.weight": torch.zeros(9, 9)}, tmp_path / "w.safetensors")
+
+    assert prune(net, "--weights", str(tmp_path / "w.safetensors"), "--budget", "macs=60%") == 2
+    assert "does not fit" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("argv", [["prune"], ["nonsense"], ["prune", "a", "--nonsense"]])
+def test_wrong_words_exit_2(capsys, argv):
+    assert main(argv) == 2
+
+
+def test_help_exits_0(capsys):
+    assert main(["--help"]) == 0
+    assert "prune" in capsys.readouterr().out
+
+
+def test_the_installed_command_gives_its_exit_code():
+    command = [sys.executable, "-c", "import sys; from flexrel.cli import main; sys.exit(main())"]
+
+    done = subprocess.run([*command, "inspect", "nowhere"], capture_output=True, check=False)
+
+    assert done.returncode == 2
+    assert done.stdout == b""
+
+
+def test_amounts_are_shares_or_counts():
+    assert parse_budget("bytes=500kB") == flexrel.Bytes("500kB")
+    assert parse_budget("bytes=50%") == parse_budget("bytes=0.5") == flexrel.Bytes(0.5)
+    assert parse_budget("bytes=5000") == flexrel.Bytes(5000)
+    assert parse_budget("macs=0.5") == parse_budget("macs=50%") == flexrel.MACs(0.5)
+    assert parse_budget("macs=20.5M") == flexrel.MACs(20_500_000)
+    assert parse_budget("parameters=120k") == flexrel.Parameters(120_000)
+    assert parse_budget("parameters=7") == flexrel.Parameters(7)
+    assert parse_budget("sparsity=80%") == flexrel.Sparsity(0.8)
+    assert parse_target("accuracy-drop=1%") == flexrel.AccuracyDrop(0.01)
+    assert parse_target("accuracy-drop=0.02") == flexrel.AccuracyDrop(0.02)
+
+
+def test_criteria_are_named_as_plans_name_them():
+    assert parse_criterion("auto") is None
+    for made in (flexrel.Magnitude(), flexrel.Relevance(), flexrel.FlexRel(0.25), flexrel.OBS()):
+        assert parse_criterion(made.name) == made
+    product = flexrel.FlexRel(0.5, blend="product")
+    assert parse_criterion(product.name) == product
+
+
+@pytest.mark.parametrize("text", ["flexrel:50%", "obs:1k", "obs:", "obs:1:2", "flexrel:-1", "best"])
+def test_a_criterion_that_is_none_is_refused(text):
+    with pytest.raises(flexrel.UsageError, match="is not known; there are: auto, "):
+        parse_criterion(text)
+
+
+# --- exports ------------------------------------------------------------------------------------
+
+
+def test_an_export_without_its_extra_is_refused_before_the_work(net, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    out = tmp_path / "out"
+
+    assert prune(net, "--budget", "macs=60%", "--out", str(out), "--export", "onnx") == 2
+
+    assert "pip install 'flexrel[export]'" in one_line(capsys.readouterr().err)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "out", "--export", "tflite"], "there are: onnx, pt2, graph"),
+        (["--export", "pt2"], "--export writes into --out DIR"),
+    ],
+)
+def test_an_export_that_can_not_be_is_refused_before_the_work(net, capsys, options, message):
+    assert prune(net, "--budget", "macs=60%", *options) == 2
+    assert message in one_line(capsys.readouterr().err)
+
+
+def test_a_network_is_exported_as_its_packed_file_cuts_it(net, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert prune(net, "--budget", "macs=60%", "--out", str(out), "--export", "pt2") == 0
+    assert "report.html, model.pt2" in capsys.readouterr().out
+    again = tmp_path / "again.pt2"
+    weights = ["--weights", str(out / "model.flexrel")]
+
+    assert main(["export", f"{net}:make", str(again), "--data", f"{net}:inputs", *weights]) == 0
+
+    x = torch.randn(3, 1, 6, 6)
+    one, two = (torch.export.load(path).module()(x) for path in (out / "model.pt2", again))
+    assert torch.equal(one, two)
+
+
+def test_data_without_a_batch_is_no_example(net, tmp_path, capsys):
+    out = tmp_path / "net.pt2"
+
+    assert main(["export", f"{net}:make", str(out), "--data", f"{net}:none"]) == 2
+    assert "the data hold no batch" in one_line(capsys.readouterr().err)
+
+
+def test_pack_says_how_many_samples_its_graph_is_fixed_to(net, tmp_path, capsys):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="it comes with the extra 'export'")
+    net.write_text(
+        NETWORK.replace("nn.Flatten()", "nn.Unflatten(1, (5, 1)), nn.Flatten(0), Rows()").replace(
+            "def make",
+            "class Rows(nn.Module):\n    def forward(self, x): return x.view(8, 80)\n\ndef make",
+        )
+    )
+    out = tmp_path / "net.flexrel"
+
+    assert main(["pack", f"{net}:make", "-o", str(out), "--graph", f"{net}:inputs"]) == 0
+    assert capsys.readouterr().err == (
+        f"warning: the ONNX graph in {out} takes 8 samples a call, no more or less\n"
+    )
+
+
+def test_an_update_is_written_where_one_says_or_where_devices_look(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("old", 1), ("new", 2)):
+        weights = np.random.default_rng(0).random(4000)
+        flexrel_edge.write(name, {"w": np.append(weights, value)})
+    base = flexrel_edge.inspect("old").sha256[:16]
+
+    assert main(["diff", "old", "new", "up.fxd"]) == 0
+    assert main(["diff", "old", "new", "--beside"]) == 0
+    assert main(["patch", "old", "up.fxd", "made"]) == 0
+
+    assert Path(f"new.{base}.fxd").read_bytes() == Path("up.fxd").read_bytes()
+    assert Path("made").read_bytes() == Path("new").read_bytes()
+    capsys.readouterr()
+    assert main(["diff", "old", "new"]) == 2
+    assert "update --beside" in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""The demo keeps its promise, and the README's examples run as they stand there."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import flexrel
+import flexrel_edge.cli
+from flexrel.cli import demo, main
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """The demo, run once: its directory and what it printed."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr("flexrel.cli.commands.Console.print", lambda _, *a, **k: said.extend(a))
+        assert main(["demo", "--out", str(out)]) == 0
+    return out, said
+
+
+def test_the_demo_loses_at_most_a_point_and_most_of_its_bytes(story):
+    out, _ = story
+    result = json.loads((out / "result.json").read_text())
+
+    achieved = result["achieved"]
+
+    assert achieved["accuracy_dense"] > 0.97
+    assert achieved["accuracy"] >= achieved["accuracy_dense"] - 0.01
+    assert achieved["bytes"] < 0.75 * achieved["bytes_dense"]
+    assert achieved["samples"] == 797
+    assert [step["step"] for step in result["recovery"]] == ["closed-form"]
+
+
+def test_the_demo_measures_magnitude_relevance_and_flexrel(story):
+    out, said = story
+    result = json.loads((out / "result.json").read_text())
+
+    measured = {result["criterion"], *(rival["criterion"] for rival in result["rivals"])}
+    assert measured >= {"magnitude", "relevance"}
+    assert len({point["criterion"] for point in result["curves"]}) == 3
+    assert any("report.html" in str(line) for line in said)
+
+
+def test_the_demo_packed_file_has_the_accuracy_it_says(story):
+    out, _ = story
+    model = flexrel.load(out / "model.flexrel", into=demo.DigitsNetwork())
+
+    accuracy = flexrel.Accuracy(demo.digits().evaluation)(model.eval())
+
+    assert accuracy == json.loads((out / "result.json").read_text())["achieved"]["accuracy"]
+
+
+def test_digits_are_split_without_overlap():
+    data = demo.digits()
+    held = torch.cat([x for x, _ in data.evaluation])
+    seen = torch.cat([data.train_x, held])
+
+    assert (len(data.train_x), len(held)) == (1000, 797)
+    assert torch.equal(torch.cat(data.calibration), data.train_x[:256])
+    assert len(torch.unique(seen, dim=0)) > 1790  # a few digits are drawn alike
+
+
+def test_training_is_the_same_for_the_same_seed(monkeypatch):
+    monkeypatch.setattr(demo, "_EPOCHS", 1)
+    data = demo.digits()
+    before = torch.random.get_rng_state()
+
+    first, again, other = (demo.train(data, seed).linear2.weight for seed in (3, 3, 4))
+
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_missing_scikit_learn_is_named_with_its_extra(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+
+    assert main(["demo"]) == 2
+    assert "flexrel[demo]" in capsys.readouterr().err
+
+
+def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python")
+
+    exec(compile(example, "README.md", "exec"), {})  # noqa: S102 - that is what it is for
+
+    assert (tmp_path / "pruned" / "model.flexrel").is_file()
+
+
+def test_the_command_line_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(__file__).parents[2] / "examples", tmp_path / "examples")
+    np.save("digits.npy", np.zeros((2, 1, 8, 8), np.float32))
+    text = "".join(blocks("sh")).replace("\\\n", " ")
+    programs = {"flexrel": main, "flexrel-edge": flexrel_edge.cli.main}
+    lines = [line.split() for line in text.splitlines() if line.split()[0] in programs]
+
+    for program, *arguments in lines:
+        assert programs[program](arguments) == 0, (program, arguments)
+
+    assert [program for program, *_ in lines].count("flexrel-edge") == 1
+    assert (tmp_path / "pruned" / "report.html").is_file()
+    assert [scores.shape for scores in np.load("scores.npz").values()] == [(2, 10)]

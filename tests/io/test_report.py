@@ -1,0 +1,400 @@
+"""What is written down: four files, true to the result, and one page that needs nothing else."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from torch import nn
+
+import flexrel
+from flexrel import AccuracyDrop, Magnitude, Parameters, Sparsity
+from flexrel.core.records import Protected
+from flexrel.io.report import chart, count, percent, size
+from networks import random_
+
+FILES = {"model.flexrel", "plan.json", "result.json", "report.html"}
+# ARCHITECTURE.md: at least these, under `requested` and `achieved`, and beside them.
+FIGURES = {
+    "accuracy",
+    "accuracy_dense",
+    "samples",
+    "parameters",
+    "parameters_dense",
+    "macs",
+    "macs_dense",
+    "bytes",
+    "bytes_dense",
+    "latency_ms",
+    "latency_dense_ms",
+}
+BESIDE = {"criterion", "delta", "granularity", "seed", "versions"}
+# Elements of HTML that have no end.
+VOID = {"meta", "br"}
+
+
+def network():
+    model = nn.Sequential()
+    model.add_module("first", nn.Linear(4, 12))
+    model.add_module("relu", nn.ReLU())
+    model.add_module("second", nn.Linear(12, 8))
+    model.add_module("last", nn.Linear(8, 3))
+    return random_(model)
+
+
+def prune(model=None, **options):
+    request = {"budgets": [Sparsity(0.4)], "criterion": Magnitude(), **options}
+    return flexrel.prune(model or network(), calibration=[torch.randn(6, 4)], **request)
+
+
+@pytest.fixture(scope="module")
+def compared():
+    """A result with all there can be in it."""
+    return prune(
+        evaluate=lambda model: min(1.0, sum(p.numel() for p in model.parameters()) / 250),
+        target=AccuracyDrop(0.5),
+        compare=True,
+        keep=["second"],
+    )
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: what is opened is closed, in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.links, self.words, self.codes = [], [], [], [], []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in {"href", "src", "xlink:href", "action", "data"}]
+        assert not [k for k, _ in attrs if k.startswith("on")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another"
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.open[-1:] == ["code"]:
+            self.codes.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+# --- the four files -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", ["element", "channel"])
+def test_saving_writes_exactly_the_four_files(granularity, tmp_path):
+    result = prune(granularity=granularity)
+
+    result.save(tmp_path / "made" / "on the way")
+
+    assert {p.name for p in (tmp_path / "made" / "on the way").iterdir()} == FILES
+
+
+@pytest.mark.parametrize("values", ["float32", "float16"])
+@pytest.mark.parametrize("granularity", ["element", "channel"])
+def test_the_bytes_achieved_are_those_of_the_file(values, granularity, tmp_path):
+    result = prune(values=values, granularity=granularity)
+
+    result.save(tmp_path)
+
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert (tmp_path / "model.flexrel").stat().st_size == written["achieved"]["bytes"]
+    assert result.achieved.bytes == written["achieved"]["bytes"]
+
+
+def test_the_saved_network_is_the_result(tmp_path):
+    result = prune()
+    result.save(tmp_path)
+
+    loaded = flexrel.load(tmp_path / "model.flexrel", into=network())
+
+    inputs = torch.randn(5, 4)
+    assert torch.equal(loaded.eval()(inputs), result.model.eval()(inputs))
+
+
+def test_result_json_has_the_keys_of_the_contract(compared, tmp_path):
+    compared.save(tmp_path)
+
+    written = json.loads((tmp_path / "result.json").read_text())
+
+    assert set(written["requested"]) | set(written["achieved"]) >= FIGURES
+    assert set(written["achieved"]) >= FIGURES
+    assert set(written["requested"]) >= {"accuracy", "parameters", "macs", "bytes", "latency_ms"}
+    assert set(written) >= BESIDE
+    for key in ("latency_ms", "latency_dense_ms"):  # present, and honest: not measured
+        assert written["achieved"][key] is None
+    assert written["requested"]["latency_ms"] is None
+    assert set(written["versions"]) >= {"flexrel", "flexrel-edge", "torch", "numpy", "python"}
+
+
+def test_result_json_says_what_the_result_says(tmp_path):
+    result = prune(
+        evaluate=lambda _: 0.75, budgets=[Parameters(0.8)], criterion=flexrel.FlexRel(0.3), seed=4
+    )
+    result.save(tmp_path)
+
+    written = json.loads((tmp_path / "result.json").read_text())
+
+    dense = 4 * 12 + 12 + 12 * 8 + 8 + 8 * 3 + 3
+    assert written["requested"] == {
+        "accuracy": None,
+        "sparsity": None,
+        "parameters": dense * 8 // 10,
+        "macs": None,
+        "bytes": None,
+        "latency_ms": None,
+    }
+    achieved = written["achieved"]
+    assert achieved["parameters_dense"] == dense
+    assert achieved["parameters"] == sum(p.numel() for p in result.model.parameters())
+    assert achieved["macs_dense"] == 4 * 12 + 12 * 8 + 8 * 3
+    assert (achieved["accuracy"], achieved["accuracy_dense"]) == (0.75, 0.75)
+    assert (written["criterion"], written["delta"]) == ("flexrel:0.3", 0.3)
+    assert (written["granularity"], written["seed"]) == ("channel", 4)
+
+
+def test_numbers_that_json_has_no_word_for_are_null(tmp_path):
+    result = prune()
+    far = replace(result.achieved, divergence=float("inf"))
+
+    replace(result, achieved=far, rivals=(far,), curves=(far,)).save(tmp_path)
+
+    text = (tmp_path / "result.json").read_text()
+    assert not re.search("NaN|Infinity", text)
+    assert json.loads(text)["achieved"]["divergence"] is None
+
+
+def test_plan_json_names_every_channel_kept_and_every_reason(tmp_path):
+    result = prune(keep=["second"])
+    result.save(tmp_path)
+
+    written = json.loads((tmp_path / "plan.json").read_text())
+
+    kept = result.plan.masks["first"].nonzero().squeeze(1).tolist()
+    assert written["granularity"] == "channel"
+    (group,) = written["groups"]
+    assert (group["name"], group["units"], group["kept"]) == ("first", 12, len(kept))
+    assert [at for run in group["keep"] for at in range(*run)] == kept
+    assert {(p["name"], p["reason"]) for p in written["protected"]} == {
+        ("second", "kept on request"),
+        ("last", "it is the network's output"),
+    }
+    dense, rows = network().first.weight, result.model.first.weight
+    assert torch.equal(rows, dense[torch.tensor(kept)])  # the channels named are those kept
+
+
+def test_plan_json_counts_elements(tmp_path):
+    result = prune(granularity="element")
+    result.save(tmp_path)
+
+    written = json.loads((tmp_path / "plan.json").read_text())
+
+    assert {s["name"]: s["kept"] for s in written["groups"]} == {
+        name: int(getattr(result.model, name).weight.count_nonzero())
+        for name in ("first", "second", "last")
+    }
+    assert [s["units"] for s in written["groups"]] == [48, 96, 24]
+
+
+def test_saving_over_a_directory_replaces_the_four_files_and_nothing_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    prune(budgets=[Sparsity(0.6)]).save(tmp_path)
+    old = {name: (tmp_path / name).read_bytes() for name in FILES}
+
+    prune(budgets=[Sparsity(0.2)]).save(tmp_path)
+
+    assert {p.name for p in tmp_path.iterdir()} == {*FILES, "notes.txt"}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert all((tmp_path / name).read_bytes() != old[name] for name in FILES)
+
+
+@pytest.mark.parametrize("written_before", [0, 1, 2, 3])
+def test_a_failing_save_leaves_nothing(written_before, tmp_path, monkeypatch):
+    result = prune()
+    result.save(tmp_path / "good")
+    calls = []
+
+    def fail(_):
+        calls.append(None)
+        if len(calls) > written_before:
+            raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="no space left"):
+        result.save(tmp_path / "bad")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+def test_a_result_that_can_not_be_packed_writes_nothing(tmp_path):
+    result = prune()
+    with torch.no_grad():
+        result.model.last.weight.mul_(1e9)
+    result.options["values"] = "float16"
+
+    with pytest.raises(flexrel.UsageError, match="float16"):
+        result.save(tmp_path / "none")
+
+    assert not (tmp_path / "none").exists()
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(compared):
+    page = Page(compared.report())
+
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert page.links == []
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", compared.report())
+    assert compared.report().startswith("<!doctype html>")
+
+
+def test_the_report_names_every_site_and_every_reason(compared):
+    page = Page(compared.report())
+
+    graph = compared.plan.graph
+    named = [compared.criterion.name, *(layer.name for layer in graph.groups)]
+    assert page.codes == [*named, *(layer.name for layer in graph.protected)]
+    protected = compared.plan.graph.protected
+    assert {p.name for p in protected} == {"second", "last"}
+    for layer in protected:
+        assert layer.reason in page.text
+
+
+def test_the_report_says_what_was_requested_and_achieved(compared):
+    text = Page(compared.report()).text
+
+    for number in (compared.achieved.parameters, compared.dense.parameters, compared.achieved.macs):
+        assert f"{number:,}" in text
+    assert f"at least {100 * compared.requested['accuracy']:.2f} %" in text
+    assert f"{100 * compared.achieved.accuracy:.2f} %" in text
+    assert "latency not measured" in text
+    assert compared.criterion.name in text
+
+
+def test_the_report_draws_a_curve_for_each_criterion_and_marks_the_result(compared):
+    page = Page(compared.report())
+
+    assert page.tags.count("polyline") == 3
+    dots = len(compared.curves) + 3 + 2  # and the legend: three criteria, the mark twice
+    assert page.tags.count("circle") == dots
+    for rival in compared.rivals:
+        assert rival.criterion in page.text
+
+
+@pytest.mark.parametrize("granularity", ["element", "channel"])
+def test_a_result_without_evaluation_has_a_report_too(granularity):
+    page = Page(prune(granularity=granularity).report())
+
+    assert "svg" not in page.tags
+    assert "Not drawn" in page.text
+    assert "not measured" in page.text
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='x'>",
+    "{{ 7 * 7 }}",
+    "a&lt;b",
+    "Größe",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_shown_and_not_obeyed(name):
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(4, 6))
+    model.add_module("last " + name, nn.Linear(6, 3))
+
+    page = Page(prune(random_(model)).report())
+
+    assert " ".join(name.split()) in page.text  # as it is, unescaped by the parser
+    assert not {"script", "img"} & set(page.tags)
+
+
+def test_a_hostile_criterion_and_reason_are_shown_and_not_obeyed():
+    class Odd:
+        name = "<b onclick=x>mine</b>"
+        needs_relevance = False
+
+        def scores(self, evidence):
+            return (known.magnitude() for known in evidence)
+
+    result = prune(criterion=Odd())
+    object.__setattr__(result.plan.graph, "protected", (Protected("last", "<i>a</i> & 'b'"),))
+
+    page = Page(result.report())
+
+    assert Odd.name in page.text
+    assert "<i>a</i> & 'b'" in page.text
+    assert not {"b", "i"} & set(page.tags)
+
+
+# --- numbers as a person reads them -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (percent(0.12345), "12.35 %"),  # 12.345 in binary is a little more
+        (percent(None), "not measured"),
+        (percent(0), "0.00 %"),
+        (size(999), "999 B"),
+        (size(1000), "1.00 kB"),
+        (size(1_234_567), "1.23 MB"),
+        (size(None), ""),
+        (count(1234567), "1,234,567"),
+        (count(None), ""),
+    ],
+)
+def test_numbers_are_shown_for_people(shown, expected):
+    assert shown == expected
+
+
+def points(*values):
+    return [{"criterion": "magnitude", "bytes": b, "accuracy": a} for b, a in values]
+
+
+def test_the_chart_puts_more_bytes_to_the_right_and_more_accuracy_up():
+    drawn = chart(points((100, 0.5), (200, 0.9)), {"bytes": 150, "accuracy": 0.7})
+
+    (line,) = drawn["lines"]
+    small, large = line["dots"]
+    assert small["x"] < drawn["mark"]["x"] < large["x"]
+    assert small["y"] > drawn["mark"]["y"] > large["y"]  # y grows downwards
+    assert drawn["mark"]["x"] == pytest.approx((small["x"] + large["x"]) / 2, abs=0.2)
+    assert drawn["mark"]["y"] == pytest.approx((small["y"] + large["y"]) / 2, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "values", [[(100, 0.0)], [(100, 1.0), (50, 1.0)], [(1, 0.3)], [(10**9, 0.5), (3, 0.5001)]]
+)
+def test_the_chart_stays_inside_its_frame(values):
+    drawn = chart(points(*values), {"bytes": values[0][0], "accuracy": None})
+
+    assert drawn["mark"] is None
+    for dot in drawn["lines"][0]["dots"]:
+        assert drawn["left"] <= dot["x"] <= drawn["right"]
+        assert 0 <= dot["y"] <= drawn["bottom"]
+    assert all(drawn["left"] <= tick["at"] <= drawn["right"] for tick in drawn["x_ticks"])
+    assert all(0 <= tick["at"] <= drawn["bottom"] + 0.1 for tick in drawn["y_ticks"])
+    assert 2 <= len(drawn["x_ticks"]) <= 8
+    assert len(drawn["y_ticks"]) <= 8

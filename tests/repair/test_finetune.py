@@ -1,0 +1,712 @@
+"""What training a pruned network promises, by loops, by hand, and by what must not change."""
+
+import copy
+import functools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+import flexrel
+from flexrel import FineTune, ModelError, UsageError
+from flexrel.core.distance import apart
+from flexrel.core.records import weight_of
+from flexrel.repair.training.recipe import optimizer_of
+from flexrel.structure import analyse, export, gone_entries
+from networks import Call, batch, bits, random_, random_plan, same_bits
+from trainings import (
+    Tied,
+    adam,
+    convolutional,
+    group_plan,
+    labelled,
+    perceptron,
+    pruned,
+    run,
+    same,
+    sgd,
+    weights,
+)
+
+drawn = settings(max_examples=12, derandomize=True)
+
+
+def looking(look):
+    """Return a constant schedule that calls `look(optimizer)` after each step but the last."""
+
+    class Look(torch.optim.lr_scheduler.LambdaLR):
+        def step(self, *args):
+            look(self.optimizer)
+            super().step(*args)
+
+    return lambda optimizer, steps: Look(optimizer, lambda _: 1.0)
+
+
+def positive_zero(tensor):
+    return bool((tensor.view(torch.int32) == 0).all())
+
+
+# --- the loop is the loop that one would write --------------------------------------------------
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.3, 1.0])
+def test_agrees_with_a_loop_written_by_hand(distillation):
+    dense = random_(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)))
+    network, plan = pruned(dense, "channel")
+    data = held_out = labelled(5)
+    order = []
+
+    found = FineTune(
+        2,
+        validation=held_out,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        schedule=lambda optimizer, steps: torch.optim.lr_scheduler.LinearLR(
+            optimizer, 1.0, 0.0, total_iters=steps
+        ),
+        augment=lambda x, _: order.append(x) or x,
+        distillation=distillation,
+        temperature=3.0,
+    )(network, dense, plan, data)
+
+    student, labels = copy.deepcopy(network), {id(x): y for x, y in data}
+    parameters = list(student.parameters())
+    speeds = [torch.zeros_like(p) for p in parameters]
+    for step, x in enumerate(order):
+        loss = slow_loss(student, dense, x, labels[id(x)], distillation, 3.0)
+        rate = 0.1 * (1 - step / 10)
+        for p, v, gradient in zip(
+            parameters, speeds, torch.autograd.grad(loss, parameters), strict=True
+        ):
+            v.mul_(0.9).add_(gradient)
+            p.data.sub_(rate * v)
+    assert len(order) == 10
+    assert found.training.best == 2
+    for name, value in found.model.state_dict().items():
+        assert torch.allclose(value, student.state_dict()[name], atol=1e-5), name
+    with torch.no_grad():
+        losses = [slow_loss(student, dense, x, y, distillation, 3.0) for x, y in held_out]
+    assert found.training.validation[-1] == pytest.approx(sum(losses).item() / 5, rel=1e-4)
+
+
+def slow_loss(student, dense, x, y, distillation, temperature):
+    """The definition, sample by sample: -ln p(label), and T² Σ p ln(p / q)."""
+    total = 0.0
+    for row, label in zip(x, y, strict=True):
+        scores, goal = student(row[None])[0], dense(row[None])[0].detach()
+        p, q = ((s / temperature).exp() for s in (goal, scores))
+        p, q = p / p.sum(), q / q.sum()
+        far = temperature**2 * (p * (p / q).log()).sum()
+        total += distillation * far - (1 - distillation) * scores.log_softmax(0)[label]
+    return total / len(x)
+
+
+def test_training_brings_back_what_pruning_lost():
+    data = labelled(20, samples=16)
+    dense = perceptron()
+    plan = group_plan(dense)
+
+    trained = FineTune(10, distillation=0.0)(flexrel.apply(dense, plan), dense, plan, data)
+
+    accuracy = flexrel.Accuracy(labelled(4, seed=9))
+    assert accuracy(trained.model) > accuracy(flexrel.apply(dense, plan)) + 0.2
+
+
+def test_order_is_drawn_anew_in_each_epoch_and_each_batch_comes_once():
+    data = labelled(6, samples=2)
+    seen = []
+
+    run(3, batches=data, validation=labelled(1), augment=lambda x, _: seen.append(id(x)) or x)
+
+    epochs = [seen[i : i + 6] for i in (0, 6, 12)]
+    assert all(sorted(epoch) == sorted(id(x) for x, _ in data) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_loader_keeps_its_own_order():
+    class Loader:
+        def __iter__(self):
+            return iter(data)
+
+    data = labelled(4, samples=2)
+    seen = []
+    settings = {"validation": labelled(1), "augment": lambda x, _: seen.append(x) or x}
+
+    run(2, data=Loader(), **settings)
+
+    assert all(a is b for a, (b, _) in zip(seen, data * 2, strict=True))
+
+
+def test_a_loader_may_give_more_batches_than_it_said():
+    class Loader:
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            return iter(labelled(5))
+
+    def one_cycle(optimizer, steps):  # it can't be asked for a step more than it was told
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps)
+
+    _, _, trained = run(2, data=Loader(), validation=labelled(1), schedule=one_cycle)
+
+    assert trained.training.stopped == "all epochs were run"
+
+
+# --- zeros are held -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adam], ids=["momentum", "adam"])
+@pytest.mark.parametrize("granularity", ["element", "2:4", "block:2x4", "tied", "convolution"])
+def test_zeros_are_plus_zero_after_every_step(granularity, optimizer):
+    dense, shape = random_(Tied()) if granularity == "tied" else perceptron(), (8,)
+    data = labelled(6)
+    if granularity == "convolution":
+        dense, shape = convolutional(), (4, 4, 4)
+        data = labelled(6, shape=shape)
+    kind = {"tied": "element", "convolution": "block:2x4"}.get(granularity, granularity)
+    if granularity == "tied":
+        data = [x for x, _ in data]
+    network, plan = pruned(dense, kind, shape)
+    if kind == "2:4":
+        plan = group_plan(dense)
+        network = flexrel.apply(dense, plan)
+    gone = {weight_of(place.name): gone_entries(place, plan) for place in plan.graph.groups}
+    steps = []
+
+    def look(optimizer):
+        shapes = {tuple(g.shape): g for g in gone.values()}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if tuple(p.shape) in shapes:
+                    assert positive_zero(p.detach()[shapes[tuple(p.shape)]])
+                    steps.append(tuple(p.shape))
+
+    trained = FineTune(2, validation=data, optimizer=optimizer, schedule=looking(look))(
+        network, dense, plan, data
+    )
+
+    assert len(steps) >= 11  # 6 batches in each of 2 epochs, but for the last step
+    assert trained.training.best > 0
+    for name, entries in gone.items():
+        weight = trained.model.get_parameter(name)
+        assert positive_zero(weight.detach()[entries])
+        assert (weight.detach()[~entries] != network.get_parameter(name)[~entries]).any()
+    if granularity == "tied":
+        assert trained.model.encode.weight is trained.model.decode.weight
+
+
+def test_channels_that_are_gone_need_no_holding():
+    network, _, trained = run(granularity="channel")
+
+    assert [p.shape for p in trained.model.parameters()] == [p.shape for p in network.parameters()]
+    assert not same(weights(trained.model), weights(network))
+
+
+# --- the best is taken --------------------------------------------------------------------------
+
+
+@drawn
+@given(seed=st.integers(0, 99), rate=st.sampled_from([0.01, 0.3, 3.0, 100.0]))
+def test_the_network_returned_has_the_lowest_validation_loss_that_was_seen(seed, rate):
+    held_out = labelled(2, seed=seed + 1)
+    network, _, trained = run(
+        4,
+        labelled(4, seed=seed),
+        validation=held_out,
+        optimizer=lambda p: torch.optim.SGD(p, lr=rate),
+        distillation=0.0,
+        seed=seed,
+    )
+
+    found = trained.training
+    losses = [functional.cross_entropy(trained.model(x), y).item() for x, y in held_out]
+    assert found.best == found.validation.index(min(found.validation))
+    assert sum(losses) / 2 == pytest.approx(min(found.validation), rel=1e-4)
+    if found.best == 0:
+        assert same(weights(trained.model), weights(network))
+
+
+def test_a_learning_rate_that_ruins_returns_the_network_as_it_was_given():
+    dense = perceptron()
+    network, plan = pruned(dense, "channel")
+    data = labelled(6)
+
+    found = FineTune(3, optimizer=lambda p: torch.optim.SGD(p, lr=1e3), distillation=1.0)(
+        dense, dense, plan, data
+    )
+
+    assert found.training.best == 0
+    assert found.training.validation[0] == pytest.approx(0, abs=1e-6)
+    assert same(weights(found.model), weights(dense))
+    assert network is not found.model
+
+
+def test_training_ends_when_it_was_no_better_for_so_many_epochs():
+    dense = perceptron()
+    _, plan = pruned(dense, "channel")
+
+    found = FineTune(
+        9, patience=2, optimizer=lambda p: torch.optim.SGD(p, lr=10.0), distillation=1.0
+    )(dense, dense, plan, labelled(6)).training
+
+    assert (found.ran, found.best, found.early) == (2, 0, True)
+    assert found.stopped == "no better for 2 epochs"
+
+
+def test_validation_is_the_mean_over_samples_in_evaluation_mode():
+    held_out = [*labelled(1, samples=2), *labelled(1, samples=6, seed=4)]
+    network, _, trained = run(1, validation=held_out, distillation=0.0)
+
+    assert network.training is False
+    x, y = (torch.cat(part) for part in zip(*held_out, strict=True))
+    before = functional.cross_entropy(network(x), y).item()
+    assert trained.training.validation[0] == pytest.approx(before, rel=1e-5)
+
+
+def test_a_share_of_the_batches_is_held_out_and_never_trained_on():
+    data = labelled(10, samples=2)
+    trained_on, held_out = [], []
+
+    def seen(x, _):
+        (trained_on if torch.is_grad_enabled() else held_out).append(id(x))
+        return x
+
+    _, _, trained = run(2, batches=data, validation=0.25, augment=seen)
+
+    assert len(set(trained_on)) == 8  # round(2.5) is 2
+    assert len(set(held_out)) == 2
+    assert not set(trained_on) & set(held_out)
+    assert trained.training.validated_on == "2 of 10 batches, held out"
+
+
+def test_what_is_held_out_is_seen_augmented_too_and_alike_each_time():
+    noises = []
+
+    def noisy(x, draw):
+        noise = torch.randn(x.shape, generator=draw)
+        if not torch.is_grad_enabled():
+            noises.append(noise)
+        return x + noise
+
+    run(2, batches=labelled(4), validation=0.25, augment=noisy)
+
+    assert len(noises) == 3  # before and after each epoch
+    assert all(noise.equal(noises[0]) for noise in noises)
+
+
+@pytest.mark.parametrize(("count", "share", "said"), [(2, 0.99, "1 of 2"), (9, 0.01, "1 of 9")])
+def test_at_least_one_batch_is_held_out_and_one_is_left(count, share, said):
+    _, _, trained = run(1, labelled(count), validation=share)
+
+    assert trained.training.validated_on == f"{said} batches, held out"
+
+
+def test_one_batch_is_trained_and_validated_on_and_the_record_says_so():
+    _, _, trained = run(1, labelled(1))
+
+    assert trained.training.validated_on == "the training data, which is one batch"
+
+
+# --- what is not finite -------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_the_best_so_far():
+    calls = []
+
+    def loss(output, labels):
+        calls.append(1)
+        scale = math.nan if len(calls) == 12 else 1.0  # in epoch 2: 3 + 1 batches, validated first
+        return functional.cross_entropy(output, labels) * scale
+
+    network, _, trained = run(5, labelled(4), loss=loss, distillation=0.0, augment=None)
+
+    found = trained.training
+    assert found.stopped.startswith("the loss was nan in step ")
+    assert "of epoch 3" in found.stopped
+    assert found.ran == 2
+    assert all(tensor.isfinite().all() for tensor in weights(trained.model).values())
+    assert network.training is False
+
+
+def test_weights_that_overflow_do_not_come_back():
+    network, _, trained = run(4, optimizer=lambda p: torch.optim.SGD(p, lr=1e38), distillation=0.0)
+
+    assert "finite" in trained.training.stopped or "nan" in trained.training.stopped
+    assert same(weights(trained.model), weights(network))
+
+
+def test_a_network_that_was_broken_from_the_start_is_returned_as_it_is():
+    dense = perceptron()
+    broken, plan = pruned(dense, "channel")
+    with torch.no_grad():
+        broken[0].bias.fill_(math.nan)
+
+    found = FineTune(2)(broken, dense, plan, labelled(4)).training
+
+    assert found.validation == (math.inf,)
+    assert found.stopped == "the loss was nan in step 1 of epoch 1"
+
+
+# --- the dense network's outputs ----------------------------------------------------------------
+
+
+def test_without_labels_all_of_the_loss_is_the_distance_from_the_dense_network():
+    dense = perceptron()
+    network, plan = pruned(dense)
+    data = [x for x, _ in labelled(8)]
+
+    trained = FineTune(20)(network, dense, plan, data)
+
+    assert trained.training.distillation == 1.0
+    distance = flexrel.core.evaluate.Divergence(dense, [x for x, _ in labelled(4, seed=5)])
+    assert distance(trained.model) < distance(network)
+
+
+def test_the_share_is_what_fits_the_data_unless_it_is_told():
+    regressor = random_(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 1)))
+    network, plan = pruned(regressor, "channel")
+    data = [(x, y.float()[:, None]) for x, y in labelled(3)]
+
+    def share(**settings):
+        return FineTune(1, **settings)(network, regressor, plan, data).training.distillation
+
+    assert run(1)[2].training.distillation == 0.5
+    assert run(1, distillation=0.2)[2].training.distillation == 0.2
+    assert share() == 1.0
+    assert share(loss=lambda output, labels: (output - labels).square().mean()) == 0.5
+
+
+def test_weights_say_how_often_a_sample_counts_in_training_and_not_in_validation():
+    x, y = labelled(1, samples=4)[0]
+    w = torch.tensor([2.0, 0.0, 1.0, 1.0])
+    twice = [0, 0, 2, 3]
+    dense = random_(nn.Linear(8, 3))
+    network, plan = pruned(dense)
+
+    def trained(batch, held_out):
+        tune = FineTune(1, validation=[held_out], optimizer=sgd)
+        return tune(network, dense, plan, [batch])
+
+    one = trained((x, y, w), (x, y, w))
+    other = trained((x[twice], y[twice]), (x, y))
+
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert one.training.validation == pytest.approx(other.training.validation)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 2, 5), (4, 1)])
+def test_a_sample_of_weight_two_is_as_far_as_two_samples(shape):
+    draw = torch.Generator().manual_seed(3)
+    goal, have = (torch.randn(shape, generator=draw) for _ in range(2))
+    rows = [0, 2, 2, 3]
+
+    weighted = apart([goal], [have], weights=torch.tensor([1.0, 0.0, 2.0, 1.0]))
+    repeated = apart([goal[rows]], [have[rows]])
+
+    assert [float(v) for v in weighted] == pytest.approx([float(v) for v in repeated])
+
+
+def test_several_outputs_in_a_mapping_are_brought_near_together():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 4), nn.Linear(4, 5)
+
+        def forward(self, x):
+            hidden = self.first(x)
+            return {"hidden": hidden, "scores": (self.second(hidden),)}
+
+    dense = random_(Two())
+    network, plan = pruned(dense)
+    data = [{"x": x} for x, _ in labelled(6)]
+
+    found = FineTune(4)(network, dense, plan, data).training
+
+    assert min(found.validation) < found.validation[0]
+
+
+def test_a_loss_of_one_number_a_sample_is_averaged():
+    def each(output, labels):
+        return functional.cross_entropy(output, labels, reduction="none")
+
+    settings = {"distillation": 0.0, "seed": 3}
+    one = run(2, loss=each, **settings)[2].training
+    other = run(2, **settings)[2].training
+
+    assert one.validation == pytest.approx(other.validation)
+
+
+# --- nothing else changes -----------------------------------------------------------------------
+
+
+def test_neither_network_nor_data_is_changed_and_modes_are_as_they_were():
+    dense, data = perceptron(), labelled(6)
+    network, plan = pruned(dense)
+    network.train()
+    network[1].eval()
+    dense[3].train()
+    before = bits(network), bits(dense), copy.deepcopy(data)
+
+    trained = FineTune(2)(network, dense, plan, data)
+
+    assert same_bits(bits(network), before[0])
+    assert same_bits(bits(dense), before[1])
+    pairs = zip(data, before[2], strict=True)
+    assert all(x.equal(a) and y.equal(b) for (x, y), (a, b) in pairs)
+    assert [m.training for m in trained.model.modules()] == before[0][1]
+    assert all(p.grad is None for p in trained.model.parameters())
+
+
+def test_modes_are_put_back_when_an_error_passes():
+    dense = perceptron().train()
+    network, plan = pruned(dense)
+    state = torch.get_rng_state()
+
+    def fails(x, draw):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FineTune(1, augment=fails)(network, dense, plan, labelled(4))
+
+    assert all(module.training for module in dense.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_same_seed_gives_the_same_network_whatever_the_global_generators_say():
+    def noise(x, draw):
+        return x + 0.1 * torch.randn(x.shape, generator=draw)
+
+    loader = DataLoader(TensorDataset(*map(torch.cat, zip(*labelled(4), strict=True))), 8, True)
+    settings = {"data": loader, "validation": labelled(1), "augment": noise}
+    dense = perceptron()
+    network, plan = pruned(dense)
+
+    def trained(seed):
+        return weights(FineTune(2, **settings, seed=seed)(network, dense, plan, []).model)
+
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(trained(7))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert same(*found)
+    assert not same(found[0], trained(8))
+
+
+def test_frozen_parameters_stay_frozen_and_so_do_the_statistics_of_a_frozen_norm():
+    dense = perceptron()
+    network, plan = pruned(dense)
+    for parameter in (*network[1].parameters(), network[4].bias):
+        parameter.requires_grad_(False)
+
+    trained = FineTune(2)(network, dense, plan, labelled(4)).model
+
+    changed = {n for n, t in weights(trained).items() if not t.equal(weights(network)[n])}
+    assert changed == {"0.weight", "0.bias", "4.weight"}
+    assert not trained[4].bias.requires_grad
+
+
+def test_statistics_of_norms_follow_the_data():
+    network, _, trained = run(3)
+
+    assert trained.training.best > 0
+    assert not trained.model[1].running_mean.equal(network[1].running_mean)
+
+
+def test_norms_and_biases_are_spared_by_weight_decay_unless_the_caller_decides():
+    class LayerNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.layer = nn.LayerNorm([2, 8]), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.layer(self.norm(x.view(-1, 2, 8)).flatten(1))
+
+    network = LayerNorm()
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+
+    groups = optimizer_of(network, None).param_groups
+    own = optimizer_of(network, functools.partial(torch.optim.SGD, weight_decay=0.5)).param_groups
+
+    decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay.pop("layer.weight") > 0
+    assert decay == {"norm.weight": 0, "norm.bias": 0, "layer.bias": 0}
+    assert [(group["weight_decay"], len(group["params"])) for group in own] == [(0.5, 4)]
+
+
+# --- networks as they come ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", ["element", "channel"])
+def test_an_exported_program_is_trained_as_it_is(granularity):
+    dense = perceptron()
+    example = batch(torch.randn(4, 8))
+    program = export(dense, example).graph
+    plan = random_plan(analyse(dense, example, granularity, program=program), 0)
+    network = flexrel.apply(program, plan)
+
+    trained = FineTune(3)(network, dense, plan, labelled(6))
+
+    assert trained.training.best > 0
+    assert trained.model(torch.randn(5, 8)).shape == (5, 3)
+    after, before = weights(trained.model), weights(network)
+    assert not same(after, before)
+    assert after["1.running_mean"].equal(before["1.running_mean"])
+    assert ((after["0.weight"] == 0) == (before["0.weight"] == 0)).all()
+
+
+def test_a_module_that_torch_exported_and_that_has_no_training_mode_is_trained():
+    dense = random_(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)))
+    network, plan = pruned(dense, "channel")
+    exported = torch.export.export(network, (torch.randn(8, 8),)).module()
+
+    trained = FineTune(2)(exported, dense, plan, [x for x, _ in labelled(4)])
+
+    assert trained.training.best > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_steps_are_computed_in_the_precision_that_was_asked_for(precision):
+    """Validation is in the network's own precision, in which it will be used."""
+    seen, validated = set(), set()
+
+    class Watch(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            (seen if torch.is_grad_enabled() else validated).add(y.dtype)
+            return y
+
+    dense = random_(nn.Sequential(Watch(8, 6), nn.ReLU(), nn.Linear(6, 3)))
+    network, plan = pruned(dense)
+    plain = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    plain.load_state_dict(dense.state_dict())
+    seen.clear()
+
+    trained = FineTune(2, precision=precision)(network, plain, plan, labelled(4))
+
+    assert seen == {getattr(torch, precision)}
+    assert validated == {torch.float32}
+    assert all(tensor.dtype == torch.float32 for tensor in weights(trained.model).values())
+    assert trained.training.precision == precision
+
+
+def test_training_under_inference_mode_or_without_gradients_is_training():
+    for mode in (torch.inference_mode, torch.no_grad):
+        dense = perceptron()
+        network, plan = pruned(dense)
+        with mode():
+            trained = FineTune(2)(network, dense, plan, labelled(6))
+
+        assert trained.training.best > 0
+
+
+# --- wrong usage, in one line -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "epochs=0; train for 1 epoch or more"),
+        ({"distillation": 1.5}, r"distillation=1.5 is no share in \[0, 1\]"),
+        ({"distillation": math.nan}, "distillation=nan is no share"),
+        ({"validation": 0.0}, r"validation=0.0 is no share in \(0, 1\)"),
+        ({"validation": 1}, "validation=1 is no share"),
+        ({"temperature": 0.0}, "temperature=0.0; it is a number above 0"),
+        ({"patience": 0}, "patience=0; wait for 1 epoch or more"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        FineTune(**({"epochs": 1} | arguments))
+
+
+def test_an_unknown_precision_is_refused(unchecked):
+    with pytest.raises(UsageError, match="precision 'half' is not known; there are: auto, float32"):
+        FineTune(1, precision="half")
+
+
+inputs = [x for x, _ in labelled(3)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batches": []}, "data gives no batch"),
+        ({"validation": []}, "validation gives no batch"),
+        ({"data": iter(labelled(2))}, "data is an iterator, gone after one use"),
+        ({"data": torch.randn(4, 8)}, r"data is one tensor of shape \[4, 8\]"),
+        ({"data": DataLoader(labelled(2))}, "data is a DataLoader, which may order its batches"),
+        ({"batches": inputs, "distillation": 0.5}, "has no labels, but 0.5 of the loss comes from"),
+        ({"batches": inputs, "loss": functional.cross_entropy}, "batch . has no labels"),
+        ({"batches": [*labelled(3), inputs[0]]}, "batch 3 has no labels"),
+        ({"batches": [(x, x[:, 0]) for x in inputs], "distillation": 0.0}, "pass loss="),
+        ({"loss": lambda o, y: o, "distillation": 0.0}, r"loss= must return one number.*\[8, 3\]"),
+        ({"optimizer": lambda p: None}, "optimizer= must return an optimizer, not NoneType"),
+        ({"schedule": lambda o, s: None}, "schedule= must return a scheduler, not NoneType"),
+        ({"schedule": lambda o, s: torch.optim.lr_scheduler.ReduceLROnPlateau(o)}, "stepped after"),
+        ({"augment": lambda x, d: x[:2]}, "augment= must return a tensor of 8 samples"),
+        ({"device": "nowhere"}, "device 'nowhere' can't be used here"),
+        ({"batches": [*labelled(2), (torch.full((2, 8), math.nan), torch.zeros(2).long())]}, "NaN"),
+        ({"batches": [(x, y, torch.ones(8)) for x, y in labelled(2)], "distillation": 0.0,
+          "loss": functional.cross_entropy}, "have weights, so loss= must return one number a"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused_in_one_line(arguments, message, unchecked):
+    with pytest.raises(UsageError, match=message) as found:
+        run(1, **arguments)
+
+    assert "\n" not in str(found.value)
+
+
+def test_a_network_that_is_frozen_whole_is_refused():
+    dense = perceptron()
+    network, plan = pruned(dense)
+
+    with pytest.raises(UsageError, match="all parameters of the network are frozen"):
+        FineTune(1)(network.requires_grad_(requires_grad=False), dense, plan, labelled(2))
+
+
+def test_a_network_through_which_no_gradient_goes_is_refused():
+    dense = perceptron()
+    network, plan = pruned(dense)
+    cut_off = nn.Sequential(network, Call(lambda x: x.detach()))
+    _, plan = pruned(nn.Sequential(dense, nn.Identity()))
+
+    with pytest.raises(ModelError, match="no gradient goes back through the network"):
+        FineTune(1)(cut_off, dense, plan, labelled(2))
+
+
+def test_batches_that_are_gone_after_one_use_are_refused_when_that_is_seen():
+    class Once:
+        def __init__(self):
+            self.batches = iter(labelled(3))
+
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            return self.batches
+
+    once = Once()
+    for _ in range(2):  # one is left, which is looked at first
+        next(once.batches)
+
+    with pytest.raises(UsageError, match="data gave no batch"):
+        run(1, data=once, validation=labelled(1))
+
+
+def test_progress_is_told_after_each_epoch():
+    said = []
+    dense = perceptron()
+    network, plan = pruned(dense)
+
+    FineTune(3)(network, dense, plan, labelled(3), lambda *told: said.append(told))
+
+    assert said == [("fine-tuning", done, 3) for done in (1, 2, 3)]
