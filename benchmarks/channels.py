@@ -149,7 +149,9 @@ def cut(bench, graph, scores, level):
     """Return the network without the channels that go first, at the level; None: can't be met."""
     removal = UnitRanking(graph, scores)
     limit = level * cost.macs(graph)
-    count = least_removal(lambda k: cost.macs(graph, removal.plan(k)), limit, removal.removable)
+    count = least_removal(
+        lambda k: cost.macs(graph, removal.plan(k).masks), limit, removal.removable
+    )
     return None if count is None else apply(bench.model, removal.plan(count))
 
 

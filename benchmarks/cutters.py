@@ -20,7 +20,7 @@ import survivors
 from flexrel.core import cost
 from flexrel.core.batches import read_batches
 from flexrel.core.evaluate import Divergence
-from flexrel.core.records import Measurement, silent
+from flexrel.core.measurement import Measurement, silent
 from flexrel.criteria import ALLOCATIONS
 from flexrel.pruning.builder import NetworkBuilder
 from flexrel.pruning.trials import Trials

@@ -116,7 +116,7 @@ def by_pbx(case, task):
 
 
 def _macs(graph, removal, count):
-    return cost.macs(graph, removal.plan(count))
+    return cost.macs(graph, removal.plan(count).masks)
 
 
 def by_flexrel(recover, case, task, ruler):

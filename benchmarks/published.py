@@ -10,10 +10,13 @@ outputs here, and a convolution is a linear layer whose inputs are its patches.
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from flexrel.relevance import Attribution
 
 DAMPING = 0.01  # of SparseGPT: of the mean of the Hessian's diagonal
 BLOCK = 128  # of its columns
@@ -166,7 +169,7 @@ class Explained:
     """Pruning by eXplaining: keep the channels with the largest relevance, in absolute value."""
 
     name: str = "PbX"
-    needs_relevance: bool = True
+    needs: ClassVar = frozenset({Attribution()})
 
     def scores(self, evidence):
         """Yield each channel's relevance: of a sample in absolute value, summed over samples."""

@@ -23,6 +23,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class Taylor:
 
     gradients: dict
     name: str = "taylor"
-    needs_relevance: bool = False
+    needs: ClassVar = frozenset()
 
     def scores(self, evidence: list[GroupSignals]):
         for group in evidence:
@@ -224,7 +225,7 @@ def measure(case, draw, wanted, *, train):
         pruned = apply(model, plan)
         cut = time.monotonic() - began
         cut += took_damage if isinstance(criterion, OBS) else 0
-        cut += took_relevance if criterion.needs_relevance else 0
+        cut += took_relevance if criterion.needs else 0
         began = time.monotonic()
         repaired = ClosedForm()(pruned, model, plan, images).model
         repair = time.monotonic() - began
@@ -235,8 +236,8 @@ def measure(case, draw, wanted, *, train):
             "divergence": divergence(repaired),
             "cut_s": cut,
             "repair_s": repair,
-            "macs": cost.macs(graph, plan) / cost.macs(graph),
-            "parameters": cost.parameters(graph, plan) / cost.parameters(graph),
+            "macs": cost.macs(graph, plan.masks) / cost.macs(graph),
+            "parameters": cost.parameters(graph, plan.masks) / cost.parameters(graph),
         }
         shown = {key: v if isinstance(v, str) else round(v, 3) for key, v in row.items()}
         print(case.name, draw, shown, flush=True)
@@ -259,7 +260,9 @@ def plan_at(graph, scores, case):
     if case.granularity == "element":
         return removal.plan(int((1 - case.level) * graph.units))
     limit = case.level * cost.macs(graph)
-    count = least_removal(lambda k: cost.macs(graph, removal.plan(k)), limit, removal.removable)
+    count = least_removal(
+        lambda k: cost.macs(graph, removal.plan(k).masks), limit, removal.removable
+    )
     if count is None:
         raise SystemExit(f"{case.name}: can't be cut so far")
     return removal.plan(count)

@@ -8,7 +8,7 @@ import torch
 from flexrel import OBS, FlexRel, Magnitude, Relevance
 from flexrel.core import cost
 from flexrel.core.batches import first_samples, read_batches
-from flexrel.core.records import layer_of
+from flexrel.core.graph import layer_of
 from flexrel.criteria import UnitRanking, scores_of
 from flexrel.pruning.bisection import least_removal
 from flexrel.relevance import calibrate
@@ -118,7 +118,7 @@ def anew(task):
     removal = UnitRanking(graph, first)
     limit = EARLIER * cost.parameters(graph)
     count = least_removal(
-        lambda k: cost.parameters(graph, removal.plan(k)), limit, removal.removable
+        lambda k: cost.parameters(graph, removal.plan(k).masks), limit, removal.removable
     )
     plan = removal.plan(count)
     _, second = relevance_of(apply(model, plan))

@@ -9,7 +9,7 @@ import numpy as np
 from flexrel.core import cost
 from flexrel.core.batches import first_samples, fitted_and_judged, read_batches
 from flexrel.core.evaluate import Divergence
-from flexrel.criteria import UnitRanking, measure_saliency, scores_of, without_unmeasured
+from flexrel.criteria import SALIENCY, UnitRanking, measure_saliency, scores_of, without_unmeasured
 from flexrel.pruning.bisection import least_removal
 from flexrel.pruning.builder import NetworkBuilder
 from flexrel.relevance import calibrate
@@ -64,7 +64,7 @@ class Workshop:
         statistics = calibrate(model, self.fitted)
         graph = without_unmeasured(graph, statistics)
         damages = None
-        if any(getattr(form, "needs_damage", False) for form in forms.values()):
+        if any(SALIENCY in form.needs for form in forms.values()):
             damages, unknown = measure_saliency(model, graph, self.fitted)
             known = [group for group in graph.groups if group.name in damages]
             graph = graph.only(known, unknown)
@@ -113,8 +113,8 @@ class Workshop:
         plan = self._plan(form, step)
         if plan is None:
             return None
-        kept = cost.parameters(self.graph, plan) / self.parameters
-        macs = cost.macs(self.graph, plan) / self.macs
+        kept = cost.parameters(self.graph, plan.masks) / self.parameters
+        macs = cost.macs(self.graph, plan.masks) / self.macs
         return self._point(form, step, self.making.network(plan), kept, macs)
 
     def network(self, form, step):
@@ -133,7 +133,7 @@ class Workshop:
         return None if count is None else removal.plan(count)
 
     def _parameters(self, removal, count):
-        return cost.parameters(self.graph, removal.plan(count))
+        return cost.parameters(self.graph, removal.plan(count).masks)
 
     def best_at(self, forms, key, step):
         """Return, of the forms' networks of that size, the one with the least `key`."""

@@ -57,7 +57,9 @@ def repair(packs):
     scores = scores_of(Magnitude(), graph, dict(model.named_parameters()), None)
     removal = UnitRanking(graph, scores)
     limit = LEFT * cost.macs(graph)
-    count = least_removal(lambda k: cost.macs(graph, removal.plan(k)), limit, removal.removable)
+    count = least_removal(
+        lambda k: cost.macs(graph, removal.plan(k).masks), limit, removal.removable
+    )
     plan = removal.plan(count)
     pruned = apply(model, plan)
     with common.Peak() as peak:

@@ -20,7 +20,7 @@ from flexrel import OBS, Relevance
 from flexrel.core import cost
 from flexrel.core.batches import first_samples, fitted_and_judged
 from flexrel.core.evaluate import Divergence
-from flexrel.core.records import Plan
+from flexrel.core.plan import Plan
 from flexrel.criteria import UnitRanking, measure_saliency, scores_of
 from flexrel.pruning.bisection import least_removal
 from flexrel.relevance import calibrate
@@ -46,7 +46,9 @@ def masks_after(network, images, criterion, limit):
         graph = graph.only(known, unknown)
     scores = scores_of(criterion, graph, named_tensors(network), stats, damages)
     removal = UnitRanking(graph, scores)
-    count = least_removal(lambda k: cost.macs(graph, removal.plan(k)), limit, removal.removable)
+    count = least_removal(
+        lambda k: cost.macs(graph, removal.plan(k).masks), limit, removal.removable
+    )
     return removal.plan(removal.removable if count is None else count).masks
 
 
@@ -75,7 +77,7 @@ def measure(case, draw):
                 "steps": steps,
                 "accuracy": accuracy(network, data.test),
                 "divergence": divergence(network),
-                "macs": cost.macs(graph, plan) / whole,
+                "macs": cost.macs(graph, plan.masks) / whole,
                 "seconds": time.monotonic() - began,
             }
             print(case.name, draw, row, flush=True)

@@ -56,7 +56,9 @@ def without_channels(model, sample, left=LEFT):
     scores = scores_of(Magnitude(), graph, dict(model.named_parameters()), None)
     removal = UnitRanking(graph, scores)
     limit = left * cost.macs(graph)
-    count = least_removal(lambda k: cost.macs(graph, removal.plan(k)), limit, removal.removable)
+    count = least_removal(
+        lambda k: cost.macs(graph, removal.plan(k).masks), limit, removal.removable
+    )
     return apply(model, removal.plan(count))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from flexrel.core.batches import read_batches
-from flexrel.core.records import Plan
+from flexrel.core.plan import Plan
 
 SIDE = 8  # pixels of an input image
 COLOURS = 3

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from flexrel import FineTune
-from flexrel.core.records import Plan
+from flexrel.core.plan import Plan
 from flexrel.structure import analyse
 from flexrel.structure.apply import apply
 from networks import batch, random_, random_plan

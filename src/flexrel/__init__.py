@@ -7,8 +7,8 @@ result.save("pruned")
 
 from flexrel.core.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
 from flexrel.core.evaluate import Accuracy
+from flexrel.core.measurement import Measurement
 from flexrel.core.plan import Plan
-from flexrel.core.records import Measurement
 from flexrel.criteria import OBS, Criterion, FlexRel, GroupSignals, Magnitude, Relevance
 from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
 from flexrel.io import PackReport, export, load, pack

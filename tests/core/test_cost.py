@@ -44,9 +44,9 @@ def test_a_plan_of_channels_by_hand():
     plan.masks["0"][:] = torch.tensor([True, True, True, False])  # 4 -> 3
     plan.masks["2"][:] = torch.tensor([True, False])  # 2 -> 1, and 72 features -> 36
 
-    assert cost.parameters(graph, plan) == 3 * 3 * 9 + 3 + 3 + (3 * 1 * 9 + 1) + (36 * 5 + 5)
-    assert cost.macs(graph, plan) == 3 * 3 * 9 * 64 + 3 * 1 * 9 * 36 + 36 * 5
-    assert cost.sparsity(graph, plan) == (1 + 1) / (4 + 2)
+    assert cost.parameters(graph, plan.masks) == 3 * 3 * 9 + 3 + 3 + (3 * 1 * 9 + 1) + (36 * 5 + 5)
+    assert cost.macs(graph, plan.masks) == 3 * 3 * 9 * 64 + 3 * 1 * 9 * 36 + 36 * 5
+    assert cost.sparsity(graph, plan.masks) == (1 + 1) / (4 + 2)
 
 
 @pytest.mark.parametrize(("resource", "of"), [("parameters", cost.parameters), ("MACs", cost.macs)])
@@ -72,9 +72,9 @@ def test_a_plan_of_elements_saves_parameters_and_no_multiply_adds():
     plan.masks["0"][0, :2] = False  # two kernels of 3 x 3
     plan.masks["4"][:, 1] = False  # one column of 5
 
-    assert cost.parameters(graph, plan) == cost.parameters(graph) - (18 + 5)
-    assert cost.macs(graph, plan) == cost.macs(graph)
-    assert cost.sparsity(graph, plan) == (18 + 5) / (3 * 4 * 9 + 4 * 2 * 9 + 72 * 5)
+    assert cost.parameters(graph, plan.masks) == cost.parameters(graph) - (18 + 5)
+    assert cost.macs(graph, plan.masks) == cost.macs(graph)
+    assert cost.sparsity(graph, plan.masks) == (18 + 5) / (3 * 4 * 9 + 4 * 2 * 9 + 72 * 5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -124,7 +124,9 @@ def test_elements_counted_are_those_left_in_the_pruned_network(model, seed):
 
     pruned = apply(model, plan)
 
-    assert cost.parameters(graph, plan) == sum(int(p.count_nonzero()) for p in pruned.parameters())
-    assert cost.macs(graph, plan) == macs_by_hooks(pruned, images())
+    assert cost.parameters(graph, plan.masks) == sum(
+        int(p.count_nonzero()) for p in pruned.parameters()
+    )
+    assert cost.macs(graph, plan.masks) == macs_by_hooks(pruned, images())
     zeros = sum(int((p == 0).sum()) for p in pruned.parameters())
-    assert cost.sparsity(graph, plan) == zeros / graph.units
+    assert cost.sparsity(graph, plan.masks) == zeros / graph.units

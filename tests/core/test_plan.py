@@ -19,7 +19,7 @@ from flexrel import FlexrelError, PackError, Plan, UsageError
 from flexrel.cli import main
 from flexrel.core import cost
 from flexrel.core.plan import parts
-from flexrel.core.plan.written import runs
+from flexrel.core.plan.write import runs
 from flexrel.structure import analyse
 from networks import (
     attributes_are_true,
@@ -117,7 +117,7 @@ def test_a_plan_makes_other_weights_of_the_same_network_smaller_too(plans):
     numbers_are_true(pruned)
     whole = plans["transformer"].graph
     assert sum(p.numel() for p in pruned.parameters()) == cost.parameters(
-        whole, plans["transformer"]
+        whole, plans["transformer"].masks
     )
 
 
@@ -458,7 +458,7 @@ def test_groups_heads_and_numbers_are_said(plans):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_tensor_that_shrinks_and_every_layer_left_alone_is_named(name, plans):
     model, plan = family(name), plans[name]
-    said = {n for p in parts(plan) for n in (*p.makers, *p.followers, *p.readers)}
+    said = {n for p in parts(plan.graph, plan.masks) for n in (*p.makers, *p.followers, *p.readers)}
     text = plan.explain()
 
     cut = flexrel.apply(model, plan)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexrel import UsageError
-from flexrel.core.records import GroupMember, PruningGraph, PruningGroup
+from flexrel.core.graph import GroupMember, PruningGraph, PruningGroup
 from flexrel.criteria import ALLOCATIONS, UnitRanking
 from flexrel.criteria.ranking import global_order, per_layer_order
 

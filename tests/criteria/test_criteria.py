@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flexrel import Criterion, FlexRel, GroupSignals, Magnitude, Relevance, UsageError, calibrate
-from flexrel.core.records import GroupMember, PruningGraph, PruningGroup
+from flexrel.core.graph import GroupMember, PruningGraph, PruningGroup
 from flexrel.criteria import BLENDS, scores_of
 from flexrel.criteria.scales import SCALES
 from flexrel.relevance import PARTS, LayerRelevance, RelevanceStats
@@ -469,7 +469,7 @@ class Squared:
     """A user's criterion: nothing inherited, nothing registered."""
 
     name = "squared"
-    needs_relevance = False
+    needs = frozenset()
 
     def scores(self, evidence):
         for group in evidence:
@@ -575,4 +575,4 @@ def test_names_say_delta_and_blend():
     assert FlexRel(0.5).name == "flexrel:0.5"
     assert FlexRel(1 / 3, blend="product").name == "flexrel:0.333333:product"
     assert (Magnitude().name, Relevance().name) == ("magnitude", "relevance")
-    assert not Magnitude().needs_relevance
+    assert not Magnitude().needs

@@ -9,7 +9,7 @@ from torch.nn import functional
 import flexrel
 from flexrel import OBS, UsageError
 from flexrel.core.batches import read_batches
-from flexrel.core.records import GroupMember, PruningGroup
+from flexrel.core.graph import GroupMember, PruningGroup
 from flexrel.criteria import scores_of
 from flexrel.criteria.kfac import KFACFactors, LayerFactors, measure_factors, readers_of
 from flexrel.criteria.obs import removal_costs

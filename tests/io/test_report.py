@@ -11,7 +11,7 @@ from torch import nn
 
 import flexrel
 from flexrel import AccuracyDrop, Magnitude, Parameters, Sparsity
-from flexrel.core.records import Protected
+from flexrel.core.graph import Protected
 from flexrel.io.report import chart, count, percent, size
 from networks import random_
 
@@ -333,7 +333,7 @@ def test_hostile_names_are_shown_and_not_obeyed(name):
 def test_a_hostile_criterion_and_reason_are_shown_and_not_obeyed():
     class Odd:
         name = "<b onclick=x>mine</b>"
-        needs_relevance = False
+        needs = frozenset()
 
         def scores(self, evidence):
             return (known.magnitude() for known in evidence)

@@ -32,7 +32,7 @@ from flexrel import (
 from flexrel.core import cost
 from flexrel.core.batches import fitted_and_judged
 from flexrel.core.evaluate import Divergence
-from flexrel.core.records import Plan
+from flexrel.core.plan import Plan
 from flexrel.criteria import UnitRanking, scores_of
 from flexrel.io import encode
 from flexrel.structure import analyse
@@ -398,7 +398,7 @@ def test_what_is_repaired_for_a_byte_budget_is_repaired_seldom(share):
 class Costs:
     """Notes what units are weighed against, and scores by size."""
 
-    name, needs_relevance = "costs", False
+    name, needs = "costs", frozenset()
 
     def __init__(self):
         self.seen = {}
@@ -558,7 +558,7 @@ class Latest:
     """A user's own criterion: a unit is worth its place."""
 
     name = "latest"
-    needs_relevance = False
+    needs = frozenset()
 
     def scores(self, evidence):
         for known in evidence:

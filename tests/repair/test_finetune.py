@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import flexrel
 from flexrel import FineTune, ModelError, UsageError
 from flexrel.core.distance import apart
-from flexrel.core.records import weight_of
+from flexrel.core.graph import weight_of
 from flexrel.repair.training.recipe import optimizer_of
 from flexrel.structure import analyse, export, gone_entries
 from networks import Call, batch, bits, random_, random_plan, same_bits

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import flexrel
 from flexrel import MaskHolder, UsageError
-from flexrel.core.records import weight_of
+from flexrel.core.graph import weight_of
 from flexrel.structure import gone_entries
 from networks import random_
 from oracles import needs

@@ -8,7 +8,7 @@ from torch import nn
 
 from flexrel import FlexRel, Magnitude, Relevance, Sparsity, prune
 from flexrel.core import cost
-from flexrel.core.records import Plan
+from flexrel.core.plan import Plan
 from flexrel.criteria import scores_of
 from flexrel.structure import analyse, disagreement, named_tensors
 from flexrel.structure.apply import apply, verify
@@ -50,7 +50,7 @@ def is_exact(model, inputs, constant):
     cut = apply(model, plan)
     verify(model, cut, plan, batch(inputs))
     assert same_bits(bits(model), before)
-    assert cost.parameters(graph, plan) == sum(p.numel() for p in cut.parameters())
+    assert cost.parameters(graph, plan.masks) == sum(p.numel() for p in cut.parameters())
     fresh = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(9))
     want, have = outputs(model, fresh), outputs(cut, fresh)
     assert float((want - have).abs().max()) <= 1e-6 * float(want.abs().max())
@@ -71,7 +71,7 @@ def test_by_hand():
     assert cut[2].weight.tolist() == [[1.0], [5.0]]
     assert cut[2].bias.tolist() == [3.0 * 2.0, 3.0 * -1.0]
     assert cut[2].bias.requires_grad
-    assert cost.parameters(graph, without_constants(graph)) == 1 + 1 + 2 + 2
+    assert cost.parameters(graph, without_constants(graph).masks) == 1 + 1 + 2 + 2
 
 
 def test_a_reader_that_loses_outputs_of_its_own_keeps_the_right_ones_of_its_new_bias():
@@ -92,7 +92,7 @@ def test_a_reader_that_loses_outputs_of_its_own_keeps_the_right_ones_of_its_new_
     shift = model[1].weight[:, 2] * model[0].bias[2]
     assert torch.equal(cut[1].bias, shift[[0, 2, 3]])
     verify(model, cut, plan, batch(inputs))
-    assert cost.parameters(graph, plan) == sum(p.numel() for p in cut.parameters())
+    assert cost.parameters(graph, plan.masks) == sum(p.numel() for p in cut.parameters())
 
 
 def conv_net(padding, mode="zeros", *, between=None, groups=1, bias=True):

@@ -23,9 +23,9 @@ from flexrel import (
     prune,
 )
 from flexrel.core import cost
+from flexrel.core.plan import Plan
 from flexrel.core.plan import Plan as FilePlan
 from flexrel.core.plan import Plan as ReadablePlan
-from flexrel.core.records import Plan
 from flexrel.criteria import scores_of
 from flexrel.structure import analyse, disagreement, named_tensors
 from flexrel.structure.apply import apply, verify
@@ -178,12 +178,12 @@ def test_what_blocks_of_a_resnet_cost_by_hand():
 
     assert by_unit == [first * 64] * 3 + [second * 16] * 2 + [4 * second * 4] * 2
     less = first + 2 * 8 + 2 * (second + 2 * 16)  # norms have two numbers a channel
-    assert cost.parameters(graph, plan) == cost.parameters(graph) - less
-    assert cost.macs(graph, plan) == cost.macs(graph) - first * 64 - 2 * second * 16
+    assert cost.parameters(graph, plan.masks) == cost.parameters(graph) - less
+    assert cost.macs(graph, plan.masks) == cost.macs(graph) - first * 64 - 2 * second * 16
     cut = apply(model, plan)
-    assert cost.parameters(graph, plan) == sum(p.numel() for p in cut.parameters())
-    assert cost.macs(graph, plan) == macs_by_hooks(cut, IMAGE)
-    assert cost.sparsity(graph, plan) == 3 / 7
+    assert cost.parameters(graph, plan.masks) == sum(p.numel() for p in cut.parameters())
+    assert cost.macs(graph, plan.masks) == macs_by_hooks(cut, IMAGE)
+    assert cost.sparsity(graph, plan.masks) == 3 / 7
 
 
 FORMS = {
@@ -214,8 +214,8 @@ def test_a_block_of_two_sums_goes_whole_with_its_attention(form):
     assert cost.unit_macs(graph)["blocks"].tolist() == [5 * weights + attention] * 4
     ends = 5 * 8 * 8 + 8 * 3
     assert cost.macs(graph) == 4 * (5 * weights + attention) + ends
-    assert cost.macs(graph, plan) == 2 * (5 * weights + attention) + ends
-    assert cost.parameters(graph, plan) == sum(p.numel() for p in cut.parameters())
+    assert cost.macs(graph, plan.masks) == 2 * (5 * weights + attention) + ends
+    assert cost.parameters(graph, plan.masks) == sum(p.numel() for p in cut.parameters())
 
 
 def test_of_blocks_in_blocks_the_innermost():
@@ -330,7 +330,7 @@ def test_a_weight_that_blocks_share_goes_with_the_last_of_them():
     for gone in (["layers.1"], ["layers.1", "layers.2"], ["layers.3"]):
         plan = plan_without(graph, *gone)
         cut = apply(model, plan)
-        assert cost.parameters(graph, plan) == sum(p.numel() for p in cut.parameters())
+        assert cost.parameters(graph, plan.masks) == sum(p.numel() for p in cut.parameters())
 
 
 def test_the_check_sees_another_block_gone():

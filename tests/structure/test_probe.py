@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from flexrel import ModelError
-from flexrel.core.records import Plan
+from flexrel.core.plan import Plan
 from flexrel.structure import analyse
 from flexrel.structure.apply import apply
 from graphs import HEADS, WIDTH, Attention, Tokens, layers, sentences

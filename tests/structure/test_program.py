@@ -177,7 +177,7 @@ def test_a_cut_program_computes_and_costs_what_the_masked_model_does(network, se
     assert same_bits(bits(model), before)
     inputs = images(5, seed=1)  # other samples, and more of them
     assert torch.allclose(outputs(cut, inputs), outputs(masked(model, plan), inputs), atol=1e-9)
-    assert sum(p.numel() for p in cut.parameters()) == cost.parameters(graph, plan)
+    assert sum(p.numel() for p in cut.parameters()) == cost.parameters(graph, plan.masks)
     verify(program.graph, cut, plan, program.example)
     assert trains(cut, program.example) is None
 

@@ -22,11 +22,11 @@ from flexrel.cli.sources import read_data, read_model
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.granularity import GRANULARITIES
 from flexrel.core.precision import VALUES
-from flexrel.core.records import FORMS
 from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.io import EXPORTS, check_exports, percent, render
 from flexrel.pruning import prune as prune_model
+from flexrel.pruning.sources import FORMS
 from flexrel.relevance import RelevanceStats
 from flexrel.relevance import calibrate as calibrate_model
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from flexrel.core.batches import RawBatch
 from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.evaluate import Accuracy
-from flexrel.core.records import Progress, silent
+from flexrel.core.measurement import Progress, silent
 from flexrel.errors import UsageError
 from flexrel.pruning import Result, prune
 

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from flexrel.core.measurement import Progress
 from flexrel.core.plan import Plan, named, parts, totals
-from flexrel.core.records import Progress
 from flexrel.io import count, percent
 from flexrel.pruning import Result
 from flexrel.relevance import Balance
@@ -59,10 +59,10 @@ def table(result: Result) -> Table:
 
 def plan_tables(plan: Plan) -> Iterator[Table]:
     """Yield what a plan does to each group, and what it leaves alone."""
-    groups = Table(caption="\n".join(totals(plan)), caption_justify="left")
+    groups = Table(caption="\n".join(totals(plan.graph, plan.masks)), caption_justify="left")
     for name in ("group", "keeps", "made by", "along go", "read by"):
         groups.add_column(name, overflow="fold")
-    for part in parts(plan):
+    for part in parts(plan.graph, plan.masks):
         keeps = f"{part.kept:,} of {part.units:,} {part.unit}"
         lists = ((keeps, *part.numbers), part.makers, part.followers, part.readers)
         groups.add_row(*map(escape, (named(part.name), *map("\n".join, lists))))

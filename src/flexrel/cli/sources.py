@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flexrel.cli import demo
 from flexrel.core.batches import RawBatch
-from flexrel.core.records import Progress
+from flexrel.core.measurement import Progress
 from flexrel.errors import PackError, UsageError
 from flexrel.io import fit, load
 

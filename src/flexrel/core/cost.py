@@ -13,32 +13,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexrel.core.records import Plan, PruningGraph, ResidualBlock, Work
+from flexrel.core.graph import Masks, PruningGraph, ResidualBlock, Work
 
 Cost = float | Float[Tensor, "units"]
 Resource = Literal["parameters", "MACs"]
 
 
-def parameters(graph: PruningGraph, plan: Plan | None = None) -> int:
+def parameters(graph: PruningGraph, masks: Masks | None = None) -> int:
     """Return how many parameters remain; zeroed entries do not count, tied ones count once."""
-    shapes = _shapes(graph, plan)
+    shapes = _shapes(graph, masks)
     total = sum(prod(shape) for shape in shapes.values())
-    total += sum(shapes[weight][0] for weight in _given_biases(graph, plan))
-    return total - (_zeroed(plan) if plan and graph.pattern.zeros else 0)
+    total += sum(shapes[weight][0] for weight in _given_biases(graph, masks))
+    return total - (_zeroed(graph, masks) if masks and graph.pattern.zeros else 0)
 
 
-def _zeroed(plan: Plan) -> int:
-    gone = [(group.layout, ~plan.masks[group.name]) for group in plan.graph.groups]
+def _zeroed(graph: PruningGraph, masks: Masks) -> int:
+    gone = [(group.layout, ~masks[group.name]) for group in graph.groups]
     return sum(layout.entries(mask) if layout else int(mask.sum()) for layout, mask in gone)
 
 
-def macs(graph: PruningGraph, plan: Plan | None = None) -> int:
+def macs(graph: PruningGraph, masks: Masks | None = None) -> int:
     """Return the multiply-adds of one sample."""
-    if plan and (blocks := _blocks(graph, plan)):
+    if masks and (blocks := _blocks(graph, masks)):
         return macs(graph) - sum(block.macs for block in blocks)
-    shapes = _shapes(graph, plan)
-    masks = plan.masks if plan else {}
-    gone = {group: int((~mask).sum()) for group, mask in masks.items()}
+    shapes = _shapes(graph, masks)
+    gone = {group: int((~mask).sum()) for group, mask in (masks or {}).items()}
     return sum(times * prod(shapes[weight]) for weight, times in graph.uses) + sum(
         _remaining(work, gone) for work in graph.work
     )
@@ -105,43 +104,43 @@ def unit_macs(graph: PruningGraph) -> dict[str, Cost]:
     return found
 
 
-def sparsity(graph: PruningGraph, plan: Plan) -> float:
+def sparsity(graph: PruningGraph, masks: Masks) -> float:
     """Return the share of prunable units removed: weights, blocks, channels or heads."""
-    return plan.removed / graph.units
+    return sum(int((~masks[group.name]).sum()) for group in graph.groups) / graph.units
 
 
-def _blocks(graph: PruningGraph, plan: Plan | None = None) -> list[ResidualBlock]:
-    """Return all blocks, or those that the plan removes."""
+def _blocks(graph: PruningGraph, masks: Masks | None = None) -> list[ResidualBlock]:
+    """Return all blocks, or those that go."""
     return [
         block
         for group in graph.groups
         for unit, block in enumerate(group.blocks)
-        if plan is None or not plan.masks[group.name][unit]
+        if masks is None or not masks[group.name][unit]
     ]
 
 
-def _given_biases(graph: PruningGraph, plan: Plan | None) -> set[str]:
+def _given_biases(graph: PruningGraph, masks: Masks | None) -> set[str]:
     """Return the weights of layers that get a bias, in place of constant units that go."""
     return {
         part.tensor
         for group in graph.groups
         for part in group.members
-        if plan and part.values is not None
+        if masks and part.values is not None
         if part.tensor.removesuffix("weight") + "bias" not in graph.shapes
-        if bool(part.values[~plan.masks[group.name].flatten()].any())
+        if bool(part.values[~masks[group.name].flatten()].any())
     }
 
 
-def _shapes(graph: PruningGraph, plan: Plan | None) -> dict[str, list[int]]:
-    """Return every parameter's shape once the plan's channels or blocks are gone."""
+def _shapes(graph: PruningGraph, masks: Masks | None) -> dict[str, list[int]]:
+    """Return every parameter's shape once channels or blocks are gone."""
     shapes = {name: list(shape) for name, shape in graph.shapes.items()}
-    if plan:
-        passed = _blocks(graph, plan)
+    if masks:
+        passed = _blocks(graph, masks)
         kept = set(_blocks(graph)) - set(passed)
         for name in {t for b in passed for t in b.tensors} - {t for b in kept for t in b.tensors}:
             del shapes[name]
-    for group in graph.groups if plan else ():
-        gone = group.units - int(plan.masks[group.name].sum()) if plan else 0
+    for group in graph.groups if masks else ():
+        gone = int((~masks[group.name]).sum()) if masks else 0
         for part in group.members:
             if part.tensor in shapes:  # buffers are no parameters
                 shapes[part.tensor][part.axis] -= gone * part.index.shape[1]

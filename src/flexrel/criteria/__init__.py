@@ -3,10 +3,13 @@
 from flexrel.criteria.criteria import (
     BLENDS,
     OBS,
+    SALIENCY,
     Criterion,
     FlexRel,
     Magnitude,
     Relevance,
+    Signal,
+    attribution_of,
     scores_of,
 )
 from flexrel.criteria.ranking import ALLOCATIONS, Allocation, Ranking, UnitRanking, rank_units
@@ -17,6 +20,7 @@ __all__ = [
     "ALLOCATIONS",
     "BLENDS",
     "OBS",
+    "SALIENCY",
     "Allocation",
     "Criterion",
     "FlexRel",
@@ -24,7 +28,9 @@ __all__ = [
     "Magnitude",
     "Ranking",
     "Relevance",
+    "Signal",
     "UnitRanking",
+    "attribution_of",
     "measure_saliency",
     "rank_units",
     "scores_of",

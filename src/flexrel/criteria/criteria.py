@@ -9,21 +9,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Final, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from flexrel.core.cost import Cost, Resource, unit_costs
-from flexrel.core.records import PruningGraph, Saliency, Scores
+from flexrel.core.graph import PruningGraph
+from flexrel.core.measurement import Saliency, Scores
 from flexrel.criteria.scales import SCALES, Maker, Scale, alone, scaled
 from flexrel.criteria.signals import GroupSignals
 from flexrel.errors import UsageError
-from flexrel.relevance import PARTS, Part, RelevanceStats
+from flexrel.relevance import PARTS, Attribution, AttributionTarget, Part, RelevanceStats, RuleLike
 
 Blend = Literal["sum", "product"]
 BLENDS: tuple[Blend, ...] = ("sum", "product")
 _NETWORK: tuple[Scale, Scale] = ("network", "network")
+SALIENCY: Final = "saliency"  # what a removal costs that no refit of the readers makes up for
+Signal = Attribution | Literal["saliency"]
 
 
 @runtime_checkable
@@ -35,8 +38,8 @@ class Criterion(Protocol):
         """Name in plans and reports."""
 
     @property
-    def needs_relevance(self) -> bool:
-        """Whether the evidence must have statistics."""
+    def needs(self) -> frozenset[Signal]:
+        """What must be measured for it besides weights: SALIENCY, an `Attribution`, or both."""
 
     def scores(self, evidence: Sequence[GroupSignals]) -> Iterator[Tensor]:
         """Yield one tensor of scores for each group, of the group's shape. Higher means keep."""
@@ -52,7 +55,7 @@ class Magnitude:
 
     scale: Scale | None = None
     name: str = "magnitude"
-    needs_relevance: bool = False
+    needs: ClassVar[frozenset[Signal]] = frozenset()
 
     def __post_init__(self) -> None:
         _check_scale(self.scale)
@@ -71,12 +74,20 @@ class Relevance:
         part: of relevance: "sum" (the paper's literal reading), "positive", "absolute", or
             "sample", see `FlexRel`.
         scale: that makes layers comparable, see `FlexRel`.
+        rule: how relevance goes back through a layer, as in `calibrate`.
+        output: what relevance starts from, likewise.
     """
 
     part: Part | None = None
     scale: Scale | None = None
+    rule: RuleLike = "gradient-input"
+    output: str | AttributionTarget = "auto"
     name: str = "relevance"
-    needs_relevance: bool = True
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """The relevance by the rule, from the output."""
+        return frozenset({Attribution(self.rule, self.output)})
 
     def __post_init__(self) -> None:
         _check_part(self.part)
@@ -101,8 +112,7 @@ class OBS:
     """
 
     name: str = "obs"
-    needs_relevance: bool = False
-    needs_damage: bool = True
+    needs: ClassVar[frozenset[Signal]] = frozenset({SALIENCY})
 
     def scores(self, evidence: Sequence[GroupSignals]) -> Iterator[Tensor]:
         """Yield what each unit's removal damages, over its cost; of single weights, as it is."""
@@ -136,6 +146,8 @@ class FlexRel:
             size of its weights arbitrary, and "cost" for R, which is comparable over layers as
             it is. A single signal, and M in the product, is not brought to [0, 1] by "network"
             but taken as it is: its order is the same.
+        rule: how relevance goes back through a layer, as in `calibrate`.
+        output: what relevance starts from, likewise.
 
     Source:
         arXiv 2405.13088, score of a parameter; the paper leaves the normalisation open.
@@ -145,7 +157,13 @@ class FlexRel:
     blend: Blend = "sum"
     part: Part | None = None
     scale: Scale | None = None
-    needs_relevance: bool = True
+    rule: RuleLike = "gradient-input"
+    output: str | AttributionTarget = "auto"
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """The relevance by the rule, from the output."""
+        return frozenset({Attribution(self.rule, self.output)})
 
     def __post_init__(self) -> None:
         if not 0 <= self.delta <= 1:
@@ -175,8 +193,8 @@ class FlexRel:
     def _relevance(self, evidence: Sequence[GroupSignals]) -> Relevance:
         """Return the criterion whose scores are the product's relevance, or the sum's alone."""
         if self.blend == "sum" or _in_units(evidence):
-            return Relevance(self.part, self.scale)
-        return Relevance(self.part, "mean")
+            return Relevance(self.part, self.scale, self.rule, self.output)
+        return Relevance(self.part, "mean", self.rule, self.output)
 
     def _sum(self, evidence: Sequence[GroupSignals]) -> Iterator[Tensor]:
         default: tuple[Scale, Scale] = ("mean", "cost") if _in_units(evidence) else _NETWORK
@@ -192,6 +210,11 @@ class FlexRel:
         relevances = self._relevance(evidence).scores(evidence)
         for m, r in zip(magnitudes, relevances, strict=True):
             yield m.pow_(1 - self.delta).mul_(r.pow_(self.delta))
+
+
+def attribution_of(criterion: Criterion) -> Attribution | None:
+    """Return which relevance the criterion needs, if any."""
+    return next((need for need in criterion.needs if isinstance(need, Attribution)), None)
 
 
 def scores_of(
@@ -220,7 +243,7 @@ def scores_of(
     Raises:
         UsageError: the statistics are missing, or the criterion made a NaN or a wrong shape.
     """
-    if criterion.needs_relevance and statistics is None:
+    if attribution_of(criterion) is not None and statistics is None:
         raise UsageError(f"criterion {criterion.name!r} needs statistics; pass calibration data")
     costs = unit_costs(graph, resource)
     entries = [replace(s, shape=s.layout.shape) if s.layout else s for s in graph.groups]

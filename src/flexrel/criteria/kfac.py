@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch, RawBatch, divided, read_batches
-from flexrel.core.records import Progress, PruningGraph, silent
+from flexrel.core.graph import PruningGraph
+from flexrel.core.measurement import Progress, silent
 from flexrel.core.running import backward_to_inputs, call, rooted, scores_in, tensors_of
 from flexrel.errors import ModelError
 from flexrel.repair import (

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexrel.core.records import GroupMember, PruningGroup, layer_of, weight_of
+from flexrel.core.graph import GroupMember, PruningGroup, layer_of, weight_of
 from flexrel.criteria.kfac import KFACFactors, LayerFactors
 
 _RIDGE = 1e-3  # of the mean square of an input

@@ -16,7 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flexrel.core.granularity import Layout
-from flexrel.core.records import Plan, PruningGraph, PruningGroup, Scores
+from flexrel.core.graph import PruningGraph, PruningGroup
+from flexrel.core.measurement import Scores
+from flexrel.core.plan import Plan
 from flexrel.errors import UsageError
 
 _LARGEST = float(np.finfo(np.float32).max)  # an infinite score counts as this

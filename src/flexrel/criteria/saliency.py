@@ -12,15 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch, RawBatch, divided, joined, read_batches
-from flexrel.core.records import (
-    Progress,
-    Protected,
-    PruningGraph,
-    PruningGroup,
-    Saliency,
-    layer_of,
-    silent,
-)
+from flexrel.core.graph import Protected, PruningGraph, PruningGroup, layer_of
+from flexrel.core.measurement import Progress, Saliency, silent
 from flexrel.core.running import scores_in, tensors_of, undisturbed
 from flexrel.criteria.kfac import KFACFactors, measure_factors, readers_of
 from flexrel.criteria.obs import refitted, removal_costs

@@ -8,15 +8,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flexrel.core.cost import Cost
-from flexrel.core.records import (
+from flexrel.core.graph import (
     Protected,
     PruningGraph,
     PruningGroup,
     ResidualBlock,
-    Saliency,
     layer_of,
     weight_of,
 )
+from flexrel.core.measurement import Saliency
 from flexrel.errors import UsageError
 from flexrel.relevance import LayerRelevance, Part, RelevanceStats
 

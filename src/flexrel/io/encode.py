@@ -14,6 +14,7 @@ from flexrel.core.batches import RawBatch, fitted_and_judged
 from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.evaluate import Divergence, Evaluate, checked
 from flexrel.core.fingerprint import fingerprint
+from flexrel.core.measurement import Progress, silent
 from flexrel.core.precision import (
     FINEST_FIRST,
     LARGEST,
@@ -23,7 +24,6 @@ from flexrel.core.precision import (
     check_values,
     stored,
 )
-from flexrel.core.records import Progress, silent
 from flexrel.core.running import duplicate
 from flexrel.errors import BudgetError, PrecisionError, UsageError
 from flexrel.io.onnx import onnx_graph, stored_as_is

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import flexrel_edge
-from flexrel.core.records import weight_of
+from flexrel.core.graph import weight_of
 from flexrel.errors import PackError, UsageError
 from flexrel.io.state import Numbers, read, state_of
 from flexrel.structure import Layer, Number, Transposed, number_in, resize_, set_number_, skip_

@@ -8,8 +8,9 @@ from torch import nn
 
 from flexrel.core.batches import RawBatch
 from flexrel.core.evaluate import Divergence
+from flexrel.core.measurement import Progress, RecoveryStep
+from flexrel.core.plan import Plan
 from flexrel.core.precision import LARGEST, Values
-from flexrel.core.records import Plan, Progress, RecoveryStep
 from flexrel.core.running import duplicate
 from flexrel.io import encode, round_
 from flexrel.repair import RepairResult

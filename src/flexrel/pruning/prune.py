@@ -9,7 +9,6 @@ from typing import Literal
 
 from torch import nn
 
-from flexrel.core import plan as plans
 from flexrel.core.batches import (
     Batch,
     RawBatch,
@@ -20,16 +19,18 @@ from flexrel.core.batches import (
 )
 from flexrel.core.budgets import AccuracyDrop, Budget
 from flexrel.core.evaluate import Accuracy, Divergence, Evaluate
+from flexrel.core.measurement import Measurement, Progress, silent
 from flexrel.core.precision import RequestedPrecision, Values
-from flexrel.core.records import Form, Measurement, Progress, silent
 from flexrel.core.running import unwrapped
 from flexrel.criteria import (
     ALLOCATIONS,
     OBS,
+    SALIENCY,
     Criterion,
     FlexRel,
     Magnitude,
     Relevance,
+    attribution_of,
     measure_saliency,
     without_unmeasured,
 )
@@ -39,7 +40,7 @@ from flexrel.pruning.input_shift import input_shift
 from flexrel.pruning.request import Request, check_request, short_of
 from flexrel.pruning.result import Result
 from flexrel.pruning.solving import Found, least_of, plan_of, solved
-from flexrel.pruning.sources import PruneTarget, Sources
+from flexrel.pruning.sources import Form, PruneTarget, Sources
 from flexrel.pruning.trials import Trials
 from flexrel.relevance import AttributionTarget, RuleLike, calibrate, rule_of
 from flexrel.repair import Recovery, recoveries
@@ -157,9 +158,9 @@ def prune(
     forms = Sources(model, example, batches, granularity, tuple(keep), form)
     subject = forms.first()
     statistics = None
-    if compare or any(option.needs_relevance for option in options):
+    if compare or any(attribution_of(option) is not None for option in options):
         statistics = calibrate(model, fitted, rule, output, progress)
-    damaging = any(getattr(option, "needs_damage", False) for option in options)
+    damaging = any(SALIENCY in option.needs for option in options)
     divergence = Divergence(model, judged)
     order = ALLOCATIONS[allocation]
     repairing = (partial(repair, batches=fitted), fitted) if repair else ()
@@ -207,7 +208,7 @@ def prune(
         model=network,
         program=saved(subject.program, network) if subject.program else None,
         example=next(read_batches(batches[:1], model)),
-        plan=plans.Plan(plan.graph, plan.masks),
+        plan=plan,
         criterion=chosen,
         dense=dense,
         achieved=achieved,

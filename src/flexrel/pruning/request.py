@@ -8,10 +8,11 @@ from flexrel.core.budgets import RESOURCES, AccuracyDrop, Budget
 from flexrel.core.cost import Resource
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.granularity import Pattern
+from flexrel.core.measurement import Measurement
 from flexrel.core.precision import VALUES, check_values
-from flexrel.core.records import FORMS, Measurement
 from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import UsageError
+from flexrel.pruning.sources import FORMS
 
 
 @dataclass(frozen=True, slots=True)

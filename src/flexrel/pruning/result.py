@@ -12,8 +12,8 @@ from torch import nn
 
 from flexrel.core.batches import Batch
 from flexrel.core.evaluate import standard_error
+from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.plan import Plan
-from flexrel.core.records import Measurement, RecoveryStep
 from flexrel.criteria import Criterion, FlexRel
 from flexrel.io import EXPORTS, check_exports, encode, exported, fixed, graph_notes, render
 from flexrel_edge.files import replace_file

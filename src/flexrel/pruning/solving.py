@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from flexrel.core.plan import Plan
 from flexrel.core.precision import FINEST_FIRST, RequestedPrecision, Values
-from flexrel.core.records import Plan
 from flexrel.criteria import Criterion, Magnitude
 from flexrel.errors import BudgetError, PrecisionError
 from flexrel.pruning.bisection import most_removal

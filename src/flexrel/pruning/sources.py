@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
 from flexrel.core.batches import Batch, RawBatch, first_samples, read_batches
-from flexrel.core.records import Form, Plan, PruningGraph
+from flexrel.core.graph import PruningGraph
+from flexrel.core.plan import Plan
 from flexrel.errors import BudgetError, ModelError, UnprunableError
 from flexrel.structure import Program, analyse, apply, export, trains, verify
+
+Form = Literal["auto", "module", "exported"]
+FORMS: tuple[Form, ...] = ("auto", "module", "exported")
 
 _OTHER_SAMPLES = 3  # that a program is verified on too
 

@@ -11,7 +11,9 @@ from flexrel.core import cost
 from flexrel.core.budgets import Budget
 from flexrel.core.cost import Resource
 from flexrel.core.evaluate import Evaluate, checked
-from flexrel.core.records import Measurement, Plan, PruningGraph, RecoveryStep, Saliency
+from flexrel.core.graph import Masks, PruningGraph
+from flexrel.core.measurement import Measurement, RecoveryStep, Saliency
+from flexrel.core.plan import Plan
 from flexrel.criteria import Allocation, Criterion, Ranking, UnitRanking, rank_units, scores_of
 from flexrel.errors import BudgetError, UsageError
 from flexrel.pruning.bisection import least_removal
@@ -28,7 +30,7 @@ _BYTES_STEPS = 1000  # of the units, where bytes rose as units went
 
 
 Limit = tuple[
-    Callable[[PruningGraph, Plan], int], float
+    Callable[[PruningGraph, Masks], int], float
 ]  # what counts a cost, and the most allowed
 
 
@@ -81,9 +83,9 @@ class Trials:
         self.making.progress(f"measuring {criterion.name}", 0, 1)
         measurement = Measurement(
             criterion=criterion.name,
-            removed=cost.sparsity(self.graph, plan),
-            parameters=cost.parameters(self.graph, plan),
-            macs=cost.macs(self.graph, plan),
+            removed=cost.sparsity(self.graph, plan.masks),
+            parameters=cost.parameters(self.graph, plan.masks),
+            macs=cost.macs(self.graph, plan.masks),
             bytes=self.making.size(network),
             accuracy=checked(self.evaluate, network) if self.evaluate else None,
             divergence=self.making.divergence(network),
@@ -188,7 +190,7 @@ class Trials:
             return plan
 
         def room(plan: Plan) -> float:
-            shares = (1 - of(self.graph, plan) / max(limit, 1) for of, limit in limits)
+            shares = (1 - of(self.graph, plan.masks) / max(limit, 1) for of, limit in limits)
             return min(shares, default=0.0)
 
         for tried, (group, unit) in enumerate(removal.best_removed(count)):
@@ -281,11 +283,11 @@ class Trials:
         """Return the least number to ask for where that is not how many units go."""
 
         def kept(count: int) -> float:
-            return 1 - cost.sparsity(self.graph, removal.plan(count))
+            return 1 - cost.sparsity(self.graph, removal.plan(count).masks)
 
         count = least_removal(kept, 1 - wanted + _ROUNDING, removal.removable)
         if count is None:
-            most = cost.sparsity(self.graph, removal.plan(removal.removable))
+            most = cost.sparsity(self.graph, removal.plan(removal.removable).masks)
             raise BudgetError("sparsity", wanted, most, advice)
         return count
 
@@ -293,7 +295,7 @@ class Trials:
         if resource == "parameters" and self.graph.granularity == "element":
             return cost.parameters(self.graph) - count  # a plan of millions costs a second
         plan = removal.plan(count)
-        return (cost.macs if resource == "MACs" else cost.parameters)(self.graph, plan)
+        return (cost.macs if resource == "MACs" else cost.parameters)(self.graph, plan.masks)
 
     def choose(
         self, candidates: Sequence[Criterion], plan_of: Callable[[Criterion], Plan | None]
@@ -320,7 +322,7 @@ class Trials:
         The cost is in the resource that is short.
         """
         of = cost.macs if self.resource == "MACs" else cost.parameters
-        limit = of(self.graph, like)
+        limit = of(self.graph, like.masks)
         removal = self.removal(criterion)
         counted = partial(self._cost, removal, self.resource)
         count = least_removal(counted, limit, removal.removable)

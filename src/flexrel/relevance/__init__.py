@@ -17,7 +17,7 @@ from flexrel.relevance.rules import (
     rule_of,
 )
 from flexrel.relevance.stats import PARTS, LayerRelevance, Part, RelevanceStats
-from flexrel.relevance.targets import OUTPUTS, AttributionTarget
+from flexrel.relevance.targets import OUTPUTS, Attribution, AttributionTarget
 
 __all__ = [
     "OUTPUTS",
@@ -25,6 +25,7 @@ __all__ = [
     "RULES",
     "Affine",
     "AttnLRP",
+    "Attribution",
     "AttributionTarget",
     "Balance",
     "ByDepth",

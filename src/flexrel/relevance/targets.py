@@ -1,6 +1,7 @@
 """What relevance starts from: one scalar a sample, made of the model's output."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -9,11 +10,35 @@ from torch import Tensor
 from flexrel.core.batches import Batch
 from flexrel.core.running import is_class_scores, scores_in
 from flexrel.errors import ModelError, UsageError
+from flexrel.relevance.rules import RuleLike, rule_of
 
 AttributionTarget = Callable[
     [Any, Tensor | None], Tensor
 ]  # (output, labels) -> one scalar per sample
 OUTPUTS = ("auto", "label", "predicted", "norm")
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Which relevance is wanted: by which rule, from which output.
+
+    Attributes:
+        rule: as in `calibrate`.
+        output: as in `calibrate`.
+
+    Raises:
+        UsageError: there is no such rule or output.
+    """
+
+    rule: RuleLike = "gradient-input"
+    output: str | AttributionTarget = "auto"
+
+    def __post_init__(self) -> None:
+        rule_of(self.rule)
+        check_output(self.output)
+
+    def __hash__(self) -> int:
+        return hash((rule_of(self.rule).name, self.output))
 
 
 def check_output(output: object) -> None:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch, RawBatch, device_of, fewer, first_samples, read_batches
-from flexrel.core.records import Plan, Progress, silent, weight_of
+from flexrel.core.graph import weight_of
+from flexrel.core.measurement import Progress, silent
+from flexrel.core.plan import Plan
 from flexrel.core.running import undisturbed
 from flexrel.repair.layerwise import LayerStop, LayerwiseForward
 from flexrel.repair.least_squares import solve

@@ -7,7 +7,8 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from flexrel.core.batches import RawBatch, read_batches
-from flexrel.core.records import Plan, Progress, Training, silent
+from flexrel.core.measurement import Progress, Training, silent
+from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate
 from flexrel.repair.closed_form import HELD_OUT, LayerRepair, reconstruct_
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 from flexrel.core.batches import Batch
 from flexrel.core.fingerprint import fingerprint
 from flexrel.core.granularity import Layout, Pattern
-from flexrel.core.records import (
+from flexrel.core.graph import (
     Attribute,
     GroupMember,
     Numeral,

@@ -6,7 +6,8 @@ from torch import nn
 
 from flexrel.core.batches import Batch
 from flexrel.core.fingerprint import fingerprint
-from flexrel.core.records import Attribute, Plan, PruningGraph, PruningGroup, weight_of
+from flexrel.core.graph import Attribute, PruningGraph, PruningGroup, weight_of
+from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate, unwrapped
 from flexrel.errors import ModelError, UsageError
 from flexrel.structure.cut import Number, mask_, named_tensors, number_in, shrink_

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexrel.core.batches import Batch
-from flexrel.core.records import GroupMember, Plan, PruningGraph, PruningGroup, layer_of, weight_of
+from flexrel.core.graph import GroupMember, PruningGraph, PruningGroup, layer_of, weight_of
+from flexrel.core.plan import Plan
 from flexrel.core.running import call, duplicate, tensors_of, undisturbed
 from flexrel.structure.cut import named_tensors, shrink_
 from flexrel.structure.probe import disagreement

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, fx, nn
 
-from flexrel.core.records import Plan, PruningGroup, ResidualBlock, layer_of, weight_of
+from flexrel.core.graph import PruningGroup, ResidualBlock, layer_of, weight_of
+from flexrel.core.plan import Plan
 from flexrel.errors import UsageError
 from flexrel.structure.numbers import renumber_
 from flexrel.structure.skip import skip_

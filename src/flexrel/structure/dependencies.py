@@ -15,7 +15,7 @@ from math import prod
 
 import numpy as np
 
-from flexrel.core.records import Role
+from flexrel.core.graph import Role
 from flexrel.structure.trace import Operation, Ref, Trace
 
 Atoms = np.ndarray[tuple[int, ...], np.dtype[np.int64]]

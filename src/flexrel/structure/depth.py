@@ -10,15 +10,8 @@ from torch import nn
 
 from flexrel.core.batches import Batch
 from flexrel.core.fingerprint import fingerprint
-from flexrel.core.records import (
-    Plan,
-    Protected,
-    PruningGraph,
-    PruningGroup,
-    ResidualBlock,
-    Work,
-    layer_of,
-)
+from flexrel.core.graph import Protected, PruningGraph, PruningGroup, ResidualBlock, Work, layer_of
+from flexrel.core.plan import Plan
 from flexrel.core.running import call, duplicate, reason, tensors_of, undisturbed
 from flexrel.errors import ModelError
 from flexrel.structure.cut import Layer, shrink_

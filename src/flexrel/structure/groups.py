@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flexrel.core.records import Attribute, GroupMember, Kind, PruningGroup, Role, Work, layer_of
+from flexrel.core.graph import Attribute, GroupMember, Kind, PruningGroup, Role, Work, layer_of
 from flexrel.structure.dependencies import Atoms, Axis, AxisDependencies
 from flexrel.structure.resolve import Units
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from flexrel.core.records import Numeral, Plan, PruningGroup
+from flexrel.core.graph import Numeral, PruningGroup
+from flexrel.core.plan import Plan
 from flexrel.structure.dependencies import Atoms, Axis, AxisDependencies
 from flexrel.structure.resolve import Units
 

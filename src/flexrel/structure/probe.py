@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch
-from flexrel.core.records import Attribute, Plan, PruningGraph, PruningGroup
+from flexrel.core.graph import Attribute, PruningGraph, PruningGroup
+from flexrel.core.plan import Plan
 from flexrel.core.running import call, duplicate, tensors_of, undisturbed
 from flexrel.errors import ModelError
 from flexrel.structure.cut import (

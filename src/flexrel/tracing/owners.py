@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from flexrel.core.records import layer_of
+from flexrel.core.graph import layer_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,17 @@
 """A plan as its user holds it: explained, written down, read again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexrel.core import records
+from jaxtyping import Bool
+from torch import Tensor
+
+from flexrel.core.graph import PruningGraph
 from flexrel.core.plan.explain import Part, explain, named, parts, totals
 from flexrel.core.plan.read import parse
-from flexrel.core.plan.written import as_json, dump
+from flexrel.core.plan.write import as_json, dump
 from flexrel.errors import PackError, UsageError
 from flexrel_edge.files import replace_file
 
@@ -15,23 +19,43 @@ __all__ = ["Part", "Plan", "named", "parts", "totals"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(records.Plan):
+class Plan:
     """What goes and what stays, and how to do it again without another look at the network.
 
     `flexrel.apply(model, plan)` carries it out on any copy of the network that it was made for.
 
     Attributes:
         graph: what could be pruned, with what goes along, and what was left alone.
-        masks: one for each group of the graph, of the group's shape; True = keep.
+        masks: one for each group of the graph, of the group's shape, on the CPU; True = keep.
+
+    Raises:
+        UsageError: a mask is missing or of another shape, or keeps no unit.
     """
+
+    graph: PruningGraph
+    masks: Mapping[str, Bool[Tensor, "..."]]
+
+    def __post_init__(self) -> None:
+        for group in self.graph.groups:
+            mask = self.masks.get(group.name)
+            if mask is None or tuple(mask.shape) != group.shape:
+                found = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
+                raise UsageError(f"plan has {found} for {group.name!r}, expected {group.shape}")
+            if not mask.any():
+                raise UsageError(f"plan keeps none of the {group.units} units of {group.name!r}")
+
+    @property
+    def removed(self) -> int:
+        """How many units go."""
+        return self.graph.units - sum(int(mask.sum()) for mask in self.masks.values())
 
     def explain(self) -> str:
         """Return the plan as text: every group, every layer left alone, and what it comes to."""
-        return explain(self)
+        return explain(self.graph, self.masks)
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `plan.json`; docs/format.md says what is in it."""
-        return as_json(self)
+        return as_json(self.graph, self.masks)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file, whole or not at all."""
@@ -39,7 +63,7 @@ class Plan(records.Plan):
 
     def encode(self) -> bytes:
         """Return what `save` writes."""
-        return dump(as_json(self))
+        return dump(self.as_json())
 
     @staticmethod
     def load(path: str | Path) -> "Plan":

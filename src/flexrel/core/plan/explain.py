@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flexrel.core import cost
-from flexrel.core.records import Attribute, GroupMember, Plan, PruningGroup
+from flexrel.core.graph import Attribute, GroupMember, Masks, PruningGraph, PruningGroup
 
 _OF_LAYERS = ("weight", "bias", "running_mean", "running_var")  # tensors told by their module
 _GOES_WITHOUT_SAYING = ("num_features",)  # how wide a norm is that goes along
@@ -38,13 +38,13 @@ class Part:
     passed: tuple[str, ...] = ()
 
 
-def parts(plan: Plan) -> list[Part]:
+def parts(graph: PruningGraph, masks: Masks) -> list[Part]:
     """Return what the plan does to each group, in the order of the network."""
-    return [_part(plan, group) for group in plan.graph.groups]
+    return [_part(graph, masks, group) for group in graph.groups]
 
 
-def _part(plan: Plan, group: PruningGroup) -> Part:
-    kept = int(plan.masks[group.name].sum())
+def _part(graph: PruningGraph, masks: Masks, group: PruningGroup) -> Part:
+    kept = int(masks[group.name].sum())
     makers = _layers(part for part in group.members if part.makes)
     return Part(
         name=group.name,
@@ -60,16 +60,14 @@ def _part(plan: Plan, group: PruningGroup) -> Part:
         readers=_layers(part for part in group.members if part.reads),
         numbers=tuple(
             f"{_place(attribute)} -{each * (group.units - kept)}"
-            for attribute in plan.graph.attributes
+            for attribute in graph.attributes
             for name, each in attribute.units
             if name == group.name
             and kept < group.units
             and attribute.name not in _GOES_WITHOUT_SAYING
         ),
         passed=tuple(
-            block.module
-            for unit, block in enumerate(group.blocks)
-            if not plan.masks[group.name][unit]
+            block.module for unit, block in enumerate(group.blocks) if not masks[group.name][unit]
         ),
     )
 
@@ -102,21 +100,21 @@ def named(layer: str) -> str:
     return layer or "the model itself"
 
 
-def totals(plan: Plan) -> list[str]:
+def totals(graph: PruningGraph, masks: Masks) -> list[str]:
     """Return what the plan comes to, a line each: units, parameters and multiply-adds."""
-    graph = plan.graph
-    lines = [f"{plan.removed:,} of {graph.units:,} units go"]
+    gone = sum(int((~mask).sum()) for mask in masks.values())
+    lines = [f"{gone:,} of {graph.units:,} units go"]
     for name, count in (("parameters", cost.parameters), ("multiply-adds", cost.macs)):
-        dense, now = count(graph), count(graph, plan)
+        dense, now = count(graph), count(graph, masks)
         share = f" ({100 * now / dense:.1f} %)" if dense else ""
         lines.append(f"{name} {dense:,} -> {now:,}{share}")
     return lines
 
 
-def explain(plan: Plan) -> str:
+def explain(graph: PruningGraph, masks: Masks) -> str:
     """Return the plan as text: what it comes to, every group, every layer left alone and why."""
-    lines = [f"Plan by {plan.graph.granularity}", *(f"  {line}" for line in totals(plan))]
-    for part in parts(plan):
+    lines = [f"Plan by {graph.granularity}", *(f"  {line}" for line in totals(graph, masks))]
+    for part in parts(graph, masks):
         lines += ["", f"{named(part.name)}: keeps {part.kept:,} of {part.units:,} {part.unit}"]
         for what, names in (
             ("passed over", part.passed),
@@ -126,9 +124,9 @@ def explain(plan: Plan) -> str:
             ("numbers", part.numbers),
         ):
             lines += [f"  {what} {_listed(names)}"] if names else []
-    if plan.graph.protected:
-        lines += ["", f"Left alone: {len(plan.graph.protected)}"]
-        lines += [f"  {named(p.name)}: {p.reason}" for p in plan.graph.protected]
+    if graph.protected:
+        lines += ["", f"Left alone: {len(graph.protected)}"]
+        lines += [f"  {named(p.name)}: {p.reason}" for p in graph.protected]
     return "\n".join(lines)
 
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from flexrel.core.granularity import Layout, Pattern
-from flexrel.core.plan.written import FORMAT, VERSION, Whole
-from flexrel.core.records import (
+from flexrel.core.graph import (
     Attribute,
     GroupMember,
     Kind,
@@ -25,6 +24,7 @@ from flexrel.core.records import (
     Work,
     weight_of,
 )
+from flexrel.core.plan.write import FORMAT, VERSION, Whole
 from flexrel_edge.records import is_text, show
 
 _OF_GROUP = "name kind shape units kept keep constant members blocks layout"

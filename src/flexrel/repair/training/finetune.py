@@ -9,7 +9,8 @@ from torch import nn
 
 from flexrel.core.batches import RawBatch, device_of
 from flexrel.core.fingerprint import digest, fingerprint
-from flexrel.core.records import Plan, Progress, Training, silent
+from flexrel.core.measurement import Progress, Training, silent
+from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate, undisturbed, unwrapped
 from flexrel.errors import UsageError
 from flexrel.repair.recovery import RepairResult

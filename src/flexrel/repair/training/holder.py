@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from flexrel.core.records import Plan, weight_of
+from flexrel.core.graph import weight_of
+from flexrel.core.plan import Plan
 from flexrel.core.running import unwrapped
 from flexrel.errors import UsageError
 from flexrel.structure import gone_entries

@@ -1,6 +1,6 @@
-"""The nouns that stages hand to each other. Frozen, validated when made, no behaviour."""
+"""What of a network can be pruned, and what goes together. Frozen, validated when made."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -11,20 +11,9 @@ from torch import Tensor
 from flexrel.core.granularity import Layout, Pattern
 from flexrel.errors import ModelError, UsageError
 
-Form = Literal["auto", "module", "exported"]
-FORMS: tuple[Form, ...] = ("auto", "module", "exported")
 Role = Literal["producer", "consumer", "follower", "both"]
 Kind = Literal["channel", "head", "block"]
-
-Scores = Mapping[
-    str, Tensor
-]  # group name -> one score per unit, of the group's shape; higher = keep
-Saliency = Mapping[str, Tensor]  # group name -> what the removal of each unit costs, likewise
-Progress = Callable[[str, int, int | None], None]  # stage, steps done, steps in all if known
-
-
-def silent(stage: str, done: int, total: int | None) -> None:
-    """Report progress to nobody."""
+Masks = Mapping[str, Tensor]  # group name -> which units stay, of the group's shape; True = keep
 
 
 def weight_of(layer: str) -> str:
@@ -181,74 +170,3 @@ class PruningGraph:
             first = protected[0]
             raise ModelError(f"no layer can be scored: {first.name}: {first.reason}")
         return replace(self, groups=tuple(groups), protected=(*self.protected, *protected))
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What goes and what stays: one mask a group, True = keep."""
-
-    graph: PruningGraph
-    masks: Mapping[str, Bool[Tensor, "..."]]  # CPU, of the group's shape
-
-    def __post_init__(self) -> None:
-        for group in self.graph.groups:
-            mask = self.masks.get(group.name)
-            if mask is None or tuple(mask.shape) != group.shape:
-                found = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
-                raise UsageError(f"plan has {found} for {group.name!r}, expected {group.shape}")
-            if not mask.any():
-                raise UsageError(f"plan keeps none of the {group.units} units of {group.name!r}")
-
-    @property
-    def removed(self) -> int:
-        """How many units go."""
-        return self.graph.units - sum(int(mask.sum()) for mask in self.masks.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """What one network costs and how well it does its job."""
-
-    criterion: str  # "dense" for the network as it came
-    removed: float  # share of the units that can be pruned
-    parameters: int  # that are not pruned
-    macs: int  # multiply-adds for one sample
-    bytes: int  # of the packed file
-    accuracy: float | None = None  # what `evaluate` said, in [0, 1]
-    divergence: float | None = None  # from dense, on calibration data; lower is better
-
-
-@dataclass(frozen=True, slots=True)
-class RecoveryStep:
-    """What one way to bring accuracy back did to a pruned network."""
-
-    name: str
-    before: float  # divergence from dense, on held-out calibration data; lower is better
-    after: float
-    kept: bool  # False: it brought nothing, and was undone
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """What happened while a pruned network was trained."""
-
-    epochs: int  # asked for
-    validation: tuple[float, ...]  # loss on the validation batches: before, and after each epoch
-    training: tuple[float, ...]  # mean loss of each epoch's steps
-    best: int  # the epoch whose network was taken; 0: the network as it was given
-    stopped: str  # why it ended
-    validated_on: str
-    distillation: float  # share of the loss that came from the dense network
-    precision: str  # that steps were computed in
-    device: str
-
-    @property
-    def ran(self) -> int:
-        """How many epochs were run whole."""
-        return len(self.training)
-
-    @property
-    def early(self) -> bool:
-        """Whether it ended before all epochs were run."""
-        return self.ran < self.epochs

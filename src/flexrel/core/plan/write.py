@@ -13,22 +13,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from flexrel.core.records import GroupMember, Plan, PruningGroup
+from flexrel.core.graph import GroupMember, Masks, PruningGraph, PruningGroup
 
 FORMAT, VERSION = "flexrel-plan", 1
 
 Whole = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def as_json(graph: PruningGraph, masks: Masks) -> dict[str, Any]:
     """Return the content of `plan.json`."""
-    graph = plan.graph
     return {
         "format": FORMAT,
         "version": VERSION,
         "network": graph.fingerprint,
         "granularity": graph.granularity,
-        "groups": [_group(group, plan.masks[group.name]) for group in graph.groups],
+        "groups": [_group(group, masks[group.name]) for group in graph.groups],
         "protected": [{"name": p.name, "reason": p.reason} for p in graph.protected],
         "attributes": [
             {

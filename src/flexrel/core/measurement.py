@@ -1,0 +1,65 @@
+"""What was measured of networks and units, and how progress is told."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Scores = Mapping[
+    str, Tensor
+]  # group name -> one score per unit, of the group's shape; higher = keep
+Saliency = Mapping[str, Tensor]  # group name -> what the removal of each unit costs, likewise
+Progress = Callable[[str, int, int | None], None]  # stage, steps done, steps in all if known
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    """Report progress to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one network costs and how well it does its job."""
+
+    criterion: str  # "dense" for the network as it came
+    removed: float  # share of the units that can be pruned
+    parameters: int  # that are not pruned
+    macs: int  # multiply-adds for one sample
+    bytes: int  # of the packed file
+    accuracy: float | None = None  # what `evaluate` said, in [0, 1]
+    divergence: float | None = None  # from dense, on calibration data; lower is better
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryStep:
+    """What one way to bring accuracy back did to a pruned network."""
+
+    name: str
+    before: float  # divergence from dense, on held-out calibration data; lower is better
+    after: float
+    kept: bool  # False: it brought nothing, and was undone
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What happened while a pruned network was trained."""
+
+    epochs: int  # asked for
+    validation: tuple[float, ...]  # loss on the validation batches: before, and after each epoch
+    training: tuple[float, ...]  # mean loss of each epoch's steps
+    best: int  # the epoch whose network was taken; 0: the network as it was given
+    stopped: str  # why it ended
+    validated_on: str
+    distillation: float  # share of the loss that came from the dense network
+    precision: str  # that steps were computed in
+    device: str
+
+    @property
+    def ran(self) -> int:
+        """How many epochs were run whole."""
+        return len(self.training)
+
+    @property
+    def early(self) -> bool:
+        """Whether it ended before all epochs were run."""
+        return self.ran < self.epochs
