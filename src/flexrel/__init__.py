@@ -5,14 +5,15 @@ result = flexrel.prune(model, calibration=batches, evaluate=accuracy_of,
 result.save("pruned")
 """
 
-from flexrel.core.budgets import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity
+from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.measurement import Measurement
 from flexrel.core.plan import Plan
+from flexrel.core.resources import Budget, Resource
 from flexrel.criteria import OBS, Criterion, FlexRel, GroupSignals, Magnitude, Relevance
 from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
-from flexrel.io import PackReport, export, load, pack
-from flexrel.pruning import Result, prune
+from flexrel.io import export, load
+from flexrel.pruning import PackReport, PruneOptions, Result, compare, pack, prune
 from flexrel.relevance import (
     RULES,
     Affine,
@@ -29,7 +30,7 @@ from flexrel.relevance import (
     calibrate,
 )
 from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery, RepairResult
-from flexrel.structure.apply import apply
+from flexrel.structure import apply
 
 __version__ = "0.1.0"
 
@@ -64,10 +65,12 @@ __all__ = [
     "PackReport",
     "Parameters",
     "Plan",
+    "PruneOptions",
     "Recovery",
     "Relevance",
     "RelevanceStats",
     "RepairResult",
+    "Resource",
     "Result",
     "Rule",
     "Sparsity",
@@ -76,6 +79,7 @@ __all__ = [
     "__version__",
     "apply",
     "calibrate",
+    "compare",
     "export",
     "load",
     "pack",

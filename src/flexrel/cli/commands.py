@@ -16,18 +16,20 @@ from rich.console import Console
 import flexrel_edge
 from flexrel.cli import demo, packing
 from flexrel.cli.arguments import DATA, AsJson, Model, Output, Rule, Seed, Weights
-from flexrel.cli.options import parse_budget, parse_criterion, parse_rule, parse_target
+from flexrel.cli.options import parse_criterion, parse_rule
 from flexrel.cli.show import conservation, progress_bars, recovery_lines, table, what_it_is
 from flexrel.cli.sources import read_data, read_model
+from flexrel.core.budgets import budget_of, target_of
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.granularity import GRANULARITIES
 from flexrel.core.precision import VALUES
 from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.io import EXPORTS, check_exports, percent, render
+from flexrel.pruning import FORMS, PruneOptions, candidates
+from flexrel.pruning import compare as compare_result
 from flexrel.pruning import prune as prune_model
-from flexrel.pruning.sources import FORMS
-from flexrel.relevance import RelevanceStats
+from flexrel.relevance import Attribution, RelevanceStats
 from flexrel.relevance import calibrate as calibrate_model
 
 app = typer.Typer(
@@ -137,33 +139,37 @@ def prune(
     check_exports(exports)
     if exports and out is None:
         raise UsageError("--export writes into --out DIR; name one")
-    budgets = [parse_budget(text) for text in budget or []]
-    goal = parse_target(target) if target else None
-    scorer = parse_criterion(criterion)
-    if goal and not evaluation:
+    budgets = [budget_of(text) for text in budget or []]
+    goal = target_of(target) if target else None
+    if target and not evaluation:
         raise UsageError("a target on accuracy needs --evaluation DATA, with labels")
+    attribution = Attribution(parse_rule(rule), output)
+    scorer = parse_criterion(criterion, attribution)
     evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
     with progress_bars() as progress:
+        network = read_model(model, weights, seed, progress)
+        data = list(read_data(calibration, "calibration"))
         result = prune_model(
-            read_model(model, weights, seed, progress),
-            calibration=read_data(calibration, "calibration"),
+            network,
+            calibration=data,
             evaluate=evaluate,
             target=goal,
             budgets=budgets,
-            criterion=scorer,
-            rule=parse_rule(rule),
-            output=output,
+            criterion=scorer or candidates(granularity, recover, attribution),
             granularity=granularity,
-            allocation=allocation,  # type: ignore[arg-type]  # checked, as the next two
-            keep=keep or (),
-            multiple_of=multiple_of,
             recover=recover,
-            values=values,  # type: ignore[arg-type]
-            form=form,  # type: ignore[arg-type]
-            compare=compare and evaluate is not None,
+            values=values,  # type: ignore[arg-type]  # checked, as the next two
+            keep=keep or (),
             seed=seed,
-            progress=progress,
+            options=PruneOptions(
+                allocation=allocation,  # type: ignore[arg-type]
+                multiple_of=multiple_of,
+                form=form,  # type: ignore[arg-type]
+                progress=progress,
+            ),
         )
+        if compare and evaluate is not None:
+            result = compare_result(result, network, data)
         notes = () if out is None else result.save(out, exports)
     if as_json:
         typer.echo(json.dumps(result.as_json()))

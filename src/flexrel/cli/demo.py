@@ -15,7 +15,7 @@ from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.measurement import Progress, silent
 from flexrel.errors import UsageError
-from flexrel.pruning import Result, prune
+from flexrel.pruning import PruneOptions, Result, compare, prune
 
 _TRAIN, _CALIBRATE, _BATCH = 1000, 256, 64  # samples
 _EPOCHS, _RATE = 12, 0.01
@@ -118,12 +118,13 @@ def run(seed: int = 0, progress: Progress = silent) -> Result:
     The criterion is chosen on the calibration images, and every network repaired.
     """
     data = digits()
-    return prune(
-        train(data, seed, progress),
+    model = train(data, seed, progress)
+    result = prune(
+        model,
         calibration=data.calibration,
         evaluate=Accuracy(data.evaluation),
         target=AccuracyDrop(_DROP),
-        compare=True,
         seed=seed,
-        progress=progress,
+        options=PruneOptions(progress=progress),
     )
+    return compare(result, model, data.calibration)

@@ -9,15 +9,16 @@ from rich.console import Console
 
 import flexrel_edge.cli
 from flexrel.cli.arguments import DATA, AsJson, Model, Seed, Weights
-from flexrel.cli.options import parse_metadata, parse_target
+from flexrel.cli.options import parse_metadata
 from flexrel.cli.show import plan_tables, progress_bars
 from flexrel.cli.sources import first_batch, read_data, read_model
+from flexrel.core.budgets import target_of
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.plan import Plan
 from flexrel.core.precision import VALUES
 from flexrel.io import check_path, fixed, graph_notes, percent
 from flexrel.io import export as export_model
-from flexrel.io import pack as pack_model
+from flexrel.pruning import pack as pack_model
 from flexrel.structure import apply
 
 app = typer.Typer()
@@ -55,7 +56,7 @@ def pack(
     data = read_data(calibration, "calibration") if calibration else ()
     example = first_batch(read_data(graph, "calibration")) if graph else None
     texts = parse_metadata(metadata or [])
-    goal = parse_target(target) if target else None
+    goal = target_of(target) if target else None
     evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)

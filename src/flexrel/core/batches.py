@@ -12,6 +12,7 @@ from flexrel.errors import UsageError
 RawBatch = Any  # a tensor, a tuple (inputs, labels), a dict as transformers give it, or a Batch
 _LABELS = ("labels", "label")
 _WEIGHTS = "sample_weight"
+EXAMPLE_SAMPLES = 2  # that structure is read on, and exports are made with
 _JUDGED = 128  # calibration samples that judge and fit nothing, or
 _MOST_JUDGED = 0.25  # of all
 _JUDGED_UNFITTED = 512  # that judge where nothing is fitted
@@ -266,8 +267,8 @@ def fitted_and_judged(
     return fitted if fits else batches, judged or fitted
 
 
-def first_samples(batch: Batch, count: int) -> Batch:
-    """Return the batch cut to its first `count` samples."""
+def first_samples(batch: Batch, count: int = EXAMPLE_SAMPLES) -> Batch:
+    """Return the batch cut to its first `count` samples: by default to an example."""
     return samples_in(batch, slice(count))
 
 

@@ -6,43 +6,230 @@ multiply-adds. Every budget is met from below, or the call fails and says what i
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
+from flexrel.core import cost
+from flexrel.core.graph import PruningGraph
+from flexrel.core.resources import Budget, Candidate, Resource
 from flexrel.errors import UsageError
 
+_NUMBER = re.compile(r"([0-9]*\.?[0-9]+)\s*(%|[kMG]?)")
 _BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*((?:[kKMG]i?)?B)?\s*")
-_UNITS = {
-    "B": 1,
-    "kB": 10**3,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KiB": 2**10,
-    "kiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
+_FACTORS = {"k": 10**3, "M": 10**6, "G": 10**9}
+_UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS |= {"KiB": 2**10, "kiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def _parameters_left(candidate: Candidate) -> int:
+    if candidate.graph.granularity == "element":  # masks of millions take a second
+        return cost.parameters(candidate.graph) - candidate.removed
+    return cost.parameters(candidate.graph, candidate.masks)
+
+
+PARAMETERS_LEFT = Resource("parameters", _parameters_left, unit_costs=cost.unit_parameters)
+
+
+def _macs_advice(graph: PruningGraph) -> str:
+    zeros = graph.pattern.zeros
+    return "Zeros save no multiply-adds; use granularity='channel'." if zeros else ""
+
+
+def _bytes_advice(graph: PruningGraph) -> str:
+    channels = graph.pattern.unit == "channel"
+    return "Granularity 'element' makes smaller files." if channels else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """At most `amount` parameters: a count, a share of the dense ones as a float, or "120k", "50%".
+
+    Raises:
+        UsageError: it is neither.
+    """
+
+    amount: float | str
+    resource: ClassVar[Resource] = PARAMETERS_LEFT
+
+    def __post_init__(self) -> None:
+        _checked(self.resource.name, self.amount)
+
+    def limit(self, dense: float) -> int:
+        """Return the most parameters allowed."""
+        return _share_or_count(self.amount, dense)
+
+
+@dataclass(frozen=True, slots=True)
+class MACs:
+    """At most `amount` multiply-adds for one sample: a count, a share of the dense ones, or text.
+
+    Raises:
+        UsageError: it is neither.
+    """
+
+    amount: float | str
+    resource: ClassVar[Resource] = Resource(
+        "MACs",
+        lambda candidate: cost.macs(candidate.graph, candidate.masks),
+        unit_costs=cost.unit_macs,
+        advice=_macs_advice,
+    )
+
+    def __post_init__(self) -> None:
+        _checked(self.resource.name, self.amount)
+
+    def limit(self, dense: float) -> int:
+        """Return the most multiply-adds allowed."""
+        return _share_or_count(self.amount, dense)
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """At most `amount` bytes of the packed file: 500_000, "500 kB", "1.5 MiB", "50%", or a share.
+
+    A share is a share of the dense network packed with the same encoder.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+
+    amount: float | str
+    resource: ClassVar[Resource] = Resource(
+        "bytes",
+        lambda candidate: len(candidate.packed),
+        steady=False,
+        tolerance=0.002,
+        advice=_bytes_advice,
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.amount, str) or self.amount.endswith("%"):
+            _checked(self.resource.name, self.amount)
+        elif not (found := _BYTES.fullmatch(self.amount)) or float(found[1]) == 0:
+            raise UsageError(
+                f'bytes budget is {self.amount!r}; write it like "500 kB", "1.5 MiB" or 500000'
+            )
+
+    def limit(self, dense: float) -> int:
+        """Return the most bytes allowed."""
+        found = _BYTES.fullmatch(self.amount) if isinstance(self.amount, str) else None
+        if found is None:
+            return _share_or_count(self.amount, dense)
+        number, unit = found.groups()
+        return math.floor(Fraction(number) * _UNITS[unit or "B"])
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsity:
+    """At least this fraction of the prunable units removed, in [0, 1), or "80%".
+
+    For elements and N:M these are weights. For channels they are channels (a pruning ratio), which
+    take another share of the parameters with them; for blocks they are blocks, of which those at
+    the end of a weight may be smaller.
+
+    Raises:
+        UsageError: it is no such fraction.
+    """
+
+    amount: float | str
+    resource: ClassVar[Resource] = Resource(
+        "sparsity", lambda candidate: candidate.removed / candidate.graph.units, at_least=True
+    )
+
+    def __post_init__(self) -> None:
+        amount = _number(self.amount) if isinstance(self.amount, str) else self.amount
+        if not _is_number(amount) or not 0 <= amount < 1:
+            raise UsageError(f"sparsity is {self.amount!r}; it is the fraction removed, in [0, 1)")
+
+    def limit(self, dense: float) -> float:  # noqa: ARG002 - a sparsity does not depend on it
+        """Return the least fraction removed."""
+        return _number(self.amount) if isinstance(self.amount, str) else self.amount
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyDrop:
+    """The network may lose at most this much of `evaluate`: 0.01 is one point.
+
+    Raises:
+        UsageError: it is no number in [0, 1].
+    """
+
+    amount: float
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.amount) or not 0 <= self.amount <= 1:
+            raise UsageError(f"accuracy drop is {self.amount!r}; 0.01 is one point, at most 1")
+
+
+_NAMED: Mapping[str, type[Bytes | MACs | Parameters | Sparsity]] = {
+    "bytes": Bytes,
+    "macs": MACs,
+    "parameters": Parameters,
+    "sparsity": Sparsity,
 }
+_EXAMPLES = "bytes=500kB, macs=50%, parameters=120k, sparsity=80%"
 
 
-RESOURCES = ("sparsity", "parameters", "MACs", "bytes")
+def budget_of(given: object) -> Budget:
+    """Return the budget that is given, or that a text such as "macs=50%" asks for.
+
+    Raises:
+        UsageError: it is no budget; lists what can be written.
+    """
+    if isinstance(given, Budget) and isinstance(given.resource, Resource):
+        return given
+    if not isinstance(given, str):
+        raise UsageError(
+            f"{given!r} is no budget that can be counted; pass an object with a Resource and a "
+            f"limit, or a text like {_EXAMPLES}"
+        )
+    name, _, amount = given.partition("=")
+    if name not in _NAMED:
+        raise UsageError(f"budget {given!r} is not known; write it like {_EXAMPLES}")
+    if name == "bytes" and amount.endswith("B"):
+        return Bytes(amount)
+    if not _NUMBER.fullmatch(amount):
+        raise UsageError(f"{given!r} has no amount that can be read; write it like {_EXAMPLES}")
+    return _NAMED[name](_number(amount))
 
 
-@runtime_checkable
-class Budget(Protocol):
-    """A limit on one resource; `limit` turns it into that resource's unit."""
+def target_of(given: object) -> AccuracyDrop:
+    """Return the target that is given, or that a text such as "accuracy-drop=1%" asks for.
 
-    @property
-    def resource(self) -> str:
-        """One of the names that `flexrel.cost` counts: "sparsity", "parameters", ..."""
+    Raises:
+        UsageError: it is no target.
+    """
+    if isinstance(given, AccuracyDrop):
+        return given
+    name, _, amount = str(given).partition("=")
+    if name != "accuracy-drop" or not isinstance(given, str):
+        raise UsageError(f"target {given!r} is not known; write it like accuracy-drop=1%")
+    if not _NUMBER.fullmatch(amount):
+        raise UsageError(f"{given!r} has no amount that can be read; write it like {_EXAMPLES}")
+    share = float(_number(amount))
+    if share >= 1 and not amount.endswith("%"):
+        raise UsageError(f"target {given!r} is unclear; write one point as 1% or as 0.01")
+    return AccuracyDrop(share)
 
-    def limit(self, dense: float) -> float:
-        """Return the limit in the resource's unit, where the dense network costs `dense`."""
+
+def _number(text: str) -> float:
+    """Return a share for "50%" and "0.5", a whole number for "500", "120k" and "1.5M"."""
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        raise UsageError(f"{text!r} has no amount that can be read; write it like {_EXAMPLES}")
+    number, unit = found.groups()
+    if unit == "%":
+        return float(number) / 100
+    if unit or "." not in number:
+        return round(float(number) * _FACTORS.get(unit, 1))
+    return float(number)
 
 
-def _share_or_count(amount: float, dense: float) -> int:
+def _share_or_count(amount: float | str, dense: float) -> int:
     """Return the limit, rounded down: 0.29 of 100 is 29, though the product of floats is less."""
+    amount = _number(amount) if isinstance(amount, str) else amount
     return (
         math.floor(Fraction(str(amount)) * Fraction(dense)) if isinstance(amount, float) else amount
     )
@@ -52,99 +239,12 @@ def _is_number(amount: object) -> bool:
     return isinstance(amount, int | float) and not isinstance(amount, bool)
 
 
-def _check_amount(resource: str, amount: float) -> None:
+def _checked(resource: str, given: float | str) -> None:
+    amount = _number(given) if isinstance(given, str) else given
     whole = isinstance(amount, int) and not isinstance(amount, bool) and amount > 0
     share = isinstance(amount, float) and 0 < amount <= 1
     if not (whole or share):
         raise UsageError(
-            f"{resource} budget is {amount!r}; give a share of the dense network in (0, 1] "
+            f"{resource} budget is {given!r}; give a share of the dense network in (0, 1] "
             "as a float, or a count of at least 1 as an int"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """At most `amount` parameters: an int counts them, a float is a share of the dense ones."""
-
-    amount: float
-    resource: ClassVar[str] = "parameters"
-
-    def __post_init__(self) -> None:
-        _check_amount(self.resource, self.amount)
-
-    def limit(self, dense: float) -> int:
-        """Return the most parameters allowed."""
-        return _share_or_count(self.amount, dense)
-
-
-@dataclass(frozen=True, slots=True)
-class MACs:
-    """At most `amount` multiply-adds for one sample: an int, or a share of the dense ones."""
-
-    amount: float
-    resource: ClassVar[str] = "MACs"
-
-    def __post_init__(self) -> None:
-        _check_amount(self.resource, self.amount)
-
-    def limit(self, dense: float) -> int:
-        """Return the most multiply-adds allowed."""
-        return _share_or_count(self.amount, dense)
-
-
-@dataclass(frozen=True, slots=True)
-class Bytes:
-    """At most `amount` bytes of the packed file: 500_000, "500 kB", "1.5 MiB", or a share.
-
-    A share is a share of the dense network packed with the same encoder.
-    """
-
-    amount: float | str
-    resource: ClassVar[str] = "bytes"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.amount, str):
-            _check_amount(self.resource, self.amount)
-        elif not (found := _BYTES.fullmatch(self.amount)) or float(found[1]) == 0:
-            raise UsageError(
-                f'bytes budget is {self.amount!r}; write it like "500 kB", "1.5 MiB" or 500000'
-            )
-
-    def limit(self, dense: float) -> int:
-        """Return the most bytes allowed."""
-        if isinstance(self.amount, str):
-            number, unit = _BYTES.fullmatch(self.amount).groups()  # type: ignore[union-attr]
-            return math.floor(Fraction(number) * _UNITS[unit or "B"])
-        return _share_or_count(self.amount, dense)
-
-
-@dataclass(frozen=True, slots=True)
-class Sparsity:
-    """At least this fraction of the prunable units removed, in [0, 1).
-
-    For elements and N:M these are weights. For channels they are channels (a pruning ratio), which
-    take another share of the parameters with them; for blocks they are blocks, of which those at
-    the end of a weight may be smaller.
-    """
-
-    amount: float
-    resource: ClassVar[str] = "sparsity"
-
-    def __post_init__(self) -> None:
-        if not _is_number(self.amount) or not 0 <= self.amount < 1:
-            raise UsageError(f"sparsity is {self.amount!r}; it is the fraction removed, in [0, 1)")
-
-    def limit(self, dense: float) -> float:  # noqa: ARG002 - a sparsity does not depend on it
-        """Return the least fraction removed."""
-        return self.amount
-
-
-@dataclass(frozen=True, slots=True)
-class AccuracyDrop:
-    """The network may lose at most this much of `evaluate`: 0.01 is one point."""
-
-    amount: float
-
-    def __post_init__(self) -> None:
-        if not _is_number(self.amount) or not 0 <= self.amount <= 1:
-            raise UsageError(f"accuracy drop is {self.amount!r}; 0.01 is one point, at most 1")

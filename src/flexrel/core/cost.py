@@ -7,7 +7,6 @@ cost as many of them as any other value: only removed units make a network faste
 from collections.abc import Mapping
 from fractions import Fraction
 from math import prod
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +15,6 @@ from torch import Tensor
 from flexrel.core.graph import Masks, PruningGraph, ResidualBlock, Work
 
 Cost = float | Float[Tensor, "units"]
-Resource = Literal["parameters", "MACs"]
 
 
 def parameters(graph: PruningGraph, masks: Masks | None = None) -> int:
@@ -50,15 +48,11 @@ def _remaining(work: Work, gone: Mapping[str, int]) -> int:
     return int(macs)
 
 
-def unit_costs(graph: PruningGraph, resource: Resource) -> dict[str, Cost]:
-    """Return what goes with one unit of each group, all else dense: `unit_macs` or parameters.
+def unit_parameters(graph: PruningGraph) -> dict[str, Cost]:
+    """Return how many parameters go with one unit of each group, all else dense.
 
     Of blocks, which differ, it is one number a unit; of single weights 0.
     """
-    return (unit_macs if resource == "MACs" else _unit_parameters)(graph)
-
-
-def _unit_parameters(graph: PruningGraph) -> dict[str, Cost]:
     shapes = graph.shapes
     found: dict[str, Cost] = {}
     for group in graph.groups:

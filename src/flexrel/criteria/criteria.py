@@ -14,7 +14,7 @@ from typing import ClassVar, Final, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from flexrel.core.cost import Cost, Resource, unit_costs
+from flexrel.core.cost import Cost, unit_parameters
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Saliency, Scores
 from flexrel.criteria.scales import SCALES, Maker, Scale, alone, scaled
@@ -223,7 +223,7 @@ def scores_of(
     tensors: Mapping[str, Tensor],
     statistics: RelevanceStats | None,
     damages: Saliency | None = None,
-    resource: Resource = "parameters",
+    costs: Mapping[str, Cost] | None = None,
 ) -> Scores:
     """Return the criterion's scores for every group of the graph, checked.
 
@@ -233,7 +233,8 @@ def scores_of(
         tensors: the dense network's parameters and buffers, by name.
         statistics: of the dense network; None where the criterion needs none.
         damages: likewise, as `measure_saliency` returns them.
-        resource: that is short: in it, units are weighed against what goes with them.
+        costs: group name -> what goes with one unit, or with each, of the resource that is short;
+            None: parameters.
 
     Returns:
         Group name -> float32 scores of the group's shape, on the CPU. Higher means keep. A block's
@@ -245,7 +246,7 @@ def scores_of(
     """
     if attribution_of(criterion) is not None and statistics is None:
         raise UsageError(f"criterion {criterion.name!r} needs statistics; pass calibration data")
-    costs = unit_costs(graph, resource)
+    costs = unit_parameters(graph) if costs is None else costs
     entries = [replace(s, shape=s.layout.shape) if s.layout else s for s in graph.groups]
     evidence = [GroupSignals(s, tensors, statistics, costs[s.name], damages) for s in entries]
     scores: dict[str, Tensor] = {}

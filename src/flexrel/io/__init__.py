@@ -1,6 +1,6 @@
 """What is written and read: packed files, exported networks, the report."""
 
-from flexrel.io.encode import PackReport, encode, names_of, pack, round_
+from flexrel.io.encode import encode, names_of, round_
 from flexrel.io.export import (
     EXPORTS,
     check_exports,
@@ -15,7 +15,6 @@ from flexrel.io.report import count, percent, render
 
 __all__ = [
     "EXPORTS",
-    "PackReport",
     "check_exports",
     "check_path",
     "count",
@@ -27,7 +26,6 @@ __all__ = [
     "graph_notes",
     "load",
     "names_of",
-    "pack",
     "percent",
     "render",
     "round_",

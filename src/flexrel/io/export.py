@@ -19,7 +19,6 @@ from flexrel_edge.graph import filled, graph_in
 
 EXPORTS: Final = ("onnx", "pt2")
 GRAPH: Final = "graph"  # of ONNX, inside of the packed file
-_EXAMPLE_SAMPLES: Final = 2
 _AGREE: Final = 1e-4  # the difference that a program may make, as a share of the largest output
 
 
@@ -92,7 +91,7 @@ def exported(model: nn.Module, example: RawBatch, kind: str) -> tuple[bytes, int
         pieces = filled(graph, lambda name: stored_as_is(tensors[name]))
         return b"".join(pieces), graph.samples
     whole = read_batch(example, 0, device_of(model))
-    program, used, dynamic = torch_program(model, first_samples(whole, _EXAMPLE_SAMPLES), whole)
+    program, used, dynamic = torch_program(model, first_samples(whole), whole)
     file = io.BytesIO()
     with quiet():
         torch.export.save(program, file)

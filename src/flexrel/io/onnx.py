@@ -21,7 +21,6 @@ from flexrel_edge.graph import DATA_TYPES, Graph, filled
 from flexrel_edge.records import Bfloat16
 from flexrel_edge.session import session_of
 
-_EXAMPLE_SAMPLES: Final = 2
 _CHECKED_SAMPLES: Final = 3  # another number than the graph was made with
 _AGREE: Final = 1e-2  # the difference that another runtime may make, as a share of the largest
 _DTYPES: Final = {number: dtype for dtype, number in DATA_TYPES.items()}
@@ -44,7 +43,7 @@ def onnx_graph(model: nn.Module, example: RawBatch, tensors: Mapping[str, Tensor
     """
     check_installed()
     whole = read_batch(example, 0, device_of(model))
-    program, _, dynamic = torch_program(model, first_samples(whole, _EXAMPLE_SAMPLES), whole)
+    program, _, dynamic = torch_program(model, first_samples(whole), whole)
     try:
         with quiet():
             proto, weights = _simplified(program, tensors)

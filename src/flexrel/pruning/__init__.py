@@ -1,6 +1,18 @@
 """The spine: from a network and what the target can afford to the pruned network."""
 
+from flexrel.pruning.compare import compare
+from flexrel.pruning.packing import PackReport, pack
 from flexrel.pruning.prune import prune
+from flexrel.pruning.request import FORMS, PruneOptions, candidates
 from flexrel.pruning.result import Result
 
-__all__ = ["Result", "prune"]
+__all__ = [
+    "FORMS",
+    "PackReport",
+    "PruneOptions",
+    "Result",
+    "candidates",
+    "compare",
+    "pack",
+    "prune",
+]

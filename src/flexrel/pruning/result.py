@@ -2,8 +2,10 @@
 
 import json
 import math
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -11,11 +13,14 @@ from typing import Any, Literal
 from torch import nn
 
 from flexrel.core.batches import Batch
-from flexrel.core.evaluate import standard_error
+from flexrel.core.evaluate import Accuracy, standard_error
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.plan import Plan
-from flexrel.criteria import Criterion, FlexRel
+from flexrel.core.precision import Values
+from flexrel.criteria import Criterion, FlexRel, attribution_of
 from flexrel.io import EXPORTS, check_exports, encode, exported, fixed, graph_notes, render
+from flexrel.pruning.request import Limits, Request
+from flexrel.relevance import Attribution, rule_of
 from flexrel_edge.files import replace_file
 
 
@@ -29,17 +34,19 @@ class Result:
         criterion: that scored the units, delta included.
         dense: what the network as it came costs and does.
         achieved: what the pruned network costs and does.
-        rivals: magnitude and relevance alone, for the same request; with `compare=True`.
-        curves: three criteria at several sizes; with `compare=True`.
         recovery: what repair and training did, step by step.
         warnings: what may be wrong with the request, each in a line with its numbers.
-        requested: the limits asked for, None where nothing was.
-        samples: how many samples accuracy was measured on, if `evaluate` tells.
-        options: what else `prune` was asked, and all criteria that it chose from.
-        seed: of every random number.
-        versions: of all that had a part in it.
-        program: content of `model.pt2`, if the network is an exported program.
+        request: what was asked.
+        limits: what that came to.
+        values: precision of the packed file.
+        started_from: which output relevance started from; None where none was measured.
+        samples_a_call: how many samples the network takes in one call; None: any number.
+        calibration_samples: how many there were.
         example: the first calibration batch, which exports are made with.
+        packed: content of `model.flexrel`.
+        program: content of `model.pt2`, if the network is an exported program.
+        rivals: magnitude and relevance alone, for the same request; by `flexrel.compare`.
+        curves: three criteria at several sizes; by `flexrel.compare`.
     """
 
     model: nn.Module
@@ -47,17 +54,56 @@ class Result:
     criterion: Criterion
     dense: Measurement
     achieved: Measurement
-    rivals: tuple[Measurement, ...]
-    curves: tuple[Measurement, ...]
     recovery: tuple[RecoveryStep, ...]
     warnings: tuple[str, ...]
-    requested: Mapping[str, float | None]
-    samples: int | None
-    options: Mapping[str, Any]
-    seed: int
-    versions: Mapping[str, str]
+    request: Request
+    limits: Limits
+    values: Values
+    started_from: str | None
+    samples_a_call: int | None
+    calibration_samples: int
+    example: Batch
+    packed: bytes
     program: bytes | None = None
-    example: Batch | None = None
+    rivals: tuple[Measurement, ...] = ()
+    curves: tuple[Measurement, ...] = ()
+
+    @property
+    def requested(self) -> Mapping[str, float | None]:
+        """The limits asked for by resource, None where nothing was."""
+        return self.limits.as_json()
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples accuracy was measured on, if `evaluate` tells."""
+        evaluate = self.request.evaluate
+        return evaluate.samples if isinstance(evaluate, Accuracy) else None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What else was asked, and all criteria that one was chosen from."""
+        request, options = self.request, self.request.options
+        attribution = next(filter(None, map(attribution_of, request.criteria)), Attribution())
+        return {
+            "scored_by": repr(self.criterion),
+            "chosen_from": [criterion.name for criterion in request.criteria],
+            "keep": list(request.keep),
+            "multiple_of": options.multiple_of,
+            "rule": rule_of(attribution.rule).name,
+            "output": self.started_from,
+            "allocation": options.allocation,
+            "recover": request.recover,
+            "values": self.values,
+            "values_asked": request.values,
+            "samples_a_call": self.samples_a_call,
+            "calibration_samples": self.calibration_samples,
+        }
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of all that has a part in it."""
+        packages = ("flexrel", "flexrel-edge", "torch", "numpy", "pcodec")
+        return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
     @property
     def form(self) -> Literal["module", "exported"]:
@@ -94,8 +140,8 @@ class Result:
             "delta": self.delta,
             "granularity": self.plan.graph.granularity,
             "form": self.form,
-            "seed": self.seed,
-            "options": dict(self.options),
+            "seed": self.request.seed,
+            "options": self.options,
             "recovery": [
                 {
                     "step": step.name,
@@ -109,7 +155,7 @@ class Result:
             "warnings": list(self.warnings),
             "rivals": [_measurement(m) for m in self.rivals],
             "curves": [_measurement(m) for m in self.curves],
-            "versions": dict(self.versions),
+            "versions": self.versions,
         }
 
     @property
@@ -149,15 +195,16 @@ class Result:
         """
         check_exports(export)
         folder = Path(directory)
-        graph = self.example if "graph" in export else None
-        packed = encode(self.model, self.options["values"], graph)
-        notes = graph_notes("model.flexrel", packed) if graph else []
-        limit = self.requested.get("bytes")
-        if limit is not None and len(packed) > limit:
-            notes.append(
-                f"model.flexrel has {len(packed):,} bytes with its ONNX graph; the budget of "
-                f"{limit:,.0f} counts it without"
-            )
+        packed, notes = self.packed, list[str]()
+        if "graph" in export:
+            packed = encode(self.model, self.values, self.example)
+            notes = graph_notes("model.flexrel", packed)
+            limit = self.requested["bytes"]
+            if limit is not None and len(packed) > limit:
+                notes.append(
+                    f"model.flexrel has {len(packed):,} bytes with its ONNX graph; the budget of "
+                    f"{limit:,.0f} counts it without"
+                )
         files = {
             "model.flexrel": packed,
             "plan.json": self.plan.encode(),

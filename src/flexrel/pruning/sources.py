@@ -1,19 +1,16 @@
 """What is cut of a model: the module itself, or where its code holds fixed numbers, a program."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
-from flexrel.core.batches import Batch, RawBatch, first_samples, read_batches
+from flexrel.core.batches import Batch, first_samples, read_batches
 from flexrel.core.graph import PruningGraph
 from flexrel.core.plan import Plan
 from flexrel.errors import BudgetError, ModelError, UnprunableError
+from flexrel.pruning.data import CalibrationData
+from flexrel.pruning.request import Request
 from flexrel.structure import Program, analyse, apply, export, trains, verify
-
-Form = Literal["auto", "module", "exported"]
-FORMS: tuple[Form, ...] = ("auto", "module", "exported")
 
 _OTHER_SAMPLES = 3  # that a program is verified on too
 
@@ -34,7 +31,15 @@ class PruneTarget:
         return self.examples[0].samples if fixed else None
 
     def verify(self, plan: Plan) -> None:
-        """Check the plan's cut before anyone gets it; a program also on other data, and back."""
+        """Check the plan's cut before anyone gets it; a program also on other data, and back.
+
+        Zeros change no shape: of them there is nothing to compare.
+
+        Raises:
+            ModelError: the cut network computes something else, or can't be trained.
+        """
+        if plan.graph.pattern.zeros:
+            return
         pruned = apply(self.network, plan)
         for example in self.examples:
             verify(self.network, pruned, plan, example)
@@ -47,49 +52,53 @@ class Sources:
     """What can be cut of one model, in the form asked for."""
 
     model: nn.Module
-    example: Batch
-    batches: Sequence[RawBatch]
-    granularity: str
-    keep: tuple[str, ...]
-    form: Form
+    data: CalibrationData
+    request: Request
 
     @property
     def _both(self) -> bool:
-        return self.form == "auto" and self.granularity in ("channel", "head")
+        return self.request.options.form == "auto" and self.request.granularity in (
+            "channel",
+            "head",
+        )
 
     def first(self) -> PruneTarget:
         """Return the module if it can be cut and may be, else its program."""
-        if self.form == "exported":
-            return self._exported()
+        if self.request.options.form == "exported":
+            return self.exported()
+        example, request = self.data.example, self.request
         try:
-            graph = analyse(self.model, self.example, self.granularity, self.keep)
+            graph = analyse(self.model, example, request.granularity, request.keep)
         except UnprunableError as error:
             if not self._both:
                 raise
             try:
-                return self._exported()
+                return self.exported()
             except ModelError as refused:
                 raise UnprunableError(f"{error}; as a program: {refused}") from error
-        return PruneTarget(self.model, graph, (self.example,))
+        return PruneTarget(self.model, graph, (example,))
 
-    def next(self, subject: PruneTarget, error: BudgetError) -> PruneTarget:
+    def next(self, target: PruneTarget, error: BudgetError) -> PruneTarget:
         """Return the program, of which more can be cut than of the module; else raise the error."""
-        if not self._both or subject.program:
+        if not self._both or target.program:
             raise error
         try:
-            program = self._exported()
+            program = self.exported()
         except ModelError as refused:
             advice = f"{error.advice} An exported program is no way out: {refused}".lstrip()
             raise BudgetError(error.resource, error.limit, error.closest, advice) from refused
-        if program.graph.units <= subject.graph.units:
+        if program.graph.units <= target.graph.units:
             raise error
         return program
 
-    def _exported(self) -> PruneTarget:
-        first = next(read_batches(self.batches[:1], self.model))
-        last = next(read_batches(self.batches[-1:], self.model))
-        program = export(self.model, self.example, first)
-        graph = analyse(self.model, program.example, self.granularity, self.keep, program.graph)
+    def exported(self) -> PruneTarget:
+        """Return the model's program."""
+        data, request = self.data, self.request
+        last = next(read_batches(data.batches[-1:], self.model))
+        program = export(self.model, data.example, data.first)
+        graph = analyse(
+            self.model, program.example, request.granularity, request.keep, program.graph
+        )
         other = first_samples(last, _OTHER_SAMPLES) if program.dynamic else last
         fits = program.dynamic or other.samples == program.example.samples
         examples = (program.example, other) if fits else (program.example,)

@@ -1,0 +1,156 @@
+"""Which criterion, and which precision if that is open: the one that does best within limits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from flexrel.core.plan import Plan
+from flexrel.core.precision import FINEST_FIRST
+from flexrel.criteria import Criterion, Magnitude
+from flexrel.errors import BudgetError, PrecisionError
+from flexrel.pruning.builder import PrunedNetwork
+from flexrel.pruning.evaluator import Evaluator
+from flexrel.pruning.request import Limits
+from flexrel.pruning.search import BudgetSearch
+from flexrel.pruning.signals import Signals
+
+_ROUNDS = 3  # of choosing a criterion where the last one led
+_ROUGHER = 1.1  # of the divergence of the cut: what rounding may leave, where nothing says more
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """A plan that keeps to the limits, the criterion that made it, and where it was found."""
+
+    search: BudgetSearch
+    criterion: Criterion
+    plan: Plan
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Makes and measures the plan's network."""
+        return self.search.evaluator
+
+    @property
+    def made(self) -> PrunedNetwork:
+        """The plan's network."""
+        return self.evaluator.made(self.plan)
+
+    @property
+    def divergence(self) -> float:
+        """How far the outputs are from the dense network's, on the samples that judge."""
+        return self.evaluator.builder.divergence(self.made.rounded)
+
+
+def solve(evaluator: Evaluator, signals: Signals, limits: Limits) -> Solution:
+    """Return what keeps to the limits, by one of the criteria that were asked for.
+
+    Precision "auto" goes from float32 down as long as that is better: with a target, a smaller
+    file; with a budget that is measured on the network, as bytes are, outputs closer to the dense
+    network's; else a smaller file whose outputs are at most a tenth further from them than the
+    cut's; one that can't hold a value is passed over. The criterion is chosen once, where values
+    are finest.
+
+    Args:
+        evaluator: makes and measures networks.
+        signals: what criteria make scores of, and what was asked.
+        limits: to keep to.
+
+    Raises:
+        BudgetError: nothing does.
+        PrecisionError: the one precision that was asked for can't hold a value.
+    """
+    request = signals.request
+    criteria, values = request.criteria, request.values
+    found: list[Solution] = []
+    failed: list[BudgetError] = []
+    for precision in FINEST_FIRST if values == "auto" else (values,):
+        try:
+            search = BudgetSearch(evaluator.at(precision), signals.rank, limits, request.short)
+            one = _chosen(search, criteria)
+        except BudgetError as error:  # a coarser one may still fit a budget on bytes
+            failed.append(error)
+            continue
+        except PrecisionError:
+            if values != "auto":
+                raise
+            continue
+        if found and not _is_better(one, found):
+            break
+        found.append(one)
+        criteria = (one.criterion,)
+    if not found:
+        raise next((error for error in failed if error.resource == "accuracy"), failed[-1])
+    return found[-1]
+
+
+def _is_better(one: Solution, found: Sequence[Solution]) -> bool:
+    limits = one.search.limits
+    if limits.floor is None and limits.measured:
+        return one.divergence < found[-1].divergence
+    smaller = len(one.made.packed) < len(found[-1].made.packed)
+    if limits.floor is not None:
+        return smaller
+    return smaller and one.divergence <= _ROUGHER * found[0].divergence
+
+
+def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
+    """Return the criterion, chosen of several on the samples that judge, and its plan."""
+    if len(criteria) == 1:
+        return Solution(search, criteria[0], search.plan(criteria[0]))
+    magnitude = Magnitude()  # what the first choice is made like
+    if search.limits.floor is None:
+        return _chosen_within(search, criteria, magnitude)
+    found: list[Solution] = []
+    ranking = search.ranking(magnitude)
+    like = ranking.plan(ranking.removable // 2)
+    for _ in range(_ROUNDS):  # where the plan lands decides what is best there
+        chosen = _closest(search, criteria, partial(search.as_costly, like))
+        if any(chosen is earlier.criterion for earlier in found):
+            break
+        try:
+            like = search.plan(chosen)
+        except BudgetError:
+            if found:
+                break
+            raise
+        found.append(Solution(search, chosen, like))
+    return min(found, key=lambda one: len(one.made.packed))
+
+
+def _chosen_within(
+    search: BudgetSearch, criteria: Sequence[Criterion], magnitude: Criterion
+) -> Solution:
+    """Return the choice where budgets alone say how much goes."""
+    count = search.least(magnitude)
+    plan_of: Callable[[Criterion], Plan | None] = search.plan
+    if search.limits.measured:  # which takes long: plans are made alike in what is short
+        plan_of = partial(search.as_costly, search.ranking(magnitude).plan(count))
+    chosen = _closest(search, criteria, plan_of)
+    if chosen == magnitude:  # what it has to do is known
+        return Solution(search, chosen, search.filled(chosen, count))
+    return Solution(search, chosen, search.plan(chosen))
+
+
+def _closest(
+    search: BudgetSearch,
+    criteria: Sequence[Criterion],
+    plan_of: Callable[[Criterion], Plan | None],
+) -> Criterion:
+    """Return the criterion whose plan's network diverges least; a tie goes to the earlier.
+
+    Args:
+        search: judges.
+        criteria: to choose from.
+        plan_of: makes a criterion's plan, all of one cost; None where there is none.
+    """
+    evaluator = search.evaluator
+
+    def divergence(index: int) -> float:
+        plan = plan_of(criteria[index])
+        evaluator.builder.progress("choosing a criterion", index + 1, len(criteria))
+        if plan is None:
+            return float("inf")
+        return evaluator.builder.divergence(evaluator.made(plan).rounded)
+
+    return criteria[min(range(len(criteria)), key=divergence)]

@@ -1,0 +1,86 @@
+"""The evidence beside a result: magnitude and relevance alone, for the same request."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch import nn
+
+from flexrel.core.batches import RawBatch
+from flexrel.core.measurement import Measurement
+from flexrel.core.running import unwrapped
+from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
+from flexrel.errors import BudgetError
+from flexrel.pruning.data import calibration_data
+from flexrel.pruning.prune import evaluator_of
+from flexrel.pruning.result import Result
+from flexrel.pruning.search import BudgetSearch
+from flexrel.pruning.signals import measured_relevance, measured_signals
+from flexrel.pruning.sources import PruneTarget, Sources
+from flexrel.relevance import Attribution
+
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of units removed
+
+
+def compare(result: Result, model: nn.Module, calibration: Iterable[RawBatch]) -> Result:
+    """Return the result with its `rivals` and `curves` measured, for the report.
+
+    Args:
+        result: of `prune`.
+        model: that was pruned; not changed.
+        calibration: that it was pruned with.
+
+    Raises:
+        UsageError: the data can't be used.
+        ModelError: the network can't be analysed.
+    """
+    attributions = filter(None, map(attribution_of, result.request.criteria))
+    how = next(attributions, Attribution())
+    magnitude, relevance = Magnitude(), Relevance(rule=how.rule, output=how.output)
+    chosen = result.criterion
+    blend = chosen if isinstance(chosen, FlexRel) else FlexRel(rule=how.rule, output=how.output)
+    criteria = (magnitude, relevance, blend)
+    request = replace(result.request, criteria=criteria, values=result.values)
+    model = unwrapped(model)
+    data = calibration_data(model, calibration, fits=request.fits)
+    source = PruneTarget(model, result.plan.graph, (data.example,))
+    if result.form == "exported":
+        source = replace(Sources(model, data, request).exported(), graph=result.plan.graph)
+    relevances = measured_relevance(model, request, data)
+    signals = measured_signals(source, request, data, relevances)
+    evaluator = evaluator_of(signals, data)
+    search = BudgetSearch(evaluator, signals.rank, result.limits, request.short)
+    rivals = [one for one in (magnitude, relevance) if one.name != chosen.name]
+    return replace(
+        result,
+        rivals=tuple(_at_limits(search, one) for one in rivals),
+        curves=tuple(_curves(search, criteria, result.dense)),
+    )
+
+
+def _at_limits(search: BudgetSearch, criterion: Criterion) -> Measurement:
+    """Measure a criterion's plan for the same limits.
+
+    One that can't meet the target within the budgets is measured at the budgets.
+    """
+    try:
+        plan = search.plan(criterion)
+    except BudgetError:
+        count = search.least(criterion)
+        plan = search.ranking(criterion).plan(count)
+    return search.evaluator.measure(criterion.name, plan)
+
+
+def _curves(
+    search: BudgetSearch, criteria: tuple[Criterion, ...], dense: Measurement
+) -> list[Measurement]:
+    """Measure each criterion at several shares of units removed."""
+    points: list[Measurement] = []
+    for criterion in criteria:
+        points.append(replace(dense, criterion=criterion.name))
+        ranking = search.ranking(criterion)
+        for share in _SHARES:
+            plan = ranking.plan(int(share * ranking.removable))
+            points.append(search.evaluator.measure(criterion.name, plan))
+            total = len(criteria) * (len(_SHARES) + 1)
+            search.evaluator.builder.progress("measuring curves", len(points), total)
+    return points

@@ -1,0 +1,282 @@
+"""From limits to the plan of a criterion that keeps to them: bisection over one number.
+
+A ranking cut after `k` units is a plan, and plans of one ranking are nested: a resource that is
+steady can only fall as `k` grows.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+from flexrel.core.plan import Plan
+from flexrel.core.resources import TOLERANCE, Resource
+from flexrel.criteria import Criterion, Ranking, UnitRanking
+from flexrel.errors import BudgetError
+from flexrel.pruning.evaluator import Evaluator, PlanCandidate
+from flexrel.pruning.request import Limits
+
+_FILLS = 100  # units tried that may stay within the limits after all
+_ROOM = 0.01  # of a limit left over: not worth filling
+_AIMS = 5  # tries to bring a repaired network within a limit that is measured on it
+_STEPS = 1000  # of the units, where a measured resource rose as units went
+_RESOLUTION = 128  # a target is searched to within 1/128 of the units
+
+
+class BudgetSearch:
+    """Finds plans of one network's graph that keep to limits; answers depend on nothing before.
+
+    Attributes:
+        evaluator: makes and measures networks.
+        limits: to keep to.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        rank: Callable[[Criterion], Ranking],
+        limits: Limits,
+        short: Resource,
+    ) -> None:
+        """Take what makes networks, in which order a criterion lets units go, and the limits.
+
+        Args:
+            evaluator: of the network.
+            rank: a criterion's ranking of its units.
+            limits: to keep to.
+            short: the resource that plans of different criteria are made alike in.
+        """
+        self.evaluator, self.limits = evaluator, limits
+        self._rank, self._short = rank, short
+        self._ranked: tuple[Criterion, Ranking] | None = None  # rankings are large: the last
+
+    def ranking(self, criterion: Criterion) -> Ranking:
+        """Return the order in which the criterion lets units go, or layers take N:M."""
+        if self._ranked is None or self._ranked[0] is not criterion:
+            self._ranked = criterion, self._rank(criterion)
+        return self._ranked[1]
+
+    def plan(self, criterion: Criterion) -> Plan:
+        """Return the criterion's plan: to the budgets, or beyond as far as the target allows.
+
+        Raises:
+            BudgetError: the limits can't be kept; says the closest that can.
+        """
+        least = self.least(criterion)
+        floor = self.limits.floor
+        if floor is None:
+            return self.filled(criterion, least)
+        ranking = self.ranking(criterion)
+        accuracies: dict[int, float] = {}
+
+        def good(count: int) -> bool:
+            candidate = self._candidate(ranking, count)
+            accuracies[count] = self.evaluator.accuracy(candidate.network)
+            told = f"searching with {criterion.name}"
+            self.evaluator.builder.progress(told, len(accuracies), None)
+            return accuracies[count] >= floor - TOLERANCE and self._within(candidate)
+
+        count = most_removal(good, least, ranking.removable, ranking.removable // _RESOLUTION)
+        if count is None:
+            advice = "That is what the budgets leave; raise them or allow a larger drop."
+            raise BudgetError("accuracy", floor, accuracies[least], advice)
+        return ranking.plan(count)
+
+    def least(self, criterion: Criterion) -> int:
+        """Return the least number of units to remove so that every budget is met.
+
+        For N:M it is the number of layers that have it: without a target, all that can.
+
+        Raises:
+            BudgetError: one can't be; says the closest that can.
+        """
+        ranking = self.ranking(criterion)
+        counts = [self._least_for(ranking, *pair) for pair in self.limits.amounts]
+        count = max(counts, default=0)
+        if self.limits.floor is None and self.evaluator.graph.pattern.unit == "n:m":
+            count = ranking.removable
+        while self.limits.measured:  # it may rise a little as units go
+            candidate = self._candidate(ranking, count)
+            if self._within(candidate):
+                break
+            if count == ranking.removable:
+                resource, limit = self.limits.measured[0]
+                raise BudgetError(resource.name, limit, resource.count(candidate))
+            count = min(count + 1 + ranking.removable // _STEPS, ranking.removable)
+        return count
+
+    def filled(self, criterion: Criterion, count: int) -> Plan:
+        """Return the plan that removes `count` units, less those that fit the limits after all."""
+        steady = all(r.steady and not r.at_least for r, _ in self.limits.amounts)
+        limits = self.limits.amounts if steady else ()
+        return self._filled(self.ranking(criterion), count, limits)
+
+    def as_costly(self, like: Plan, criterion: Criterion) -> Plan | None:
+        """Return the criterion's plan that takes no more than another of what is short, if any."""
+        limit = self._short.count(self.evaluator.candidate(like))
+        ranking = self.ranking(criterion)
+        count = self._bisected(ranking, self._short, limit)
+        return None if count is None else self._filled(ranking, count, ((self._short, limit),))
+
+    def _candidate(self, ranking: Ranking, count: int, *, rough: bool = False) -> PlanCandidate:
+        """Return the plan that removes the ranking's first units, its network not yet made."""
+        exact = isinstance(ranking, UnitRanking) and ranking.multiple_of == 1
+        builder = self.evaluator.builder
+        return PlanCandidate(
+            lambda: ranking.plan(count),
+            builder.rough if rough else self.evaluator.made,
+            self.evaluator.graph,
+            count if exact else None,
+        )
+
+    def _within(self, candidate: PlanCandidate) -> bool:
+        """Return whether a network keeps to every limit that only itself tells."""
+        return all(r.met(r.count(candidate), limit) for r, limit in self.limits.measured)
+
+    def _bisected(self, ranking: Ranking, resource: Resource, limit: float) -> int | None:
+        sign = -1 if resource.at_least else 1
+
+        def amount(count: int) -> float:
+            return sign * resource.count(self._candidate(ranking, count))
+
+        most = sign * limit + (TOLERANCE if resource.at_least else 0)
+        return least_removal(amount, most, ranking.removable)
+
+    def _least_for(self, ranking: Ranking, resource: Resource, limit: float) -> int:
+        if not resource.steady:
+            return self._least_measured(ranking, resource, limit)
+        count = self._bisected(ranking, resource, limit)
+        if count is None:
+            raise self._refused(ranking, resource, limit)
+        return count
+
+    def _least_measured(self, ranking: Ranking, resource: Resource, limit: float) -> int:
+        """Return the least number of units without which the network itself keeps to the limit.
+
+        A repair takes much longer than a count, and may change it: bytes grow. So amounts are
+        searched without it, for what a repaired network is expected to take; where it takes more,
+        or leaves room, the next expectation is learnt from it.
+        """
+
+        @cache
+        def rough(count: int) -> float:
+            self.evaluator.builder.progress("packing", count, ranking.removable)
+            return resource.count(self._candidate(ranking, count, rough=True))
+
+        met: int | None = None
+        grown = 1.0  # times as much as not repaired
+        for _ in range(_AIMS):
+            aim = limit if grown == 1 else limit * (1 - resource.tolerance / 2) / grown
+            count = least_removal(rough, aim, ranking.removable, resource.tolerance)
+            if count is None or count == met:
+                break
+            amount = resource.count(self._candidate(ranking, count))
+            grown = amount / rough(count)
+            if amount <= limit:
+                met = count
+            if met is not None and amount >= (1 - _ROOM) * limit:
+                break
+        if met is not None:
+            return met
+        if resource.count(self._candidate(ranking, ranking.removable)) > limit:
+            raise self._refused(ranking, resource, limit)
+        return ranking.removable
+
+    def _refused(self, ranking: Ranking, resource: Resource, limit: float) -> BudgetError:
+        graph = self.evaluator.graph
+        advice = "Every layer keeps its best unit."
+        if graph.pattern.unit == "n:m":
+            advice = f"That is {graph.granularity} on all {ranking.removable} layers."
+        elif isinstance(ranking, UnitRanking) and ranking.multiple_of > 1:
+            advice = f"Every layer keeps a multiple of {ranking.multiple_of}."
+        closest = resource.count(self._candidate(ranking, ranking.removable))
+        more = resource.advice(graph)
+        return BudgetError(resource.name, limit, closest, f"{advice} {more}".rstrip())
+
+    def _filled(
+        self, ranking: Ranking, count: int, limits: tuple[tuple[Resource, float], ...]
+    ) -> Plan:
+        """Return the plan, less units that fit within steady limits after all.
+
+        Units differ in cost, so that the last one to go may leave much room: heads and groups of
+        channels do. Of those removed the best come back first.
+        """
+        plan = ranking.plan(count)
+        graph = self.evaluator.graph
+        if graph.pattern.zeros or not isinstance(ranking, UnitRanking) or not limits:
+            return plan
+        if ranking.multiple_of > 1:
+            return plan
+
+        def room(plan: Plan) -> float:
+            candidate = self.evaluator.candidate(plan)
+            return min(1 - r.count(candidate) / max(limit, 1) for r, limit in limits)
+
+        for tried, (group, unit) in enumerate(ranking.best_removed(count)):
+            if tried == _FILLS or room(plan) < _ROOM:
+                break
+            mask = plan.masks[group].clone()
+            mask[unit] = True
+            fuller = Plan(graph, {**plan.masks, group: mask})
+            if room(fuller) >= 0:
+                plan = fuller
+        return plan
+
+
+def least_removal(
+    cost: Callable[[int], float], limit: float, most: int, tolerance: float = 0.0
+) -> int | None:
+    """Return the least `k` in 0 ... `most` with `cost(k) <= limit`, or None if there is none.
+
+    Args:
+        cost: of the plan that removes `k` units; taken not to rise with `k`.
+        limit: that the cost must not exceed.
+        most: the largest `k`.
+        tolerance: stop at a `k` whose cost is within this share below the limit; 0 finds the
+            least exactly. A costly `cost` needs few calls when it falls about evenly, as the
+            next `k` is where a straight line between the last two bounds meets the limit.
+
+    Returns:
+        A `k` whose cost was really measured to be within the limit.
+    """
+    measured = cache(cost)
+    if measured(0) <= limit:
+        return 0
+    if measured(most) > limit:
+        return None
+    low, high = 0, most  # cost(low) > limit >= cost(high)
+    straight = True
+    while high - low > 1 and not (tolerance and measured(high) >= limit * (1 - tolerance)):
+        middle = (low + high) // 2
+        if tolerance and straight:
+            aim = limit * (1 - tolerance / 2)
+            share = (measured(low) - aim) / (measured(low) - measured(high))
+            middle = min(max(low + 1, round(low + share * (high - low))), high - 1)
+        straight = not straight
+        if measured(middle) > limit:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def most_removal(good: Callable[[int], bool], least: int, most: int, resolution: int) -> int | None:
+    """Return the largest `k` found in `least` ... `most` with `good(k)`, or None if none was.
+
+    Bisects as if `good` turned false once and stayed false, to within `resolution` units. What
+    is returned was really found good, also where `good` is noisy.
+
+    Args:
+        good: whether the plan that removes `k` units does its job.
+        least: the smallest `k` allowed; if that is not good, nothing is.
+        most: the largest `k`.
+        resolution: how close to the turning point to go, in units.
+    """
+    if not good(least):
+        return None
+    low, high = least, most + 1
+    while high - low > max(resolution, 1):
+        middle = (low + high) // 2
+        if good(middle):
+            low = middle
+        else:
+            high = middle
+    return low
