@@ -28,7 +28,7 @@ import torch_pruned
 from flexrel.core import cost
 from flexrel.core.batches import read_batches
 from flexrel.criteria import ALLOCATIONS, FlexRel, Magnitude, Relevance, UnitRanking, scores_of
-from flexrel.pruning.bisection import least_removal
+from flexrel.pruning.search import least_removal
 from flexrel.relevance import calibrate
 from flexrel.structure import analyse
 from flexrel.structure.apply import apply

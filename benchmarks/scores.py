@@ -10,7 +10,7 @@ from flexrel.core import cost
 from flexrel.core.batches import first_samples, read_batches
 from flexrel.core.graph import layer_of
 from flexrel.criteria import UnitRanking, scores_of
-from flexrel.pruning.bisection import least_removal
+from flexrel.pruning.search import least_removal
 from flexrel.relevance import calibrate
 from flexrel.structure import analyse, named_tensors
 from flexrel.structure.apply import apply

@@ -10,7 +10,7 @@ from flexrel.core import cost
 from flexrel.core.batches import first_samples, fitted_and_judged, read_batches
 from flexrel.core.evaluate import Divergence
 from flexrel.criteria import SALIENCY, UnitRanking, measure_saliency, scores_of, without_unmeasured
-from flexrel.pruning.bisection import least_removal
+from flexrel.pruning.search import least_removal
 from flexrel.pruning.builder import NetworkBuilder
 from flexrel.relevance import calibrate
 from flexrel.repair import ClosedForm

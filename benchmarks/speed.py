@@ -14,7 +14,7 @@ import common
 from flexrel.core import cost
 from flexrel.core.batches import first_samples, read_batches
 from flexrel.criteria import FlexRel, Magnitude, UnitRanking, scores_of
-from flexrel.pruning.bisection import least_removal
+from flexrel.pruning.search import least_removal
 from flexrel.relevance import calibrate
 from flexrel.repair import ClosedForm
 from flexrel.structure import analyse

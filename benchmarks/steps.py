@@ -22,7 +22,7 @@ from flexrel.core.batches import first_samples, fitted_and_judged
 from flexrel.core.evaluate import Divergence
 from flexrel.core.plan import Plan
 from flexrel.criteria import UnitRanking, measure_saliency, scores_of
-from flexrel.pruning.bisection import least_removal
+from flexrel.pruning.search import least_removal
 from flexrel.relevance import calibrate
 from flexrel.repair import ClosedForm
 from flexrel.structure import analyse, named_tensors

@@ -9,7 +9,7 @@ import torch_pruning as tp
 from torch import nn
 from torch.nn import functional
 
-from flexrel.pruning.bisection import least_removal
+from flexrel.pruning.search import least_removal
 
 IMPORTANCES = {
     "L1": lambda how: tp.importance.MagnitudeImportance(p=1, group_reduction=how),

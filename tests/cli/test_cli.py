@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 import flexrel
 import flexrel_edge
 from flexrel.cli import main
-from flexrel.cli.options import parse_budget, parse_criterion, parse_target
+from flexrel.cli.options import parse_criterion
+from flexrel.relevance import Attribution
 
 NETWORK = """
 import torch
@@ -383,31 +384,18 @@ def test_the_installed_command_gives_its_exit_code():
     assert done.stdout == b""
 
 
-def test_amounts_are_shares_or_counts():
-    assert parse_budget("bytes=500kB") == flexrel.Bytes("500kB")
-    assert parse_budget("bytes=50%") == parse_budget("bytes=0.5") == flexrel.Bytes(0.5)
-    assert parse_budget("bytes=5000") == flexrel.Bytes(5000)
-    assert parse_budget("macs=0.5") == parse_budget("macs=50%") == flexrel.MACs(0.5)
-    assert parse_budget("macs=20.5M") == flexrel.MACs(20_500_000)
-    assert parse_budget("parameters=120k") == flexrel.Parameters(120_000)
-    assert parse_budget("parameters=7") == flexrel.Parameters(7)
-    assert parse_budget("sparsity=80%") == flexrel.Sparsity(0.8)
-    assert parse_target("accuracy-drop=1%") == flexrel.AccuracyDrop(0.01)
-    assert parse_target("accuracy-drop=0.02") == flexrel.AccuracyDrop(0.02)
-
-
 def test_criteria_are_named_as_plans_name_them():
-    assert parse_criterion("auto") is None
+    assert parse_criterion("auto", Attribution()) is None
     for made in (flexrel.Magnitude(), flexrel.Relevance(), flexrel.FlexRel(0.25), flexrel.OBS()):
-        assert parse_criterion(made.name) == made
+        assert parse_criterion(made.name, Attribution()) == made
     product = flexrel.FlexRel(0.5, blend="product")
-    assert parse_criterion(product.name) == product
+    assert parse_criterion(product.name, Attribution()) == product
 
 
 @pytest.mark.parametrize("text", ["flexrel:50%", "obs:1k", "obs:", "obs:1:2", "flexrel:-1", "best"])
 def test_a_criterion_that_is_none_is_refused(text):
     with pytest.raises(flexrel.UsageError, match="is not known; there are: auto, "):
-        parse_criterion(text)
+        parse_criterion(text, Attribution())
 
 
 # --- exports ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexrel import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity, UsageError
+from flexrel.core.budgets import budget_of, target_of
 from networks import unchecked
 
 COUNTED = (Parameters, MACs, Bytes)
@@ -61,7 +62,7 @@ def test_an_amount_that_is_no_share_and_no_count_is_refused(budget, amount):
     with pytest.raises(UsageError, match=r"a share of the dense network in \(0, 1\]") as caught:
         budget(amount)
 
-    assert str(caught.value).startswith(f"{budget.resource} budget is {amount!r}")
+    assert str(caught.value).startswith(f"{budget.resource.name} budget is {amount!r}")
 
 
 @pytest.mark.parametrize("budget", COUNTED)
@@ -108,9 +109,46 @@ def test_a_sparsity_does_not_depend_on_the_dense_network():
 def test_budgets_fit_their_protocol_and_name_their_resource():
     budgets = [Sparsity(0.5), Parameters(0.5), MACs(0.5), Bytes(0.5)]
 
-    assert [b.resource for b in budgets] == ["sparsity", "parameters", "MACs", "bytes"]
+    assert [b.resource.name for b in budgets] == ["sparsity", "parameters", "MACs", "bytes"]
     assert all(isinstance(b, Budget) for b in budgets)
     assert not isinstance(AccuracyDrop(0.01), Budget)
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("macs=50%", MACs(0.5)),
+        ("macs=0.5", MACs(0.5)),
+        ("macs=20.5M", MACs(20_500_000)),
+        ("parameters=120k", Parameters(120_000)),
+        ("parameters=7", Parameters(7)),
+        ("bytes=500kB", Bytes("500kB")),
+        ("bytes=50%", Bytes(0.5)),
+        ("bytes=5000", Bytes(5000)),
+        ("sparsity=80%", Sparsity(0.8)),
+    ],
+)
+def test_a_text_asks_for_the_same_budget_as_the_object(text, budget):
+    assert budget_of(text) == budget
+    assert budget_of(budget) is budget
+
+
+@pytest.mark.parametrize(
+    ("budget", "twin"),
+    [
+        (MACs("50%"), MACs(0.5)),
+        (Parameters("120k"), Parameters(120_000)),
+        (Bytes("50%"), Bytes(0.5)),
+        (Sparsity("80%"), Sparsity(0.8)),
+    ],
+)
+def test_an_amount_as_text_is_the_same_limit(budget, twin):
+    assert budget.limit(1001) == twin.limit(1001)
+
+
+def test_a_target_is_read_from_text_too():
+    assert target_of("accuracy-drop=1%") == target_of("accuracy-drop=0.01") == AccuracyDrop(0.01)
+    assert target_of(AccuracyDrop(0.3)) == AccuracyDrop(0.3)
 
 
 def test_budgets_are_values():

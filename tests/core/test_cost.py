@@ -49,11 +49,14 @@ def test_a_plan_of_channels_by_hand():
     assert cost.sparsity(graph, plan.masks) == (1 + 1) / (4 + 2)
 
 
-@pytest.mark.parametrize(("resource", "of"), [("parameters", cost.parameters), ("MACs", cost.macs)])
-def test_what_goes_with_a_unit_is_what_the_network_lacks_without_it(resource, of):
+@pytest.mark.parametrize(
+    ("unit_costs", "of"),
+    [(cost.unit_parameters, cost.parameters), (cost.unit_macs, cost.macs)],
+)
+def test_what_goes_with_a_unit_is_what_the_network_lacks_without_it(unit_costs, of):
     graph = read(small(), IMAGE, "channel")
 
-    found = cost.unit_costs(graph, resource)
+    found = unit_costs(graph)
 
     assert found.keys() == {"0", "2"}
     for group in graph.groups:
@@ -61,7 +64,7 @@ def test_what_goes_with_a_unit_is_what_the_network_lacks_without_it(resource, of
         for mask in plan.masks.values():
             mask[:] = True
         plan.masks[group.name][-1] = False
-        assert found[group.name] == of(graph) - of(graph, plan)
+        assert found[group.name] == of(graph) - of(graph, plan.masks)
 
 
 def test_a_plan_of_elements_saves_parameters_and_no_multiply_adds():

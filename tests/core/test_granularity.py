@@ -504,7 +504,9 @@ def test_an_exported_program_loses_the_same_weights(granularity):
     options = {"calibration": [PICTURES], "budgets": [Sparsity(0.4)], "granularity": granularity}
 
     module, program = (
-        flexrel.prune(tower(), form=form, criterion=Magnitude(), **options)
+        flexrel.prune(
+            tower(), criterion=Magnitude(), options=flexrel.PruneOptions(form=form), **options
+        )
         for form in ("module", "exported")
     )
 
@@ -665,7 +667,11 @@ def test_blocks_need_a_budget_and_no_pattern_rounds_widths():
     for granularity in ("2:4", "block:4x4"):
         with pytest.raises(UsageError, match="multiple_of=8 of granularity"):
             flexrel.prune(
-                tower(), granularity=granularity, budgets=[Sparsity(0.1)], multiple_of=8, **options
+                tower(),
+                granularity=granularity,
+                budgets=[Sparsity(0.1)],
+                options=flexrel.PruneOptions(multiple_of=8),
+                **options,
             )
 
 
@@ -676,10 +682,10 @@ def test_a_pruned_network_is_packed_without_loss_and_reported(granularity, tmp_p
         calibration=[PICTURES],
         budgets=[Sparsity(0.4)],
         evaluate=lambda network: float(network(PICTURES).argmax(1).float().mean() / 2),
-        compare=True,
         granularity=granularity,
         recover="none",
     )
+    result = flexrel.compare(result, tower(), [PICTURES])
     result.save(tmp_path)
     pack(result.model, tmp_path / "again.flexrel")
     fresh = load(tmp_path / "model.flexrel", into=tower())

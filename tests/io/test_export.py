@@ -226,7 +226,7 @@ def test_a_program_carries_its_graph_too(tmp_path):
         calibration=[X, X + 1],
         budgets=[flexrel.MACs(0.6)],
         criterion=flexrel.Magnitude(),
-        form="exported",
+        options=flexrel.PruneOptions(form="exported"),
     )
 
     assert result.save(tmp_path / "out", export=["graph", "pt2"]) == ()

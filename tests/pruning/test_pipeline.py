@@ -264,7 +264,7 @@ def test_widths_are_rounded_up_on_request_and_the_budget_is_still_met(budget):
         calibration=[torch.randn(4, 6)],
         budgets=[budget],
         criterion=Magnitude(),
-        multiple_of=8,
+        options=flexrel.PruneOptions(multiple_of=8),
     )
 
     widths = [result.model[0].out_features, result.model[2].out_features]
@@ -284,7 +284,7 @@ def test_widths_that_can_not_be_rounded_are_a_usage_error(granularity, multiple_
             calibration=[torch.randn(4, 6)],
             budgets=[MACs(0.6)],
             granularity=granularity,
-            multiple_of=multiple_of,
+            options=flexrel.PruneOptions(multiple_of=multiple_of),
         )
 
 
@@ -382,7 +382,9 @@ def test_what_is_repaired_for_a_byte_budget_is_repaired_seldom(share):
             budgets=[Bytes(share)],
             criterion=criteria,
             granularity="element",
-            progress=lambda what, done, _: begun.append((what, done) == ("repairing", 1)),
+            options=flexrel.PruneOptions(
+                progress=lambda what, done, _: begun.append((what, done) == ("repairing", 1))
+            ),
         )
         return sum(begun), result.achieved.bytes / result.requested["bytes"]
 
@@ -410,21 +412,21 @@ class Costs:
 
 
 @pytest.mark.parametrize(
-    ("budgets", "resource"),
+    ("budgets", "unit_costs"),
     [
-        ([MACs(0.6)], "MACs"),
-        ([MACs(0.6), Bytes(0.9)], "MACs"),
-        ([Bytes(0.6), MACs(0.9)], "parameters"),
-        ([Parameters(0.6)], "parameters"),
-        ([Sparsity(0.2)], "parameters"),
+        ([MACs(0.6)], cost.unit_macs),
+        ([MACs(0.6), Bytes(0.9)], cost.unit_macs),
+        ([Bytes(0.6), MACs(0.9)], cost.unit_parameters),
+        ([Parameters(0.6)], cost.unit_parameters),
+        ([Sparsity(0.2)], cost.unit_parameters),
     ],
 )
-def test_units_are_weighed_against_what_the_first_budget_is_on(pictures, budgets, resource):
+def test_units_are_weighed_against_what_the_first_budget_is_on(pictures, budgets, unit_costs):
     costs = Costs()
     options = {"budgets": budgets, "criterion": costs, "recover": "none"}
     result = prune(pictures, calibration=PICTURES, **options)
 
-    assert costs.seen == cost.unit_costs(result.plan.graph, resource)
+    assert costs.seen == unit_costs(result.plan.graph)
 
 
 def test_several_budgets_are_all_met(perceptron):
@@ -614,7 +616,10 @@ def test_few_scores_are_tried_where_each_network_is_repaired(perceptron, granula
 
 def test_the_allocation_per_layer_takes_the_same_share_of_each(perceptron):
     result = prune(
-        perceptron, budgets=[Sparsity(0.5)], criterion=Magnitude(), allocation="per-layer"
+        perceptron,
+        budgets=[Sparsity(0.5)],
+        criterion=Magnitude(),
+        options=flexrel.PruneOptions(allocation="per-layer"),
     )
 
     kept = {name: int(mask.sum()) for name, mask in result.plan.masks.items()}
@@ -646,8 +651,8 @@ def test_compare_measures_the_rivals_and_the_curves(perceptron):
         evaluate=Accuracy(EVALUATION),
         budgets=[Parameters(0.6)],
         criterion=FlexRel(0.3),
-        compare=True,
     )
+    result = flexrel.compare(result, perceptron, CALIBRATION)
 
     assert [m.criterion for m in result.rivals] == ["magnitude", "relevance"]
     assert all(m.parameters <= 0.6 * result.dense.parameters for m in result.rivals)
@@ -677,7 +682,9 @@ def test_progress_is_told_of_each_stage(perceptron):
         perceptron,
         evaluate=lambda _: 1.0,
         target=AccuracyDrop(0.1),
-        progress=lambda stage, done, total: told.append((stage, done, total)),
+        options=flexrel.PruneOptions(
+            progress=lambda stage, done, total: told.append((stage, done, total))
+        ),
     )
 
     assert {stage.split(" with ")[0] for stage, _, _ in told} == {
@@ -851,7 +858,7 @@ def test_a_model_of_several_outputs_is_pruned(perceptron):
         model,
         calibration=inputs,
         budgets=[MACs(0.6)],
-        output=lambda out, _: out["scores"].amax(1),
+        criterion=Relevance(output=lambda out, _: out["scores"].amax(1)),
     )
 
     assert 0 < result.achieved.divergence < math.inf

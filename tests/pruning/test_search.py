@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexrel.pruning.bisection import least_removal, most_removal
+from flexrel.pruning.search import least_removal, most_removal
 
 searched = settings(max_examples=200, derandomize=True)
 # Steps of zero and few distinct values: plateaus are where bisection goes wrong.

@@ -886,7 +886,7 @@ def test_an_exported_program_is_repaired(kind):
         calibration=[inputs],
         budgets=[Sparsity(0.3)],
         criterion=Magnitude(),
-        form="exported",
+        options=flexrel.PruneOptions(form="exported"),
     )
 
     step = result.recovery[0]

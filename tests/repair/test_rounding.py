@@ -173,7 +173,7 @@ def test_prune_says_what_rounding_cost_and_measures_what_the_file_holds(recover,
     batches = [images(64, seed) for seed in range(3)]
     asked = {"budgets": [Sparsity(0.3)], "criterion": Magnitude(), "recover": recover}
 
-    result = prune(model, calibration=batches, values="int4", output="norm", **asked)
+    result = prune(model, calibration=batches, values="int4", **asked)
 
     result.save(tmp_path / "out")
     data = (tmp_path / "out" / "model.flexrel").read_bytes()
@@ -185,7 +185,7 @@ def test_prune_says_what_rounding_cost_and_measures_what_the_file_holds(recover,
     repair, rounding = result.recovery
     assert rounding.name == "rounding to int4"
     assert rounding.before == repair.after < rounding.after == result.achieved.divergence
-    fine = prune(model, calibration=batches, values="float32", output="norm", **asked)
+    fine = prune(model, calibration=batches, values="float32", **asked)
     assert fine.achieved.divergence == pytest.approx(rounding.before)
     assert result.achieved.bytes < 0.5 * fine.achieved.bytes
 

@@ -282,7 +282,9 @@ def test_control_flow_on_data_is_refused_in_one_line_that_says_where():
 def pruned(model, form="auto", macs=0.5, inputs=images, **options):
     data = [inputs(4).float(), inputs(3, seed=1).float()]
     request = {"budgets": [flexrel.MACs(macs)], "criterion": flexrel.Magnitude()} | options
-    return flexrel.prune(model, calibration=data, form=form, **request)
+    return flexrel.prune(
+        model, calibration=data, options=flexrel.PruneOptions(form=form), **request
+    )
 
 
 @pytest.mark.parametrize(

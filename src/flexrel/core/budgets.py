@@ -26,7 +26,7 @@ _UNITS |= {"KiB": 2**10, "kiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 def _parameters_left(candidate: Candidate) -> int:
     if candidate.graph.granularity == "element":  # masks of millions take a second
         return cost.parameters(candidate.graph) - candidate.removed
-    return cost.parameters(candidate.graph, candidate.masks)
+    return cost.parameters(candidate.graph, candidate.plan.masks)
 
 
 PARAMETERS_LEFT = Resource("parameters", _parameters_left, unit_costs=cost.unit_parameters)
@@ -72,7 +72,7 @@ class MACs:
     amount: float | str
     resource: ClassVar[Resource] = Resource(
         "MACs",
-        lambda candidate: cost.macs(candidate.graph, candidate.masks),
+        lambda candidate: cost.macs(candidate.graph, candidate.plan.masks),
         unit_costs=cost.unit_macs,
         advice=_macs_advice,
     )
@@ -139,13 +139,14 @@ class Sparsity:
     )
 
     def __post_init__(self) -> None:
-        amount = _number(self.amount) if isinstance(self.amount, str) else self.amount
-        if not _is_number(amount) or not 0 <= amount < 1:
+        readable = not isinstance(self.amount, str) or _NUMBER.fullmatch(self.amount)
+        amount = _number(self.amount) if readable else None
+        if amount is None or not 0 <= amount < 1:
             raise UsageError(f"sparsity is {self.amount!r}; it is the fraction removed, in [0, 1)")
 
     def limit(self, dense: float) -> float:  # noqa: ARG002 - a sparsity does not depend on it
         """Return the least fraction removed."""
-        return _number(self.amount) if isinstance(self.amount, str) else self.amount
+        return float(_number(self.amount))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class AccuracyDrop:
     amount: float
 
     def __post_init__(self) -> None:
-        if not _is_number(self.amount) or not 0 <= self.amount <= 1:
+        if not 0 <= (math.nan if isinstance(self.amount, str) else _number(self.amount)) <= 1:
             raise UsageError(f"accuracy drop is {self.amount!r}; 0.01 is one point, at most 1")
 
 
@@ -214,11 +215,18 @@ def target_of(given: object) -> AccuracyDrop:
     return AccuracyDrop(share)
 
 
-def _number(text: str) -> float:
-    """Return a share for "50%" and "0.5", a whole number for "500", "120k" and "1.5M"."""
-    found = _NUMBER.fullmatch(text)
+def _number(given: object) -> float:
+    """Return a share for "50%" and "0.5", a whole number for "500", "120k" and "1.5M".
+
+    Numbers are what they are, and NaN what is none.
+    """
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        return math.nan
+    if not isinstance(given, str):
+        return given
+    found = _NUMBER.fullmatch(given)
     if found is None:
-        raise UsageError(f"{text!r} has no amount that can be read; write it like {_EXAMPLES}")
+        raise UsageError(f"{given!r} has no amount that can be read; write it like {_EXAMPLES}")
     number, unit = found.groups()
     if unit == "%":
         return float(number) / 100
@@ -229,21 +237,17 @@ def _number(text: str) -> float:
 
 def _share_or_count(amount: float | str, dense: float) -> int:
     """Return the limit, rounded down: 0.29 of 100 is 29, though the product of floats is less."""
-    amount = _number(amount) if isinstance(amount, str) else amount
-    return (
-        math.floor(Fraction(str(amount)) * Fraction(dense)) if isinstance(amount, float) else amount
-    )
+    number = _number(amount)
+    return math.floor(Fraction(str(number)) * Fraction(dense)) if _is_share(number) else int(number)
 
 
-def _is_number(amount: object) -> bool:
-    return isinstance(amount, int | float) and not isinstance(amount, bool)
+def _is_share(number: float) -> bool:
+    return isinstance(number, float)
 
 
 def _checked(resource: str, given: float | str) -> None:
-    amount = _number(given) if isinstance(given, str) else given
-    whole = isinstance(amount, int) and not isinstance(amount, bool) and amount > 0
-    share = isinstance(amount, float) and 0 < amount <= 1
-    if not (whole or share):
+    number = _number(given)
+    if not (0 < number <= 1 if _is_share(number) else number > 0):
         raise UsageError(
             f"{resource} budget is {given!r}; give a share of the dense network in (0, 1] "
             "as a float, or a count of at least 1 as an int"

@@ -6,38 +6,55 @@ search, the result and errors ask nothing else of it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Protocol, runtime_checkable
 
 from torch import nn
 
 from flexrel.core.cost import Cost
-from flexrel.core.graph import Masks, PruningGraph
+from flexrel.core.graph import PruningGraph
+from flexrel.core.plan import Plan
 
 TOLERANCE: Final = 1e-12  # of shares and accuracies: 1 - 0.9 is a little above 0.1 in floats
 
 
-class Candidate(Protocol):
-    """A network that a search might return, made only as far as it is looked at."""
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A network that a search might return, made only as far as a resource looks at it.
 
-    @property
-    def graph(self) -> PruningGraph:
-        """What could be pruned of the dense network."""
+    Attributes:
+        graph: what could be pruned of the dense network.
+        make_plan: what goes and what stays.
+        make_network: a plan's network, with the values that its packed file holds.
+        make_packed: its packed file.
+        known_removed: how many units the plan removes, if that is known without making it.
+    """
 
-    @property
-    def masks(self) -> Masks:
-        """Which units stay; empty for the dense network."""
+    graph: PruningGraph
+    make_plan: Callable[[], Plan]
+    make_network: Callable[[Plan], nn.Module]
+    make_packed: Callable[[Plan], bytes]
+    known_removed: int | None = None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What goes and what stays."""
+        return self.make_plan()
 
     @property
     def removed(self) -> int:
-        """How many units are gone; told without making masks where that takes long."""
+        """How many units are gone."""
+        return self.plan.removed if self.known_removed is None else self.known_removed
 
     @property
     def network(self) -> nn.Module:
-        """The network itself, with the values that its packed file holds."""
+        """The network itself."""
+        return self.make_network(self.plan)
 
     @property
     def packed(self) -> bytes:
         """Its packed file."""
+        return self.make_packed(self.plan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
@@ -67,7 +68,7 @@ def _at_limits(search: BudgetSearch, criterion: Criterion) -> Measurement:
     except BudgetError:
         count = search.least(criterion)
         plan = search.ranking(criterion).plan(count)
-    return search.evaluator.measure(criterion.name, plan)
+    return search.evaluator.measure(criterion.name, search.evaluator.candidate(lambda: plan))
 
 
 def _curves(
@@ -75,12 +76,12 @@ def _curves(
 ) -> list[Measurement]:
     """Measure each criterion at several shares of units removed."""
     points: list[Measurement] = []
+    evaluator, total = search.evaluator, len(criteria) * (len(_SHARES) + 1)
     for criterion in criteria:
         points.append(replace(dense, criterion=criterion.name))
         ranking = search.ranking(criterion)
         for share in _SHARES:
-            plan = ranking.plan(int(share * ranking.removable))
-            points.append(search.evaluator.measure(criterion.name, plan))
-            total = len(criteria) * (len(_SHARES) + 1)
-            search.evaluator.builder.progress("measuring curves", len(points), total)
+            plan_of = partial(ranking.plan, int(share * ranking.removable))
+            points.append(evaluator.measure(criterion.name, evaluator.candidate(plan_of)))
+            evaluator.builder.progress("measuring curves", len(points), total)
     return points

@@ -17,7 +17,7 @@ from flexrel.errors import BudgetError
 from flexrel.pruning.builder import NetworkBuilder, PrunedNetwork
 from flexrel.pruning.choice import Solution, solve
 from flexrel.pruning.data import CalibrationData, calibration_data
-from flexrel.pruning.evaluator import Evaluator, PlanCandidate
+from flexrel.pruning.evaluator import Evaluator
 from flexrel.pruning.input_shift import input_shift
 from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
 from flexrel.pruning.result import Result
@@ -143,7 +143,7 @@ def solved(
     """
     signals = measured_signals(source, request, data, relevances)
     evaluator = evaluator_of(signals, data)
-    dense = evaluator.measure("dense", None)
+    dense = evaluator.measure("dense", evaluator.dense)
     limits = limits_of(request, evaluator.dense, dense.accuracy)
     return dense, solve(evaluator, signals, limits)
 
@@ -167,17 +167,18 @@ def finished(
 ) -> tuple[PrunedNetwork, Measurement, tuple[RecoveryStep, ...]]:
     """Return the solution's network, trained if that is asked for, and what was done to it."""
     made, plan, evaluator = solution.made, solution.plan, solution.evaluator
-    measured = evaluator.measure(solution.criterion.name, plan)
+    name, candidate = solution.criterion.name, evaluator.candidate(lambda: plan)
+    measured = evaluator.measure(name, candidate)
     if training is None:
         return made, measured, made.steps
     trained, step = evaluator.builder.trained(made, plan, training)
     if trained is None:
         return made, measured, (*made.steps, step)
-    candidate = PlanCandidate(lambda: plan, lambda _: trained, evaluator.graph)
+    candidate = evaluator.candidate(lambda: plan, lambda _: trained)
     for resource, limit in solution.search.limits.measured:
         amount = resource.count(candidate)
         if not resource.met(amount, limit):
             note = f"undone: it takes {amount:,.0f} {resource.name}, above {limit:,.0f}"
             undone = replace(step, kept=False, notes=(*step.notes, note))
             return made, measured, (*made.steps, undone)
-    return trained, evaluator.measure(solution.criterion.name, plan, trained), trained.steps
+    return trained, evaluator.measure(name, candidate), trained.steps

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from functools import cache
 
 from flexrel.core.plan import Plan
-from flexrel.core.resources import TOLERANCE, Resource
+from flexrel.core.resources import TOLERANCE, Candidate, Resource
 from flexrel.criteria import Criterion, Ranking, UnitRanking
 from flexrel.errors import BudgetError
-from flexrel.pruning.evaluator import Evaluator, PlanCandidate
+from flexrel.pruning.evaluator import Evaluator
 from flexrel.pruning.request import Limits
 
 _FILLS = 100  # units tried that may stay within the limits after all
@@ -111,23 +111,19 @@ class BudgetSearch:
 
     def as_costly(self, like: Plan, criterion: Criterion) -> Plan | None:
         """Return the criterion's plan that takes no more than another of what is short, if any."""
-        limit = self._short.count(self.evaluator.candidate(like))
+        limit = self._short.count(self.evaluator.candidate(lambda: like))
         ranking = self.ranking(criterion)
         count = self._bisected(ranking, self._short, limit)
         return None if count is None else self._filled(ranking, count, ((self._short, limit),))
 
-    def _candidate(self, ranking: Ranking, count: int, *, rough: bool = False) -> PlanCandidate:
+    def _candidate(self, ranking: Ranking, count: int, *, rough: bool = False) -> Candidate:
         """Return the plan that removes the ranking's first units, its network not yet made."""
         exact = isinstance(ranking, UnitRanking) and ranking.multiple_of == 1
-        builder = self.evaluator.builder
-        return PlanCandidate(
-            lambda: ranking.plan(count),
-            builder.rough if rough else self.evaluator.made,
-            self.evaluator.graph,
-            count if exact else None,
-        )
+        known = count if exact else None
+        build = self.evaluator.builder.rough if rough else None
+        return self.evaluator.candidate(lambda: ranking.plan(count), build, removed=known)
 
-    def _within(self, candidate: PlanCandidate) -> bool:
+    def _within(self, candidate: Candidate) -> bool:
         """Return whether a network keeps to every limit that only itself tells."""
         return all(r.met(r.count(candidate), limit) for r, limit in self.limits.measured)
 
@@ -207,7 +203,7 @@ class BudgetSearch:
             return plan
 
         def room(plan: Plan) -> float:
-            candidate = self.evaluator.candidate(plan)
+            candidate = self.evaluator.candidate(lambda: plan)
             return min(1 - r.count(candidate) / max(limit, 1) for r, limit in limits)
 
         for tried, (group, unit) in enumerate(ranking.best_removed(count)):
