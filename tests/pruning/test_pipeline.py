@@ -403,8 +403,8 @@ class Costs:
     def __init__(self):
         self.seen = {}
 
-    def scores(self, evidence):
-        for group in evidence:
+    def scores(self, signals):
+        for group in signals:
             self.seen[group.group.name] = group.cost
             yield group.magnitude()
 
@@ -560,8 +560,8 @@ class Latest:
     name = "latest"
     needs = frozenset()
 
-    def scores(self, evidence):
-        for known in evidence:
+    def scores(self, signals):
+        for known in signals:
             yield torch.arange(known.group.units, dtype=torch.float32).view(known.group.shape)
 
 
@@ -682,9 +682,9 @@ def test_progress_is_told_of_each_stage(perceptron):
 
     assert {stage.split(" with ")[0] for stage, _, _ in told} == {
         "calibrating",
-        "measuring curvature",
+        "measuring K-FAC factors",
         "refitting readers",
-        "measuring damage",
+        "measuring saliency",
         "measuring dense",
         "repairing",
         "choosing a criterion",

@@ -14,7 +14,7 @@ from flexrel.core.evaluate import Evaluate, checked
 from flexrel.core.graph import Masks, PruningGraph
 from flexrel.core.measurement import Measurement, RecoveryStep, Saliency
 from flexrel.core.plan import Plan
-from flexrel.criteria import Allocation, Criterion, Ranking, UnitRanking, rank_units, scores_of
+from flexrel.criteria import Criterion, Normalization, Ranking, UnitRanking, rank_units, scores_of
 from flexrel.errors import BudgetError, UsageError
 from flexrel.pruning.bisection import least_removal
 from flexrel.pruning.builder import NetworkBuilder, Recover
@@ -41,7 +41,7 @@ class Trials:
     making: NetworkBuilder
     graph: PruningGraph
     statistics: RelevanceStats | None
-    allocation: Allocation
+    allocation: Normalization
     evaluate: Evaluate | None
     multiple_of: int = 1  # that widths are rounded up to
     damages: Saliency | None = None
