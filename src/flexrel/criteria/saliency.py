@@ -106,7 +106,7 @@ def _gains(
                 for now, then in zip(_outputs(model, changed, batch), expected, strict=True):
                     error += float((now - then).double().square().sum())
             gain = error / samples / float(costs[gone].sum() + 1e-30)
-            if 0 < gain < float("inf"):
+            if 0 < gain < float("inf"):  # else no harm is seen, or the refit has no solution
                 found[group.name] = gain
             progress("measuring saliency", done + 1, len(groups))
     typical = median(found.values()) if found else 1.0
