@@ -32,8 +32,8 @@ from flexrel.cli import main
 from flexrel.core import cost
 from flexrel.core.granularity import Layout, Pattern
 from flexrel.core.graph import PruningGraph, PruningGroup
-from flexrel.criteria import UnitRanking, scores_of
-from flexrel.criteria.ranking import PatternRanking, kept_of_groups
+from flexrel.criteria import PatternRanking, UnitRanking, scores_of
+from flexrel.criteria.ranking import pattern_mask
 from flexrel.io import encode
 from flexrel.structure import analyse, named_tensors
 from flexrel.structure.apply import apply
@@ -50,8 +50,8 @@ FEW = [-1.0, -0.0, 0.0, 0.5, 2.0]
 
 
 def test_names_are_read():
-    assert Pattern.of("2:4") == Pattern("group", (2, 4))
-    assert Pattern.of("1:16") == Pattern("group", (1, 16))
+    assert Pattern.of("2:4") == Pattern("n:m", (2, 4))
+    assert Pattern.of("1:16") == Pattern("n:m", (1, 16))
     assert Pattern.of("block:4x4") == Pattern("block", (4, 4))
     assert Pattern.of("block:1x16") == Pattern("block", (1, 16))
     assert [Pattern.of(name).unit for name in ("element", "channel", "head", "depth")] == [
@@ -156,7 +156,7 @@ def test_a_matrix_is_the_weight_in_another_order(layer):
 def test_two_of_four_by_hand():
     scores = torch.tensor([[5.0, 1, 4, 2, 9, 8], [1, 1, 1, 1, -7, -8], [-4, -3, -2, -1, 0, 0]])
 
-    mask = kept_of_groups(scores, Layout((3, 6)), 2, 4)
+    mask = pattern_mask(scores, Layout((3, 6)), 2, 4)
 
     assert mask.int().tolist() == [
         [1, 0, 1, 0, 1, 1],  # the last two are no group and stay
@@ -168,7 +168,7 @@ def test_two_of_four_by_hand():
 def test_groups_of_a_convolution_are_input_channels_at_one_kernel_position():
     scores = torch.tensor([[1.0, 4, 2, 3], [8, 7, 6, 5]]).T.reshape(1, 4, 1, 2)
 
-    mask = kept_of_groups(scores, Layout((1, 4, 1, 2)), 2, 4)
+    mask = pattern_mask(scores, Layout((1, 4, 1, 2)), 2, 4)
 
     assert mask[0, :, 0, 0].int().tolist() == [0, 1, 0, 1]
     assert mask[0, :, 0, 1].int().tolist() == [1, 1, 0, 0]
@@ -182,7 +182,7 @@ def test_n_of_m_is_that_of_loops(layer, data):
     kept = data.draw(st.integers(1, of - 1))
     scores = few_scores(data.draw, layer.weight.shape)
 
-    mask = kept_of_groups(scores, layout, kept, of)
+    mask = pattern_mask(scores, layout, kept, of)
 
     assert set(map(tuple, mask.nonzero().tolist())) == slow.kept_of_groups(layer, scores, kept, of)
     rows = layer.weight.numel() // layout.inputs

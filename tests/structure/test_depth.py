@@ -349,17 +349,22 @@ def test_the_check_sees_another_block_gone():
 def test_scores_by_hand():
     model = resnet()
     graph = analyse(model, batch(IMAGE), "depth")
-    statistics = calibrate(model, [IMAGE])
+    stats = calibrate(model, [IMAGE])
     tensors = named_tensors(model)
 
-    sizes = scores_of(Magnitude(scale="network"), graph, tensors, None)["blocks"]
-    relevance, evidence = Relevance("absolute", scale="cost"), (graph, tensors, statistics)
-    relevances = scores_of(relevance, *evidence, resource="MACs")["blocks"]
-    by_size = scores_of(relevance, *evidence)["blocks"]
+    sizes = scores_of(Magnitude(), graph, tensors, None)["blocks"]
+    relevances = scores_of(Relevance(), graph, tensors, stats, costs=cost.unit_macs(graph))[
+        "blocks"
+    ]
+    by_size = scores_of(Relevance(), graph, tensors, stats)["blocks"]
 
-    squares = torch.stack([model[3][1].conv1.weight, model[3][1].conv2.weight]).square()
-    assert float(sizes[5]) == pytest.approx(float(squares.detach().mean().sqrt()))
-    given = [float(statistics[f"{name}.conv2"].output_absolute.sum()) for name in IDENTICAL]
+    weights = [
+        torch.cat([tensors[f"{name}.conv{n}.weight"].flatten() for n in (1, 2)])
+        for name in IDENTICAL
+    ]
+    roots = torch.stack([weight.square().mean().sqrt() for weight in weights])
+    assert torch.allclose(sizes, roots / roots.mean(), rtol=1e-4)
+    given = [float(stats[f"{name}.conv2"].output_samples.sum()) for name in IDENTICAL]
     macs = [2 * 4 * 4 * 9 * 64] * 3 + [2 * 8 * 8 * 9 * 16] * 2 + [2 * 16 * 16 * 9 * 4] * 2
     norms = [4 * 4] * 3 + [4 * 8] * 2 + [4 * 16] * 2
     numbers = [2 * (n / 4) ** 2 * 9 + n for n in norms]  # of two convolutions

@@ -13,7 +13,14 @@ from flexrel.criteria.criteria import (
     attribution_of,
     scores_of,
 )
-from flexrel.criteria.ranking import ALLOCATIONS, Allocation, Ranking, UnitRanking, rank_units
+from flexrel.criteria.ranking import (
+    ALLOCATIONS,
+    Normalization,
+    PatternRanking,
+    Ranking,
+    UnitRanking,
+    rank_units,
+)
 from flexrel.criteria.saliency import measure_saliency
 from flexrel.criteria.signals import GroupSignals, without_unmeasured
 
@@ -22,12 +29,13 @@ __all__ = [
     "BLENDS",
     "OBS",
     "SALIENCY",
-    "Allocation",
     "Blend",
     "Criterion",
     "FlexRel",
     "GroupSignals",
     "Magnitude",
+    "Normalization",
+    "PatternRanking",
     "Ranking",
     "Relevance",
     "Signal",

@@ -1,4 +1,4 @@
-"""From weights and statistics to scores: magnitude, relevance, and their blend. Higher = keep.
+"""From signals to scores: magnitude, relevance, their blend, and OBS. Higher = keep.
 
 A criterion is any object that fits `Criterion`; there is nothing to inherit and nothing to
 register. It is shown one `GroupSignals` a group and yields one tensor of scores for each, which
@@ -7,24 +7,22 @@ must be comparable over the whole network.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import zip_longest
 from typing import ClassVar, Final, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from flexrel.core.cost import Cost, unit_parameters
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Saliency, Scores
-from flexrel.criteria.scales import SCALES, Maker, Scale, alone, scaled
 from flexrel.criteria.signals import GroupSignals
 from flexrel.errors import UsageError
-from flexrel.relevance import PARTS, Attribution, AttributionTarget, Part, RelevanceStats, RuleLike
+from flexrel.relevance import Attribution, AttributionTarget, RelevanceStats, RuleLike
 
 Blend = Literal["sum", "product"]
 BLENDS: tuple[Blend, ...] = ("sum", "product")
-_NETWORK: tuple[Scale, Scale] = ("network", "network")
 SALIENCY: Final = "saliency"  # what a removal costs that no refit of the readers makes up for
 Signal = Attribution | Literal["saliency"]
 
@@ -41,122 +39,106 @@ class Criterion(Protocol):
     def needs(self) -> frozenset[Signal]:
         """What must be measured for it besides weights: SALIENCY, an `Attribution`, or both."""
 
-    def scores(self, evidence: Sequence[GroupSignals]) -> Iterator[Tensor]:
+    def scores(self, signals: Sequence[GroupSignals]) -> Iterator[Tensor]:
         """Yield one tensor of scores for each group, of the group's shape. Higher means keep."""
 
 
 @dataclass(frozen=True, slots=True)
 class Magnitude:
-    """Keep what is large: magnitude alone.
+    """Keep what is large.
 
-    Attributes:
-        scale: that makes layers comparable, see `FlexRel`.
+    Single weights are compared as they are. Channels, heads and blocks are compared as multiples
+    of their layer's mean: a norm behind a layer makes the size of its weights arbitrary (ours).
     """
 
-    scale: Scale | None = None
-    name: str = "magnitude"
+    name: ClassVar[str] = "magnitude"
     needs: ClassVar[frozenset[Signal]] = frozenset()
 
-    def __post_init__(self) -> None:
-        _check_scale(self.scale)
-
-    def scores(self, evidence: Sequence[GroupSignals]) -> Iterator[Tensor]:
-        """Yield each group's magnitudes on the scale."""
-        scale = self.scale or ("mean" if _in_units(evidence) else "network")
-        return alone([group.magnitude for group in evidence], scale, _costs(evidence))
+    def scores(self, signals: Sequence[GroupSignals]) -> Iterator[Tensor]:
+        """Yield each group's magnitudes; of whole units, over their mean."""
+        for group in signals:
+            magnitude = group.magnitude()
+            yield magnitude if group.single_weights else _over_mean(magnitude)
 
 
 @dataclass(frozen=True, slots=True)
 class Relevance:
-    """Keep what mattered in use: relevance alone.
+    """Keep what mattered in use.
+
+    Single weights are compared by the positive part of their relevance, as it is. Channels, heads
+    and blocks are compared by the absolute value of what they add up to in each sample, over the
+    square root of what goes with them, which is parameters, or multiply-adds where a budget is on
+    those (ours).
 
     Attributes:
-        part: of relevance: "sum" (the paper's literal reading), "positive", "absolute", or
-            "sample", see `FlexRel`.
-        scale: that makes layers comparable, see `FlexRel`.
         rule: how relevance goes back through a layer, as in `calibrate`.
         output: what relevance starts from, likewise.
     """
 
-    part: Part | None = None
-    scale: Scale | None = None
     rule: RuleLike = "gradient-input"
     output: str | AttributionTarget = "auto"
-    name: str = "relevance"
+    name: ClassVar[str] = "relevance"
 
     @property
     def needs(self) -> frozenset[Signal]:
         """The relevance by the rule, from the output."""
         return frozenset({Attribution(self.rule, self.output)})
 
-    def __post_init__(self) -> None:
-        _check_part(self.part)
-        _check_scale(self.scale)
-
-    def scores(self, evidence: Sequence[GroupSignals]) -> Iterator[Tensor]:
-        """Yield each group's relevance on the scale."""
-        makers = _relevances(self.part, evidence)
-        scale = self.scale or ("cost" if _in_units(evidence) else "network")
-        return alone(makers, scale, _costs(evidence))
+    def scores(self, signals: Sequence[GroupSignals]) -> Iterator[Tensor]:
+        """Yield each group's relevance; of whole units, over the root of their cost."""
+        if all(group.single_weights for group in signals):
+            return (group.relevance() for group in signals)
+        return _relevance_over_root_of_cost(signals)
 
 
 @dataclass(frozen=True, slots=True)
 class OBS:
     """Keep what no refit of the layers behind can make up for; for cuts that are repaired.
 
-    A unit's score is what its removal damages (`GroupSignals.damage`), over what goes with it, in
-    parameters or multiply-adds (`GroupSignals.cost`). No labels. Not for residual blocks.
+    A unit's score is its saliency (`GroupSignals.saliency`) over what goes with it, in parameters
+    or multiply-adds (`GroupSignals.cost`). No labels. Not for residual blocks.
 
     Source:
         Hassibi and Stork, 1993 (Optimal Brain Surgeon); the division by the cost is ours.
     """
 
-    name: str = "obs"
+    name: ClassVar[str] = "obs"
     needs: ClassVar[frozenset[Signal]] = frozenset({SALIENCY})
 
-    def scores(self, evidence: Sequence[GroupSignals]) -> Iterator[Tensor]:
-        """Yield what each unit's removal damages, over its cost; of single weights, as it is."""
-        for group in evidence:
+    def scores(self, signals: Sequence[GroupSignals]) -> Iterator[Tensor]:
+        """Yield each unit's saliency over its cost; of single weights, as it is."""
+        for group in signals:
             if group.group.blocks:
                 raise UsageError("criterion 'obs' can't score residual blocks; use another")
-            cost = (
-                torch.as_tensor(group.cost if group.group.members else 1.0).double().clamp_min(1.0)
-            )
-            yield (group.damage() / cost).float()
+            yield (group.saliency() / _cost(group)).float()
 
 
 @dataclass(frozen=True, slots=True)
 class FlexRel:
-    """Keep what is large and mattered: `s = (1 - delta) * M + delta * R`, or its geometric twin.
+    """Keep what is large and mattered: a blend of magnitude `M` and relevance `R`.
+
+    With "sum" a score is `(1 - delta) * M + delta * R`, with "product" `M^(1 - delta) * R^delta`.
+    Of channels, heads and blocks, `M` and `R` are the scores of `Magnitude` and of `Relevance`. Of
+    single weights they are those too, but brought to a common scale: in the sum both are
+    min-max normalised over the network, in the product `R` is divided by its layer's mean.
 
     Attributes:
-        delta: share of relevance, in [0, 1]; 0 orders as `Magnitude`, 1 as `Relevance` of the
-            same part and scale. Of elements the product with 1 orders as relevance on scale "mean".
-        blend: "sum", the paper's, of M and R on a common scale; or "product" (ours),
-            `M^(1 - delta) * R^delta`, R on its scale, or of elements over its layer's mean.
-        part: of relevance: "sum", "positive" or "absolute" of every term, or "sample": the
-            absolute value of what a channel adds up to in each sample. None takes what measures
-            best: "positive" for elements, "sample" for channels and heads.
-        scale: what M and R are brought to before they are blended: min-max over the "network",
-            min-max over the "layer", multiples of the layer's "mean" absolute value, the "rank"
-            among the layer's distinct values, or over the square root of what goes with a unit
-            ("cost", ours): parameters, or multiply-adds where a budget is on those. None takes
-            what `benchmarks/forms.py` and `benchmarks/channels.py` found best: "network" for
-            elements; for channels and heads "mean" for M, as a norm behind a layer makes the
-            size of its weights arbitrary, and "cost" for R, which is comparable over layers as
-            it is. A single signal, and M in the product, is not brought to [0, 1] by "network"
-            but taken as it is: its order is the same.
+        delta: share of relevance, in [0, 1]; 0 orders as `Magnitude`, 1 as `Relevance`, but for
+            single weights in the product: as relevance over its layer's mean.
+        blend: "sum" or "product".
         rule: how relevance goes back through a layer, as in `calibrate`.
         output: what relevance starts from, likewise.
 
+    Raises:
+        UsageError: delta is not in [0, 1], or the blend is not known.
+
     Source:
-        arXiv 2405.13088, score of a parameter; the paper leaves the normalisation open.
+        The sum: arXiv 2405.13088, score of a parameter, which leaves the normalisation open. The
+        normalisation, the product, and all of channels, heads and blocks: ours.
     """
 
     delta: float = 0.5
     blend: Blend = "sum"
-    part: Part | None = None
-    scale: Scale | None = None
     rule: RuleLike = "gradient-input"
     output: str | AttributionTarget = "auto"
 
@@ -168,48 +150,35 @@ class FlexRel:
     def __post_init__(self) -> None:
         if not 0 <= self.delta <= 1:
             raise UsageError(f"delta is {self.delta!r}; it is the share of relevance, in [0, 1]")
-        _check("blend", self.blend, BLENDS)
-        _check_part(self.part)
-        _check_scale(self.scale)
-        if self.blend == "product" and self.part == "sum":
-            raise UsageError(
-                "blend='product' needs relevance without a sign: part='positive', 'absolute' "
-                "or 'sample'"
-            )
+        if self.blend not in BLENDS:
+            raise UsageError(f"blend {self.blend!r} is not known; there are: {', '.join(BLENDS)}")
 
     @property
     def name(self) -> str:
         """Name in plans and reports."""
         return f"flexrel:{self.delta:g}" + (":product" if self.blend == "product" else "")
 
-    def scores(self, evidence: Sequence[GroupSignals]) -> Iterator[Tensor]:
+    def scores(self, signals: Sequence[GroupSignals]) -> Iterator[Tensor]:
         """Yield each group's blended scores."""
-        if self.delta == 0:  # the same order, and nothing near is rounded to a tie
-            return Magnitude(self.scale).scores(evidence)
-        if self.delta == 1:
-            return self._relevance(evidence).scores(evidence)
-        return self._product(evidence) if self.blend == "product" else self._sum(evidence)
-
-    def _relevance(self, evidence: Sequence[GroupSignals]) -> Relevance:
-        """Return the criterion whose scores are the product's relevance, or the sum's alone."""
-        if self.blend == "sum" or _in_units(evidence):
-            return Relevance(self.part, self.scale, self.rule, self.output)
-        return Relevance(self.part, "mean", self.rule, self.output)
-
-    def _sum(self, evidence: Sequence[GroupSignals]) -> Iterator[Tensor]:
-        default: tuple[Scale, Scale] = ("mean", "cost") if _in_units(evidence) else _NETWORK
-        of_magnitude, of_relevance = (self.scale or scale for scale in default)
-        costs = _costs(evidence)
-        relevances = scaled(_relevances(self.part, evidence), of_relevance, costs)
-        magnitudes = scaled([group.magnitude for group in evidence], of_magnitude, costs)
-        for m, r in zip(magnitudes, relevances, strict=True):
-            yield m.mul_(1 - self.delta).add_(r, alpha=self.delta)
-
-    def _product(self, evidence: Sequence[GroupSignals]) -> Iterator[Tensor]:
-        magnitudes = Magnitude(self.scale).scores(evidence)
-        relevances = self._relevance(evidence).scores(evidence)
-        for m, r in zip(magnitudes, relevances, strict=True):
-            yield m.pow_(1 - self.delta).mul_(r.pow_(self.delta))
+        magnitudes, relevances = Magnitude().scores(signals), Relevance().scores(signals)
+        if all(group.single_weights for group in signals):
+            if self.blend == "product":
+                relevances = map(_over_mean, relevances)
+            elif (
+                0 < self.delta < 1
+            ):  # of one signal alone, rounding would make ties of what is near
+                magnitudes = _min_max(Magnitude(), signals)
+                relevances = _min_max(Relevance(), signals)
+        if self.delta == 0:
+            yield from magnitudes
+        elif self.delta == 1:
+            yield from relevances
+        else:
+            for m, r in zip(magnitudes, relevances, strict=True):
+                if self.blend == "product":
+                    yield m.pow_(1 - self.delta).mul_(r.pow_(self.delta))
+                else:
+                    yield m.mul_(1 - self.delta).add_(r, alpha=self.delta)
 
 
 def attribution_of(criterion: Criterion) -> Attribution | None:
@@ -221,8 +190,8 @@ def scores_of(
     criterion: Criterion,
     graph: PruningGraph,
     tensors: Mapping[str, Tensor],
-    statistics: RelevanceStats | None,
-    damages: Saliency | None = None,
+    stats: RelevanceStats | None,
+    saliency: Saliency | None = None,
     costs: Mapping[str, Cost] | None = None,
 ) -> Scores:
     """Return the criterion's scores for every group of the graph, checked.
@@ -231,8 +200,8 @@ def scores_of(
         criterion: makes them.
         graph: has the groups.
         tensors: the dense network's parameters and buffers, by name.
-        statistics: of the dense network; None where the criterion needs none.
-        damages: likewise, as `measure_saliency` returns them.
+        stats: of the dense network; None where the criterion needs none.
+        saliency: likewise, as `measure_saliency` returns it.
         costs: group name -> what goes with one unit, or with each, of the resource that is short;
             None: parameters.
 
@@ -242,22 +211,24 @@ def scores_of(
         is.
 
     Raises:
-        UsageError: the statistics are missing, or the criterion made a NaN or a wrong shape.
+        UsageError: a signal is missing, or the criterion made a NaN or a wrong shape.
     """
-    if attribution_of(criterion) is not None and statistics is None:
+    if attribution_of(criterion) is not None and stats is None:
         raise UsageError(f"criterion {criterion.name!r} needs statistics; pass calibration data")
     costs = unit_parameters(graph) if costs is None else costs
-    entries = [replace(s, shape=s.layout.shape) if s.layout else s for s in graph.groups]
-    evidence = [GroupSignals(s, tensors, statistics, costs[s.name], damages) for s in entries]
+    signals = []
+    for group in graph.groups:
+        scored = replace(group, shape=group.layout.shape) if group.layout else group
+        signals.append(GroupSignals(scored, tensors, stats, costs[group.name], saliency))
     scores: dict[str, Tensor] = {}
-    for group, made in zip_longest(entries, criterion.scores(evidence)):
-        if group is None or not isinstance(made, Tensor):
+    for known, made in zip_longest(signals, criterion.scores(signals)):
+        if known is None or not isinstance(made, Tensor):
             raise UsageError(
                 f"criterion {criterion.name!r} must yield one tensor for each of the "
                 f"{len(graph.groups)} groups, but after {len(scores)} came "
-                f"{'one too many' if group is None else type(made).__name__}"
+                f"{'one too many' if known is None else type(made).__name__}"
             )
-        values = made.detach().to("cpu", torch.float32)
+        group, values = known.group, made.detach().to("cpu", torch.float32)
         if tuple(values.shape) != group.shape or bool(values.isnan().any()):
             found = f"{int(values.isnan().sum())} NaN in shape {tuple(values.shape)}"
             raise UsageError(
@@ -270,30 +241,38 @@ def scores_of(
     return scores
 
 
-def _in_units(evidence: Sequence[GroupSignals]) -> bool:
-    """Return whether units are channels, heads or blocks, and not entries of weights."""
-    return any(group.group.members or group.group.blocks for group in evidence)
+def _cost(group: GroupSignals) -> Float[Tensor, "*units"]:
+    """Return what goes with each unit, float64, at least 1: it is divided by."""
+    return torch.as_tensor(group.cost).double().clamp_min(1.0)
 
 
-def _costs(evidence: Sequence[GroupSignals]) -> list[Cost]:
-    return [group.cost for group in evidence]
+def _over_mean(values: Tensor) -> Tensor:
+    """Return the values as multiples of their mean absolute value, in place."""
+    mean = float(values.abs().mean())
+    return values.div_(mean if mean > 0 else 1.0)
 
 
-def _relevances(part: Part | None, evidence: Sequence[GroupSignals]) -> list[Maker]:
-    part = part or ("sample" if _in_units(evidence) else "positive")
-    return [partial(group.relevance, part) for group in evidence]
+def _min_max(criterion: Criterion, signals: Sequence[GroupSignals]) -> Iterator[Tensor]:
+    """Yield the criterion's scores brought to [0, 1] over the network.
+
+    All are made twice, which is cheaper than to keep them: one layer is in memory at a time.
+    """
+    bounds = [values.aminmax() for values in criterion.scores(signals)]
+    low, high = min(float(b.min) for b in bounds), max(float(b.max) for b in bounds)
+    for values in criterion.scores(signals):
+        yield values.sub_(low).div_(high - low if high > low else 1.0)
 
 
-def _check(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UsageError(f"{what} {value!r} is not known; there are: {', '.join(known)}")
+def _relevance_over_root_of_cost(signals: Sequence[GroupSignals]) -> Iterator[Tensor]:
+    """Yield relevance over the root of what goes with a unit, as multiples of the network's mean.
 
-
-def _check_part(part: Part | None) -> None:
-    if part is not None:
-        _check("part", part, PARTS)
-
-
-def _check_scale(scale: Scale | None) -> None:
-    if scale is not None:
-        _check("scale", scale, SCALES)
+    As in `_min_max`, all is made twice.
+    """
+    factors = [_cost(group).rsqrt().float() for group in signals]
+    total, units = 0.0, 0
+    for group, factor in zip(signals, factors, strict=True):
+        total += float((group.relevance().abs() * factor).sum())
+        units += group.group.units
+    mean = total / max(units, 1)
+    for group, factor in zip(signals, factors, strict=True):
+        yield group.relevance().mul_(factor).div_(mean if mean > 0 else 1.0)

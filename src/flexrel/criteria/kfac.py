@@ -1,15 +1,14 @@
-"""How an error in a layer's outputs reaches the network's, and what the layer takes in.
+"""Kronecker factors: what a layer takes in, and how an error in its outputs reaches the network's.
 
-The two matrices that say what a refit of the layer can make up for, and how much what it can't
-would matter: a Kronecker-factored quadratic model of the network's outputs (Martens and Grosse,
+The two matrices say what a refit of the layer can make up for, and how much what it can't would
+matter: a Kronecker-factored quadratic model of the network's outputs (K-FAC; Martens and Grosse,
 2015). Both are sums over samples, so those of batches, processes and devices add up.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch, RawBatch, divided, read_batches
-from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.running import backward_to_inputs, call, rooted, scores_in, tensors_of
 from flexrel.errors import ModelError
@@ -39,7 +37,7 @@ _GRADIENTS = 100_000  # rows of its outputs, likewise
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerFactors:
-    """What is known of one layer; sums.
+    """The two factors of one layer; sums over rows.
 
     Attributes:
         inputs: second moments of its inputs, by groups, of rows drawn at random; float32, since
@@ -57,7 +55,7 @@ class LayerFactors:
     noise: Float[Tensor, "g"]
 
     def __add__(self, other: "LayerFactors") -> "LayerFactors":
-        """Return the curvature on both sets of samples."""
+        """Return the factors on both sets of samples."""
         return LayerFactors(
             self.inputs + other.inputs, self.outputs + other.outputs, self.noise + other.noise
         )
@@ -75,46 +73,30 @@ class LayerFactors:
         """
         found = self.inputs.centred().xx
         own = found.diagonal(dim1=1, dim2=2)
-        squares = _squares_beside_own(found)
+        squares = _squares_off_diagonal(found)
         noise = self.noise / max(self.inputs.rows, 1) ** 2
         share = (noise / squares.clamp_min(torch.finfo(squares.dtype).tiny)).clamp(0, 1)
         return torch.lerp(found, own.diag_embed(), share.to(found.dtype)[:, None, None])
 
 
-class KFACFactors(Mapping[str, LayerFactors]):
-    """The curvature of layers, by name, on a calibration set; additive.
+@dataclass(frozen=True, slots=True, eq=False)
+class KFACFactors:
+    """The factors of layers on a calibration set; those of two sets add up.
 
     Attributes:
+        layers: name -> factors.
         samples: how many there were.
     """
 
-    def __init__(self, layers: Mapping[str, LayerFactors], samples: int) -> None:
-        self._layers = MappingProxyType(dict(layers))
-        self.samples = samples
-
-    def __getitem__(self, layer: str) -> LayerFactors:
-        """Return the curvature of a layer."""
-        return self._layers[layer]
-
-    def __iter__(self) -> Iterator[str]:
-        """Go through the names of the layers."""
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        """Return how many layers there are."""
-        return len(self._layers)
+    layers: Mapping[str, LayerFactors]
+    samples: int
 
     def __add__(self, other: "KFACFactors") -> "KFACFactors":
-        """Return the curvature on both sets of samples."""
-        layers = dict(self)
-        for name, found in other.items():
+        """Return the factors on both sets of samples."""
+        layers = dict(self.layers)
+        for name, found in other.layers.items():
             layers[name] = layers[name] + found if name in layers else found
         return KFACFactors(layers, self.samples + other.samples)
-
-
-def readers_of(graph: PruningGraph) -> set[str]:
-    """Return the layers whose inputs go, or whose weights do, when units go."""
-    return {reader for group in graph.groups for reader in group.readers}
 
 
 def measure_factors(
@@ -126,7 +108,7 @@ def measure_factors(
     held: float = 0.0,
     seed: int = 0,
 ) -> KFACFactors:
-    """Return the curvature of layers on a calibration set.
+    """Return the factors of layers on a calibration set.
 
     The gradients are those of the network's outputs times a standard normal vector: what an error
     `d` of a layer's outputs does to those of the network, `E |J d|²`, is then `d' S d`. It needs no
@@ -135,7 +117,7 @@ def measure_factors(
     Args:
         model: runs in evaluation mode, and is left as it was.
         batches: gone through once, one forward and one backward pass each.
-        layers: whose curvature is wanted; those that are never reached are left out.
+        layers: whose factors are wanted; those that are never reached are left out.
         progress: told after each batch.
         held: share of the samples that are left out, as `divided` does.
         seed: of the normal vectors and of the rows that are drawn.
@@ -143,29 +125,29 @@ def measure_factors(
     Raises:
         ModelError: no gradient can go back through the model, or it does not run.
     """
-    total: KFACFactors | None = None
+    total = KFACFactors({}, 0)
     generator = torch.Generator().manual_seed(seed)
     samples = sum(batch.samples for batch in read_batches(batches, model))
     with backward_to_inputs(model):
         for batch, _ in divided(batches, model, held):
             if batch is None:
                 continue
-            found = _measure(model, batch, layers, batch.samples / samples, generator)
-            total = found if total is None else total + found
-            progress("measuring curvature", batch.index + 1, len(batches))
-    return total if total is not None else KFACFactors({}, 0)
+            total += _factors_on(model, batch, layers, batch.samples / samples, generator)
+            progress("measuring K-FAC factors", batch.index + 1, len(batches))
+    return total
 
 
-def _measure(
+def _factors_on(
     model: nn.Module,
     batch: Batch,
     layers: Collection[str],
     share: float,
     generator: torch.Generator,
 ) -> KFACFactors:
-    watch = _Watch(Weights(model), layers, batch.samples, share, generator)
+    """Return the factors on one batch, which is that share of all samples."""
+    recorder = _FactorRecorder(Weights(model), layers, batch.samples, share, generator)
     roots, fresh = rooted(batch)
-    with watch:
+    with recorder:
         result = scores_in(call(model, fresh))
     outputs = [t for t in tensors_of(result) if t.is_floating_point() and t.requires_grad]
     if not outputs:
@@ -174,18 +156,23 @@ def _measure(
             "floating-point input or an embedding, or it runs under no_grad"
         )
     probes = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
-    torch.autograd.grad(outputs, [*roots, *watch.leaves], probes, allow_unused=True)
-    return KFACFactors(
-        {
-            name: LayerFactors(watch.inputs[name], found, watch.noise[name])
-            for name, found in watch.outputs.items()
-        },
-        batch.samples,
-    )
+    torch.autograd.grad(outputs, [*roots, *recorder.leaves], probes, allow_unused=True)
+    found = {
+        name: LayerFactors(recorder.inputs[name], squares, recorder.noise[name])
+        for name, squares in recorder.outputs.items()
+    }
+    return KFACFactors(found, batch.samples)
 
 
-class _Watch(OpRecorder):
-    """Takes down what wanted layers read, and the gradients that come back to them."""
+class _FactorRecorder(OpRecorder):
+    """Records what wanted layers take in, and the gradients that come back to their outputs.
+
+    Attributes:
+        inputs: layer -> second moments of its inputs, as `LayerFactors` has them.
+        noise: layer -> noise of these, likewise.
+        outputs: layer -> products of the gradients, likewise; filled as gradients come.
+        leaves: results that depend on no input of the network, from which gradients are followed.
+    """
 
     def __init__(
         self,
@@ -196,32 +183,32 @@ class _Watch(OpRecorder):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self._samples = samples
         self.inputs: dict[str, SecondMoments] = {}
         self.noise: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
-        self.leaves: list[Tensor] = []  # results that depend on no input
-        self._weights, self._layers = weights, layers
+        self.leaves: list[Tensor] = []
+        self._weights, self._layers, self._samples = weights, layers, samples
         self._rows, self._gradients = ceil(share * _ROWS), ceil(share * _GRADIENTS)
         self._generator = generator
 
     def ran(self, step: Op) -> Any:  # noqa: ANN401
-        """Run the operation, and watch it if it is a layer's."""
+        """Run the operation, and record it if it is a wanted layer's."""
         result = super().ran(step)
-        if step.name == "embedding" and not result.requires_grad:
-            return self._leaf(result)
         found = layer_call(step, self._weights)
-        if found is None or found.layer not in self._layers or not _followed(found):
+        if found is not None:
+            geometry = found.affine.geometry
+            transposed = geometry is not None and geometry.transposed
+            if found.layer not in self._layers or found.rows is not None or transposed:
+                return result
+        elif step.name != "embedding":
             return result
         if not result.requires_grad:
-            result = self._leaf(result)
-        self._add_inputs(found, result)
-        result.register_hook(partial(self._add_outputs, found))
+            self.leaves.append(result.detach().requires_grad_())
+            result = self.leaves[-1].clone()
+        if found is not None:
+            self._add_inputs(found, result)
+            result.register_hook(partial(self._add_outputs, found))
         return result
-
-    def _leaf(self, result: Tensor) -> Tensor:
-        self.leaves.append(result.detach().requires_grad_())
-        return self.leaves[-1].clone()
 
     def _add_inputs(self, found: LayerCall, outputs: Tensor) -> None:
         affine = found.affine
@@ -262,16 +249,11 @@ def _noise(one: SecondMoments, other: SecondMoments) -> Float[Tensor, "g"]:
             apart.baddbmm_(shift[:, :, None], shift[:, None, :], alpha=sign * rows / 2)
     else:
         apart = (one + other).centred().xx * (one.rows + other.rows)
-    return _squares_beside_own(apart)
+    return _squares_off_diagonal(apart)
 
 
-def _squares_beside_own(matrices: Float[Tensor, "g k k"]) -> Float[Tensor, "g"]:
+def _squares_off_diagonal(matrices: Float[Tensor, "g k k"]) -> Float[Tensor, "g"]:
     """Return the sum of the squares off the diagonal, float64: squares of products are large."""
     wide = torch.float64
     norms: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=wide)
     return norms.square() - matrices.diagonal(dim1=1, dim2=2).to(wide).square().sum(1)
-
-
-def _followed(found: LayerCall) -> bool:
-    geometry = found.affine.geometry
-    return found.rows is None and not (geometry is not None and geometry.transposed)

@@ -1,12 +1,12 @@
 """From scores to masks: in which order units go, and exactly how many.
 
-Every allocation is one order over all units of the network, least worth keeping first. A plan
-is that order cut after `k` units, so plans are nested, a cost can only fall as `k` grows, and
-meeting any budget is a bisection over one number. N:M leaves a layer no choice of how much goes:
-there the order is over layers, and `k` counts those that have the pattern.
+All units of the network stand in one order, least worth keeping first. A plan is that order cut
+after `k` units, so plans are nested, a cost can only fall as `k` grows, and meeting any budget is a
+bisection over one number. N:M leaves a layer no choice of how much goes: there the order is over
+layers, and `k` counts those that have the pattern.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import gcd
 from operator import itemgetter
 
@@ -23,33 +23,31 @@ from flexrel.errors import UsageError
 
 _LARGEST = float(np.finfo(np.float32).max)  # an infinite score counts as this
 
-Values = np.ndarray[tuple[int], np.dtype[np.float32]]
-Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
-
-Allocation = Callable[[Scores], Scores]
-"""Makes scores that are compared over the network out of a criterion's: higher = keep."""
+Normalization = Callable[[Scores], Scores]
+"""Makes a criterion's scores comparable over layers, so says how much each loses; higher = keep."""
 
 
-def global_order(scores: Scores) -> Scores:
-    """Compare all units of the network with each other: layers lose as much as they deserve."""
+def as_scored(scores: Scores) -> Scores:
+    """Return the scores as they are: layers lose as much as their units deserve."""
     return scores
 
 
-def per_layer_order(scores: Scores) -> Scores:
-    """Take the same share of every layer: a unit is worth its rank among its layer's units."""
-    shares = {}
+def ranks_in_layer(scores: Scores) -> Scores:
+    """Return each unit's rank in its layer, from 0 to 1: of every layer the same share goes."""
+    ranks = {}
     for name, values in scores.items():
         order = torch.argsort(values.flatten(), descending=True, stable=True)
-        share = torch.empty(len(order))
-        share[order] = 1 - (torch.arange(len(order)) + 0.5) / len(order)
-        shares[name] = share.view(values.shape)
-    return shares
+        rank = torch.empty(len(order))
+        rank[order] = 1 - (torch.arange(len(order)) + 0.5) / len(order)
+        ranks[name] = rank.view(values.shape)
+    return ranks
 
 
-ALLOCATIONS: dict[str, Allocation] = {"global": global_order, "per-layer": per_layer_order}
+ALLOCATIONS: Mapping[str, Normalization] = {"global": as_scored, "per-layer": ranks_in_layer}
+"""How units are shared out over layers, by the names that `prune` takes."""
 
 
-def kept_of_groups(
+def pattern_mask(
     scores: Float[Tensor, "..."], layout: Layout, kept: int, of: int
 ) -> Bool[Tensor, "..."]:
     """Return the N:M mask of a weight: in each group of inputs, those with the highest scores.
@@ -94,7 +92,7 @@ class PatternRanking:
             if group.layout is None:
                 raise UsageError(f"group {group.name!r} has no layout, so no groups of inputs")
             values = scores[group.name].clamp(-_LARGEST, _LARGEST)
-            mask = kept_of_groups(values, group.layout, *graph.pattern.size)
+            mask = pattern_mask(values, group.layout, *graph.pattern.size)
             self._masks[group.name] = mask
             losses.append((float(values[~mask].double().mean()), -place, group.name))
         self._order = [name for _, _, name in sorted(losses)]
@@ -136,12 +134,12 @@ class UnitRanking:
         self.graph = graph
         self.multiple_of = multiple_of
         self.removable = graph.units - len(graph.groups)
-        self._values: dict[str, Values] = {}
+        self._scores: dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]] = {}
         for group in graph.groups:
             values = np.clip(scores[group.name].flatten().numpy(), -_LARGEST, _LARGEST)
             values[values.argmax()] = np.inf
-            self._values[group.name] = values
-        self._all = np.concatenate(list(self._values.values()))
+            self._scores[group.name] = values
+        self._all = np.concatenate(list(self._scores.values()))
 
     def plan(self, count: int) -> Plan:
         """Return the plan that removes exactly `count` units, or fewer where widths are rounded.
@@ -156,40 +154,40 @@ class UnitRanking:
             )
         masks: dict[str, Tensor] = {}
         last = np.partition(self._all, count - 1)[count - 1] if count else -np.inf
-        below = sum(int((values < last).sum()) for values in self._values.values())
+        below = sum(int((values < last).sum()) for values in self._scores.values())
         ties = count - below if count else 0
         for group in reversed(self.graph.groups):
-            values = self._values[group.name]
+            values = self._scores[group.name]
             keep = values >= last
             if ties:
                 equal = np.flatnonzero(values == last)[-ties:]
                 keep[equal] = False
                 ties -= len(equal)
-            self._round(group, keep, values)
+            kept = int(keep.sum())
+            if more := self._rounded(group, kept) - kept:
+                gone = np.flatnonzero(~keep)
+                best = np.argsort(-values[gone], kind="stable")[:more]
+                keep[gone[best]] = True
             masks[group.name] = torch.from_numpy(keep).view(group.shape)
         return Plan(self.graph, masks)
 
-    def _round(self, group: PruningGroup, keep: Flags, values: Values) -> None:
-        """Keep as many more units that the width of what remains is a multiple."""
-        width = next((part.index.shape[1] for part in group.members if part.makes), 1)
+    def _rounded(self, group: PruningGroup, kept: int) -> int:
+        """Return how many units to keep, so that what is left of the width is a multiple."""
+        width = next((member.index.shape[1] for member in group.members if member.makes), 1)
         step = self.multiple_of // gcd(self.multiple_of, width)
-        kept = int(keep.sum())
-        more = min(-(-kept // step) * step, len(keep)) - kept
-        if more:
-            gone = np.flatnonzero(~keep)
-            best = np.argsort(-values[gone], kind="stable")[:more]
-            keep[gone[best]] = True
+        return min(-(-kept // step) * step, group.units)
 
     def best_removed(self, count: int) -> Iterator[tuple[str, int]]:
         """Yield the units that `plan(count)` removes, by group and number, the best first."""
         plan = self.plan(count)
         gone: list[tuple[float, str, int]] = []
         for group in self.graph.groups:
-            values = self._values[group.name]
+            values = self._scores[group.name]
             removed = np.flatnonzero(~plan.masks[group.name].flatten().numpy())
             gone += [(float(values[at]), group.name, int(at)) for at in removed]
         gone.sort(key=itemgetter(0), reverse=True)
-        yield from ((name, at) for _, name, at in gone)
+        for _, name, at in gone:
+            yield name, at
 
 
 Ranking = UnitRanking | PatternRanking

@@ -1,8 +1,9 @@
-"""What a cut damages that no repair brings back, measured.
+"""The saliency of units: what their removal costs that no repair brings back, measured.
 
-The curvature predicts what the removal of each unit costs once its readers are refitted. It takes
-errors at different positions, and in different layers, for independent, and small: by how much the
-damage is really larger is measured on samples that it was not fitted to, for each group by itself.
+The Kronecker factors predict what the removal of each unit costs once its readers are refitted.
+They take errors at different positions, and in different layers, for independent, and small: by how
+much the cost is really larger is measured on samples that they were not fitted to, for each group
+by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,8 @@ from flexrel.core.batches import Batch, RawBatch, divided, joined, read_batches
 from flexrel.core.graph import Protected, PruningGraph, PruningGroup, layer_of
 from flexrel.core.measurement import Progress, Saliency, silent
 from flexrel.core.running import scores_in, tensors_of, undisturbed
-from flexrel.criteria.kfac import KFACFactors, measure_factors, readers_of
-from flexrel.criteria.obs import refitted, removal_costs
+from flexrel.criteria.kfac import KFACFactors, measure_factors
+from flexrel.criteria.obs import predicted_saliency, refitted
 from flexrel.structure import named_tensors
 
 _HELD_OUT = 32  # samples, or a quarter of all if that is fewer
@@ -43,70 +44,71 @@ def measure_saliency(
         seed: of random numbers.
 
     Returns:
-        Group name -> float64 of the group's shape, in squared outputs of one sample; and the
-        groups of whose readers nothing is known, with reasons.
+        Group name -> float64 of the group's shape, in squared outputs of one sample, higher means
+        keep; and the groups of whose readers nothing is known, with reasons.
 
     Raises:
         ModelError: no gradient can go back through the model.
     """
     samples = sum(batch.samples for batch in read_batches(batches, model))
     held = min(_HELD_OUT / max(samples, 1), _MOST_HELD)
-    curvature = measure_factors(model, batches, readers_of(graph), progress, held=held, seed=seed)
+    layers = {reader for group in graph.groups for reader in group.readers}
+    factors = measure_factors(model, batches, layers, progress, held=held, seed=seed)
     tensors = named_tensors(model)
-    damages: dict[str, Tensor] = {}
+    predicted: dict[str, Tensor] = {}
     unknown: list[Protected] = []
     for done, group in enumerate(graph.groups):
-        missing = sorted(group.readers - curvature.keys())
+        missing = sorted(group.readers - factors.layers.keys())
         if group.blocks or missing:
             layer = group.name if group.blocks else missing[0]
             reason = f"what a refit of {layer} can make up for was not measured"
             unknown.append(Protected(group.name, reason))
         else:
-            costs = removal_costs(group, tensors, curvature) / max(curvature.samples, 1)
-            damages[group.name] = costs
+            total = predicted_saliency(group, tensors, factors)
+            predicted[group.name] = total / max(factors.samples, 1)
         progress("refitting readers", done + 1, len(graph.groups))
-    groups = [group for group in graph.groups if group.members and group.name in damages]
+    groups = [group for group in graph.groups if group.members and group.name in predicted]
     checks = joined(check for _, check in divided(batches, model, held) if check is not None)
-    gains = _gains(model, groups, damages, curvature, checks, progress)
-    return {name: costs * gains.get(name, 1.0) for name, costs in damages.items()}, unknown
+    gains = _gains(model, groups, predicted, factors, checks, progress)
+    return {name: costs * gains.get(name, 1.0) for name, costs in predicted.items()}, unknown
 
 
 def _gains(
     model: nn.Module,
     groups: Sequence[PruningGroup],
-    damages: Saliency,
-    curvature: KFACFactors,
+    predicted: Saliency,
+    factors: KFACFactors,
     checks: Sequence[Batch],
     progress: Progress,
 ) -> dict[str, float]:
-    """Return how many times as large as predicted the damage of each group is.
+    """Return how many times as large as predicted the saliency of each group is.
 
     It is measured where the cheaper half of the group's units is gone.
     """
     tensors = named_tensors(model)
+    samples = sum(batch.samples for batch in checks)
     found: dict[str, float] = {}
     with undisturbed(model), torch.no_grad():
-        whole = [_outputs(model, {}, batch) for batch in checks]
+        dense = [_outputs(model, {}, batch) for batch in checks]
         for done, group in enumerate(groups if checks else ()):
-            costs = damages[group.name]
+            costs = predicted[group.name]
             gone = costs.argsort(stable=True)[: group.units // 2]
             kept = torch.ones(group.units, dtype=torch.bool).index_fill_(0, gone, 0)
             changed = {
-                part.tensor: refitted(
-                    part, tensors[part.tensor], curvature[layer_of(part.tensor)], kept
+                reader.tensor: refitted(
+                    reader, tensors[reader.tensor], factors.layers[layer_of(reader.tensor)], kept
                 )
-                for part in group.members
-                if part.reads
+                for reader in group.members
+                if reader.reads
             }
-            error = sum(
-                float((now - then).double().square().sum())
-                for batch, outputs in zip(checks, whole, strict=True)
-                for now, then in zip(_outputs(model, changed, batch), outputs, strict=True)
-            )
-            gain = error / sum(batch.samples for batch in checks) / float(costs[gone].sum() + 1e-30)
-            if 0 < gain < float("inf"):
+            error = 0.0
+            for batch, expected in zip(checks, dense, strict=True):
+                for now, then in zip(_outputs(model, changed, batch), expected, strict=True):
+                    error += float((now - then).double().square().sum())
+            gain = error / samples / float(costs[gone].sum() + 1e-30)
+            if 0 < gain < float("inf"):  # else no harm is seen, or the refit has no solution
                 found[group.name] = gain
-            progress("measuring damage", done + 1, len(groups))
+            progress("measuring saliency", done + 1, len(groups))
     typical = median(found.values()) if found else 1.0
     return {group.name: max(found.get(group.name, typical), _LEAST * typical) for group in groups}
 

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from flexrel import UsageError
 from flexrel.core.graph import GroupMember, PruningGraph, PruningGroup
 from flexrel.criteria import ALLOCATIONS, UnitRanking
-from flexrel.criteria.ranking import global_order, per_layer_order
+from flexrel.criteria.ranking import as_scored, ranks_in_layer
 
 # Few distinct values on purpose: ties are where selection code breaks.
 VALUES = [-math.inf, -1.0, 0.0, 0.5, 1.0, math.inf]
 ordered = settings(max_examples=150, derandomize=True)
 
 
-def structure_of(scores):
+def graph_of(scores):
     """Return a graph with one group for each tensor of scores."""
     groups = tuple(PruningGroup(name, tuple(values.shape)) for name, values in scores.items())
     return PruningGraph("element", groups, (), {}, ())
@@ -60,17 +60,17 @@ def order_slowly(scores):
 @given(scores=all_scores())
 def test_every_plan_is_the_sorted_list_cut_after_k_units(scores):
     order = order_slowly(scores)
-    removal = UnitRanking(structure_of(scores), scores)
+    ranking = UnitRanking(graph_of(scores), scores)
 
-    assert removal.removable == len(order)
+    assert ranking.removable == len(order)
     for count in range(len(order) + 1):
-        assert removed(removal.plan(count)) == set(order[:count])
+        assert removed(ranking.plan(count)) == set(order[:count])
 
 
 @ordered
 @given(scores=all_scores(), multiple=st.integers(1, 4))
 def test_rounded_widths_keep_what_the_plan_keeps_and_the_best_of_the_rest(scores, multiple):
-    graph = structure_of(scores)
+    graph = graph_of(scores)
     exact, rounded = UnitRanking(graph, scores), UnitRanking(graph, scores, multiple)
 
     for count in range(exact.removable + 1):
@@ -96,11 +96,11 @@ def test_a_width_of_several_channels_a_unit_counts_channels():
 @ordered
 @given(scores=all_scores())
 def test_plans_remove_exactly_k_units_and_are_nested(scores):
-    removal = UnitRanking(structure_of(scores), scores)
+    ranking = UnitRanking(graph_of(scores), scores)
     before = set()
 
-    for count in range(removal.removable + 1):
-        plan = removal.plan(count)
+    for count in range(ranking.removable + 1):
+        plan = ranking.plan(count)
         now = removed(plan)
 
         assert plan.removed == len(now) == count
@@ -113,8 +113,8 @@ def test_plans_remove_exactly_k_units_and_are_nested(scores):
 @ordered
 @given(scores=all_scores(), data=st.data())
 def test_no_unit_goes_that_is_worth_more_than_one_kept_but_for_each_layers_best(scores, data):
-    removal = UnitRanking(structure_of(scores), scores)
-    plan = removal.plan(data.draw(st.integers(0, removal.removable)))
+    ranking = UnitRanking(graph_of(scores), scores)
+    plan = ranking.plan(data.draw(st.integers(0, ranking.removable)))
 
     gone = [float(scores[name].flatten()[at]) for name, at in removed(plan)]
     for name, values in scores.items():
@@ -125,19 +125,19 @@ def test_no_unit_goes_that_is_worth_more_than_one_kept_but_for_each_layers_best(
 
 def test_an_example_by_hand():
     scores = {"a": torch.tensor([3.0, 1.0, 2.0]), "b": torch.tensor([0.5, 0.1])}
-    removal = UnitRanking(structure_of(scores), scores)
+    ranking = UnitRanking(graph_of(scores), scores)
 
-    assert removal.removable == 3  # of five units, two are the best of their layer
-    assert removed(removal.plan(1)) == {("b", 1)}
-    assert removed(removal.plan(2)) == {("b", 1), ("a", 1)}
-    assert removed(removal.plan(3)) == {("b", 1), ("a", 1), ("a", 2)}  # b's 0.5 is its best
+    assert ranking.removable == 3  # of five units, two are the best of their layer
+    assert removed(ranking.plan(1)) == {("b", 1)}
+    assert removed(ranking.plan(2)) == {("b", 1), ("a", 1)}
+    assert removed(ranking.plan(3)) == {("b", 1), ("a", 1), ("a", 2)}  # b's 0.5 is its best
 
 
 def test_equal_scores_go_from_the_back():
     scores = {"a": torch.ones(2), "b": torch.ones(3)}
-    removal = UnitRanking(structure_of(scores), scores)
+    ranking = UnitRanking(graph_of(scores), scores)
 
-    assert [removed(removal.plan(k)) - removed(removal.plan(k - 1)) for k in (1, 2, 3)] == [
+    assert [removed(ranking.plan(k)) - removed(ranking.plan(k - 1)) for k in (1, 2, 3)] == [
         {("b", 2)},
         {("b", 1)},
         {("a", 1)},
@@ -147,7 +147,7 @@ def test_equal_scores_go_from_the_back():
 def test_the_scores_given_are_not_changed():
     scores = {"a": torch.tensor([1.0, 2.0])}
 
-    UnitRanking(structure_of(scores), scores).plan(1)
+    UnitRanking(graph_of(scores), scores).plan(1)
 
     assert scores["a"].tolist() == [1.0, 2.0]
 
@@ -155,13 +155,13 @@ def test_the_scores_given_are_not_changed():
 @ordered
 @given(scores=all_scores())
 def test_more_than_can_go_is_refused_with_the_numbers(scores):
-    removal = UnitRanking(structure_of(scores), scores)
+    ranking = UnitRanking(graph_of(scores), scores)
     units = sum(values.numel() for values in scores.values())
 
-    with pytest.raises(UsageError, match=rf"but {removal.removable} of {units} can go") as caught:
-        removal.plan(removal.removable + 1)
+    with pytest.raises(UsageError, match=rf"but {ranking.removable} of {units} can go") as caught:
+        ranking.plan(ranking.removable + 1)
     with pytest.raises(UsageError, match="asked to remove -1 units"):
-        removal.plan(-1)
+        ranking.plan(-1)
 
     assert caught.value.exit_code == 2
 
@@ -172,10 +172,10 @@ def test_more_than_can_go_is_refused_with_the_numbers(scores):
 @ordered
 @given(scores=all_scores(values=(0.0, 0.5, 1.0)), data=st.data())
 def test_per_layer_takes_the_same_share_of_every_layer_within_one_unit(scores, data):
-    removal = UnitRanking(structure_of(scores), per_layer_order(scores))
-    count = data.draw(st.integers(0, removal.removable))
+    ranking = UnitRanking(graph_of(scores), ranks_in_layer(scores))
+    count = data.draw(st.integers(0, ranking.removable))
 
-    plan = removal.plan(count)
+    plan = ranking.plan(count)
 
     # Some share t fits all layers: |removed - t * units| <= 1, where a layer can't lose its best.
     low, high = 0.0, 1.0
@@ -189,9 +189,9 @@ def test_per_layer_takes_the_same_share_of_every_layer_within_one_unit(scores, d
 @ordered
 @given(scores=all_scores(values=(0.0, 0.5, 1.0)), data=st.data())
 def test_per_layer_removes_the_lowest_of_each_layer(scores, data):
-    removal = UnitRanking(structure_of(scores), per_layer_order(scores))
+    ranking = UnitRanking(graph_of(scores), ranks_in_layer(scores))
 
-    plan = removal.plan(data.draw(st.integers(0, removal.removable)))
+    plan = ranking.plan(data.draw(st.integers(0, ranking.removable)))
 
     for name, values in scores.items():
         kept, gone = values[plan.masks[name]], values[~plan.masks[name]]
@@ -201,15 +201,15 @@ def test_per_layer_removes_the_lowest_of_each_layer(scores, data):
 def test_per_layer_by_hand():
     scores = {"a": torch.tensor([9.0, 8.0, 7.0, 6.0]), "b": torch.tensor([2.0, 1.0])}
 
-    shares = per_layer_order(scores)
+    ranks = ranks_in_layer(scores)
 
-    # The unit of rank r of n, best first, is worth 1 - (r + 1/2) / n.
-    assert shares["a"].tolist() == [0.875, 0.625, 0.375, 0.125]
-    assert shares["b"].tolist() == [0.75, 0.25]
+    # The unit at place r of n, best first, has the rank 1 - (r + 1/2) / n.
+    assert ranks["a"].tolist() == [0.875, 0.625, 0.375, 0.125]
+    assert ranks["b"].tolist() == [0.75, 0.25]
 
 
 def test_global_compares_all_units_as_they_are():
     scores = {"a": torch.tensor([1.0, 2.0])}
 
-    assert global_order(scores) is scores
+    assert as_scored(scores) is scores
     assert set(ALLOCATIONS) == {"global", "per-layer"}
