@@ -634,7 +634,7 @@ def test_budgets_on_blocks_are_met_with_nothing_removed_in_vain(share, block, re
             criterion=Magnitude(),
         )
     except BudgetError as error:
-        assert error.resource == budget.resource  # noqa: PT017
+        assert error.resource == budget.resource.name  # noqa: PT017
         return
     plan, graph = result.plan, result.plan.graph
     assume(plan.removed)

@@ -11,7 +11,8 @@ import flexrel_edge
 from flexrel import AccuracyDrop, BudgetError, Bytes, MACs, Magnitude, UsageError, prune
 from flexrel.cli.options import parse_metadata
 from flexrel.errors import PrecisionError
-from flexrel.io import encode, load, pack
+from flexrel.io import encode, load
+from flexrel.pruning import pack
 
 FINE_TO_COARSE = ("float32", "float16", "int8", "int4")
 ASKED = {"criterion": Magnitude(), "output": "norm", "granularity": "element"}

@@ -546,7 +546,7 @@ def test_the_same_seed_gives_the_same_plan_whatever_was_drawn_before(perceptron,
         random.seed(noise)
         result = prune(perceptron, budgets=[Parameters(0.5)], granularity=granularity, seed=7)
         plans.append((result.criterion, result.plan.masks, result.achieved))
-        assert result.seed == 7
+        assert result.request.seed == 7
 
     assert plans[0][0] == plans[1][0]
     assert plans[0][2] == plans[1][2]
@@ -789,18 +789,23 @@ UNKNOWN = {
     "allocation": "there are: global, per-layer",
     "recover": "'other' is not known",
     "granularity": "there are: element, channel",
-    "rule": "'other' is not known; there are: gradient-input",
-    "output": "'other' is not known; pass auto, label, predicted, norm",
     "values": "there are: auto, float32, bfloat16, float16",
+    "form": "there are: auto, module, exported",
+    "budgets": "budget 'other' is not known; write it like",
+    "target": "target 'other' is not known; write it like",
 }
 SCRIPT = """
 import json, torch, flexrel
 model = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 2))
 said = {}
 for option in json.loads(input()):
+    asked = {"budgets": [flexrel.Sparsity(0.5)], option: "other"}
+    if option == "budgets":
+        asked["budgets"] = ["other"]
+    if option in ("allocation", "form"):
+        asked["options"] = flexrel.PruneOptions(**{option: asked.pop(option)})
     try:
-        flexrel.prune(model, calibration=[torch.ones(2, 2)], budgets=[flexrel.Sparsity(0.5)],
-                      **{option: "other"})
+        flexrel.prune(model, calibration=[torch.ones(2, 2)], **asked)
     except flexrel.UsageError as error:
         said[option] = str(error)
 print(json.dumps(said))

@@ -15,7 +15,7 @@ from flexrel.core.cost import Cost
 from flexrel.core.graph import PruningGraph
 from flexrel.core.plan import Plan
 
-TOLERANCE: Final = 1e-12  # of shares and accuracies: 1 - 0.9 is a little above 0.1 in floats
+TOLERANCE: Final = 1e-12  # of accuracies: 0.995 - 0.01 is a little above 0.985 in floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Resource:
 
     def met(self, amount: float, limit: float) -> bool:
         """Return whether an amount keeps to a limit."""
-        return amount >= limit - TOLERANCE if self.at_least else amount <= limit
+        return amount >= limit if self.at_least else amount <= limit
 
 
 @runtime_checkable

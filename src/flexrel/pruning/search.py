@@ -133,8 +133,7 @@ class BudgetSearch:
         def amount(count: int) -> float:
             return sign * resource.count(self._candidate(ranking, count))
 
-        most = sign * limit + (TOLERANCE if resource.at_least else 0)
-        return least_removal(amount, most, ranking.removable)
+        return least_removal(amount, sign * limit, ranking.removable)
 
     def _least_for(self, ranking: Ranking, resource: Resource, limit: float) -> int:
         if not resource.steady:
