@@ -15,7 +15,7 @@ from flexrel.io import encode, load
 from flexrel.pruning import pack
 
 FINE_TO_COARSE = ("float32", "float16", "int8", "int4")
-ASKED = {"criterion": Magnitude(), "output": "norm", "granularity": "element"}
+ASKED = {"criterion": Magnitude(), "granularity": "element"}
 
 
 class Small(nn.Module):
