@@ -29,7 +29,7 @@ from flexrel.relevance import (
     calibrate,
 )
 from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery, RepairResult
-from flexrel.structure.apply import apply
+from flexrel.structure import apply
 
 __version__ = "0.1.0"
 

@@ -30,13 +30,12 @@ from flexrel import (
 )
 from flexrel.cli import main
 from flexrel.core import cost
-from flexrel.core.granularity import Layout, Pattern
+from flexrel.core.granularity import Pattern, WeightLayout
 from flexrel.core.graph import PruningGraph, PruningGroup
 from flexrel.criteria import UnitRanking, scores_of
 from flexrel.criteria.ranking import PatternRanking, kept_of_groups
 from flexrel.io import encode
-from flexrel.structure import analyse, named_tensors
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply, named_tensors
 from networks import Mixer, batch, bits, random_, random_plan, same_bits
 from reference import patterns as slow
 
@@ -105,7 +104,7 @@ layers = st.builds(
 
 def layout_of(layer, block=None):
     transposed = isinstance(layer, nn.ConvTranspose2d)
-    return Layout(tuple(layer.weight.shape), getattr(layer, "groups", 1), transposed, block)
+    return WeightLayout(tuple(layer.weight.shape), getattr(layer, "groups", 1), transposed, block)
 
 
 def few_scores(draw, shape):
@@ -156,7 +155,7 @@ def test_a_matrix_is_the_weight_in_another_order(layer):
 def test_two_of_four_by_hand():
     scores = torch.tensor([[5.0, 1, 4, 2, 9, 8], [1, 1, 1, 1, -7, -8], [-4, -3, -2, -1, 0, 0]])
 
-    mask = kept_of_groups(scores, Layout((3, 6)), 2, 4)
+    mask = kept_of_groups(scores, WeightLayout((3, 6)), 2, 4)
 
     assert mask.int().tolist() == [
         [1, 0, 1, 0, 1, 1],  # the last two are no group and stay
@@ -168,7 +167,7 @@ def test_two_of_four_by_hand():
 def test_groups_of_a_convolution_are_input_channels_at_one_kernel_position():
     scores = torch.tensor([[1.0, 4, 2, 3], [8, 7, 6, 5]]).T.reshape(1, 4, 1, 2)
 
-    mask = kept_of_groups(scores, Layout((1, 4, 1, 2)), 2, 4)
+    mask = kept_of_groups(scores, WeightLayout((1, 4, 1, 2)), 2, 4)
 
     assert mask[0, :, 0, 0].int().tolist() == [0, 1, 0, 1]
     assert mask[0, :, 0, 1].int().tolist() == [1, 1, 0, 0]
@@ -192,7 +191,7 @@ def test_n_of_m_is_that_of_loops(layer, data):
 
 def groups_of(**shapes):
     groups = tuple(
-        PruningGroup(name, shape, layout=Layout(shape)) for name, shape in shapes.items()
+        PruningGroup(name, shape, layout=WeightLayout(shape)) for name, shape in shapes.items()
     )
     return PruningGraph("1:2", groups, (), {}, ())
 
@@ -232,7 +231,7 @@ def test_sites_without_a_layout_have_no_groups():
 
 
 def test_blocks_by_hand():
-    layout = Layout((3, 5), block=(2, 2))
+    layout = WeightLayout((3, 5), block=(2, 2))
     scores = torch.arange(15.0).view(3, 5)
 
     assert layout.grid == (2, 3)
@@ -266,7 +265,7 @@ def test_blocks_are_those_of_loops(layer, data):
 
 
 def test_blocks_of_equal_scores_are_equal_whatever_their_size():
-    means = Layout((50, 70), block=(16, 32)).means(torch.full((50, 70), 0.1))
+    means = WeightLayout((50, 70), block=(16, 32)).means(torch.full((50, 70), 0.1))
 
     assert (means == torch.tensor(0.1)).all()
 
@@ -274,14 +273,14 @@ def test_blocks_of_equal_scores_are_equal_whatever_their_size():
 def test_infinite_scores_have_a_mean():
     scores = torch.tensor([[torch.inf, -torch.inf, torch.inf, torch.inf]])
 
-    means = Layout((1, 4), block=(1, 2)).means(scores)
+    means = WeightLayout((1, 4), block=(1, 2)).means(scores)
 
     assert means[0, 0] == 0
     assert means.isfinite().all()
 
 
 def test_a_block_may_be_larger_than_any_weight():
-    assert Layout((3, 5), block=(999_999_999, 999_999_999)).grid == (1, 1)
+    assert WeightLayout((3, 5), block=(999_999_999, 999_999_999)).grid == (1, 1)
 
 
 # --- what of a network can have it --------------------------------------------------------------

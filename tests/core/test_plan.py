@@ -18,7 +18,7 @@ from families import FAMILIES, family, numbers_are_true
 from flexrel import FlexrelError, PackError, Plan, UsageError
 from flexrel.cli import main
 from flexrel.core import cost
-from flexrel.core.plan import parts
+from flexrel.core.plan import changes
 from flexrel.core.plan.write import runs
 from flexrel.structure import analyse
 from networks import (
@@ -458,7 +458,9 @@ def test_groups_heads_and_numbers_are_said(plans):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_tensor_that_shrinks_and_every_layer_left_alone_is_named(name, plans):
     model, plan = family(name), plans[name]
-    said = {n for p in parts(plan.graph, plan.masks) for n in (*p.makers, *p.followers, *p.readers)}
+    said = {
+        n for p in changes(plan.graph, plan.masks) for n in (*p.makers, *p.followers, *p.readers)
+    }
     text = plan.explain()
 
     cut = flexrel.apply(model, plan)

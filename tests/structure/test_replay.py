@@ -14,7 +14,7 @@ import flexrel_edge
 from families import FAMILIES, family, numbers_are_true
 from flexrel import Magnitude, PackError, UsageError
 from flexrel.io import encode, fit
-from flexrel.structure import analyse, changed
+from flexrel.structure import analyse, cut_changes
 from networks import batch, bits, images, random_, random_plan, same_bits
 
 INPUTS = images(4).float()
@@ -60,7 +60,7 @@ def test_a_cut_network_loads_into_a_fresh_one(name, seed, tmp_path):
 
     same_network(loaded, pruned)
     numbers_are_true(loaded)
-    assert changed(loaded)[0] == changed(pruned)[0]
+    assert cut_changes(loaded)[0] == cut_changes(pruned)[0]
     assert encode(loaded) == encode(pruned)  # so that it can be packed and loaded on and on
     trains(loaded)
 
@@ -87,16 +87,16 @@ def test_each_family_is_cut_in_its_own_way():
     """Else the tests above would prove less than they say."""
     numbers = {"grouped": "groups", "normed": "num_groups", "transformer": "num_heads"}
     for name, number in {**numbers, "transposed": "groups"}.items():
-        assert number in {place.name for place in changed(cut(name))[0]}
-    told = {str(place) for place in changed(cut("separable"))[0]}  # by no shape
+        assert number in {place.name for place in cut_changes(cut(name))[0]}
+    told = {str(place) for place in cut_changes(cut("separable"))[0]}  # by no shape
     assert told == {"doubled.groups", "norm2.num_features"}
-    assert set(changed(cut("scaled"))[1]) == {"scale"}
-    assert changed(cut("residuals")) == ({}, {})
+    assert set(cut_changes(cut("scaled"))[1]) == {"scale"}
+    assert cut_changes(cut("residuals")) == ({}, {})
 
 
 def test_a_network_that_was_cut_twice_loads_into_a_dense_one(tmp_path):
     once = cut("transformer", 1, cut("transformer", 3))
-    assert changed(once)[0] != changed(cut("transformer", 3))[0]
+    assert cut_changes(once)[0] != cut_changes(cut("transformer", 3))[0]
     flexrel.pack(once, tmp_path / "m")
 
     same_network(flexrel.load(tmp_path / "m", family("transformer", seed=9)), once)
@@ -184,13 +184,13 @@ def packed_with(path, model, attributes):
 
 
 def check_that_it_is_refused(path, into, error, message):
-    before, numbers = bits(into), changed(into)[0]
+    before, numbers = bits(into), cut_changes(into)[0]
 
     with pytest.raises(error, match=message) as caught:
         flexrel.load(path, into=into)
 
     assert same_bits(bits(into), before)
-    assert changed(into)[0] == numbers
+    assert cut_changes(into)[0] == numbers
     assert str(path) in str(caught.value)
 
 

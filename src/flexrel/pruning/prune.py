@@ -44,7 +44,7 @@ from flexrel.pruning.sources import Form, PruneTarget, Sources
 from flexrel.pruning.trials import Trials
 from flexrel.relevance import AttributionTarget, RuleLike, calibrate, rule_of
 from flexrel.repair import Recovery, recoveries
-from flexrel.structure import saved
+from flexrel.structure import program_bytes
 
 _EXAMPLE_SAMPLES = 2
 _CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # shares of units removed
@@ -206,7 +206,7 @@ def prune(
         curves = _curves(trials, chosen, dense)
     return Result(
         model=network,
-        program=saved(subject.program, network) if subject.program else None,
+        program=program_bytes(subject.program, network) if subject.program else None,
         example=next(read_batches(batches[:1], model)),
         plan=plan,
         criterion=chosen,

@@ -10,7 +10,7 @@ from flexrel.core.batches import Batch, RawBatch, first_samples, read_batches
 from flexrel.core.graph import PruningGraph
 from flexrel.core.plan import Plan
 from flexrel.errors import BudgetError, ModelError, UnprunableError
-from flexrel.structure import Program, analyse, apply, export, trains, verify
+from flexrel.structure import Program, analyse, apply, exported_program, untrainable, verify
 
 Form = Literal["auto", "module", "exported"]
 FORMS: tuple[Form, ...] = ("auto", "module", "exported")
@@ -38,7 +38,7 @@ class PruneTarget:
         pruned = apply(self.network, plan)
         for example in self.examples:
             verify(self.network, pruned, plan, example)
-        if self.program and (reason := trains(pruned, self.examples[0])):
+        if self.program and (reason := untrainable(pruned, self.examples[0])):
             raise ModelError(f"{reason}; nothing was returned")
 
 
@@ -88,7 +88,7 @@ class Sources:
     def _exported(self) -> PruneTarget:
         first = next(read_batches(self.batches[:1], self.model))
         last = next(read_batches(self.batches[-1:], self.model))
-        program = export(self.model, self.example, first)
+        program = exported_program(self.model, self.example, first)
         graph = analyse(self.model, program.example, self.granularity, self.keep, program.graph)
         other = first_samples(last, _OTHER_SAMPLES) if program.dynamic else last
         fits = program.dynamic or other.samples == program.example.samples

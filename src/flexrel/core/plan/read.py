@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexrel.core.granularity import Layout, Pattern
+from flexrel.core.granularity import Pattern, WeightLayout
 from flexrel.core.graph import (
-    Attribute,
+    GroupKind,
     GroupMember,
-    Kind,
+    ProductMacs,
     Protected,
     PruningGraph,
     PruningGroup,
     ResidualBlock,
     Role,
-    Work,
+    SizeAttribute,
     weight_of,
 )
 from flexrel.core.plan.write import FORMAT, VERSION, Whole
@@ -94,22 +94,22 @@ class _Groups:
             value, "a group", *_OF_GROUP.split()
         )
         what = f"group {show(_text(name, 'the name of a group'))}"
-        if kind not in get_args(Kind):
+        if kind not in get_args(GroupKind):
             raise ValueError(f"{what} is of kind {show(kind)}")
         sizes = tuple(_count(size, f"the shape of {what}", 1) for size in _list(shape, what))
         if units != prod(sizes) or isinstance(units, bool) or prod(sizes) > _LARGEST:
             raise ValueError(f"{what} has {show(units)} units and the shape {show(list(sizes))}")
         fixed = self._kept(constant, units, what) if constant != [] else None
         listed = _list(members, f"the members of {what}")
-        parts = tuple(self._member(part, what, sizes, fixed) for part in listed)
-        mask = self._kept(keep, units, what) if parts else _unpacked(keep, units, what)
+        found = tuple(self._member(member, what, sizes, fixed) for member in listed)
+        mask = self._kept(keep, units, what) if found else _unpacked(keep, units, what)
         if kept != int(mask.sum()) or isinstance(kept, bool):
             raise ValueError(f"{what} says that it keeps {show(kept)}, but {int(mask.sum())} do")
         over = tuple(self._block(block, what) for block in _list(blocks, f"the blocks of {what}"))
         if over and sizes != (len(over),):
             raise ValueError(f"{what} has {len(over)} blocks and the shape {show(list(sizes))}")
         lies = self._layout(layout, name, sizes, what)
-        return PruningGroup(name, sizes, parts, kind, fixed, over, lies), mask.view(sizes)
+        return PruningGroup(name, sizes, found, kind, fixed, over, lies), mask.view(sizes)
 
     def _block(self, value: object, what: str) -> ResidualBlock:
         module, tensors, makers, macs, place = _fields(
@@ -133,7 +133,9 @@ class _Groups:
             at,
         )
 
-    def _layout(self, value: object, name: str, sizes: tuple[int, ...], what: str) -> Layout | None:
+    def _layout(
+        self, value: object, name: str, sizes: tuple[int, ...], what: str
+    ) -> WeightLayout | None:
         """Return the layout of a group's weight; its shape and blocks are told elsewhere."""
         if self._pattern.unit not in ("n:m", "block"):
             if value is not None:
@@ -144,7 +146,7 @@ class _Groups:
         if shape is None or not isinstance(transposed, bool):
             raise ValueError(f"{what} has weight {shape}, and a layout {show(value)}")
         block = self._pattern.size if self._pattern.unit == "block" else None
-        layout = Layout(shape, _count(groups, f"the groups of {what}", 1), transposed, block)
+        layout = WeightLayout(shape, _count(groups, f"the groups of {what}", 1), transposed, block)
         if layout.grid != sizes:
             raise ValueError(f"{what} has shape {list(sizes)}, expected {list(layout.grid)}")
         return layout
@@ -153,9 +155,9 @@ class _Groups:
         self, value: object, what: str, shape: tuple[int, ...], fixed: Tensor | None
     ) -> GroupMember:
         tensor, axis, role, each, by, index, values = _fields(
-            value, f"a slice of {what}", "tensor", "axis", "role", "each", "by", "index", "values"
+            value, f"a member of {what}", "tensor", "axis", "role", "each", "by", "index", "values"
         )
-        where = f"slice {show(_text(tensor, f'the tensor of {what}'))} of {what}"
+        where = f"member {show(_text(tensor, f'the tensor of {what}'))} of {what}"
         if role not in get_args(Role) or by not in ("units", "places") or len(shape) != 1:
             raise ValueError(f"{where} is a {show(role)} by {show(by)}, of shape {list(shape)}")
         known = self._shapes.get(tensor)
@@ -256,7 +258,7 @@ def _use(value: object, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, int
     return weight, times
 
 
-def _work(value: object) -> Work:
+def _work(value: object) -> ProductMacs:
     macs, axes = _fields(value, "work", "macs", "axes")
     found = []
     for axis in _list(axes, "the axes of work"):
@@ -264,12 +266,12 @@ def _work(value: object) -> Work:
         if len(entries) != 2:  # noqa: PLR2004 - length and units
             raise ValueError(f"an axis of work is {show(axis)}")
         found.append((_count(entries[0], "the length of work", 1), _units(entries[1], "work")))
-    return Work(_count(macs, "the multiply-adds of work"), tuple(found))
+    return ProductMacs(_count(macs, "the multiply-adds of work"), tuple(found))
 
 
-def _attribute(value: object) -> Attribute:
+def _attribute(value: object) -> SizeAttribute:
     module, name, place, units = _fields(value, "an attribute", "module", "name", "place", "units")
-    return Attribute(
+    return SizeAttribute(
         _text(module, "the module of an attribute"),
         _text(name, "the name of an attribute"),
         None if place is None else _count(place, "the place of an attribute"),

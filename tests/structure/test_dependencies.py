@@ -11,11 +11,9 @@ from torch import nn
 from flexrel import ModelError, load, pack
 from flexrel.core import cost
 from flexrel.core.batches import Batch
-from flexrel.structure import analyse
-from flexrel.structure.apply import apply
-from flexrel.structure.groups import groups_of
-from flexrel.structure.resolve import resolve
-from flexrel.structure.rules import couple
+from flexrel.structure import analyse, apply
+from flexrel.structure.groups import groups_of, resolve
+from flexrel.structure.rules import dependencies_of
 from flexrel.structure.trace import trace
 from graphs import (
     BLOCKS,
@@ -224,9 +222,9 @@ def test_attention_is_cut_by_heads_whatever_kernel_an_accelerator_has(kernel):
 
     # such kernels run on accelerators, and on tensors without values
     inputs = Batch(0, (torch.randn(2, 12, 32, device="meta"),), {}, None)
-    coupling = couple(trace(Attention().to("meta"), inputs))
+    dependencies = dependencies_of(trace(Attention().to("meta"), inputs))
 
-    (group,) = groups_of(coupling, resolve(coupling))
+    (group,) = groups_of(dependencies, resolve(dependencies))
     assert (group.units, group.kind) == (4, "head")
 
 
@@ -242,8 +240,8 @@ def test_an_accelerators_kernel_of_a_recurrent_layer_is_counted_like_the_process
         torch.randn(2, 6, 5),
         [kind(5, 7, batch_first=True) for kind in (nn.LSTM, Recurrent)],
     )
-    plain = couple(trace(layers[0], Batch(0, (x,), {}, None)))
-    there = couple(trace(layers[1].to("meta"), Batch(0, (x.to("meta"),), {}, None)))
+    plain = dependencies_of(trace(layers[0], Batch(0, (x,), {}, None)))
+    there = dependencies_of(trace(layers[1].to("meta"), Batch(0, (x.to("meta"),), {}, None)))
 
     steps = 6  # of each sample, in each of which every weight takes part
     assert there.uses == plain.uses == [("weight_ih_l0", steps), ("weight_hh_l0", steps)]
