@@ -15,6 +15,7 @@ from families import FAMILIES, family, numbers_are_true
 from flexrel import Magnitude, PackError, UsageError
 from flexrel.io import encode, fit
 from flexrel.structure import analyse, cut_changes
+from graphs import Images, Tokens, sentences, sizes_are_true
 from networks import batch, bits, images, random_, random_plan, same_bits
 
 INPUTS = images(4).float()
@@ -259,3 +260,32 @@ def test_constants_in_biases_that_a_cut_made_are_replayed_and_loaded(tmp_path):
     wrong = {**result.model.state_dict(), "2.bias": torch.zeros(3)}
     with pytest.raises(UsageError, match=r"2\.bias is \[3\], the layer has 4 outputs"):
         fit(fresh(), wrong, "it")
+
+
+# --- networks of any blocks ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["identity", "U-Net", "ResNeXt", "group norm", "transposed groups", "groups"]
+)
+def test_a_cut_image_network_reloads_into_a_fresh_one(name, tmp_path):
+    check_a_reload(Images([name]), images(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["by number", "stacked", "grouped, expanded"])
+def test_a_cut_token_network_reloads_into_a_fresh_one(name, tmp_path):
+    check_a_reload(Tokens([name], tied=True), sentences(), tmp_path)
+
+
+def check_a_reload(model, inputs, folder):
+    model = random_(model.double()).float()
+    inputs = inputs.float() if inputs.is_floating_point() else inputs
+    graph = analyse(model, batch(inputs), "channel")
+    smaller = flexrel.apply(model, random_plan(graph, 3))
+    flexrel.pack(smaller, folder / "model.flexrel")
+
+    loaded = flexrel.load(folder / "model.flexrel", into=random_(copy.deepcopy(model), seed=9))
+
+    sizes_are_true(loaded)
+    with torch.no_grad():
+        assert torch.equal(loaded(inputs), smaller(inputs))
