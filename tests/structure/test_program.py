@@ -193,7 +193,8 @@ def test_a_program_of_a_random_network_is_cut_like_its_module(model, seed):
 
     assert {(s.name, s.units) for s in graph.groups} <= {(s.name, s.units) for s in found.groups}
     plan = random_plan(found, seed)
-    cut, inputs = apply(program.graph, plan), images(3, seed=1)
+    samples = 3 if program.dynamic else program.example.samples  # `len(x)` fixes how many
+    cut, inputs = apply(program.graph, plan), images(samples, seed=1)
     assert torch.allclose(outputs(cut, inputs), outputs(masked(model, plan), inputs), atol=1e-9)
 
 
