@@ -130,7 +130,7 @@ class DependencyBuilder:
 
     def join(self, one: Axis, two: Axis) -> Axis:
         """Say that two axes of equal length are cut together; return the finer of them."""
-        if [len(f) for f in one] == [len(f) for f in two]:
+        if list(map(len, one)) == list(map(len, two)):
             self.said.joined += [(a, b) for a, b in zip(one, two, strict=True) if a is not b]
             return one
         self.said.joined.append((self.flat(one), self.flat(two)))

@@ -213,7 +213,7 @@ def _alike(
     """Yield units that are in the same slots, as often, and where: `[units, times]` a slot."""
     if not any(units.free(indices).any() for indices in owned):
         return
-    slot = np.repeat(np.arange(len(owned)), [len(indices) for indices in owned])
+    slot = np.repeat(np.arange(len(owned)), list(map(len, owned)))
     place = np.concatenate([np.arange(len(indices)) for indices in owned])
     indices = np.concatenate(owned)
     free = units.free(indices)

@@ -169,7 +169,7 @@ class _Recorder(TorchDispatchMode):
         self.operations.append(
             Operation(
                 f"{func.namespace}.{func.overloadpacket.__name__}",
-                {name: self._strip(value) for name, value in given.items()},
+                pytree.tree_map_only(Tensor, self.ref, given),
                 tuple(self.ref(tensor) for tensor in tensors_of(list(given.values()))),
                 outputs,
                 torch.Tag.pointwise in func.tags,
@@ -177,11 +177,6 @@ class _Recorder(TorchDispatchMode):
             )
         )
         return result
-
-    def _strip(self, value: Any) -> Any:  # noqa: ANN401 - any argument of an operation
-        if isinstance(value, Tensor):
-            return self.ref(value)
-        return [self._strip(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 class _Watched(nn.Module):
