@@ -30,8 +30,7 @@ from flexrel.core.batches import read_batches
 from flexrel.criteria import ALLOCATIONS, FlexRel, Magnitude, Relevance, UnitRanking, scores_of
 from flexrel.pruning.search import least_removal
 from flexrel.relevance import calibrate
-from flexrel.structure import analyse
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply
 
 TARGETS = {"resnet20": 59.3 / 81.2, "resnet56": 1 / 2.12}  # multiply-adds over dense
 OURS = "FlexRel"

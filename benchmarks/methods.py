@@ -14,8 +14,7 @@ from flexrel.core.batches import first_samples, read_batches
 from flexrel.criteria import UnitRanking, scores_of
 from flexrel.pruning.search import least_removal
 from flexrel.relevance import calibrate
-from flexrel.structure import analyse, named_tensors
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply, named_tensors
 
 OURS = "FlexRel"
 BARE = "FlexRel, not repaired"

@@ -38,8 +38,7 @@ from flexrel.criteria import UnitRanking, measure_saliency, scores_of
 from flexrel.pruning.search import least_removal
 from flexrel.relevance import calibrate
 from flexrel.repair import ClosedForm, FineTune
-from flexrel.structure import analyse, named_tensors
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply, named_tensors
 
 FEW = (0, 1, 2)  # airplane, automobile, bird
 DRAWS = (0, 1, 2)  # of calibration images

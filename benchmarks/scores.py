@@ -12,8 +12,7 @@ from flexrel.core.graph import layer_of
 from flexrel.criteria import UnitRanking, scores_of
 from flexrel.pruning.search import least_removal
 from flexrel.relevance import calibrate
-from flexrel.structure import analyse, named_tensors
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply, named_tensors
 from published import lamp_scores
 
 EARLIER = 0.7  # of the parameters: where relevance is measured anew

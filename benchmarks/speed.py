@@ -17,8 +17,7 @@ from flexrel.criteria import FlexRel, Magnitude, UnitRanking, scores_of
 from flexrel.pruning.search import least_removal
 from flexrel.relevance import calibrate
 from flexrel.repair import ClosedForm
-from flexrel.structure import analyse
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply
 
 BATCH = 64
 REPAIRED = 512  # images

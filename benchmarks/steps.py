@@ -25,8 +25,7 @@ from flexrel.criteria import UnitRanking, measure_saliency, scores_of
 from flexrel.pruning.search import least_removal
 from flexrel.relevance import calibrate
 from flexrel.repair import ClosedForm
-from flexrel.structure import analyse, named_tensors
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply, named_tensors
 from recover import CASES, Data, accuracy, spread
 
 NETWORK = "resnet20"

@@ -27,9 +27,8 @@ from flexrel.core import cost
 from flexrel.core.batches import first_samples, read_batches
 from flexrel.criteria import Magnitude, UnitRanking, scores_of
 from flexrel.io import encode
-from flexrel.pruning.search import least_removal
-from flexrel.structure import analyse
-from flexrel.structure.apply import apply
+from flexrel.pruning.bisection import least_removal
+from flexrel.structure import analyse, apply
 from flexrel_edge.records import PCODEC
 from flexrel_edge.scales import on_grid
 from flexrel_edge.tensor import encode_tensor

@@ -8,8 +8,7 @@ from torch.nn import functional
 
 from flexrel import FineTune
 from flexrel.core.plan import Plan
-from flexrel.structure import analyse
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply
 from networks import batch, random_, random_plan
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01, nesterov=True)

@@ -8,8 +8,7 @@ from torch import nn
 
 from flexrel import ModelError
 from flexrel.core import cost
-from flexrel.structure import analyse
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply
 from networks import Mixer, batch, images, macs_by_hooks, networks, random_plan
 
 

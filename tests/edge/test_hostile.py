@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from flexrel_edge import FlexrelError, PackError, coders, decode, encode
+from flexrel_edge import FlexrelError, PackError, decode, encode
 from flexrel_edge.format import describe
+from flexrel_edge.index import check_growth
 from flexrel_edge.positions import positions_from
-from flexrel_edge.records import Entry, check_growth, gap_dtype
+from flexrel_edge.records import Entry, gap_dtype
 
 SMALL = {
     "bias": np.float32([0.5, -1.5]),
@@ -404,7 +405,7 @@ def test_a_codec_that_stops_early_leaves_no_element_unset(monkeypatch):
     chunk = SimpleNamespace(read_page_into=lambda *_: (progress, len(CODED)))
     file = SimpleNamespace(chunk_decompressor=lambda *_: (chunk, 0))
     fake = SimpleNamespace(FileDecompressor=SimpleNamespace(new=lambda _: (file, 0)))
-    monkeypatch.setattr(coders, "wrapped", fake)
+    monkeypatch.setattr("flexrel_edge.codec.wrapped", fake)
 
     data = built(["w", "float32", [32], 32, "pcodec-1", len(CODED)], parts=CODED)
 
@@ -424,7 +425,7 @@ def test_a_codec_that_panics_is_a_refusal_and_an_interrupt_is_not(error, found, 
         raise error
 
     fake = SimpleNamespace(FileDecompressor=SimpleNamespace(new=panicking))
-    monkeypatch.setattr(coders, "wrapped", fake)
+    monkeypatch.setattr("flexrel_edge.codec.wrapped", fake)
     data = built(["w", "float32", [32], 32, "pcodec-1", len(CODED)], parts=CODED)
 
     with pytest.raises(found, match="index out" if found is PackError else None):

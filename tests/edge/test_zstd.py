@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import flexrel_edge
-from flexrel_edge import FlexrelError, PackError, coders
-from flexrel_edge.codec import Part, decode_part
+from flexrel_edge import FlexrelError, PackError
+from flexrel_edge.codec import Part, decode_part, encode_run
 from flexrel_edge.format import describe
 from flexrel_edge.records import STORAGE
 
@@ -81,7 +81,7 @@ def test_updates_lead_from_either_codec_to_either(tmp_path):
 
 
 VALUES = np.arange(100, dtype="<u4")
-FRAME = coders.encode_run(VALUES, "zstd-1")
+FRAME = encode_run(VALUES, "zstd-1")
 
 
 def wide(data):
@@ -149,8 +149,8 @@ def test_without_its_library_a_codec_says_what_to_install(monkeypatch, codec, re
     def missing(_):
         raise ImportError
 
-    monkeypatch.setattr(coders, "wrapped", None)
-    monkeypatch.setattr(coders, "import_module", missing)
+    monkeypatch.setattr("flexrel_edge.codec.wrapped", None)
+    monkeypatch.setattr("flexrel_edge.codec.import_module", missing)
 
     with pytest.raises(FlexrelError, match=reason):
         flexrel_edge.decode(packed)

@@ -9,8 +9,7 @@ import flexrel
 import flexrel_edge
 from families import family
 from flexrel import ModelError, UsageError, export, load, pack
-from flexrel.structure import analyse
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply
 from flexrel_edge.cli import main as edge
 from flexrel_edge.graph import graph_in
 from flexrel_edge.session import run as ran

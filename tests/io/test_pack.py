@@ -14,8 +14,7 @@ import flexrel_edge
 from flexrel import ModelError, PackError, UsageError, load, pack
 from flexrel.cli import main
 from flexrel.io import encode
-from flexrel.structure import analyse
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply
 from flexrel_edge.trust import write_keys
 from networks import (
     Call,

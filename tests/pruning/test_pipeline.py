@@ -35,8 +35,7 @@ from flexrel.core.evaluate import Divergence
 from flexrel.core.plan import Plan
 from flexrel.criteria import UnitRanking, scores_of
 from flexrel.io import encode
-from flexrel.structure import analyse
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply
 from networks import (
     Call,
     attributes_are_true,

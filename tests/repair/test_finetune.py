@@ -17,7 +17,7 @@ from flexrel import FineTune, ModelError, UsageError
 from flexrel.core.distance import apart
 from flexrel.core.graph import weight_of
 from flexrel.repair.training.recipe import optimizer_of
-from flexrel.structure import analyse, export, gone_entries
+from flexrel.structure import analyse, exported_program, gone_entries
 from networks import Call, batch, bits, random_, random_plan, same_bits
 from trainings import (
     Tied,
@@ -548,7 +548,7 @@ def test_norms_and_biases_are_spared_by_weight_decay_unless_the_caller_decides()
 def test_an_exported_program_is_trained_as_it_is(granularity):
     dense = perceptron()
     example = batch(torch.randn(4, 8))
-    program = export(dense, example).graph
+    program = exported_program(dense, example).graph
     plan = random_plan(analyse(dense, example, granularity, program=program), 0)
     network = flexrel.apply(program, plan)
 

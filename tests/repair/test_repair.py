@@ -18,8 +18,7 @@ from families import FAMILIES, family
 from flexrel import ClosedForm, FineTune, Magnitude, ModelError, Plan, Sparsity, UsageError
 from flexrel.repair import reconstruct_, recoveries, second_moments
 from flexrel.repair.least_squares import RIDGES, error_of, solve
-from flexrel.structure import analyse
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply
 from networks import Call, batch, bits, random_, random_plan, same_bits
 
 few_examples = settings(max_examples=40, derandomize=True)

@@ -10,8 +10,8 @@ from flexrel import FlexRel, Magnitude, Relevance, Sparsity, prune
 from flexrel.core import cost
 from flexrel.core.plan import Plan
 from flexrel.criteria import scores_of
-from flexrel.structure import analyse, disagreement, named_tensors
-from flexrel.structure.apply import apply, verify
+from flexrel.structure import analyse, apply, named_tensors, verify
+from flexrel.structure.verify import disagreement
 from networks import batch, bits, random_, same_bits
 
 IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))

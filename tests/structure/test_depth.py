@@ -27,8 +27,8 @@ from flexrel.core.plan import Plan
 from flexrel.core.plan import Plan as FilePlan
 from flexrel.core.plan import Plan as ReadablePlan
 from flexrel.criteria import scores_of
-from flexrel.structure import analyse, disagreement, named_tensors
-from flexrel.structure.apply import apply, verify
+from flexrel.structure import analyse, apply, named_tensors, verify
+from flexrel.structure.verify import disagreement
 from networks import batch, bits, macs_by_hooks, random_, same_bits
 
 DRAW = torch.Generator().manual_seed(0)

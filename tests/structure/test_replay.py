@@ -14,7 +14,8 @@ import flexrel_edge
 from families import FAMILIES, family, numbers_are_true
 from flexrel import Magnitude, PackError, UsageError
 from flexrel.io import encode, fit
-from flexrel.structure import analyse, changed
+from flexrel.structure import analyse, cut_changes
+from graphs import Images, Tokens, sentences, sizes_are_true
 from networks import batch, bits, images, random_, random_plan, same_bits
 
 INPUTS = images(4).float()
@@ -60,7 +61,7 @@ def test_a_cut_network_loads_into_a_fresh_one(name, seed, tmp_path):
 
     same_network(loaded, pruned)
     numbers_are_true(loaded)
-    assert changed(loaded)[0] == changed(pruned)[0]
+    assert cut_changes(loaded)[0] == cut_changes(pruned)[0]
     assert encode(loaded) == encode(pruned)  # so that it can be packed and loaded on and on
     trains(loaded)
 
@@ -87,16 +88,16 @@ def test_each_family_is_cut_in_its_own_way():
     """Else the tests above would prove less than they say."""
     numbers = {"grouped": "groups", "normed": "num_groups", "transformer": "num_heads"}
     for name, number in {**numbers, "transposed": "groups"}.items():
-        assert number in {place.name for place in changed(cut(name))[0]}
-    told = {str(place) for place in changed(cut("separable"))[0]}  # by no shape
+        assert number in {place.name for place in cut_changes(cut(name))[0]}
+    told = {str(place) for place in cut_changes(cut("separable"))[0]}  # by no shape
     assert told == {"doubled.groups", "norm2.num_features"}
-    assert set(changed(cut("scaled"))[1]) == {"scale"}
-    assert changed(cut("residuals")) == ({}, {})
+    assert set(cut_changes(cut("scaled"))[1]) == {"scale"}
+    assert cut_changes(cut("residuals")) == ({}, {})
 
 
 def test_a_network_that_was_cut_twice_loads_into_a_dense_one(tmp_path):
     once = cut("transformer", 1, cut("transformer", 3))
-    assert changed(once)[0] != changed(cut("transformer", 3))[0]
+    assert cut_changes(once)[0] != cut_changes(cut("transformer", 3))[0]
     flexrel.pack(once, tmp_path / "m")
 
     same_network(flexrel.load(tmp_path / "m", family("transformer", seed=9)), once)
@@ -184,13 +185,13 @@ def packed_with(path, model, attributes):
 
 
 def check_that_it_is_refused(path, into, error, message):
-    before, numbers = bits(into), changed(into)[0]
+    before, numbers = bits(into), cut_changes(into)[0]
 
     with pytest.raises(error, match=message) as caught:
         flexrel.load(path, into=into)
 
     assert same_bits(bits(into), before)
-    assert changed(into)[0] == numbers
+    assert cut_changes(into)[0] == numbers
     assert str(path) in str(caught.value)
 
 
@@ -259,3 +260,32 @@ def test_constants_in_biases_that_a_cut_made_are_replayed_and_loaded(tmp_path):
     wrong = {**result.model.state_dict(), "2.bias": torch.zeros(3)}
     with pytest.raises(UsageError, match=r"2\.bias is \[3\], the layer has 4 outputs"):
         fit(fresh(), wrong, "it")
+
+
+# --- networks of any blocks ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["identity", "U-Net", "ResNeXt", "group norm", "transposed groups", "groups"]
+)
+def test_a_cut_image_network_reloads_into_a_fresh_one(name, tmp_path):
+    check_a_reload(Images([name]), images(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["by number", "stacked", "grouped, expanded"])
+def test_a_cut_token_network_reloads_into_a_fresh_one(name, tmp_path):
+    check_a_reload(Tokens([name], tied=True), sentences(), tmp_path)
+
+
+def check_a_reload(model, inputs, folder):
+    model = random_(model.double()).float()
+    inputs = inputs.float() if inputs.is_floating_point() else inputs
+    graph = analyse(model, batch(inputs), "channel")
+    smaller = flexrel.apply(model, random_plan(graph, 3))
+    flexrel.pack(smaller, folder / "model.flexrel")
+
+    loaded = flexrel.load(folder / "model.flexrel", into=random_(copy.deepcopy(model), seed=9))
+
+    sizes_are_true(loaded)
+    with torch.no_grad():
+        assert torch.equal(loaded(inputs), smaller(inputs))

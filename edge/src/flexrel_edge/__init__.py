@@ -6,8 +6,8 @@ weights = flexrel_edge.read("model.flexrel")   # {name: numpy array}
 from flexrel_edge.errors import FlexrelError, PackError
 from flexrel_edge.fetch import Patience, Pulled, pull
 from flexrel_edge.files import diff, inspect, patch, read, sign, write
-from flexrel_edge.format import decode, encode
-from flexrel_edge.records import Bfloat16, Contents, Entry, Packed
+from flexrel_edge.format import Contents, Packed, decode, encode
+from flexrel_edge.records import Bfloat16, Entry
 from flexrel_edge.session import session
 from flexrel_edge.versions import rollback
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from flexrel_edge.positions import bits_of
+from flexrel_edge.codec import bits_of
 from flexrel_edge.records import Array
 
 NEW: Final = -1  # an entry of an axis that was not there before

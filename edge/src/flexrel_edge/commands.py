@@ -19,8 +19,9 @@ import numpy as np
 from flexrel_edge.errors import FlexrelError
 from flexrel_edge.fetch import Patience, pull, update_name
 from flexrel_edge.files import diff, inspect, opened, patch, replacing, sign
+from flexrel_edge.format import Contents
 from flexrel_edge.graph import write_onnx
-from flexrel_edge.records import Array, Contents, Entry
+from flexrel_edge.records import Array, Entry
 from flexrel_edge.session import run, session
 from flexrel_edge.trust import write_keys
 from flexrel_edge.unpacked import write_safetensors

@@ -13,10 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from flexrel_edge.codec import Part, encode_part, runs_of
-from flexrel_edge.coders import RUN
+from flexrel_edge.codec import RUN, Part, bits_of, encode_part, runs_of
 from flexrel_edge.errors import PackError
-from flexrel_edge.positions import bits_of, gaps_of, positions_from
+from flexrel_edge.positions import gaps_of, positions_from
 from flexrel_edge.records import PCODEC, Array, gap_dtype
 
 STREAMS: Final = 5  # of a delta

@@ -11,12 +11,11 @@ import numpy as np
 
 from flexrel_edge.axes import NEW, axis_maps
 from flexrel_edge.changes import MAP, SAME, SHARED, WHOLE, Kind, stream_dtypes
-from flexrel_edge.codec import Part, decode_part, encode_part
+from flexrel_edge.codec import Part, bits_of, decode_part, encode_part
 from flexrel_edge.container import UPDATE, header_of
 from flexrel_edge.delta import Delta, delta_of
 from flexrel_edge.format import Reader
 from flexrel_edge.index import canonical, deflate
-from flexrel_edge.positions import bits_of
 from flexrel_edge.records import PCODEC, Array, Entry
 from flexrel_edge.tensor import Coded, decode_stored
 from flexrel_edge.update import relocated

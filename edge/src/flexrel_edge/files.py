@@ -15,8 +15,8 @@ import numpy as np
 from flexrel_edge.container import is_update
 from flexrel_edge.difference import difference
 from flexrel_edge.errors import PackError
-from flexrel_edge.format import NO_METADATA, Reader, encode
-from flexrel_edge.records import PCODEC, Array, Bfloat16, Contents, Packed
+from flexrel_edge.format import NO_METADATA, Contents, Packed, Reader, encode
+from flexrel_edge.records import PCODEC, Array, Bfloat16
 from flexrel_edge.source import OnDisk
 from flexrel_edge.trust import FilePath, Keys, read_keys, signature_of
 from flexrel_edge.update import Update

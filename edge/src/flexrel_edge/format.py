@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Union
 
@@ -12,18 +13,16 @@ import numpy as np
 from flexrel_edge.codec import Part
 from flexrel_edge.container import FILE, VERSION, Signed, Trust, header_of, read_header
 from flexrel_edge.errors import FlexrelError, PackError
-from flexrel_edge.index import decode_index, encode_index, is_metadata
+from flexrel_edge.index import check_growth, decode_index, encode_index, is_metadata
 from flexrel_edge.records import (
     CODERS,
     PCODEC,
     STORAGE,
+    ZSTD,
     Array,
     Bfloat16,
-    Contents,
     Entry,
-    Packed,
-    check_growth,
-    is_name,
+    is_text,
     show,
 )
 from flexrel_edge.source import InMemory, Piece, Source
@@ -32,6 +31,49 @@ from flexrel_edge.tensor import Coded, decode_tensor, encode_tensor
 Tensor = Union[Array, Bfloat16]
 _PIECE: Final = 2**20  # bytes
 NO_METADATA: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """All that a file holds.
+
+    Attributes:
+        tensors: by name, in ascending order; of the packed shape and dtype.
+        metadata: what the packer added.
+        version: of the format.
+    """
+
+    tensors: dict[str, Array | Bfloat16]
+    metadata: dict[str, str]
+    version: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file says of itself, its checksum verified, no tensor decoded.
+
+    Attributes:
+        version: of the format.
+        bytes: length of the whole file.
+        sha256: of the index and the data, hexadecimal.
+        metadata: what the packer added.
+        tensors: in ascending order of their names.
+        counter: of versions, that was signed with the checksum; None: it is not signed. Who has
+            no key to check the signature by takes its word.
+    """
+
+    version: int
+    bytes: int
+    sha256: str
+    metadata: dict[str, str]
+    tensors: tuple[Entry, ...]
+    counter: int | None = None
+
+    @property
+    def codec(self) -> str:
+        """What its parts are coded with, those that are not raw."""
+        found = {codec for entry in self.tensors for codec, _ in entry.lengths}
+        return ZSTD if ZSTD in found else PCODEC
 
 
 def encode(
@@ -57,7 +99,7 @@ def encode(
     if codec not in CODERS:
         raise FlexrelError(f"codec {show(codec)} is not known; there are: {', '.join(CODERS)}")
     for name in tensors:
-        if not is_name(name):
+        if not (name and is_text(name)):
             raise FlexrelError(f"can't pack a tensor named {show(name)}: use a non-empty text")
     if not is_metadata(metadata):
         raise FlexrelError("can't pack these metadata: every key and every value must be a text")

@@ -17,8 +17,8 @@ from typing import Final
 import numpy as np
 
 from flexrel_edge.errors import FlexrelError, PackError
-from flexrel_edge.format import Reader, Tensor
-from flexrel_edge.records import STORAGE, Array, Bfloat16, Contents, show
+from flexrel_edge.format import Contents, Reader, Tensor
+from flexrel_edge.records import STORAGE, Array, Bfloat16, show
 from flexrel_edge.source import Piece
 
 MAX_GRAPH: Final = 2**24  # bytes, without weights

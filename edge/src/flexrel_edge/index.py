@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any, Final
 
 from flexrel_edge.errors import PackError
-from flexrel_edge.records import RAW, Blocks, Entry, Groups, Pattern, is_text, show
+from flexrel_edge.records import MAX_DENSE, RAW, Blocks, Entry, Groups, Pattern, is_text, show
 
 MAX_INDEX: Final = 2**22  # bytes of JSON; some 60,000 tensors
 _LEAST_INDEX: Final = 2**16  # bytes that the smallest may expand to
 _EXPANSION: Final = 64  # and else so many for each byte
+_LEAST_DENSE: Final = 2**28  # bytes that the smallest file may have unpacked
+_GROWTH: Final = 2**12  # and so many more for each byte of the file
 _ROW_OF_DENSE: Final = (str, str, list, int, str, int)
 _ROW_OF_SPARSE: Final = (*_ROW_OF_DENSE, str, int)
 _ROW_OF_SCALED: Final = (*_ROW_OF_DENSE, type(None), int, str, int)
@@ -30,6 +32,21 @@ _PATTERNS: Final[Mapping[tuple[type, ...], Callable[..., Pattern]]] = {
     (int, int): Groups,
     (int, int, int): Blocks,
 }
+
+
+def check_growth(entries: Iterable[Entry], size: int) -> None:
+    """Refuse tensors that would take far more memory than a file of this size may ask for.
+
+    Raises:
+        PackError: they do.
+    """
+    dense_bytes = sum(entry.dense_bytes for entry in entries)
+    allowed = min(MAX_DENSE, _LEAST_DENSE + _GROWTH * size)
+    if dense_bytes > allowed:
+        raise PackError(
+            f"the tensors have {show(dense_bytes)} bytes unpacked; version 1 allows {allowed} "
+            f"in a file of {size} bytes"
+        )
 
 
 def canonical(value: object) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from flexrel_edge.codec import bits_of
 from flexrel_edge.errors import PackError
 from flexrel_edge.records import GROUP, Array, Blocks, Groups, Pattern, gap_dtype
 
@@ -23,11 +24,6 @@ _SIZES: Final = (4, 8)  # of groups that are
 _SAMPLE: Final = 2**14  # elements that tell of the others
 _KIND: Final = 2  # bytes that a codec takes to say how frequent a number is
 _GAIN: Final = 0.95  # of the bytes of gaps, at most: or it is not worth trying
-
-
-def bits_of(values: Array) -> Array:
-    """See each element as the unsigned integer of its width, so that -0.0 and NaN count as kept."""
-    return values.view(np.dtype(f"<u{values.itemsize}"))
 
 
 def gaps_of(kept: Array, dtype: np.dtype[Any]) -> Array:

@@ -1,9 +1,9 @@
-"""The nouns of a packed file. Frozen; an entry is validated when made."""
+"""What a packed file holds of one tensor: a frozen entry, which is validated when made."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -24,8 +24,6 @@ CODECS: Final = (RAW, *CODERS)
 
 MAX_RANK: Final = 32  # numpy before version 2 has no more axes
 MAX_DENSE: Final = 2**36  # bytes; of a whole file once unpacked
-_LEAST_DENSE: Final = 2**28  # bytes that the smallest file may have unpacked
-_GROWTH: Final = 2**12  # and so many more for each byte of the file
 
 # dtype as the index names it -> how its bits lie in a part, little-endian
 STORAGE: Final[Mapping[str, np.dtype[Any]]] = {
@@ -201,7 +199,7 @@ class Entry:
         return prod(max(axis, 1) for axis in self.shape) * STORAGE[self.dtype].itemsize
 
     def __post_init__(self) -> None:
-        if not is_name(self.name):
+        if not (self.name and is_text(self.name)):
             raise PackError(f"tensor name {show(self.name)} is not a non-empty text")
         try:
             self._check()
@@ -263,49 +261,6 @@ class Entry:
         check_part("scales", self.scales_codec, self.scales_bytes, self.rows, SCALES)
 
 
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """All that a file holds.
-
-    Attributes:
-        tensors: by name, in ascending order; of the packed shape and dtype.
-        metadata: what the packer added.
-        version: of the format.
-    """
-
-    tensors: dict[str, Array | Bfloat16]
-    metadata: dict[str, str]
-    version: int
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a file says of itself, its checksum verified, no tensor decoded.
-
-    Attributes:
-        version: of the format.
-        bytes: length of the whole file.
-        sha256: of the index and the data, hexadecimal.
-        metadata: what the packer added.
-        tensors: in ascending order of their names.
-        counter: of versions, that was signed with the checksum; None: it is not signed. Who has
-            no key to check the signature by takes its word.
-    """
-
-    version: int
-    bytes: int
-    sha256: str
-    metadata: dict[str, str]
-    tensors: tuple[Entry, ...]
-    counter: int | None = None
-
-    @property
-    def codec(self) -> str:
-        """What its parts are coded with, those that are not raw."""
-        found = {codec for entry in self.tensors for codec, _ in entry.lengths}
-        return ZSTD if ZSTD in found else PCODEC
-
-
 def check_part(what: str, codec: str, size: int, count: int, dtype: np.dtype[Any]) -> None:
     """Refuse a part whose codec is unknown, or whose length can't be that of so many elements."""
     if codec not in CODECS:
@@ -318,21 +273,6 @@ def check_part(what: str, codec: str, size: int, count: int, dtype: np.dtype[Any
         raise PackError(
             f"has {show(size)} bytes of {codec} {what} for {count} elements of "
             f"{dtype.itemsize} bytes; raw takes exactly {raw}, a codec fewer"
-        )
-
-
-def check_growth(entries: Iterable[Entry], size: int) -> None:
-    """Refuse tensors that would take far more memory than a file of this size may ask for.
-
-    Raises:
-        PackError: they do.
-    """
-    dense_bytes = sum(entry.dense_bytes for entry in entries)
-    allowed = min(MAX_DENSE, _LEAST_DENSE + _GROWTH * size)
-    if dense_bytes > allowed:
-        raise PackError(
-            f"the tensors have {show(dense_bytes)} bytes unpacked; version 1 allows {allowed} "
-            f"in a file of {size} bytes"
         )
 
 
@@ -355,8 +295,3 @@ def is_text(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def is_name(value: object) -> bool:
-    """Whether it can name a tensor."""
-    return is_text(value) and value != ""

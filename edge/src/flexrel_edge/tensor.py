@@ -8,11 +8,10 @@ from typing import Final
 
 import numpy as np
 
-from flexrel_edge.codec import Part, decode_part, encode_part, runs_of
+from flexrel_edge.codec import Part, bits_of, decode_part, encode_part, runs_of
 from flexrel_edge.errors import PackError
 from flexrel_edge.positions import (
     STRIDE,
-    bits_of,
     grid,
     likely,
     masks_of,

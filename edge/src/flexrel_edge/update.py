@@ -25,8 +25,8 @@ from flexrel_edge.container import FILE, UPDATE, Trust, check_trust, header_of, 
 from flexrel_edge.delta import Delta, Stream, changed_by
 from flexrel_edge.errors import PackError
 from flexrel_edge.format import Reader
-from flexrel_edge.index import decode_index, inflate, parsed
-from flexrel_edge.records import RAW, Array, Entry, check_growth, check_part, show
+from flexrel_edge.index import check_growth, decode_index, inflate, parsed
+from flexrel_edge.records import RAW, Array, Entry, check_part, show
 from flexrel_edge.source import Source
 from flexrel_edge.tensor import Coded, decode_stored, encode_stored
 

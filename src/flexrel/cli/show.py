@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from flexrel.core.measurement import Progress
-from flexrel.core.plan import Plan, named, parts, totals
+from flexrel.core.plan import Plan, changes, named, totals
 from flexrel.io import count, percent
 from flexrel.pruning import Result
 from flexrel.relevance import Balance
@@ -62,7 +62,7 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
     groups = Table(caption="\n".join(totals(plan.graph, plan.masks)), caption_justify="left")
     for name in ("group", "keeps", "made by", "along go", "read by"):
         groups.add_column(name, overflow="fold")
-    for part in parts(plan.graph, plan.masks):
+    for part in changes(plan.graph, plan.masks):
         keeps = f"{part.kept:,} of {part.units:,} {part.unit}"
         lists = ((keeps, *part.numbers), part.makers, part.followers, part.readers)
         groups.add_row(*map(escape, (named(part.name), *map("\n".join, lists))))

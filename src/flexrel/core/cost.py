@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexrel.core.graph import Masks, PruningGraph, ResidualBlock, Work
+from flexrel.core.graph import Masks, ProductMacs, PruningGraph, ResidualBlock
 
 Cost = float | Float[Tensor, "units"]
 
@@ -37,11 +37,11 @@ def macs(graph: PruningGraph, masks: Masks | None = None) -> int:
     shapes = _shapes(graph, masks)
     gone = {group: int((~mask).sum()) for group, mask in (masks or {}).items()}
     return sum(times * prod(shapes[weight]) for weight, times in graph.uses) + sum(
-        _remaining(work, gone) for work in graph.work
+        _remaining(work, gone) for work in graph.products
     )
 
 
-def _remaining(work: Work, gone: Mapping[str, int]) -> int:
+def _remaining(work: ProductMacs, gone: Mapping[str, int]) -> int:
     macs = Fraction(work.macs)
     for length, units in work.axes:
         macs *= Fraction(length - sum(gone.get(group, 0) * each for group, each in units), length)
@@ -90,7 +90,7 @@ def unit_macs(graph: PruningGraph) -> dict[str, Cost]:
             if part.tensor in graph.shapes
         ) + sum(
             work.macs * each / length
-            for work in graph.work
+            for work in graph.products
             for length, units in work.axes
             for name, each in units
             if name == group.name

@@ -72,7 +72,7 @@ class Pattern:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class WeightLayout:
     """Where outputs, kernel positions and inputs lie in a layer's weight, and its blocks.
 
     Raises:

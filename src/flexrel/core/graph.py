@@ -8,11 +8,11 @@ from typing import Literal
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from flexrel.core.granularity import Layout, Pattern
+from flexrel.core.granularity import Pattern, WeightLayout
 from flexrel.errors import ModelError, UsageError
 
 Role = Literal["producer", "consumer", "follower", "both"]
-Kind = Literal["channel", "head", "block"]
+GroupKind = Literal["channel", "head", "block"]
 Masks = Mapping[str, Tensor]  # group name -> which units stay, of the group's shape; True = keep
 
 
@@ -74,10 +74,10 @@ class PruningGroup:
     name: str  # of the layer that makes the units, as in `model.named_modules()`
     shape: tuple[int, ...]  # of a mask over the units
     members: tuple[GroupMember, ...] = ()
-    kind: Kind = "channel"
+    kind: GroupKind = "channel"
     constant: Bool[Tensor, "units"] | None = None  # which never change, whatever the input
     blocks: tuple[ResidualBlock, ...] = ()  # one a unit, for `depth`
-    layout: Layout | None = None  # of the weight, for N:M and `block`
+    layout: WeightLayout | None = None  # of the weight, for N:M and `block`
 
     @property
     def units(self) -> int:
@@ -95,7 +95,7 @@ class PruningGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Attribute:
+class SizeAttribute:
     """A number that a module's code sizes axes by, and how it falls as units go."""
 
     module: str  # as in `model.named_modules()`
@@ -105,7 +105,7 @@ class Attribute:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Numeral:
+class ProgramSize:
     """A number in the code of an exported program, and how it falls as units go."""
 
     node: str  # of the graph
@@ -116,7 +116,7 @@ class Numeral:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ProductMacs:
     """Multiply-adds of one sample in which no weight takes part, as in attention.
 
     Each of the axes multiplied has a length, and shrinks as units go: group -> by how much.
@@ -143,10 +143,10 @@ class PruningGraph:
     protected: tuple[Protected, ...]
     shapes: Mapping[str, tuple[int, ...]]  # of every parameter, tied ones once
     uses: tuple[tuple[str, int], ...]  # weight, multiply-adds per weight entry for one sample
-    work: tuple[Work, ...] = ()
-    attributes: tuple[Attribute, ...] = ()
+    products: tuple[ProductMacs, ...] = ()
+    attributes: tuple[SizeAttribute, ...] = ()
     fingerprint: str = ""  # of the network; "" if unknown
-    numbers: tuple[Numeral, ...] = ()  # of an exported program
+    program_sizes: tuple[ProgramSize, ...] = ()  # of an exported program
 
     @property
     def pattern(self) -> Pattern:

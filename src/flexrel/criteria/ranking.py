@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flexrel.core.granularity import Layout
+from flexrel.core.granularity import WeightLayout
 from flexrel.core.graph import PruningGraph, PruningGroup
 from flexrel.core.measurement import Scores
 from flexrel.core.plan import Plan
@@ -48,7 +48,7 @@ ALLOCATIONS: Mapping[str, Normalization] = {"global": as_scored, "per-layer": ra
 
 
 def pattern_mask(
-    scores: Float[Tensor, "..."], layout: Layout, kept: int, of: int
+    scores: Float[Tensor, "..."], layout: WeightLayout, kept: int, of: int
 ) -> Bool[Tensor, "..."]:
     """Return the N:M mask of a weight: in each group of inputs, those with the highest scores.
 

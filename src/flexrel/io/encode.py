@@ -23,7 +23,7 @@ from flexrel.errors import UsageError
 from flexrel.io.onnx import onnx_graph, stored_as_is
 from flexrel.io.state import state_of, written
 from flexrel.repair import reconstruct_
-from flexrel.structure import changed, passed_over
+from flexrel.structure import cut_changes, passed_over
 from flexrel_edge.format import NO_METADATA
 from flexrel_edge.records import PCODEC
 
@@ -70,7 +70,7 @@ def encode(
     check_values(values, VALUES)
     if taken := sorted(OURS & metadata.keys()):
         raise UsageError(f"metadata {taken[0]!r} is a name of FlexRel's own; use another")
-    numbers, _ = changed(model)
+    numbers, _ = cut_changes(model)
     tensors, tied = names_of(model)
     arrays = {
         name: stored_as_is(stored(name, tensor.detach().cpu().contiguous(), values))
@@ -99,7 +99,7 @@ def names_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
-    for name, tensor in state_of(model, changed(model)[1]).items():
+    for name, tensor in state_of(model, cut_changes(model)[1]).items():
         if not isinstance(tensor, Tensor):
             raise UsageError(f"{name} is a {type(tensor).__name__}; only tensors can be packed")
         where = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
@@ -130,6 +130,6 @@ def round_(
         whole = duplicate(model)
         reconstruct_(model, whole, None, calibration, progress, largest=LARGEST[values])
     with torch.no_grad():
-        for name, tensor in state_of(model, changed(model)[1]).items():
+        for name, tensor in state_of(model, cut_changes(model)[1]).items():
             if isinstance(tensor, Tensor):
                 tensor.copy_(stored(name, tensor, values))

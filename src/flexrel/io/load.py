@@ -14,7 +14,15 @@ import flexrel_edge
 from flexrel.core.graph import weight_of
 from flexrel.errors import PackError, UsageError
 from flexrel.io.state import Numbers, read, state_of
-from flexrel.structure import Layer, Number, Transposed, number_in, resize_, set_number_, skip_
+from flexrel.structure import (
+    LinearOrConv,
+    SizePlace,
+    TransposedConv,
+    resize_,
+    set_size_,
+    size_at,
+    skip_,
+)
 from flexrel_edge.files import read_packed
 from flexrel_edge.records import Array
 
@@ -124,7 +132,7 @@ def fit(
     for number, value in numbers.items():
         _check_number(model, number, value, source)
     for number, value in numbers.items():
-        set_number_(model, number, value)
+        set_size_(model, number, value)
     known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     resize_(model, {name: tensor for name, tensor in smaller.items() if name in known})
     with torch.no_grad():
@@ -159,11 +167,11 @@ def _new_biases(
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         name = f"{path}.bias".removeprefix(".")
-        if isinstance(module, Layer) and module.bias is None and name in tensors:
+        if isinstance(module, LinearOrConv) and module.bias is None and name in tensors:
             weight = tensors.get(weight_of(path), torch.empty(0, 0))
             outputs = len(weight)
-            if isinstance(module, Transposed):
-                groups = numbers.get(Number(path, "groups", None), module.groups)
+            if isinstance(module, TransposedConv):
+                groups = numbers.get(SizePlace(path, "groups", None), module.groups)
                 outputs = weight.shape[1] * groups
             if tensors[name].shape != (outputs,):
                 raise UsageError(
@@ -184,9 +192,9 @@ def _check_names(state: Mapping[str, Tensor], names: AbstractSet[str], source: s
             raise UsageError(f"{source} does not fit the model: it {what} {shown}")
 
 
-def _check_number(model: nn.Module, number: Number, value: int, source: str) -> None:
+def _check_number(model: nn.Module, number: SizePlace, value: int, source: str) -> None:
     try:
-        have = number_in(model, number)
+        have = size_at(model, number)
     except UsageError as error:
         raise UsageError(f"{source} does not fit the model: {error}") from error
     if not 1 <= value <= have:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from flexrel.structure import Number
+from flexrel.structure import SizePlace
 
-Numbers = Mapping[Number, int]
+Numbers = Mapping[SizePlace, int]
 _NUMBER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?")
 
 
@@ -36,12 +36,12 @@ def read(text: str) -> Numbers:
     Raises:
         ValueError: it is something else.
     """
-    numbers: dict[Number, int] = {}
+    numbers: dict[SizePlace, int] = {}
     for module, entries in json.loads(text).items():
         for key, value in entries.items():
             found = _NUMBER.fullmatch(key)
             if found is None or type(value) is not int:
                 raise ValueError(f"{key!r} is {value!r}")
             name, place = found.groups()
-            numbers[Number(module, name, int(place) if place else None)] = value
+            numbers[SizePlace(module, name, int(place) if place else None)] = value
     return numbers

@@ -24,7 +24,7 @@ from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, Signals, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
 from flexrel.repair import Recovery
-from flexrel.structure import saved
+from flexrel.structure import program_bytes
 
 _DEFAULTS = PruneOptions()
 
@@ -129,7 +129,7 @@ def prune(
         calibration_samples=data.samples,
         example=data.first,
         packed=made.packed,
-        program=saved(source.program, made.rounded) if source.program else None,
+        program=program_bytes(source.program, made.rounded) if source.program else None,
     )
 
 

@@ -10,7 +10,7 @@ from flexrel.core.plan import Plan
 from flexrel.errors import BudgetError, ModelError, UnprunableError
 from flexrel.pruning.data import CalibrationData
 from flexrel.pruning.request import Request
-from flexrel.structure import Program, analyse, apply, export, trains, verify
+from flexrel.structure import Program, analyse, apply, exported_program, untrainable, verify
 
 _OTHER_SAMPLES = 3  # that a program is verified on too
 
@@ -43,7 +43,7 @@ class PruneTarget:
         pruned = apply(self.network, plan)
         for example in self.examples:
             verify(self.network, pruned, plan, example)
-        if self.program and (reason := trains(pruned, self.examples[0])):
+        if self.program and (reason := untrainable(pruned, self.examples[0])):
             raise ModelError(f"{reason}; nothing was returned")
 
 
@@ -95,7 +95,7 @@ class Sources:
         """Return the model's program."""
         data, request = self.data, self.request
         last = next(read_batches(data.batches[-1:], self.model))
-        program = export(self.model, data.example, data.first)
+        program = exported_program(self.model, data.example, data.first)
         graph = analyse(
             self.model, program.example, request.granularity, request.keep, program.graph
         )

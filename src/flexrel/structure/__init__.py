@@ -1,50 +1,48 @@
 """Which axes of which tensors must be cut together, and cutting them."""
 
 from flexrel.structure.analyse import analyse
-from flexrel.structure.apply import apply, verify
-from flexrel.structure.cut import (
-    Layer,
-    Number,
-    Transposed,
-    changed,
-    gone_entries,
-    kept_positions,
-    mask_,
-    named_tensors,
-    number_in,
-    resize_,
-    set_number_,
-    shrink_,
+from flexrel.structure.modules import (
+    LinearOrConv,
+    SizePlace,
+    TransposedConv,
+    cut_changes,
+    passed_over,
+    set_size_,
+    size_at,
+    skip_,
 )
-from flexrel.structure.probe import difference, disagreement, outputs
-from flexrel.structure.program import Program, export, quiet, saved, torch_program, trains
-from flexrel.structure.skip import passed_over, skip_
+from flexrel.structure.program import (
+    Program,
+    exported_program,
+    program_bytes,
+    quiet,
+    torch_program,
+)
+from flexrel.structure.surgery import apply, gone_entries, kept_positions, named_tensors, resize_
+from flexrel.structure.verify import difference, outputs, untrainable, verify
 
 __all__ = [
-    "Layer",
-    "Number",
+    "LinearOrConv",
     "Program",
-    "Transposed",
+    "SizePlace",
+    "TransposedConv",
     "analyse",
     "apply",
-    "changed",
+    "cut_changes",
     "difference",
-    "disagreement",
-    "export",
+    "exported_program",
     "gone_entries",
     "kept_positions",
-    "mask_",
     "named_tensors",
-    "number_in",
     "outputs",
     "passed_over",
+    "program_bytes",
     "quiet",
     "resize_",
-    "saved",
-    "set_number_",
-    "shrink_",
+    "set_size_",
+    "size_at",
     "skip_",
     "torch_program",
-    "trains",
+    "untrainable",
     "verify",
 ]

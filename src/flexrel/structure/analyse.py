@@ -5,35 +5,41 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
+import numpy as np
 from torch import fx, nn
 
 from flexrel.core.batches import Batch
 from flexrel.core.fingerprint import fingerprint
-from flexrel.core.granularity import Layout, Pattern
+from flexrel.core.granularity import Pattern
 from flexrel.core.graph import (
-    Attribute,
-    GroupMember,
-    Numeral,
+    ProductMacs,
     Protected,
     PruningGraph,
     PruningGroup,
-    Work,
-    layer_of,
+    SizeAttribute,
     weight_of,
 )
 from flexrel.errors import UnprunableError, UsageError
 from flexrel.structure.constant import with_constants
-from flexrel.structure.cut import Layer, Transposed
-from flexrel.structure.dependencies import AxisDependencies
+from flexrel.structure.dependencies import Axis, AxisDependencies
 from flexrel.structure.depth import blocks_of
-from flexrel.structure.groups import attributes_of, groups_of, reason_for, work_of
-from flexrel.structure.numbers import numbers_of
-from flexrel.structure.probe import probe
-from flexrel.structure.resolve import Units, resolve
-from flexrel.structure.rules import couple
-from flexrel.structure.trace import Trace, trace
+from flexrel.structure.groups import (
+    ResolvedUnits,
+    group_of_units,
+    groups_of,
+    reason_for,
+    resolve,
+)
+from flexrel.structure.modules import LinearOrConv
+from flexrel.structure.program_sizes import program_sizes_of
+from flexrel.structure.rules import dependencies_of
+from flexrel.structure.trace import trace
+from flexrel.structure.verify import probe
+from flexrel.structure.weights import LayerWeights, groups_of_weights
 
-Weights = Mapping[str, str | None]  # layer -> its weight in `named_parameters()`, None: computed
+Shrinkage = tuple[tuple[str, int], ...]  # group -> by how much with each unit of it that goes
+
+_OF_TORCH = ("groups", "num_groups", "num_features")  # numbers that modules of torch size axes by
 
 
 def analyse(
@@ -49,7 +55,7 @@ def analyse(
         model: is run on the example, in evaluation mode, and left as it was; for channels,
             copies of it are cut and run too.
         example: one or two samples are enough.
-        granularity: one of `flexrel.granularity.GRANULARITIES`, such as "channel" or "2:4".
+        granularity: one of `flexrel.core.granularity.GRANULARITIES`, such as "channel" or "2:4".
         keep: names of layers to leave alone.
         program: the model exported; what is read, tried and cut then is this.
 
@@ -59,59 +65,59 @@ def analyse(
         ModelError: the model does not run on the example.
     """
     pattern = Pattern.of(granularity)
-    weights = _weights(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, LinearOrConv))
+    weights = {name: names.get(id(layer.weight)) for name, layer in layers}
     _check_names(keep, tuple(weights))
-    module, model = model, program or model
-    traced = trace(model, example)
-    coupling = couple(traced)
+    network = program or model
+    traced = trace(network, example)
+    dependencies = dependencies_of(traced)
     if granularity == "depth":
-        return blocks_of(model, example, traced, coupling, keep)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    attributes: list[Attribute] = []
-    numbers: list[Numeral] = []
-    uses, work = coupling.uses, [Work(macs, ()) for macs, _ in coupling.work]
-    if pattern.zeros:
-        groups, protected = _element_groups({name for name, _ in coupling.uses}, weights, shapes)
-        if pattern.unit != "element":
-            groups, others = _patterned(module, groups, weights, pattern)
-            protected += others
-    else:
-        units = resolve(coupling)
-        groups = groups_of(coupling, units)
-        attributes = attributes_of(model, coupling, units, groups)
-        numbers = [*numbers_of(program, coupling, units, groups)] if program else []
-        uses, work = work_of(coupling, units, groups)
-        protected = _barred(coupling, units, groups, weights, traced)
-        groups, others = _of_kind(groups, weights, granularity)
-        protected += others
-    known = {*_layers(groups, weights), *_computed(groups, weights), *(p.name for p in protected)}
-    protected += _untouched(traced, weights, known)
-    groups, kept = _without_kept(groups, weights, keep)
+        return blocks_of(network, example, traced, dependencies, keep)
+    touched = {traced.parameters.get(r.key) for op in traced.operations for r in op.inputs}
     graph = PruningGraph(
         granularity,
-        tuple(groups),
-        (*protected, *kept),
-        shapes,
-        tuple(uses),
-        tuple(work),
-        tuple(attributes),
-        fingerprint(model),
-        tuple(numbers),
+        (),
+        (),
+        {name: tuple(tensor.shape) for name, tensor in network.named_parameters()},
+        tuple(dependencies.uses),
+        tuple(ProductMacs(macs, ()) for macs, _ in dependencies.products),
+        fingerprint=fingerprint(network),
     )
+    if pattern.zeros:
+        used = {name for name, _ in dependencies.uses}
+        groups, protected = groups_of_weights(model, pattern, weights, used, graph.shapes)
+    else:
+        units = resolve(dependencies)
+        every = groups_of(dependencies, units)
+        graph = _with_shrinkage(graph, network, program, dependencies, units, every)
+        groups = [group for group in every if granularity in ("channel", group.kind)]
+        cut, wanted = _layers(every, weights), set(_layers(groups, weights))
+        candidates = {n: w for n, w in weights.items() if w in touched and n not in cut}
+        protected = _barred(dependencies, units, candidates)
+        protected += [
+            Protected(name, f"it makes no {granularity}s")
+            for name in dict.fromkeys(cut)
+            if name not in wanted
+        ]
+    protected += _untouched(groups, weights, touched, {p.name for p in protected})
+    groups, kept = _without_kept(groups, weights, keep)
+    graph = replace(graph, groups=tuple(groups), protected=(*protected, *kept))
     if not pattern.zeros:
-        graph = _without_failing(model, example, graph, weights)
-        graph = with_constants(model, example, graph)
+        tried, failed = probe(network, example, graph)
+        refused = [
+            Protected(name, failed[group.name])
+            for group in graph.groups
+            if group.name in failed
+            for name in _layers([group], weights)
+        ]
+        graph = replace(tried, protected=(*graph.protected, *refused))
+        graph = with_constants(network, example, graph)
     if not graph.groups:
         shown = [f"{p.name or 'the model itself'}: {p.reason}" for p in graph.protected[:3]]
         reasons = "; ".join(shown) or "it has no layers"
         raise UnprunableError(f"no layer of the network can be pruned by {granularity} ({reasons})")
     return graph
-
-
-def _weights(model: nn.Module) -> Weights:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, Layer))
-    return {name: names.get(id(layer.weight)) for name, layer in layers}
 
 
 def _check_names(keep: Sequence[str], layers: Sequence[str]) -> None:
@@ -124,127 +130,50 @@ def _check_names(keep: Sequence[str], layers: Sequence[str]) -> None:
             )
 
 
+# --- layers that are left alone -----------------------------------------------------------------
+
+
+def _layers(groups: Iterable[PruningGroup], weights: LayerWeights) -> list[str]:
+    """Return all layers that lose something when the groups do: tied and depthwise ones too.
+
+    Of each group those that make its units come before those that pass them on.
+    """
+    names: list[str] = []
+    for group in groups:
+        makers = [member.tensor for member in group.members if member.makes]
+        followers = [m.tensor for m in group.members if m.role == "follower" and m.axis == 0]
+        for tensor in (*makers, *followers) if group.members else (weight_of(group.name),):
+            layers = [name for name, weight in weights.items() if weight == tensor]
+            names += layers or ([tensor] if tensor in makers else [])
+    return names
+
+
 def _barred(
-    coupling: AxisDependencies,
-    units: Units,
-    groups: Sequence[PruningGroup],
-    weights: Weights,
-    traced: Trace,
+    dependencies: AxisDependencies, units: ResolvedUnits, candidates: LayerWeights
 ) -> list[Protected]:
-    """Return the layers that are called, but of which nothing that they make can be cut."""
-    touched = _touched(traced)
-    cut = {*_layers(groups, weights)}
+    """Return those of the layers of which nothing that they make can be cut."""
     protected = []
-    for name, weight in weights.items():
-        if weight in touched and weight is not None and name not in cut:
-            axis = 1 if coupling.roles.get((weight, 1)) in ("producer", "both") else 0
-            if why := reason_for(coupling, units, weight, axis):
+    for name, weight in candidates.items():
+        if weight is not None:
+            axis = 1 if dependencies.roles.get((weight, 1)) in ("producer", "both") else 0
+            if why := reason_for(dependencies, units, weight, axis):
                 protected.append(Protected(name, why))
     return protected
 
 
-def _of_kind(
-    groups: Sequence[PruningGroup], weights: Weights, granularity: str
-) -> tuple[list[PruningGroup], list[Protected]]:
-    wanted = [group for group in groups if granularity in ("channel", group.kind)]
-    cut = set(_layers(wanted, weights))
-    others = [name for name in _layers(groups, weights) if name not in cut]
-    return wanted, [
-        Protected(name, f"it makes no {granularity}s") for name in dict.fromkeys(others)
-    ]
-
-
-def _makers(members: Iterable[GroupMember], weights: Weights) -> Iterator[str]:
-    """Yield the layers that make or pass on the units, those that make them first."""
-    makers = [part.tensor for part in members if part.makes]
-    followers = [part.tensor for part in members if part.role == "follower" and part.axis == 0]
-    for tensor in (*makers, *followers):
-        layers = [name for name, weight in weights.items() if weight == tensor]
-        yield from layers or ([tensor] if tensor in makers else [])
-
-
-def _element_groups(
-    used: set[str], weights: Weights, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[list[PruningGroup], list[Protected]]:
-    first: dict[str | None, str] = {}  # of the layers that share a weight
-    for name, weight in weights.items():
-        first.setdefault(weight, name)
-    groups = [
-        PruningGroup(
-            layer_of(weight), shapes[weight]
-        )  # an embedding's name if it has the weight first
-        for name, weight in weights.items()
-        if weight in used and first[weight] == name and _is_of_layer(weight)
-    ]
-    protected = [
-        Protected(name, "it is not the weight of a Linear or Conv layer")
-        for name, shape in shapes.items()
-        if len(shape) > 1 and name not in first
-    ]
-    protected += [
-        Protected(name, f"its weight is {weight!r}, a parameter that is no layer's own")
-        for name, weight in weights.items()
-        if weight in used and not _is_of_layer(weight)
-    ]
-    return groups, protected
-
-
-def _is_of_layer(weight: str) -> bool:
-    return weight_of(layer_of(weight)) == weight
-
-
-def _patterned(
-    model: nn.Module, elements: Sequence[PruningGroup], weights: Weights, pattern: Pattern
-) -> tuple[list[PruningGroup], list[Protected]]:
-    """Return the groups of the layers that have room for the pattern, and why the others don't."""
-    groups, protected = [], []
-    for group in elements:
-        names = _layers([group], weights)
-        layer = model.get_submodule(names[0])
-        layout = Layout(
-            group.shape,
-            getattr(layer, "groups", 1),
-            isinstance(layer, Transposed),
-            pattern.size if pattern.unit == "block" else None,
-        )
-        reason = ""
-        if pattern.unit == "n:m" and layout.inputs < pattern.size[1]:
-            reason = f"a group takes {pattern.size[1]} inputs, and an output of it has "
-            reason += str(layout.inputs)
-        elif prod(layout.grid) == 1:
-            reason = "its weight is one block"
-        if reason:
-            protected += [Protected(name, reason) for name in names]
-        else:
-            groups.append(PruningGroup(group.name, layout.grid, layout=layout))
-    return groups, protected
-
-
-def _layers(groups: Iterable[PruningGroup], weights: Weights) -> list[str]:
-    """Return all layers that lose something when the groups do: tied and depthwise ones too."""
-    names: list[str] = []
-    for group in groups:
-        tied = [name for name, weight in weights.items() if weight == weight_of(group.name)]
-        names += list(_makers(group.members, weights)) if group.members else tied
-    return names
-
-
-def _computed(groups: Iterable[PruningGroup], weights: Weights) -> list[str]:
-    """Return layers whose weights are computed of parameters that groups cut."""
-    cut = {part.tensor for group in groups for part in group.members if part.makes}
-    return [
-        name
-        for name, weight in weights.items()
-        if weight is None and any(tensor.startswith(f"{name}.") for tensor in cut)
-    ]
-
-
-def _untouched(traced: Trace, weights: Weights, known: set[str]) -> list[Protected]:
-    """Return the layers that the trace says nothing of, with the reason."""
-    touched = _touched(traced)
+def _untouched(
+    groups: Sequence[PruningGroup],
+    weights: LayerWeights,
+    touched: set[str | None],
+    known: set[str],
+) -> list[Protected]:
+    """Return the layers of which neither the groups nor the names that are known say anything."""
+    cut = {member.tensor for group in groups for member in group.members if member.makes}
+    known = {*known, *_layers(groups, weights)}
     protected = []
     for name, weight in weights.items():
-        if name in known:
+        computed = weight is None and any(tensor.startswith(f"{name}.") for tensor in cut)
+        if name in known or computed:  # of parameters that groups cut
             continue
         reason = "its weight is used in a way that can't be followed yet"
         if weight is None:
@@ -255,13 +184,8 @@ def _untouched(traced: Trace, weights: Weights, known: set[str]) -> list[Protect
     return protected
 
 
-def _touched(traced: Trace) -> set[str | None]:
-    refs = (ref for operation in traced.operations for ref in operation.inputs)
-    return {traced.parameters.get(ref.key) for ref in refs}
-
-
 def _without_kept(
-    groups: Iterable[PruningGroup], weights: Weights, keep: Sequence[str]
+    groups: Iterable[PruningGroup], weights: LayerWeights, keep: Sequence[str]
 ) -> tuple[list[PruningGroup], list[Protected]]:
     rest, kept = [], []
     for group in groups:
@@ -275,14 +199,81 @@ def _without_kept(
     return rest, kept
 
 
-def _without_failing(
-    model: nn.Module, example: Batch, graph: PruningGraph, weights: Weights
+# --- what shrinks as units go -------------------------------------------------------------------
+
+
+def _with_shrinkage(
+    graph: PruningGraph,
+    network: nn.Module,
+    program: fx.GraphModule | None,
+    dependencies: AxisDependencies,
+    units: ResolvedUnits,
+    groups: Sequence[PruningGroup],
 ) -> PruningGraph:
-    tried, failed = probe(model, example, graph)
-    refused = [
-        Protected(name, failed[group.name])
-        for group in graph.groups
-        if group.name in failed
-        for name in _layers([group], weights)
-    ]
-    return replace(tried, protected=(*graph.protected, *refused))
+    """Return the graph with all multiply-adds and sizes that fall as units of the groups go.
+
+    A number of a module is taken for the length of an axis if the module's own code sizes an axis
+    of that length, and no two of that length are cut differently. Whether it is shows in a trial.
+    """
+    owner = {unit: name for unit, (name, _) in group_of_units(dependencies, units, groups).items()}
+
+    def shrinking(axes: Iterable[Axis]) -> tuple[tuple[int, Shrinkage], ...]:
+        pairs = ((prod(map(len, axis)), _shrinkage(axis, units, owner)) for axis in axes)
+        return tuple((length, by) for length, by in pairs if by)
+
+    uses = []
+    products = [ProductMacs(macs, shrinking(axes)) for macs, axes in dependencies.products]
+    for (weight, times), rows in zip(dependencies.uses, dependencies.rows, strict=True):
+        if shrinking(rows):
+            own = dependencies.parameters[weight]
+            entries = prod(prod(map(len, axis)) for axis in own)
+            products.append(ProductMacs(times * entries, shrinking((*rows, *own))))
+        else:
+            uses.append((weight, times))
+    attributes = []
+    for path, axes in dependencies.sizes.items():
+        ways: dict[int, set[Shrinkage]] = {}
+        for length, by in shrinking(axes):
+            ways.setdefault(length, set()).add(by)
+        for name, place, number in _numbers(network.get_submodule(path)) if ways else ():
+            if len(ways.get(number, ())) == 1:
+                attributes.append(SizeAttribute(path, name, place, *ways[number]))
+    sizes = program_sizes_of(program, dependencies, units, groups) if program else ()
+    return replace(
+        graph,
+        uses=tuple(uses),
+        products=tuple(products),
+        attributes=tuple(attributes),
+        program_sizes=tuple(sizes),
+    )
+
+
+def _shrinkage(axis: Axis, units: ResolvedUnits, owner: Mapping[int, str]) -> Shrinkage:
+    """Return by how much an axis shrinks with each unit of a group that goes; () if not evenly."""
+    length = prod(map(len, axis))
+    found: dict[str, int] = {}
+    for factor in axis:
+        alike, counts = np.unique(units.of[factor], return_counts=True)
+        for unit, count in zip(alike.tolist(), counts.tolist(), strict=True):
+            if unit in owner:
+                amount = count * length // len(factor)
+                if found.setdefault(owner[unit], amount) != amount:
+                    return ()
+    return tuple(sorted(found.items()))
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """Yield the whole numbers that a module holds: name, place in a tuple or list, the number."""
+    of_torch = type(module).__module__.startswith("torch.") or isinstance(
+        module,
+        nn.Linear | nn.modules.conv._ConvNd,  # noqa: SLF001 - their subclasses too
+    )
+    for name, value in vars(module).items():
+        if of_torch and name not in _OF_TORCH:
+            continue
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield name, None, value
+        elif isinstance(value, tuple | list):
+            for place, entry in enumerate(value):
+                if isinstance(entry, int) and not isinstance(entry, bool):
+                    yield name, place, entry

@@ -18,14 +18,12 @@ from flexrel.core.batches import Batch
 from flexrel.core.graph import GroupMember, PruningGraph, PruningGroup, layer_of, weight_of
 from flexrel.core.plan import Plan
 from flexrel.core.running import call, duplicate, tensors_of, undisturbed
-from flexrel.structure.cut import named_tensors, shrink_
-from flexrel.structure.probe import disagreement
+from flexrel.structure.modules import Conv, LinearOrConv, TransposedConv
+from flexrel.structure.surgery import named_tensors, shrink_
 from flexrel.structure.trace import slow_path
+from flexrel.structure.verify import disagreement
 
-_Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-_Reader = nn.Linear | _Plain | _Transposed
-_FORWARDS = tuple(kind.forward for kind in get_args(_Reader))
+_FORWARDS = tuple(kind.forward for kind in get_args(LinearOrConv))
 _PRODUCTS = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm"})
 _HALF = 0.5  # counts are whole numbers, but for rounding
 
@@ -60,9 +58,9 @@ def with_constants(model: nn.Module, example: Batch, graph: PruningGraph) -> Pru
 
 def _has_zeros(group: PruningGroup, tensors: Mapping[str, Tensor]) -> bool:
     """Return whether a weight that makes or passes on a unit has nothing but zeros for it."""
-    for part in group.members:
-        if not part.reads and part.tensor != layer_of(part.tensor):
-            rows = tensors[part.tensor].detach().movedim(part.axis, 0)
+    for member in group.members:
+        if not member.reads and member.tensor != layer_of(member.tensor):
+            rows = tensors[member.tensor].detach().movedim(member.axis, 0)
             if bool((rows == 0).reshape(len(rows), -1).all(1).any()):
                 return True
     return False
@@ -75,18 +73,20 @@ def _with_values(group: PruningGroup, read: Mapping[str, Tensor]) -> PruningGrou
         group: as the trace shows it.
         read: weight -> `[groups, axis]`, NaN for what changes or can't go into the bias.
     """
-    readers = [part for part in group.members if part.reads]
-    if not all(part.tensor in read for part in readers):
+    readers = [member for member in group.members if member.reads]
+    if not all(member.tensor in read for member in readers):
         return group
-    taken = [read[part.tensor].T[part.index] for part in readers]  # [units, inner, groups]
+    taken = [read[member.tensor].T[member.index] for member in readers]  # [units, inner, groups]
     constant = torch.stack([values.isfinite().flatten(1).all(1) for values in taken]).all(0)
     if not constant.any():
         return group
     filled = {
-        id(part): replace(part, values=values.where(constant[:, None, None], 0.0))
-        for part, values in zip(readers, taken, strict=True)
+        id(member): replace(member, values=values.where(constant[:, None, None], 0.0))
+        for member, values in zip(readers, taken, strict=True)
     }
-    members: tuple[GroupMember, ...] = tuple(filled.get(id(part), part) for part in group.members)
+    members: tuple[GroupMember, ...] = tuple(
+        filled.get(id(member), member) for member in group.members
+    )
     return replace(group, members=members, constant=constant)
 
 
@@ -97,16 +97,16 @@ def _read(model: nn.Module, example: Batch) -> dict[str, Tensor]:
     not there.
     """
     names = {id(tensor): name for name, tensor in model.named_parameters()}
-    seen: dict[str, list[tuple[_Reader, Tensor, Tensor]]] = {}
+    seen: dict[str, list[tuple[LinearOrConv, Tensor, Tensor]]] = {}
     variation = _Variation(example)
 
-    def watch(name: str, layer: _Reader, inputs: tuple[Any, ...]) -> None:
+    def watch(name: str, layer: LinearOrConv, inputs: tuple[Any, ...]) -> None:
         for x in inputs[:1]:
             seen.setdefault(name, []).append((layer, x.clone(), variation.of(x)))
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if not isinstance(module, _Reader) or type(module).forward not in _FORWARDS:
+            if not isinstance(module, LinearOrConv) or type(module).forward not in _FORWARDS:
                 continue
             weight = names.get(id(module.weight))
             bias = weight_of(name).removesuffix("weight") + "bias"
@@ -125,7 +125,7 @@ def _read(model: nn.Module, example: Batch) -> dict[str, Tensor]:
     }
 
 
-def _constants(layer: _Reader, x: Tensor, varies: Tensor) -> Tensor:
+def _constants(layer: LinearOrConv, x: Tensor, varies: Tensor) -> Tensor:
     """Return `[groups, axis]`: what the layer takes in that never changes, else NaN."""
     axis = -1 if isinstance(layer, nn.Linear) else 1
     rows, moving = (t.movedim(axis, 0).flatten(1) for t in (x, varies))
@@ -133,12 +133,12 @@ def _constants(layer: _Reader, x: Tensor, varies: Tensor) -> Tensor:
     if not isinstance(layer, nn.Linear) and _has_border(layer):
         same &= rows[:, 0] == 0
     values = rows[:, 0].double().where(same, torch.nan).cpu()
-    return values.reshape(layer.groups if isinstance(layer, _Plain) else 1, -1)
+    return values.reshape(layer.groups if isinstance(layer, Conv) else 1, -1)
 
 
-def _has_border(layer: _Plain | _Transposed) -> bool:
+def _has_border(layer: Conv | TransposedConv) -> bool:
     """Return whether outputs at the border add up fewer entries of the kernel."""
-    if isinstance(layer, _Transposed):
+    if isinstance(layer, TransposedConv):
         return True
     padded = layer.padding != "valid" and any(side != 0 for side in layer.padding)
     return padded and layer.padding_mode == "zeros"
@@ -208,20 +208,20 @@ def _all_of(tensor: Tensor) -> Tensor:
 
 # --- which entries of an operation's results depend on the input, if these of its tensors do -----
 
-Flags = list[Tensor]
-Flow = Callable[[Any, tuple[Any, ...], Mapping[str, Any], Flags], Flags]
+Varying = list[Tensor]
+Flow = Callable[[Any, tuple[Any, ...], Mapping[str, Any], Varying], Varying]
 
 
-def _unknown(_: Any, args: Any, kwargs: Any, flags: Flags) -> Flags:  # noqa: ANN401, ARG001
+def _unknown(_: Any, args: Any, kwargs: Any, flags: Varying) -> Varying:  # noqa: ANN401, ARG001
     """Say nothing, which stands for all entries."""
     return []
 
 
-def _pointwise(_: Any, args: Any, kwargs: Any, flags: Flags) -> Flags:  # noqa: ANN401, ARG001
+def _pointwise(_: Any, args: Any, kwargs: Any, flags: Varying) -> Varying:  # noqa: ANN401, ARG001
     return [torch.stack(torch.broadcast_tensors(*flags)).any(0)]
 
 
-def _move(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], flags: Flags) -> Flags:  # noqa: ANN401
+def _move(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], flags: Varying) -> Varying:  # noqa: ANN401
     try:
         return tensors_of(func(*_replaced(args, iter(flags)), **kwargs))
     except RuntimeError:  # the flags lie in memory in another way
@@ -235,11 +235,11 @@ def _replaced(value: Any, flags: Iterator[Tensor]) -> Any:  # noqa: ANN401
     return [_replaced(v, flags) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _pool(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], flags: Flags) -> Flags:  # noqa: ANN401
+def _pool(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], flags: Varying) -> Varying:  # noqa: ANN401
     return [t > 0 for t in tensors_of(func(flags[0].float(), *args[1:], **kwargs))[:1]]
 
 
-def _norm(_: Any, args: tuple[Any, ...], kwargs: Any, flags: Flags) -> Flags:  # noqa: ANN401, ARG001
+def _norm(_: Any, args: tuple[Any, ...], kwargs: Any, flags: Varying) -> Varying:  # noqa: ANN401, ARG001
     weight, training = args[1], args[5]
     if weight is None or training is True or any(bool(flag.any()) for flag in flags[1:]):
         return []
@@ -250,14 +250,14 @@ def _convolution(
     func: Any,  # noqa: ANN401
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    flags: Flags,
-) -> Flags:
+    flags: Varying,
+) -> Varying:
     if any(bool(flag.any()) for flag in flags[1:]):
         return []
     return [func(flags[0].float(), (args[1] != 0).float(), None, *args[3:], **kwargs) > _HALF]
 
 
-def _product(_: Any, args: tuple[Any, ...], kwargs: Any, flags: Flags) -> Flags:  # noqa: ANN401, ARG001
+def _product(_: Any, args: tuple[Any, ...], kwargs: Any, flags: Varying) -> Varying:  # noqa: ANN401, ARG001
     """Follow a matrix that varies through one that does not, which may be behind a bias."""
     *bias, left, right = flags
     if right.any() or any(bool(flag.any()) for flag in bias):

@@ -1,12 +1,13 @@
-"""Which tensor axes stand or fall together: atoms, and what rules say of them.
+"""Which tensor axes stand or fall together: indices, and what rules say of them.
 
-An *atom* is one position along one axis of one tensor; atoms that must be cut together are
-joined. An axis is written as the *factors* that it was flattened from, most of the time one: an
-array of atoms for each, and position `(i, j, ...)` in mixed radix is gone when the atom `i` of
-the first factor is, or `j` of the second, and so on. Taking an axis apart, as attention does
-with heads, or flattening several into one leaves a `Product`, whose side it is that can be cut
-is decided when all is known (`resolve`). An operation without a rule bars what it touches, with
-the reason: nothing is ever cut on a guess.
+An *index* is one position along one axis of one tensor, such as channel 5 of a weight's outputs.
+Indices are numbered through the whole network, so that an array of numbers stands for an axis, and
+those that must be cut together are joined. An axis is written as the *factors* that it was
+flattened from, most of the time one: an array of indices for each, and position `(i, j, ...)` in
+mixed radix is gone when the index `i` of the first factor is, or `j` of the second, and so on.
+Taking an axis apart, as attention does with heads, or flattening several into one leaves a
+`FlattenedAxis`, whose side it is that can be cut is decided when all is known (`groups.resolve`).
+An operation without a rule bars what it touches, with the reason: nothing is ever cut on a guess.
 """
 
 from collections.abc import Iterable
@@ -18,15 +19,15 @@ import numpy as np
 from flexrel.core.graph import Role
 from flexrel.structure.trace import Operation, Ref, Trace
 
-Atoms = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-Axis = tuple[Atoms, ...]  # factors, the slowest first; () is an axis of length 1
+Indices = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Axis = tuple[Indices, ...]  # factors, the slowest first; () is an axis of length 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Product:
+class FlattenedAxis:
     """A flat axis and the factors that it is made of."""
 
-    flat: Atoms
+    flat: Indices
     factors: Axis
 
 
@@ -35,48 +36,46 @@ class AxisDependencies:
     """All that the rules said of a traced network."""
 
     parameters: dict[str, tuple[Axis, ...]]  # parameter or buffer -> its axes
-    atoms: int = 0
-    joined: list[tuple[Atoms, Atoms]] = field(default_factory=list)
-    barred: list[tuple[Atoms, str]] = field(default_factory=list)
-    products: list[Product] = field(default_factory=list)
-    heads: list[Atoms] = field(default_factory=list)
+    count: int = 0  # of indices
+    joined: list[tuple[Indices, Indices]] = field(default_factory=list)
+    barred: list[tuple[Indices, str]] = field(default_factory=list)
+    flattened: list[FlattenedAxis] = field(default_factory=list)
+    heads: list[Indices] = field(default_factory=list)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     uses: list[tuple[str, int]] = field(default_factory=list)  # weight, multiply-adds an entry
     rows: list[tuple[Axis, ...]] = field(default_factory=list)  # that each use runs over
-    work: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)  # of no weight
-    spent: list[tuple[int, int]] = field(default_factory=list)  # uses, work up to each operation
+    products: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)  # of no weight
+    spent: list[tuple[int, int]] = field(default_factory=list)  # uses, products at each operation
     sizes: dict[str, list[Axis]] = field(default_factory=dict)  # module -> axes its code sizes
     nodes: dict[str, list[list[Axis]]] = field(default_factory=dict)  # of a graph -> what it makes
 
 
 class DependencyBuilder:
-    """What rules speak to; it fills a `AxisDependencies`."""
+    """What rules speak to; it fills an `AxisDependencies`."""
 
     def __init__(self, traced: Trace) -> None:
         self._samples = traced.samples
         self._parameters = traced.trained
         self._axes: dict[int, list[Axis]] = {}
-        self._flattened: dict[tuple[int, ...], Product] = {}
-        self._split: dict[tuple[int, int], tuple[Atoms, Atoms]] = {}
+        self._flattened: dict[tuple[int, ...], FlattenedAxis] = {}
+        self._split: dict[tuple[int, int], tuple[Indices, Indices]] = {}
         self._origin: dict[int, str] = {}  # a tensor made of parameters alone -> the one it is
-        self._starts: list[int] = []  # first atom of each parameter's axis, and
+        self._starts: list[int] = []  # first index of each parameter's axis, and
         self._slots: list[tuple[str, int]] = []  # which axis that is
         self.said = AxisDependencies({})
         self.program = bool(traced.nodes)  # so that numbers in its code can be rewritten
         for ref in traced.owned:
-            self._own(ref, traced.parameters[ref.key])
+            name = traced.parameters[ref.key]
+            axes: list[Axis] = []
+            for at, size in enumerate(ref.shape):
+                self._starts.append(self.said.count)
+                self._slots.append((name, at))
+                axes.append(self.fresh(size))
+            self._origin[ref.key] = name
+            self._axes[ref.key] = axes
+            self.said.parameters[name] = tuple(axes)
         for ref in traced.inputs:
             self.set(ref, [self.fresh(n, "it is the network's input") for n in ref.shape])
-
-    def _own(self, ref: Ref, name: str) -> None:
-        axes = []
-        for at, size in enumerate(ref.shape):
-            self._starts.append(self.said.atoms)
-            self._slots.append((name, at))
-            axes.append(self.fresh(size))
-        self._axes[ref.key] = axes
-        self._origin[ref.key] = name
-        self.said.parameters[name] = tuple(axes)
 
     # --- what rules ask -------------------------------------------------------------------
 
@@ -97,18 +96,18 @@ class DependencyBuilder:
         """Return a new axis, barred if there is a reason."""
         if size <= 1:
             return ()
-        first, self.said.atoms = self.said.atoms, self.said.atoms + size
-        axis = (np.arange(first, self.said.atoms),)
+        first, self.said.count = self.said.count, self.said.count + size
+        axis = (np.arange(first, self.said.count),)
         if reason:
             self.bar(axis, reason)
         return axis
 
-    def one(self, reason: str) -> Atoms:
-        """Return a single atom, barred: for an axis of length 1 that becomes a part of another."""
-        atom = np.array([self.said.atoms])
-        self.said.atoms += 1
-        self.bar((atom,), reason)
-        return atom
+    def fixed(self, reason: str) -> Indices:
+        """Return a single index, barred: for an axis of length 1 that becomes a part of another."""
+        index = np.array([self.said.count])
+        self.said.count += 1
+        self.bar((index,), reason)
+        return index
 
     def set(self, ref: Ref, axes: list[Axis]) -> None:
         """Say what the axes of a result are; if they don't fit its shape, all are barred."""
@@ -131,7 +130,7 @@ class DependencyBuilder:
 
     def join(self, one: Axis, two: Axis) -> Axis:
         """Say that two axes of equal length are cut together; return the finer of them."""
-        if [len(f) for f in one] == [len(f) for f in two]:
+        if list(map(len, one)) == list(map(len, two)):
             self.said.joined += [(a, b) for a, b in zip(one, two, strict=True) if a is not b]
             return one
         self.said.joined.append((self.flat(one), self.flat(two)))
@@ -147,18 +146,18 @@ class DependencyBuilder:
             for axis in self.axes(ref):
                 self.bar(axis, reason)
 
-    def flat(self, axis: Axis) -> Atoms:
-        """Return the axis as one array of atoms."""
+    def flat(self, axis: Axis) -> Indices:
+        """Return the axis as one array of indices."""
         if len(axis) == 1:
             return axis[0]
         key = tuple(map(id, axis))
         if key not in self._flattened:
             (flat,) = self.fresh(prod(map(len, axis)))
-            self._flattened[key] = Product(flat, axis)
-            self.said.products.append(self._flattened[key])
+            self._flattened[key] = FlattenedAxis(flat, axis)
+            self.said.flattened.append(self._flattened[key])
         return self._flattened[key].flat
 
-    def split(self, factor: Atoms, first: int) -> tuple[Axis, Axis]:
+    def split(self, factor: Indices, first: int) -> tuple[Axis, Axis]:
         """Return the factor as two, the slower of length `first`."""
         rest = len(factor) // first
         if first == 1 or rest == 1:
@@ -166,7 +165,7 @@ class DependencyBuilder:
         if (id(factor), first) not in self._split:
             (slow,), (fast,) = self.fresh(first), self.fresh(rest)
             self._split[id(factor), first] = slow, fast
-            self.said.products.append(Product(factor, (slow, fast)))
+            self.said.flattened.append(FlattenedAxis(factor, (slow, fast)))
         slow, fast = self._split[id(factor), first]
         return (slow,), (fast,)
 
@@ -213,17 +212,16 @@ class DependencyBuilder:
             self.said.uses.append((name, multiply_adds // prod(weight.shape) // self._samples))
             self.said.rows.append(rows)
 
-    def works(self, multiply_adds: int, *axes: Axis) -> None:
+    def multiply(self, multiply_adds: int, *axes: Axis) -> None:
         """Count multiply-adds of no weight, for all samples, and the axes that they are along."""
-        self.said.work.append((multiply_adds // self._samples, axes))
+        self.said.products.append((multiply_adds // self._samples, axes))
 
-    def sized(self, operation: Operation) -> None:
-        """Note the axes whose lengths the module's code may hold as numbers."""
+    def sized(self, operation: Operation, axes: Iterable[Axis] | None = None) -> None:
+        """Note axes whose lengths the module's code may hold as numbers; None: all there are.
+
+        The factors that an axis is made of are noted with it.
+        """
+        noted = self.said.sizes.setdefault(operation.module, [])
         refs = (*operation.inputs, *operation.outputs)
-        self.sized_axes(operation.module, [axis for ref in refs for axis in self.axes(ref)])
-
-    def sized_axes(self, module: str, axes: Iterable[Axis]) -> None:
-        """Note axes whose lengths the module may hold as numbers, and those they are made of."""
-        noted = self.said.sizes.setdefault(module, [])
-        for axis in axes:
+        for axis in [axis for ref in refs for axis in self.axes(ref)] if axes is None else axes:
             noted += [axis] if len(axis) <= 1 else [axis, *((factor,) for factor in axis)]

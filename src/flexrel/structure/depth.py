@@ -10,20 +10,32 @@ from torch import nn
 
 from flexrel.core.batches import Batch
 from flexrel.core.fingerprint import fingerprint
-from flexrel.core.graph import Protected, PruningGraph, PruningGroup, ResidualBlock, Work, layer_of
+from flexrel.core.graph import (
+    ProductMacs,
+    Protected,
+    PruningGraph,
+    PruningGroup,
+    ResidualBlock,
+    layer_of,
+)
 from flexrel.core.plan import Plan
-from flexrel.core.running import call, duplicate, reason, tensors_of, undisturbed
+from flexrel.core.running import duplicate
 from flexrel.errors import ModelError
-from flexrel.structure.cut import Layer, shrink_
 from flexrel.structure.dependencies import AxisDependencies
-from flexrel.structure.probe import disagreement
+from flexrel.structure.modules import LinearOrConv
+from flexrel.structure.surgery import shrink_
 from flexrel.structure.trace import Call, Trace
+from flexrel.structure.verify import disagreement, untrainable
 
 _NAME = "blocks"  # of the group of all blocks
 
 
 def blocks_of(
-    model: nn.Module, example: Batch, traced: Trace, coupling: AxisDependencies, keep: Sequence[str]
+    model: nn.Module,
+    example: Batch,
+    traced: Trace,
+    dependencies: AxisDependencies,
+    keep: Sequence[str],
 ) -> PruningGraph:
     """Return the blocks of a network that can be passed over, and why other layers can't be.
 
@@ -35,15 +47,15 @@ def blocks_of(
         model: left as it was; copies without blocks are run.
         example: one or two samples.
         traced: the model on the example.
-        coupling: what the rules say of it: which weights each operation uses.
+        dependencies: what the rules say of it: which weights each operation uses.
         keep: names of layers to leave alone, with the blocks that they are in.
 
     Raises:
         ModelError: there are not two blocks: one stays always.
     """
-    found = _innermost(traced, coupling)
-    blocks = [_block(model, traced, coupling, each, found) for each in found]
-    layers = [name for name, module in model.named_modules() if isinstance(module, Layer)]
+    found = _innermost(traced, dependencies)
+    blocks = [_block(model, traced, dependencies, each, found) for each in found]
+    layers = [name for name, module in model.named_modules() if isinstance(module, LinearOrConv)]
     refused = {
         b.module: "it is left alone with a layer in it, which is kept on request"
         for b in blocks
@@ -56,8 +68,8 @@ def blocks_of(
         else (),
         (),
         {name: tuple(tensor.shape) for name, tensor in model.named_parameters()},
-        tuple(coupling.uses),
-        tuple(Work(macs, ()) for macs, _ in coupling.work),
+        tuple(dependencies.uses),
+        tuple(ProductMacs(macs, ()) for macs, _ in dependencies.products),
         fingerprint=fingerprint(model),
     )
     refused |= _failing(model, example, graph)
@@ -78,7 +90,7 @@ def blocks_of(
         tuple(protected),
         graph.shapes,
         graph.uses,
-        graph.work,
+        graph.products,
         fingerprint=graph.fingerprint,
     )
 
@@ -103,14 +115,14 @@ def _within(name: str, module: str) -> bool:
 # --- which modules are blocks -------------------------------------------------------------------
 
 
-def _innermost(traced: Trace, coupling: AxisDependencies) -> list[Call]:
+def _innermost(traced: Trace, dependencies: AxisDependencies) -> list[Call]:
     times = Counter(each.module for each in traced.calls)
     found: list[Call] = []
     for each in traced.calls:  # those inside come before what they are in
         alone = each.module and times[each.module] == 1
         if not alone or any(_contains(each, other) for other in found):
             continue
-        if _adds(traced, each) and _makers(traced, coupling, each):
+        if _adds(traced, each) and _makers(traced, dependencies, each):
             found.append(each)
     return found
 
@@ -139,9 +151,9 @@ def _adds(traced: Trace, call: Call) -> bool:
     return made.key in summed
 
 
-def _makers(traced: Trace, coupling: AxisDependencies, call: Call) -> tuple[str, ...]:
+def _makers(traced: Trace, dependencies: AxisDependencies, call: Call) -> tuple[str, ...]:
     """Return the layers that make what a block adds: the last before the sums, going back."""
-    spent = [(0, 0), *coupling.spent]
+    spent = [(0, 0), *dependencies.spent]
     made, given = call.made, call.given
     wanted = {made.key} if made else set()
     stop = {given.key} if given else set()
@@ -151,7 +163,7 @@ def _makers(traced: Trace, coupling: AxisDependencies, call: Call) -> tuple[str,
         outputs = {ref.key for ref in operation.outputs}
         if not outputs & wanted:
             continue
-        weights = coupling.uses[spent[at][0] : spent[at + 1][0]]
+        weights = dependencies.uses[spent[at][0] : spent[at + 1][0]]
         makers += [layer_of(name) for name, _ in weights]
         wanted -= outputs
         if not weights:
@@ -163,7 +175,11 @@ def _makers(traced: Trace, coupling: AxisDependencies, call: Call) -> tuple[str,
 
 
 def _block(
-    model: nn.Module, traced: Trace, coupling: AxisDependencies, call: Call, blocks: Iterable[Call]
+    model: nn.Module,
+    traced: Trace,
+    dependencies: AxisDependencies,
+    call: Call,
+    blocks: Iterable[Call],
 ) -> ResidualBlock:
     modules = [each.module for each in blocks]
     holders: dict[int, list[str]] = {}
@@ -175,14 +191,14 @@ def _block(
         if any(_within(other, call.module) for other in holders[id(parameter)])
         and all(any(_within(n, m) for m in modules) for n in holders[id(parameter)])
     ]
-    spent = [(0, 0), *coupling.spent]
+    spent = [(0, 0), *dependencies.spent]
     macs = 0
     for before, after in pairwise(spent[call.operations.start : call.operations.stop + 1]):
-        for name, times in coupling.uses[before[0] : after[0]]:
+        for name, times in dependencies.uses[before[0] : after[0]]:
             macs += times * prod(model.get_parameter(name).shape)
-        macs += sum(work for work, _ in coupling.work[before[1] : after[1]])
+        macs += sum(work for work, _ in dependencies.products[before[1] : after[1]])
     return ResidualBlock(
-        call.module, tuple(tensors), _makers(traced, coupling, call), macs, call.place
+        call.module, tuple(tensors), _makers(traced, dependencies, call), macs, call.place
     )
 
 
@@ -215,21 +231,6 @@ def _failure(
     try:
         pruned = duplicate(model, share=True)
         shrink_(pruned, plan)
-        return disagreement(model, pruned, plan, example) or _untrainable(pruned, example)
+        return disagreement(model, pruned, plan, example) or untrainable(pruned, example)
     except ModelError as error:
         return str(error)
-
-
-def _untrainable(network: nn.Module, example: Batch) -> str | None:
-    """Return why nothing goes back through the network, if its outputs can be learned from."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    with undisturbed(network), torch.enable_grad():
-        outputs = [t for t in tensors_of(call(network, example)) if t.requires_grad]
-        if not outputs or not parameters:
-            return None
-        total = torch.stack([output.abs().sum().float() for output in outputs]).sum()
-        try:
-            torch.autograd.grad(total, parameters, allow_unused=True)
-        except RuntimeError as error:
-            return f"nothing goes back through it: {reason(error)}"
-    return None

@@ -1,26 +1,189 @@
-"""From units to groups: units that take the same parts of the same tensors with them."""
+"""From dependencies to groups: which indices go together as a unit, which units are alike.
 
-from collections.abc import Iterable, Iterator, Mapping
-from math import prod
+Where an axis was flattened from several, one of them at most can be cut: position `(i, j)` of the
+flat axis goes with `i`, or with `j`. A factor that is barred leaves the choice to the other;
+where both could be cut it falls on attention heads, and else on the factor with more units.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
-from flexrel.core.graph import Attribute, GroupMember, Kind, PruningGroup, Role, Work, layer_of
-from flexrel.structure.dependencies import Atoms, Axis, AxisDependencies
-from flexrel.structure.resolve import Units
+from flexrel.core.graph import GroupKind, GroupMember, PruningGroup, layer_of
+from flexrel.structure.dependencies import AxisDependencies, FlattenedAxis, Indices
 
-Slot = tuple[str, int]  # a parameter or buffer, and one of its axes
+IndexMask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
-_OF_TORCH = ("groups", "num_groups", "num_features")  # numbers that modules of torch size axes by
+_FREE = np.iinfo(np.int64).max
 
 
-def groups_of(coupling: AxisDependencies, units: Units) -> list[PruningGroup]:
+# --- units --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResolvedUnits:
+    """What every index belongs to.
+
+    Attributes:
+        of: index -> its unit, which has the number of its first index.
+        heads: index -> whether its unit is an attention head.
+    """
+
+    of: Indices
+    heads: IndexMask
+    _reason: Indices
+    _reasons: tuple[str, ...]
+
+    def free(self, indices: Indices) -> IndexMask:
+        """Return which of the indices can be cut."""
+        free: IndexMask = self._reason[indices] == _FREE
+        return free
+
+    def reason(self, indices: Indices) -> str:
+        """Return why the first of the indices that can't be cut must stay."""
+        return self._reasons[int(self._reason[indices].min())]
+
+
+def resolve(dependencies: AxisDependencies) -> ResolvedUnits:
+    """Return the units of a network of which all rules have spoken."""
+    units = _Components(dependencies)
+    waiting = dependencies.flattened
+    while waiting:
+        undecided = [axis for axis in waiting if not units.decide(axis)]
+        if len(undecided) == len(waiting):
+            for axis in undecided:
+                units.choose(axis)
+                units.join()
+            undecided = []
+        units.join()
+        waiting = undecided
+    return units.found()
+
+
+class _Components:
+    """Connected components of indices, and which of them are barred."""
+
+    def __init__(self, dependencies: AxisDependencies) -> None:
+        self._root: Indices = np.arange(dependencies.count)
+        self._reasons = list(dict.fromkeys(reason for _, reason in dependencies.barred))
+        number = {reason: at for at, reason in enumerate(self._reasons)}
+        self._reason = np.full(dependencies.count, _FREE)  # of each root
+        for indices, reason in dependencies.barred:
+            self._reason[indices] = np.minimum(self._reason[indices], number[reason])
+        self._heads = np.zeros(dependencies.count, bool)
+        for indices in dependencies.heads:
+            self._heads[indices] = True
+        self._chosen = np.zeros(dependencies.count, bool)
+        self._pairs: list[tuple[Indices, Indices]] = list(dependencies.joined)
+        self.join()
+
+    def join(self) -> None:
+        """Join what was decided since the last time."""
+        if self._pairs:
+            sides = zip(*(np.broadcast_arrays(*pair) for pair in self._pairs), strict=True)
+            before = self._root
+            self._root = _connected(
+                before, *(np.concatenate([x.ravel() for x in s]) for s in sides)
+            )
+            moved = np.flatnonzero(self._root != before)
+            old, new = before[moved], self._root[moved]
+            np.minimum.at(self._reason, new, self._reason[old])
+            for flags in (self._heads, self._chosen):
+                flags[new[flags[old]]] = True
+        self._pairs = []
+
+    def decide(self, axis: FlattenedAxis) -> bool:
+        """Decide which factor can be cut, if one or none is left; return whether it is so."""
+        if not self._free(axis.flat).any():
+            for factor in axis.factors:
+                self._bar(factor, int(self._reason[self._root[axis.flat]].min()))
+        free = [at for at, factor in enumerate(axis.factors) if self._free(factor).any()]
+        if len(free) > 1:
+            return False
+        if free:
+            self._take(axis, free[0])
+        else:
+            reasons = [self._reason[self._root[factor]].max() for factor in axis.factors]
+            self._bar(axis.flat, int(min(reasons)))
+        return True
+
+    def choose(self, axis: FlattenedAxis) -> None:
+        """Decide which factor can be cut, of several."""
+        if self.decide(axis):
+            return
+
+        def worth(at: int) -> tuple[bool, bool, bool, int]:
+            roots = self._root[axis.factors[at]]
+            left = self._left(axis, at)
+            return left > 0, bool(self._chosen[roots].any()), bool(self._heads[roots].any()), left
+
+        self._take(axis, max(range(len(axis.factors)), key=worth))
+
+    def found(self) -> ResolvedUnits:
+        """Return the units as they are now."""
+        return ResolvedUnits(
+            self._root, self._heads[self._root], self._reason[self._root], tuple(self._reasons)
+        )
+
+    def _free(self, indices: Indices) -> IndexMask:
+        free: IndexMask = self._reason[self._root[indices]] == _FREE
+        return free
+
+    def _left(self, axis: FlattenedAxis, at: int) -> int:
+        """Return how many units could be cut if it were this factor that is cut."""
+        factor, flat = self._root[axis.factors[at]], self._root[axis.flat]
+        known, number = np.unique(np.concatenate([factor, flat]), return_inverse=True)
+        one, two = number[: len(factor)], number[len(factor) :]
+        told = [1] * len(axis.factors)
+        told[at] = -1
+        shape = tuple(map(len, axis.factors))
+        pair = np.broadcast_arrays(two.reshape(shape), one.reshape(told))
+        root = _connected(np.arange(len(known)), *(side.ravel() for side in pair))
+        barred = np.zeros(len(known), bool)
+        barred[root[self._reason[known] != _FREE]] = True
+        return int((~barred[np.unique(root[one])]).sum())
+
+    def _bar(self, indices: Indices, reason: int) -> None:
+        roots = self._root[indices]
+        self._reason[roots] = np.minimum(self._reason[roots], reason)
+
+    def _take(self, axis: FlattenedAxis, chosen: int) -> None:
+        shape = tuple(map(len, axis.factors))
+        factor = axis.factors[chosen]
+        told = [1] * len(shape)
+        told[chosen] = -1
+        self._pairs.append((axis.flat.reshape(shape), factor.reshape(told)))
+        self._chosen[self._root[factor]] = True
+        why = f"it is cut in {len(factor)} parts, across this"
+        if why not in self._reasons:
+            self._reasons.append(why)
+        for at, other in enumerate(axis.factors):
+            if at != chosen:
+                self._bar(other, self._reasons.index(why))
+
+
+def _connected(root: Indices, a: Indices, b: Indices) -> Indices:
+    """Return the roots once indices `a` and `b` are joined: the lowest of each component."""
+    root = root.copy()
+    while True:
+        one, two = root[a], root[b]
+        if np.array_equal(one, two):
+            return root
+        np.minimum.at(root, np.maximum(one, two), np.minimum(one, two))
+        while not np.array_equal(root, above := root[root]):
+            root = above
+
+
+# --- groups of units ----------------------------------------------------------------------------
+
+
+def groups_of(dependencies: AxisDependencies, units: ResolvedUnits) -> list[PruningGroup]:
     """Return the groups of a network, in the order of their parameters."""
-    slots: list[Slot] = []
-    owned: list[Atoms] = []
-    for name, axes in coupling.parameters.items():
+    slots: list[tuple[str, int]] = []
+    owned: list[Indices] = []
+    for name, axes in dependencies.parameters.items():
         for at, axis in enumerate(axes):
             slots += [(name, at)] * len(axis)
             owned += axis
@@ -28,29 +191,33 @@ def groups_of(coupling: AxisDependencies, units: Units) -> list[PruningGroup]:
     names: dict[str, int] = {}
     for alike, index in _alike(owned, units):
         members = tuple(
-            GroupMember(*slots[at], torch.from_numpy(where), _role(coupling, slots[at]))
+            GroupMember(
+                *slots[at], torch.from_numpy(where), dependencies.roles.get(slots[at], "follower")
+            )
             for at, where in index
         )
         if _obstacle(members, len(alike)):
             continue
-        name = layer_of(next(part.tensor for part in members if part.makes))
+        name = layer_of(next(member.tensor for member in members if member.makes))
         names[name] = names.get(name, 0) + 1
         if names[name] > 1:
             name = f"{name}#{names[name]}"
-        kind: Kind = "head" if units.heads[alike].any() else "channel"
+        kind: GroupKind = "head" if units.heads[alike].any() else "channel"
         groups.append(PruningGroup(name, (len(alike),), members, kind))
     return groups
 
 
-def _alike(owned: list[Atoms], units: Units) -> Iterator[tuple[Atoms, list[tuple[int, Atoms]]]]:
+def _alike(
+    owned: list[Indices], units: ResolvedUnits
+) -> Iterator[tuple[Indices, list[tuple[int, Indices]]]]:
     """Yield units that are in the same slots, as often, and where: `[units, times]` a slot."""
-    if not any(units.free(atoms).any() for atoms in owned):
+    if not any(units.free(indices).any() for indices in owned):
         return
-    slot = np.repeat(np.arange(len(owned)), [len(atoms) for atoms in owned])
-    place = np.concatenate([np.arange(len(atoms)) for atoms in owned])
-    atoms = np.concatenate(owned)
-    free = units.free(atoms)
-    slot, place, unit = slot[free], place[free], units.of[atoms[free]]
+    slot = np.repeat(np.arange(len(owned)), list(map(len, owned)))
+    place = np.concatenate([np.arange(len(indices)) for indices in owned])
+    indices = np.concatenate(owned)
+    free = units.free(indices)
+    slot, place, unit = slot[free], place[free], units.of[indices[free]]
     order = np.lexsort((place, slot, unit))
     slot, place, unit = slot[order], place[order], unit[order]
     starts = np.flatnonzero(np.diff(unit, prepend=-1))
@@ -65,121 +232,47 @@ def _alike(owned: list[Atoms], units: Units) -> Iterator[tuple[Atoms, list[tuple
         yield unit[first], [(int(s), place[rows[:, columns == s]]) for s in np.unique(columns)]
 
 
-def _obstacle(members: Iterable[GroupMember], units: int) -> str:
-    members = list(members)
-    if not any(part.makes for part in members):
+def _obstacle(members: Sequence[GroupMember], units: int) -> str:
+    """Return why units with these members can't be cut, or nothing."""
+    if not any(member.makes for member in members):
         return "no layer makes its channels"
-    if not any(part.reads for part in members):
+    if not any(member.reads for member in members):
         return "no layer reads it"
     return "" if units > 1 else "it has one channel"
 
 
-def reason_for(coupling: AxisDependencies, units: Units, weight: str, axis: int) -> str:
-    """Return why no unit of an axis of a parameter, of which no group has a part, can be cut."""
-    atoms = np.concatenate([np.zeros(0, np.int64), *coupling.parameters[weight][axis]])
-    if not len(atoms):
+def group_of_units(
+    dependencies: AxisDependencies, units: ResolvedUnits, groups: Sequence[PruningGroup]
+) -> dict[int, tuple[str, int]]:
+    """Return of each unit that can be cut its group, and its place there."""
+    owner: dict[int, tuple[str, int]] = {}
+    for group in groups:
+        member = group.members[0]
+        (indices,) = dependencies.parameters[member.tensor][member.axis]
+        alike = units.of[indices[member.index[:, 0].numpy()]].tolist()
+        owner |= {unit: (group.name, at) for at, unit in enumerate(alike)}
+    return owner
+
+
+def reason_for(dependencies: AxisDependencies, units: ResolvedUnits, weight: str, axis: int) -> str:
+    """Return why no unit of an axis of a parameter, of which no group has a member, can be cut."""
+    indices = np.concatenate([np.zeros(0, np.int64), *dependencies.parameters[weight][axis]])
+    if not len(indices):
         return "it has one channel"
-    free = units.free(atoms)
+    free = units.free(indices)
     if not free.any():
-        return units.reason(atoms)
-    unit = units.of[atoms[free]][0]
+        return units.reason(indices)
+    unit = units.of[indices[free]][0]
     members = [
-        GroupMember(name, at, torch.zeros(1, 1, dtype=torch.long), _role(coupling, (name, at)))
-        for name, axes in coupling.parameters.items()
+        GroupMember(
+            name,
+            at,
+            torch.zeros(1, 1, dtype=torch.long),
+            dependencies.roles.get((name, at), "follower"),
+        )
+        for name, axes in dependencies.parameters.items()
         for at, axis in enumerate(axes)
         for factor in axis
         if (units.of[factor] == unit).any()
     ]
     return _obstacle(members, 1)
-
-
-def _role(coupling: AxisDependencies, slot: Slot) -> Role:
-    return coupling.roles.get(slot, "follower")
-
-
-def attributes_of(
-    model: nn.Module, coupling: AxisDependencies, units: Units, groups: list[PruningGroup]
-) -> list[Attribute]:
-    """Return numbers in modules that look like the lengths of axes that are cut.
-
-    A number is taken for such a length if the module's own code sizes an axis of that length,
-    and no two axes of that length are cut differently. Whether it is one shows in a trial.
-    """
-    owner = _owners(coupling, units, groups)
-    found = []
-    for path, axes in coupling.sizes.items():
-        forms: dict[int, set[tuple[tuple[str, int], ...]]] = {}
-        for axis in axes:
-            if form := _shrinks(axis, units, owner):
-                forms.setdefault(prod(map(len, axis)), set()).add(form)
-        for name, place, number in _numbers(model.get_submodule(path)):
-            if len(forms.get(number, ())) == 1:
-                (form,) = forms[number]
-                found.append(Attribute(path, name, place, form))
-    return found
-
-
-def work_of(
-    coupling: AxisDependencies, units: Units, groups: list[PruningGroup]
-) -> tuple[list[tuple[str, int]], list[Work]]:
-    """Return what weights do, and all products that shrink by more than their weights do."""
-    owner = _owners(coupling, units, groups)
-
-    def shrinking(axes: Iterable[Axis]) -> Iterator[tuple[int, tuple[tuple[str, int], ...]]]:
-        for axis in axes:
-            if form := _shrinks(axis, units, owner):
-                yield prod(map(len, axis)), form
-
-    uses = []
-    work = [Work(macs, tuple(shrinking(axes))) for macs, axes in coupling.work]
-    for (weight, times), rows in zip(coupling.uses, coupling.rows, strict=True):
-        if any(shrinking(rows)):
-            axes = coupling.parameters[weight]
-            entries = prod(prod(map(len, axis)) for axis in axes)
-            work.append(Work(times * entries, tuple(shrinking((*rows, *axes)))))
-        else:
-            uses.append((weight, times))
-    return uses, work
-
-
-def _owners(
-    coupling: AxisDependencies, units: Units, groups: list[PruningGroup]
-) -> Mapping[int, str]:
-    """Return the group of each unit."""
-    owner: dict[int, str] = {}
-    for group in groups:
-        part = group.members[0]
-        (atoms,) = coupling.parameters[part.tensor][part.axis]
-        alike = units.of[atoms[part.index[:, 0].numpy()]]
-        owner |= dict.fromkeys(alike.tolist(), group.name)
-    return owner
-
-
-def _shrinks(axis: Axis, units: Units, owner: Mapping[int, str]) -> tuple[tuple[str, int], ...]:
-    """Return by how much an axis shrinks with each unit of a group that goes; () if not evenly."""
-    times = prod(map(len, axis))
-    form: dict[str, int] = {}
-    for factor in axis:
-        found, counts = np.unique(units.of[factor], return_counts=True)
-        for unit, count in zip(found.tolist(), counts.tolist(), strict=True):
-            if unit in owner:
-                amount = count * times // len(factor)
-                if form.setdefault(owner[unit], amount) != amount:
-                    return ()
-    return tuple(sorted(form.items()))
-
-
-def _numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    of_torch = type(module).__module__.startswith("torch.") or isinstance(
-        module,
-        nn.Linear | nn.modules.conv._ConvNd,  # noqa: SLF001 - their subclasses too
-    )
-    for name, value in vars(module).items():
-        if of_torch and name not in _OF_TORCH:
-            continue
-        if isinstance(value, int) and not isinstance(value, bool):
-            yield name, None, value
-        elif isinstance(value, tuple | list):
-            for place, entry in enumerate(value):
-                if isinstance(entry, int) and not isinstance(entry, bool):
-                    yield name, place, entry

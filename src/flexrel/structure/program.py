@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from flexrel.core.batches import Batch
-from flexrel.core.running import call, reason, tensors_of, undisturbed
+from flexrel.core.running import reason, undisturbed
 from flexrel.errors import ModelError
-from flexrel.structure.numbers import argument_of, name_of
-from flexrel.structure.probe import difference, outputs
+from flexrel.structure.program_sizes import argument_of, aten_name
 from flexrel.structure.trace import slow_path
+from flexrel.structure.verify import difference, outputs
 
 _ENOUGH = 2  # samples; torch takes an axis of one for one that is never longer
 
@@ -39,7 +39,7 @@ class Program:
     dynamic: bool
 
 
-def export(model: nn.Module, example: Batch, whole: Batch | None = None) -> Program:
+def exported_program(model: nn.Module, example: Batch, whole: Batch | None = None) -> Program:
     """Return the model as a program, for any number of samples if torch can tell that it is.
 
     Args:
@@ -66,7 +66,7 @@ def torch_program(
     """Return the model as torch's own program, what it was exported on, and if it is dynamic.
 
     Args:
-        model: as for `export`.
+        model: as for `exported_program`.
         example: likewise.
         whole: likewise.
 
@@ -84,7 +84,7 @@ def torch_program(
 _AGREE = 1e-4  # the difference that export may make, as a share of the largest output
 
 
-def saved(program: Program, network: nn.Module) -> bytes:
+def program_bytes(program: Program, network: nn.Module) -> bytes:
     """Return a cut of the program as the content of a `.pt2` file.
 
     Raises:
@@ -94,20 +94,6 @@ def saved(program: Program, network: nn.Module) -> bytes:
     with quiet():
         torch.export.save(_export(network, program.example, dynamic=program.dynamic), file)
     return file.getvalue()
-
-
-def trains(network: nn.Module, example: Batch) -> str | None:
-    """Return why no gradient goes back through the network; None: it does, or there is none."""
-    with undisturbed(network), torch.enable_grad():
-        made = [t for t in tensors_of(call(network, example)) if t.requires_grad]
-        wanted = [p for p in network.parameters() if p.requires_grad]
-        try:
-            if made and wanted:
-                scalar = torch.stack([t.abs().sum() for t in made]).sum()
-                torch.autograd.grad(scalar, wanted, allow_unused=True)
-        except RuntimeError as error:
-            return f"no gradient goes back through the cut network: {reason(error)}"
-    return None
 
 
 def _export(model: nn.Module, example: Batch, *, dynamic: bool) -> torch.export.ExportedProgram:
@@ -181,13 +167,13 @@ def _plain(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
             value = _attribute(module, str(node.target))
             node.target = first.get(id(value), node.target)
             values[str(node.target)] = value
-        elif node.target == "_guards_fn" or name_of(node) == "_assert_tensor_metadata":
+        elif node.target == "_guards_fn" or aten_name(node) == "_assert_tensor_metadata":
             graph.erase_node(node)
         elif node.op == "call_module":
             values[str(node.target)] = module.get_submodule(str(node.target))
-        elif name_of(node) in ("split", "chunk", "tensor_split"):
+        elif aten_name(node) in ("split", "chunk", "tensor_split"):
             _name_sizes_(node)
-        elif name_of(node) == "slice":
+        elif aten_name(node) == "slice":
             _name_ends_(node)
     plain = fx.GraphModule(values, graph)
     plain.train(model.training)

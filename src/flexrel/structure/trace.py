@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flexrel.core.batches import Batch
 from flexrel.core.running import call, tensors_of, undisturbed
 from flexrel.errors import ModelError
-from flexrel.structure.skip import first_of, place_in
+from flexrel.structure.modules import first_of, place_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,10 @@ class Operation:
 
     name: str  # with its namespace, as "aten.convolution"
     args: Mapping[str, Any]  # those given, by their names in the operation's schema
+    inputs: tuple[Ref, ...]  # all tensors that go in, in lists too
     outputs: tuple[Ref, ...]
     pointwise: bool  # whether torch says that it works entry by entry
     module: str  # the innermost that runs it
-
-    @property
-    def inputs(self) -> tuple[Ref, ...]:
-        """All tensors that go in, in lists too."""
-        return tuple(_refs(tuple(self.args.values())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,18 +169,14 @@ class _Recorder(TorchDispatchMode):
         self.operations.append(
             Operation(
                 f"{func.namespace}.{func.overloadpacket.__name__}",
-                {name: self._strip(value) for name, value in given.items()},
+                pytree.tree_map_only(Tensor, self.ref, given),
+                tuple(self.ref(tensor) for tensor in tensors_of(list(given.values()))),
                 outputs,
                 torch.Tag.pointwise in func.tags,
                 self._running[-1][0],
             )
         )
         return result
-
-    def _strip(self, value: Any) -> Any:  # noqa: ANN401 - any argument of an operation
-        if isinstance(value, Tensor):
-            return self.ref(value)
-        return [self._strip(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 class _Watched(nn.Module):
@@ -211,9 +203,3 @@ class _Steps(fx.Interpreter):
         value = super().run_node(n)
         self._nodes[n.name] = tuple(self._recorder.ref(tensor) for tensor in tensors_of(value))
         return value
-
-
-def _refs(value: Any) -> list[Ref]:  # noqa: ANN401 - arguments of an operation
-    if isinstance(value, Ref):
-        return [value]
-    return [r for v in value for r in _refs(v)] if isinstance(value, list | tuple) else []

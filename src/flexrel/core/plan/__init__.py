@@ -9,13 +9,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from flexrel.core.graph import PruningGraph
-from flexrel.core.plan.explain import Part, explain, named, parts, totals
+from flexrel.core.plan.explain import GroupChange, changes, explain, named, totals
 from flexrel.core.plan.read import parse
 from flexrel.core.plan.write import as_json, dump
 from flexrel.errors import PackError, UsageError
 from flexrel_edge.files import replace_file
 
-__all__ = ["Part", "Plan", "named", "parts", "totals"]
+__all__ = ["GroupChange", "Plan", "changes", "named", "totals"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flexrel.core import cost
-from flexrel.core.graph import Attribute, GroupMember, Masks, PruningGraph, PruningGroup
+from flexrel.core.graph import GroupMember, Masks, PruningGraph, PruningGroup, SizeAttribute
 
 _OF_LAYERS = ("weight", "bias", "running_mean", "running_var")  # tensors told by their module
 _GOES_WITHOUT_SAYING = ("num_features",)  # how wide a norm is that goes along
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class GroupChange:
     """What a plan does to one group.
 
     Attributes:
@@ -38,15 +38,15 @@ class Part:
     passed: tuple[str, ...] = ()
 
 
-def parts(graph: PruningGraph, masks: Masks) -> list[Part]:
+def changes(graph: PruningGraph, masks: Masks) -> list[GroupChange]:
     """Return what the plan does to each group, in the order of the network."""
-    return [_part(graph, masks, group) for group in graph.groups]
+    return [_change(graph, masks, group) for group in graph.groups]
 
 
-def _part(graph: PruningGraph, masks: Masks, group: PruningGroup) -> Part:
+def _change(graph: PruningGraph, masks: Masks, group: PruningGroup) -> GroupChange:
     kept = int(masks[group.name].sum())
-    makers = _layers(part for part in group.members if part.makes)
-    return Part(
+    makers = _layers(member for member in group.members if member.makes)
+    return GroupChange(
         name=group.name,
         unit=_unit(group),
         units=group.units,
@@ -54,10 +54,10 @@ def _part(graph: PruningGraph, masks: Masks, group: PruningGroup) -> Part:
         makers=makers if group.members else (named(group.name),),
         followers=tuple(
             name
-            for name in _layers(part for part in group.members if part.role == "follower")
+            for name in _layers(member for member in group.members if member.role == "follower")
             if name not in makers
         ),
-        readers=_layers(part for part in group.members if part.reads),
+        readers=_layers(member for member in group.members if member.reads),
         numbers=tuple(
             f"{_place(attribute)} -{each * (group.units - kept)}"
             for attribute in graph.attributes
@@ -82,7 +82,7 @@ def _unit(group: PruningGroup) -> str:
 
 
 def _layers(members: Iterable[GroupMember]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_owner(part.tensor) for part in members))
+    return tuple(dict.fromkeys(_owner(member.tensor) for member in members))
 
 
 def _owner(tensor: str) -> str:
@@ -90,7 +90,7 @@ def _owner(tensor: str) -> str:
     return named(module) if name in _OF_LAYERS else tensor
 
 
-def _place(attribute: Attribute) -> str:
+def _place(attribute: SizeAttribute) -> str:
     place = "" if attribute.place is None else f"[{attribute.place}]"
     return f"{attribute.module}.{attribute.name}{place}".removeprefix(".")
 
@@ -114,14 +114,17 @@ def totals(graph: PruningGraph, masks: Masks) -> list[str]:
 def explain(graph: PruningGraph, masks: Masks) -> str:
     """Return the plan as text: what it comes to, every group, every layer left alone and why."""
     lines = [f"Plan by {graph.granularity}", *(f"  {line}" for line in totals(graph, masks))]
-    for part in parts(graph, masks):
-        lines += ["", f"{named(part.name)}: keeps {part.kept:,} of {part.units:,} {part.unit}"]
+    for change in changes(graph, masks):
+        lines += [
+            "",
+            f"{named(change.name)}: keeps {change.kept:,} of {change.units:,} {change.unit}",
+        ]
         for what, names in (
-            ("passed over", part.passed),
-            ("made by", part.makers if part.readers else ()),
-            ("along go", part.followers),
-            ("read by", part.readers),
-            ("numbers", part.numbers),
+            ("passed over", change.passed),
+            ("made by", change.makers if change.readers else ()),
+            ("along go", change.followers),
+            ("read by", change.readers),
+            ("numbers", change.numbers),
         ):
             lines += [f"  {what} {_listed(names)}"] if names else []
     if graph.protected:

@@ -45,7 +45,7 @@ def as_json(graph: PruningGraph, masks: Masks) -> dict[str, Any]:
                 "macs": work.macs,
                 "axes": [[length, [list(pair) for pair in units]] for length, units in work.axes],
             }
-            for work in graph.work
+            for work in graph.products
         ],
     }
 
@@ -60,7 +60,7 @@ def _group(group: PruningGroup, mask: Tensor) -> dict[str, Any]:
         "kept": int(kept.sum()),
         "keep": runs(kept.nonzero().flatten().numpy()) if group.members else _packed(kept.numpy()),
         "constant": [] if group.constant is None else runs(_places(group.constant)),
-        "members": [_member(part, group.constant) for part in group.members],
+        "members": [_member(member, group.constant) for member in group.members],
         "blocks": [
             {
                 "module": block.module,
@@ -82,20 +82,20 @@ def _places(mask: Tensor) -> Whole:
     return places
 
 
-def _member(part: GroupMember, constant: Tensor | None) -> dict[str, Any]:
-    index = part.index.cpu().numpy()
+def _member(member: GroupMember, constant: Tensor | None) -> dict[str, Any]:
+    index = member.index.cpu().numpy()
     forms = {"units": runs(index.flatten()), "places": runs(index.T.flatten())}
     by = min(forms, key=lambda form: len(forms[form]))
     return {
-        "tensor": part.tensor,
-        "axis": part.axis,
-        "role": part.role,
+        "tensor": member.tensor,
+        "axis": member.axis,
+        "role": member.role,
         "each": index.shape[1],
         "by": by,
         "index": forms[by],
         "values": None
-        if part.values is None or constant is None
-        else part.values[constant].tolist(),
+        if member.values is None or constant is None
+        else member.values[constant].tolist(),
     }
 
 
@@ -124,7 +124,7 @@ def _packed(mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> str:
 
 
 def dump(content: Mapping[str, Any]) -> bytes:
-    """Return JSON in which each group, slice, layer and shape has its line."""
+    """Return JSON in which each group, member, layer and shape has its line."""
     return ("".join(_lines(content, "", 4)) + "\n").encode()
 
 

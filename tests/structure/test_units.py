@@ -1,40 +1,40 @@
-"""From what rules say to units: joined atoms, and axes that are made of several."""
+"""From what rules say to units: joined indices, and axes that are made of several."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexrel.structure.dependencies import AxisDependencies, Product
-from flexrel.structure.resolve import resolve
+from flexrel.structure.dependencies import AxisDependencies, FlattenedAxis
+from flexrel.structure.groups import resolve
 
 
 class Said:
-    """A coupling, put together by hand."""
+    """A dependencies, put together by hand."""
 
     def __init__(self):
-        self.coupling = AxisDependencies({})
+        self.dependencies = AxisDependencies({})
 
     def axis(self, size):
-        first = self.coupling.atoms
-        self.coupling.atoms += size
+        first = self.dependencies.count
+        self.dependencies.count += size
         return np.arange(first, first + size)
 
     def product(self, *sizes):
         """Return a flat axis and the factors it is made of."""
         factors = tuple(self.axis(size) for size in sizes)
         flat = self.axis(int(np.prod(sizes)))
-        self.coupling.products.append(Product(flat, factors))
+        self.dependencies.flattened.append(FlattenedAxis(flat, factors))
         return flat, factors
 
     def join(self, one, two):
-        self.coupling.joined.append((one, two))
+        self.dependencies.joined.append((one, two))
 
-    def bar(self, atoms, reason="it must stay"):
-        self.coupling.barred.append((atoms, reason))
+    def bar(self, indices, reason="it must stay"):
+        self.dependencies.barred.append((indices, reason))
 
     def units(self):
-        return resolve(self.coupling)
+        return resolve(self.dependencies)
 
 
 @pytest.fixture
@@ -42,12 +42,12 @@ def said():
     return Said()
 
 
-def parts(units, flat):
+def members_of(units, flat):
     """Return which positions of an axis go together, those that can go."""
     groups = {}
-    for position, atom in enumerate(flat.tolist()):
+    for position, index in enumerate(flat.tolist()):
         if units.free(flat)[position]:
-            groups.setdefault(int(units.of[atom]), []).append(position)
+            groups.setdefault(int(units.of[index]), []).append(position)
     return sorted(groups.values())
 
 
@@ -59,16 +59,16 @@ def parts(units, flat):
     st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30),
     st.lists(st.integers(0, 19), max_size=3),
 )
-def test_atoms_are_one_unit_if_and_only_if_a_path_of_joins_leads_from_one_to_the_other(
+def test_indices_are_one_unit_if_and_only_if_a_path_of_joins_leads_from_one_to_the_other(
     pairs, barred
 ):
     said = Said()
     said.axis(20)
     for one, two in pairs:
         said.join(np.array([one]), np.array([two]))
-    for atom in barred:
-        said.bar(np.array([atom]))
-    reached = [{atom} for atom in range(20)]  # slowly: grow until nothing is added
+    for index in barred:
+        said.bar(np.array([index]))
+    reached = [{index} for index in range(20)]  # slowly: grow until nothing is added
     for _ in range(20):
         for one, two in pairs:
             reached[one] |= reached[two]
@@ -76,9 +76,9 @@ def test_atoms_are_one_unit_if_and_only_if_a_path_of_joins_leads_from_one_to_the
 
     units = said.units()
 
-    for atom, others in enumerate(reached):
-        assert units.of[atom] == min(others)  # the unit has the number of its first atom
-        assert units.free(np.array([atom]))[0] == (not others & set(barred))
+    for index, others in enumerate(reached):
+        assert units.of[index] == min(others)  # the unit has the number of its first index
+        assert units.free(np.array([index]))[0] == (not others & set(barred))
 
 
 def test_of_several_reasons_the_one_said_first_is_given(said):
@@ -92,7 +92,7 @@ def test_of_several_reasons_the_one_said_first_is_given(said):
 
 def test_heads_are_known_in_all_that_goes_with_them(said):
     axis, other, third = said.axis(3), said.axis(3), said.axis(3)
-    said.coupling.heads.append(axis)
+    said.dependencies.heads.append(axis)
     said.join(axis, other)
 
     units = said.units()
@@ -109,8 +109,8 @@ def test_of_two_factors_the_one_with_more_units_is_cut(said):
 
     units = said.units()
 
-    assert parts(units, flat) == [[0, 3], [1, 4], [2, 5]]
-    assert parts(units, fast) == [[0], [1], [2]]
+    assert members_of(units, flat) == [[0, 3], [1, 4], [2, 5]]
+    assert members_of(units, fast) == [[0], [1], [2]]
     assert not units.free(slow).any()
     assert units.reason(slow) == "it is cut in 3 parts, across this"
 
@@ -118,24 +118,24 @@ def test_of_two_factors_the_one_with_more_units_is_cut(said):
 def test_of_equal_factors_the_slower_is_cut(said):
     flat, _ = said.product(3, 3)
 
-    assert parts(said.units(), flat) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert members_of(said.units(), flat) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
 
 def test_heads_are_cut_though_they_have_fewer_units_than_what_is_in_them(said):
     flat, (heads, _) = said.product(2, 3)
-    said.coupling.heads.append(heads)
+    said.dependencies.heads.append(heads)
 
-    assert parts(said.units(), flat) == [[0, 1, 2], [3, 4, 5]]
+    assert members_of(said.units(), flat) == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_a_barred_factor_leaves_the_choice_to_the_other(said):
     flat, (heads, _) = said.product(2, 3)
-    said.coupling.heads.append(heads)
+    said.dependencies.heads.append(heads)
     said.bar(heads)
 
     units = said.units()
 
-    assert parts(units, flat) == [[0, 3], [1, 4], [2, 5]]
+    assert members_of(units, flat) == [[0, 3], [1, 4], [2, 5]]
     assert units.reason(heads) == "it must stay"
 
 
@@ -146,7 +146,7 @@ def test_with_all_factors_barred_nothing_of_the_axis_goes_with_the_first_reason(
 
     units = said.units()
 
-    assert parts(units, flat) == []
+    assert members_of(units, flat) == []
     assert units.reason(flat) == "the fast one"
 
 
@@ -167,8 +167,8 @@ def test_one_position_that_must_stay_keeps_its_unit_alone(said):
 
     units = said.units()
 
-    assert parts(units, flat) == [[0, 3], [2, 5]]
-    assert parts(units, fast) == [[0], [2]]
+    assert members_of(units, flat) == [[0, 3], [2, 5]]
+    assert members_of(units, fast) == [[0], [2]]
 
 
 def test_of_three_factors_two_must_stay(said):
@@ -176,7 +176,7 @@ def test_of_three_factors_two_must_stay(said):
 
     units = said.units()
 
-    assert parts(units, flat) == [[0, 1, 2, 12, 13, 14]] + [
+    assert members_of(units, flat) == [[0, 1, 2, 12, 13, 14]] + [
         [at + more for more in (0, 1, 2, 12, 13, 14)] for at in (3, 6, 9)
     ]
     assert not units.free(a).any()
@@ -188,12 +188,12 @@ def test_products_that_share_a_factor_are_cut_along_it(said):
     flat, (_, fast) = said.product(2, 3)
     longer = said.axis(5)
     other = said.axis(15)
-    said.coupling.products.append(Product(other, (fast, longer)))
+    said.dependencies.flattened.append(FlattenedAxis(other, (fast, longer)))
 
     units = said.units()
 
-    assert parts(units, flat) == [[0, 3], [1, 4], [2, 5]]
-    assert parts(units, other) == [[5 * at + more for more in range(5)] for at in range(3)]
+    assert members_of(units, flat) == [[0, 3], [1, 4], [2, 5]]
+    assert members_of(units, other) == [[5 * at + more for more in range(5)] for at in range(3)]
     assert not units.free(longer).any()
 
 
@@ -206,8 +206,8 @@ def test_the_factor_is_cut_that_leaves_more_units_after_all_that_is_known(said):
 
     units = said.units()
 
-    assert parts(units, other) == parts(units, flat)
-    assert parts(units, slow) == [[0], [1]]
+    assert members_of(units, other) == members_of(units, flat)
+    assert members_of(units, slow) == [[0], [1]]
 
 
 def test_axes_taken_apart_differently_that_are_joined_can_be_cut_where_both_allow_it(said):
@@ -218,21 +218,21 @@ def test_axes_taken_apart_differently_that_are_joined_can_be_cut_where_both_allo
 
     units = said.units()
 
-    assert parts(units, flat) in ([], [[0, 1, 2, 3, 4, 5]])
+    assert members_of(units, flat) in ([], [[0, 1, 2, 3, 4, 5]])
 
 
 def test_a_factor_that_is_itself_taken_apart_is_cut_to_the_bottom(said):
     """Heads of halves: 12 = 4 heads x (2 x 1.5) is not; 16 = 4 x (2 x 2), heads barred."""
     flat, (heads, width) = said.product(4, 4)
     halves, pairs = said.axis(2), said.axis(2)
-    said.coupling.products.append(Product(width, (halves, pairs)))
+    said.dependencies.flattened.append(FlattenedAxis(width, (halves, pairs)))
     said.bar(heads)
     said.bar(halves)
 
     units = said.units()
 
-    assert parts(units, width) == [[0, 2], [1, 3]]
-    assert parts(units, flat) == [[0, 2, 4, 6, 8, 10, 12, 14], [1, 3, 5, 7, 9, 11, 13, 15]]
+    assert members_of(units, width) == [[0, 2], [1, 3]]
+    assert members_of(units, flat) == [[0, 2, 4, 6, 8, 10, 12, 14], [1, 3, 5, 7, 9, 11, 13, 15]]
 
 
 SIZES = st.sampled_from([(2, 2), (2, 3), (3, 2), (4, 3), (2, 2, 3)])
@@ -244,7 +244,7 @@ def built(products, joins, bars, heads):
     said = Said()
     for sizes in products:
         said.product(*sizes)
-    axes = [axis for p in said.coupling.products for axis in (p.flat, *p.factors)]
+    axes = [axis for p in said.dependencies.flattened for axis in (p.flat, *p.factors)]
     for one, two in joins:
         axis = axes[one % len(axes)]
         alike = [other for other in axes if len(other) == len(axis)]
@@ -252,7 +252,7 @@ def built(products, joins, bars, heads):
     for at, length in bars:
         axis = axes[at % len(axes)]
         said.bar(axis[: 1 + length % len(axis)])
-    said.coupling.heads += [axes[at % len(axes)] for at in heads]
+    said.dependencies.heads += [axes[at % len(axes)] for at in heads]
     return said
 
 
@@ -265,11 +265,11 @@ def built(products, joins, bars, heads):
 )
 def test_whatever_goes_leaves_every_axis_a_product_of_what_is_left(products, joins, bars, heads):
     said = built(products, joins, bars, heads)
-    products = list(said.coupling.products)
+    products = list(said.dependencies.flattened)
 
     units = said.units()
 
-    every = np.arange(said.coupling.atoms)
+    every = np.arange(said.dependencies.count)
     for unit in np.unique(units.of[every[units.free(every)]]):
         left = units.of != unit
         for product in products:

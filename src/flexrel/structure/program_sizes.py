@@ -13,46 +13,46 @@ import numpy as np
 import torch
 from torch import fx
 
-from flexrel.core.graph import Numeral, PruningGroup
+from flexrel.core.graph import ProgramSize, PruningGroup
 from flexrel.core.plan import Plan
-from flexrel.structure.dependencies import Atoms, Axis, AxisDependencies
-from flexrel.structure.resolve import Units
+from flexrel.structure.dependencies import Axis, AxisDependencies, Indices
+from flexrel.structure.groups import ResolvedUnits, group_of_units
 
-Found = tuple[str, int | None, Atoms]  # argument, place in it, the unit at each position counted
+SizeReading = tuple[str, int | None, Indices]  # argument, place in it, units at what it counts
 
 
-def numbers_of(
+def program_sizes_of(
     program: fx.GraphModule,
-    coupling: AxisDependencies,
-    units: Units,
+    dependencies: AxisDependencies,
+    units: ResolvedUnits,
     groups: Sequence[PruningGroup],
-) -> Iterator[Numeral]:
+) -> Iterator[ProgramSize]:
     """Yield the numbers of a program that fall as units of the groups go.
 
     Args:
-        program: as `export` makes it.
-        coupling: of the program's trace.
-        units: of the coupling.
+        program: as `exported_program` makes it.
+        dependencies: of the program's trace.
+        units: of the dependencies.
         groups: of those units.
     """
-    reader = _Reader(coupling, units, groups)
+    reader = _Reader(dependencies, units, groups)
     for node in program.graph.nodes:
-        rule = _RULES.get(name_of(node))
+        rule = _SIZE_RULES.get(aten_name(node))
         for argument, place, at in rule(node, reader) if rule else ():
             gone = reader.by_group(at)
             if gone and _read(node, argument, place) is not None:
-                yield Numeral(node.name, argument, place, len(at), gone)
+                yield ProgramSize(node.name, argument, place, len(at), gone)
 
 
-def renumber_(program: fx.GraphModule, plan: Plan) -> None:
+def resize_program_(program: fx.GraphModule, plan: Plan) -> None:
     """Rewrite the numbers of a program to what the plan leaves of them.
 
     A number that depends on the batch, as samples x heads does, is scaled as it is computed.
     """
     graph = program.graph
     nodes = {node.name: node for node in graph.nodes}
-    for number in plan.graph.numbers:
-        gone = (each[~plan.masks[s]] for s, each in number.units.items() if s in plan.masks)
+    for number in plan.graph.program_sizes:
+        gone = (each[~plan.masks[g]] for g, each in number.units.items() if g in plan.masks)
         less = sum(int(each.sum()) for each in gone)
         if not less:
             continue
@@ -67,7 +67,7 @@ def renumber_(program: fx.GraphModule, plan: Plan) -> None:
     program.recompile()
 
 
-def name_of(node: fx.Node) -> str:
+def aten_name(node: fx.Node) -> str:
     """Return the name of a node's ATen operation; "" of another node's."""
     target = node.target
     return target.overloadpacket.__name__ if isinstance(target, torch._ops.OpOverload) else ""  # noqa: SLF001 - no public name
@@ -94,7 +94,7 @@ def _read(node: fx.Node, argument: str, place: int | None) -> Any:  # noqa: ANN4
     return None if isinstance(value, int) and value < 0 else value
 
 
-def _write(node: fx.Node, number: Numeral, new: int | fx.Node) -> None:
+def _write(node: fx.Node, number: ProgramSize, new: int | fx.Node) -> None:
     value: Any = new
     if number.place is not None:
         value = list(argument_of(node, number.argument))
@@ -109,23 +109,18 @@ class _Reader:
     """Knows which unit, if any, goes with each position of each axis of a graph's values."""
 
     def __init__(
-        self, coupling: AxisDependencies, units: Units, groups: Sequence[PruningGroup]
+        self, dependencies: AxisDependencies, units: ResolvedUnits, groups: Sequence[PruningGroup]
     ) -> None:
-        self._nodes, self._of = coupling.nodes, units.of
-        self._owner: dict[int, tuple[str, int]] = {}  # unit -> its group, and its place there
-        for group in groups:
-            part = group.members[0]
-            atoms = np.concatenate(coupling.parameters[part.tensor][part.axis])
-            members = units.of[atoms[part.index[:, 0].numpy()]].tolist()
-            self._owner |= {unit: (group.name, at) for at, unit in enumerate(members)}
+        self._nodes, self._of = dependencies.nodes, units.of
+        self._owner = group_of_units(dependencies, units, groups)
         self._sizes = {group.name: group.units for group in groups}
 
-    def axes(self, node: fx.Node, output: int = 0) -> list[Atoms]:
+    def axes(self, node: fx.Node, output: int = 0) -> list[Indices]:
         """Return the units at each axis of what a node makes; -1 where a position stays."""
         made = self._nodes.get(node.name, [])
         return [self._positions(axis) for axis in made[output]] if output < len(made) else []
 
-    def _positions(self, axis: Axis) -> Atoms:
+    def _positions(self, axis: Axis) -> Indices:
         shape = tuple(map(len, axis))
         found = np.full(shape, -1)
         for at, factor in enumerate(axis):  # one of them at most is cut
@@ -135,7 +130,7 @@ class _Reader:
             found = np.maximum(found, units.reshape(told))
         return found.ravel()
 
-    def by_group(self, positions: Atoms) -> Mapping[str, torch.Tensor]:
+    def by_group(self, positions: Indices) -> Mapping[str, torch.Tensor]:
         """Return how many of the positions go with each unit of each group."""
         found: dict[str, torch.Tensor] = {}
         for unit in positions[positions >= 0].tolist():
@@ -147,20 +142,21 @@ class _Reader:
 
 # --- one rule a kind of operation ---------------------------------------------------------------
 
-Rule = Callable[[fx.Node, _Reader], Iterator[Found]]
+
+SizeRule = Callable[[fx.Node, _Reader], Iterator[SizeReading]]
 
 
-def _sizes(argument: str) -> Rule:
+def _sizes(argument: str) -> SizeRule:
     """Read a list of the lengths of all axes that are made."""
 
-    def rule(node: fx.Node, reader: _Reader) -> Iterator[Found]:
+    def rule(node: fx.Node, reader: _Reader) -> Iterator[SizeReading]:
         for at, positions in enumerate(reader.axes(node)):
             yield argument, at, positions
 
     return rule
 
 
-def _unflatten(node: fx.Node, reader: _Reader) -> Iterator[Found]:
+def _unflatten(node: fx.Node, reader: _Reader) -> Iterator[SizeReading]:
     axes = reader.axes(node)
     count = len(argument_of(node, "sizes"))
     dim = argument_of(node, "dim") % (len(axes) - count + 1) if axes else 0
@@ -168,13 +164,13 @@ def _unflatten(node: fx.Node, reader: _Reader) -> Iterator[Found]:
         yield "sizes", at, positions
 
 
-def _split(node: fx.Node, reader: _Reader) -> Iterator[Found]:
+def _split(node: fx.Node, reader: _Reader) -> Iterator[SizeReading]:
     for at in range(len(argument_of(node, "split_sizes"))):
         if axes := reader.axes(node, at):
             yield "split_sizes", at, axes[argument_of(node, "dim") or 0]
 
 
-def _slice(node: fx.Node, reader: _Reader) -> Iterator[Found]:
+def _slice(node: fx.Node, reader: _Reader) -> Iterator[SizeReading]:
     axes = reader.axes(argument_of(node, "self"))
     if not axes:
         return
@@ -185,7 +181,7 @@ def _slice(node: fx.Node, reader: _Reader) -> Iterator[Found]:
             yield argument, None, whole[:limit]
 
 
-def _narrow(node: fx.Node, reader: _Reader) -> Iterator[Found]:
+def _narrow(node: fx.Node, reader: _Reader) -> Iterator[SizeReading]:
     axes, made = reader.axes(argument_of(node, "input")), reader.axes(node)
     start, dim = argument_of(node, "start"), argument_of(node, "dim")
     if axes and made and isinstance(start, int):
@@ -193,10 +189,10 @@ def _narrow(node: fx.Node, reader: _Reader) -> Iterator[Found]:
         yield "length", None, made[dim]
 
 
-def _groups(argument: str) -> Rule:
+def _groups(argument: str) -> SizeRule:
     """Read a number of groups of channels; a group goes if all in it are of one unit."""
 
-    def rule(node: fx.Node, reader: _Reader) -> Iterator[Found]:
+    def rule(node: fx.Node, reader: _Reader) -> Iterator[SizeReading]:
         groups = argument_of(node, argument) or 1
         axes = reader.axes(argument_of(node, "input"))
         if axes and groups > 1:
@@ -209,12 +205,16 @@ def _groups(argument: str) -> Rule:
 _CONVOLUTIONS = (
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"
 )
-MADE = "zeros ones full empty new_zeros new_ones new_full new_empty"  # by a list of lengths
 
 
-def _table() -> dict[str, Rule]:
-    groups: list[tuple[str, Rule]] = [
-        (f"view _unsafe_view expand {MADE}", _sizes("size")),
+SIZED_BY_LIST = (
+    "zeros ones full empty new_zeros new_ones new_full new_empty"  # by a list of lengths
+)
+
+
+def _table() -> dict[str, SizeRule]:
+    groups: list[tuple[str, SizeRule]] = [
+        (f"view _unsafe_view expand {SIZED_BY_LIST}", _sizes("size")),
         ("reshape", _sizes("shape")),
         ("unflatten", _unflatten),
         ("split_with_sizes", _split),
@@ -226,4 +226,4 @@ def _table() -> dict[str, Rule]:
     return {name: rule for names, rule in groups for name in names.split()}
 
 
-_RULES = _table()
+_SIZE_RULES = _table()

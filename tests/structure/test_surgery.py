@@ -10,8 +10,8 @@ from torch import nn
 
 from flexrel import ModelError, UsageError
 from flexrel.core import cost
-from flexrel.structure import analyse, mask_, resize_, shrink_
-from flexrel.structure.apply import apply, verify
+from flexrel.structure import analyse, apply, resize_, verify
+from flexrel.structure.surgery import mask_, shrink_
 from networks import (
     PYTHON,
     Call,

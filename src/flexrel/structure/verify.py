@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch
-from flexrel.core.graph import Attribute, PruningGraph, PruningGroup
+from flexrel.core.graph import PruningGraph, PruningGroup, SizeAttribute
 from flexrel.core.plan import Plan
-from flexrel.core.running import call, duplicate, tensors_of, undisturbed
+from flexrel.core.running import call, duplicate, reason, tensors_of, undisturbed
 from flexrel.errors import ModelError
-from flexrel.structure.cut import (
+from flexrel.structure.modules import pass_over_
+from flexrel.structure.surgery import (
     absorbed,
     add_to_bias_,
     blocks_gone,
@@ -27,19 +28,38 @@ from flexrel.structure.cut import (
     resize_,
     shrink_,
 )
-from flexrel.structure.skip import pass_over_
 
 _AGREE = 1e-5  # largest difference of outputs, as a share of the largest, dense or masked
+
+
 _NEAR = 1e-2  # up to here it may be rounding, which double precision tells
 
+
 _TELLING = re.compile("head|group|inner|hidden|split|width|chan|chs|dim")
-Allowed = Callable[[Attribute], bool]
+
+
+Allowed = Callable[[SizeAttribute], bool]
+
+
 _VARIANTS: tuple[Allowed, ...] = (  # which numbers in modules are taken for lengths of axes
     bool,
     lambda attribute: bool(_TELLING.search(attribute.name)),
     lambda attribute: "head" in attribute.name or "group" in attribute.name,
     lambda attribute: not attribute,
 )
+
+
+def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example: Batch) -> None:
+    """Check that the pruned network computes what the model with zeroed units computes.
+
+    Raises:
+        ModelError: it does not, or it does not run; says by how much they differ.
+    """
+    reason = disagreement(model, pruned, plan, example)
+    if reason is not None:
+        raise ModelError(
+            f"{reason}; nothing was returned. Leave layers alone with keep= to find the cause"
+        )
 
 
 def disagreement(
@@ -66,7 +86,7 @@ def disagreement(
         ModelError: a network does not run on the example.
     """
     have = outputs(pruned, example)  # first: it may not run
-    expected = model if _is_free(plan) else _masked(model, plan)
+    expected = _masked(model, plan)
     dense = outputs(model, example) if dense is None else dense
     found = difference(dense, outputs(expected, example), have)
     if isinstance(found, float) and _AGREE < found <= _NEAR:
@@ -82,17 +102,17 @@ def disagreement(
     return f"the cut network's outputs differ from the masked one's by a share of {found:.3g}"
 
 
-def _is_free(plan: Plan) -> bool:
-    """Return whether all units that go are constant."""
-    return all(
+def _masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return the model with whatever reads the plan's units zeroed, and blocks passed over.
+
+    If all units that go are constant, it is the model itself.
+    """
+    if all(
         bool(mask.all()) or (group.constant is not None and bool((mask | group.constant).all()))
         for group in plan.graph.groups
         for mask in [plan.masks[group.name]]
-    )
-
-
-def _masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return the model with whatever reads the plan's units zeroed, and blocks passed over."""
+    ):
+        return model
     expected = duplicate(model, share=True)
     tensors = named_tensors(model)
     resize_(expected, masked(tensors, plan, readers=True))
@@ -129,6 +149,38 @@ def difference(
     return worst
 
 
+def outputs(network: nn.Module, example: Batch) -> list[Tensor]:
+    """Return all tensors that the network returns, in double precision."""
+    with undisturbed(network), torch.no_grad():
+        return [t if t.is_complex() else t.double() for t in tensors_of(call(network, example))]
+
+
+def _double(example: Batch) -> Batch:
+    kwargs = {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in example.kwargs.items()
+    }
+    args = tuple(x.double() if x.is_floating_point() else x for x in example.args)
+    return replace(example, args=args, kwargs=kwargs)
+
+
+def untrainable(network: nn.Module, example: Batch) -> str | None:
+    """Return why no gradient goes back through the network; None: it does, or there is none."""
+    with undisturbed(network), torch.enable_grad():
+        made = [t for t in tensors_of(call(network, example)) if t.requires_grad]
+        wanted = [p for p in network.parameters() if p.requires_grad]
+        try:
+            if made and wanted:
+                scalar = torch.stack([t.abs().sum().float() for t in made]).sum()
+                torch.autograd.grad(scalar, wanted, allow_unused=True)
+        except RuntimeError as error:
+            return f"no gradient goes back through the cut network: {reason(error)}"
+    return None
+
+
+# --- which groups can be cut --------------------------------------------------------------------
+
+
 def probe(
     model: nn.Module, example: Batch, graph: PruningGraph
 ) -> tuple[PruningGraph, dict[str, str]]:
@@ -149,7 +201,7 @@ def probe(
 
 class _Trial:
     def __init__(self, model: nn.Module, example: Batch, graph: PruningGraph) -> None:
-        self._model, self._example, self._structure = model, example, graph
+        self._model, self._example, self._graph = model, example, graph
         self._dense = outputs(model, example)
         self._good: dict[str, Allowed] = {}
         self.failed: dict[str, str] = {}
@@ -190,7 +242,7 @@ class _Trial:
     def _all_of(self, groups: Sequence[PruningGroup]) -> str | None:
         """Try to add all of the groups; return why they can't be."""
         failure = ""
-        tried: list[tuple[Attribute, ...]] = []
+        tried: list[tuple[SizeAttribute, ...]] = []
         for allowed in _VARIANTS if groups else ():
             trial = self._good | dict.fromkeys((group.name for group in groups), allowed)
             attributes = self.attributes(trial)
@@ -204,18 +256,18 @@ class _Trial:
             failure = failure or f"a cut of {_names(groups)} was tried and failed: {found}"
         return failure or None
 
-    def attributes(self, good: dict[str, Allowed]) -> tuple[Attribute, ...]:
+    def attributes(self, good: dict[str, Allowed]) -> tuple[SizeAttribute, ...]:
         """Return the numbers that change when the groups are cut."""
         return tuple(
             attribute
-            for attribute in self._structure.attributes
+            for attribute in self._graph.attributes
             if all(good[group](attribute) for group, _ in attribute.units if group in good)
             and any(group in good for group, _ in attribute.units)
         )
 
     def _failure(self, good: dict[str, Allowed]) -> str | None:
-        groups = tuple(group for group in self._structure.groups if group.name in good)
-        graph = replace(self._structure, groups=groups, attributes=self.attributes(good))
+        groups = tuple(group for group in self._graph.groups if group.name in good)
+        graph = replace(self._graph, groups=groups, attributes=self.attributes(good))
         masks = {group.name: torch.arange(group.units) < (group.units + 1) // 2 for group in groups}
         plan = Plan(graph, masks)
         try:
@@ -236,18 +288,3 @@ def _kinds(groups: Sequence[PruningGroup]) -> list[list[PruningGroup]]:
 
 def _names(groups: Sequence[PruningGroup]) -> str:
     return "it" if len(groups) == 1 else f"it, together with {len(groups) - 1} layers like it,"
-
-
-def _double(example: Batch) -> Batch:
-    kwargs = {
-        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in example.kwargs.items()
-    }
-    args = tuple(x.double() if x.is_floating_point() else x for x in example.args)
-    return replace(example, args=args, kwargs=kwargs)
-
-
-def outputs(network: nn.Module, example: Batch) -> list[Tensor]:
-    """Return all tensors that the network returns, in double precision."""
-    with undisturbed(network), torch.no_grad():
-        return [t if t.is_complex() else t.double() for t in tensors_of(call(network, example))]

@@ -7,8 +7,7 @@ from torch.nn import functional
 
 from flexrel import ModelError
 from flexrel.core.plan import Plan
-from flexrel.structure import analyse
-from flexrel.structure.apply import apply
+from flexrel.structure import analyse, apply
 from graphs import HEADS, WIDTH, Attention, Tokens, layers, sentences
 from networks import Mixer, batch, conv, images, random_
 
