@@ -29,7 +29,7 @@ from flexrel.repair import (
     samples_at,
     second_moments,
 )
-from flexrel.tracing import LayerCall, Op, OpRecorder, Weights, layer_call
+from flexrel.tracing import LayerCall, Op, OpRecorder, ParameterOwners, layer_call
 
 _Sum = TypeVar("_Sum", SecondMoments, Tensor)
 
@@ -163,7 +163,7 @@ def _measure(
     share: float,
     generator: torch.Generator,
 ) -> KFACFactors:
-    watch = _Watch(Weights(model), layers, batch.samples, share, generator)
+    watch = _Watch(ParameterOwners(model), layers, batch.samples, share, generator)
     roots, fresh = rooted(batch)
     with watch:
         result = scores_in(call(model, fresh))
@@ -189,7 +189,7 @@ class _Watch(OpRecorder):
 
     def __init__(
         self,
-        weights: Weights,
+        weights: ParameterOwners,
         layers: Collection[str],
         samples: int,
         share: float,  # of all samples
@@ -205,9 +205,9 @@ class _Watch(OpRecorder):
         self._rows, self._gradients = ceil(share * _ROWS), ceil(share * _GRADIENTS)
         self._generator = generator
 
-    def ran(self, step: Op) -> Any:  # noqa: ANN401
+    def run(self, step: Op) -> Any:  # noqa: ANN401
         """Run the operation, and watch it if it is a layer's."""
-        result = super().ran(step)
+        result = super().run(step)
         if step.name == "embedding" and not result.requires_grad:
             return self._leaf(result)
         found = layer_call(step, self._weights)

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flexrel.errors import PackError, UsageError
-from flexrel.relevance.ledger import Balance, merged
+from flexrel.relevance.balance import Balance, merged
 from flexrel_edge.files import replace_file
 
 Part = Literal["sum", "positive", "absolute", "sample"]
@@ -61,31 +61,26 @@ class LayerRelevance:
     output_samples: Float[Tensor, "out"] | None = None
 
     def __post_init__(self) -> None:
-        inputs, outputs = (tuple(vector.shape) for vector in self.vectors("sum"))
-        absolutes = tuple(tuple(vector.shape) for vector in self.vectors("absolute"))
-        divided = self.groups >= 1 and all(
-            shape and shape[0] % self.groups == 0 for shape in (inputs, outputs)
-        )
-        given = self.sums()
-        samples = tuple(tuple(given[f"{side}_samples"].shape) for side in ("input", "output"))
-        fitting = absolutes == (inputs, outputs) and samples == (inputs[:1], outputs)
-        if not fitting or len(outputs) != 1 or not divided:
+        for side in ("input", "output"):
+            if getattr(self, f"{side}_samples") is None:
+                absolute = getattr(self, f"{side}_absolute")
+                by_channel = absolute.flatten(1).mean(1) if absolute.ndim > 1 else absolute
+                object.__setattr__(self, f"{side}_samples", by_channel)
+        sums = self.sums()
+        inputs, outputs, *rest = (tuple(tensor.shape) for tensor in sums.values())
+        fitting = rest == [inputs, outputs, inputs[:1], outputs] and len(outputs) == 1
+        groups = self.groups
+        if not fitting or groups < 1 or not inputs or inputs[0] % groups or outputs[0] % groups:
             raise UsageError(
-                f"relevance of shapes {inputs} and {outputs}, absolute {absolutes[0]} and "
-                f"{absolutes[1]}, is not that of one layer of {self.groups} groups"
+                f"relevance of shapes {inputs} and {outputs}, absolute {rest[0]} and {rest[1]}, "
+                f"is not that of one layer of {groups} groups"
             )
-        if not all(bool(tensor.isfinite().all()) for tensor in given.values()):
+        if not bool(torch.cat([tensor.flatten() for tensor in sums.values()]).isfinite().all()):
             raise UsageError("relevance has a NaN or an infinity")
 
     def sums(self) -> dict[str, Tensor]:
         """Return all that adds up, by the attribute's name."""
-        found = {name: getattr(self, name) for name in _FIELDS}
-        for side in ("input", "output"):
-            absolute = found[f"{side}_absolute"]
-            if found[f"{side}_samples"] is None:
-                by_channel = absolute.flatten(1).mean(1) if absolute.ndim > 1 else absolute
-                found[f"{side}_samples"] = by_channel
-        return found
+        return {name: getattr(self, name) for name in _FIELDS}
 
     def vectors(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return `input` and `output` as plain sums, sums of positive parts, or of absolutes.
@@ -105,9 +100,9 @@ class LayerRelevance:
             return inputs, (self.output + self.output_absolute) / 2
         if part == "sample":
             kernel = [1] * (self.input.ndim - 1)
-            found = self.sums()
-            channels = found["input_samples"].view(-1, *kernel)
-            return channels.expand_as(self.input), found["output_samples"]
+            sums = self.sums()
+            channels = sums["input_samples"].view(-1, *kernel)
+            return channels.expand_as(self.input), sums["output_samples"]
         raise UsageError(f"part {part!r} of relevance is not one of {', '.join(PARTS)}")
 
     def along(self, axis: int, part: Part) -> Float[Tensor, "entries"]:
@@ -116,14 +111,10 @@ class LayerRelevance:
         A kernel's positions are averaged; what all groups read or make with one entry adds up.
         """
         inputs, outputs = self.vectors(part)
-        if axis == (0 if self.transposed else 1):
-            per_channel: Tensor = inputs.flatten(1).mean(dim=1) if inputs.ndim > 1 else inputs
-            return per_channel if self.transposed else self._over_groups(per_channel)
-        return self._over_groups(outputs) if self.transposed else outputs
-
-    def _over_groups(self, values: Tensor) -> Tensor:
-        total: Tensor = values.unflatten(0, (self.groups, -1)).sum(dim=0)
-        return total
+        of_inputs = axis == (0 if self.transposed else 1)
+        values = inputs.reshape(len(inputs), -1).mean(dim=1) if of_inputs else outputs
+        # Along axis 0 lies what each group reads or makes; along axis 1 what one of them does.
+        return values if axis == 0 else values.unflatten(0, (self.groups, -1)).sum(dim=0)
 
     def parameter_relevance(
         self, part: Part = "sum", dtype: torch.dtype = torch.float64
