@@ -87,9 +87,9 @@ def relevance_of_activations(network, x):
 
 def agrees_with_the_matrix(network, x):
     """Every layer's parameter relevance is that of its explicit matrix, for every part."""
-    statistics = calibrate(network, [x], output="predicted")
+    stats = calibrate(network, [x], output="predicted")
     relevance = relevance_of_activations(network, x)
-    for name, sums in statistics.items():
+    for name, sums in stats.items():
         layer = network.get_submodule(name)
         inputs = relevance[int(name)][0]
         channels_first = inputs if isinstance(layer, Convolution) else inputs.movedim(-1, 1)
@@ -259,10 +259,10 @@ def test_relevance_is_conserved_by_relu_networks_without_biases(output):
         "norm": scores.square().sum(),
     }[output]
 
-    statistics = calibrate(network, [(x, labels)], output=output)
+    stats = calibrate(network, [(x, labels)], output=output)
 
-    assert list(statistics) == ["0", "2", "6", "8"]
-    for layer in statistics.values():
+    assert list(stats) == ["0", "2", "6", "8"]
+    for layer in stats.values():
         torch.testing.assert_close(layer.input.sum(), started)
         torch.testing.assert_close(layer.output.sum(), started)
 
@@ -278,9 +278,9 @@ def test_output_relevance_is_conserved_where_windows_overlap():
     fill(network, 0)
     x = normal(4, 2, 7, seed=1)
 
-    statistics = calibrate(network, [x], output="predicted")
+    stats = calibrate(network, [x], output="predicted")
 
-    for layer in statistics.values():
+    for layer in stats.values():
         torch.testing.assert_close(layer.output.sum(), network(x).amax(1).sum())
 
 

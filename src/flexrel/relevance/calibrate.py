@@ -24,7 +24,7 @@ from flexrel.relevance.balance import Balance, Ledger, NaNFinder, merged
 from flexrel.relevance.follow import RelevanceRecorder
 from flexrel.relevance.rules import Rule, RuleLike, rule_of
 from flexrel.relevance.stats import LayerRelevance, RelevanceStats
-from flexrel.relevance.sums import LayerShape, Scratch, flattened, relevance_of
+from flexrel.relevance.sums import LayerShape, Scratch, by_layer, flattened, relevance_of
 from flexrel.relevance.targets import Attribution, AttributionTarget, start
 
 
@@ -160,8 +160,8 @@ class _Calibration:
         finder = NaNFinder()
         self._followed(batch, nan_finder=finder)
         first = f"; it first is in {finder.found}" if finder.found else ""
-        by_layer = zip(shapes, values.split([shape.entries for shape in shapes]), strict=True)
-        name = next(shape.name for shape, part in by_layer if not bool(part.isfinite().all()))
+        parts = by_layer(shapes, values)
+        name = next(shape.name for shape, part in parts if not bool(part.isfinite().all()))
         return ModelError(f"relevance of {name!r} is NaN or infinite in batch {batch.index}{first}")
 
     def stats(self) -> RelevanceStats:
@@ -175,8 +175,7 @@ class _Calibration:
             raise UsageError("the calibration set is empty; pass at least one batch")
         layers: dict[str, LayerRelevance] = {}
         for shapes, values in self.sums.items():
-            parts = values.split([shape.entries for shape in shapes])
-            for shape, part in zip(shapes, parts, strict=True):
+            for shape, part in by_layer(shapes, values):
                 layer, before = relevance_of(shape, part), layers.get(shape.name)
                 layers[shape.name] = layer if before is None else before + layer
         output = self.output
@@ -202,12 +201,12 @@ class _Calibration:
 def _unmeasured(model: nn.Module, measured: Iterable[str]) -> tuple[str, ...]:
     """Return the parameters of two axes or more that no sums are of, nor of what makes them."""
     layers = [name.partition("[")[0] for name in measured]
-    inside = tuple(f"{layer}." for layer in layers)
-    return tuple(
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.ndim > 1 and layer_of(name) not in layers and not name.startswith(inside)
-    )
+    inside = tuple(f"{layer}." for layer in layers)  # where one's weight is computed
+    found = []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and layer_of(name) not in layers and not name.startswith(inside):
+            found.append(name)
+    return tuple(found)
 
 
 def _check_patterns(patterns: Iterable[str], layers: Iterable[str]) -> None:

@@ -70,7 +70,7 @@ class RelevanceRecorder(OpRecorder):
         self._owners = ParameterOwners(model)
         self._saved = SavedActivations(copy=copy)
         self._paddings = WeakTensorKeyDictionary()  # a padded tensor -> Padding
-        self._names = {module: name for name, module in model.named_modules()}
+        self._names: dict[nn.Module, str] = {}
         self._modules: list[nn.Module] = []  # that run now, outermost first
         self._calls = 0
         self._overwritten = False
@@ -84,7 +84,8 @@ class RelevanceRecorder(OpRecorder):
     def running(self) -> Iterator[None]:
         """Follow what runs in the block; hooks on modules tell which of them runs."""
         with ExitStack() as hooks:
-            for module in self._names:
+            for name, module in self._model.named_modules():
+                self._names[module] = name
                 entered = module.register_forward_pre_hook(self._enter)
                 hooks.callback(entered.remove)
                 left = module.register_forward_hook(self._leave, always_call=True)

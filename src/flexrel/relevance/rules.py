@@ -28,7 +28,7 @@ class Rule(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in statistics; statistics of different rules don't add."""
+        """Name in stats; stats of different rules don't add."""
 
     def __call__(self, layer: Affine, inputs: Tensor, outputs: Tensor, gradient: Tensor) -> Tensor:
         """Return the modified gradient of the layer's inputs.
@@ -195,7 +195,7 @@ class ByDepth:
     Attributes:
         steps: `(depth, rule)`, depths rising to 1: a layer takes the first rule whose depth is
             not below its own. The network's first layer has depth 0, its last 1.
-        name: in statistics.
+        name: in stats.
 
     Source:
         The idea of a composite by depth: Montavon et al. 2019, section 10.3.

@@ -75,8 +75,9 @@ class LayerRelevance:
                 f"relevance of shapes {inputs} and {outputs}, absolute {rest[0]} and {rest[1]}, "
                 f"is not that of one layer of {groups} groups"
             )
-        if not bool(torch.cat([tensor.flatten() for tensor in sums.values()]).isfinite().all()):
-            raise UsageError("relevance has a NaN or an infinity")
+        for tensor in sums.values():
+            if not bool(tensor.isfinite().all()):
+                raise UsageError("relevance has a NaN or an infinity")
 
     def sums(self) -> dict[str, Tensor]:
         """Return all that adds up, by the attribute's name."""
@@ -147,7 +148,7 @@ class LayerRelevance:
         ]
         if shapes[0] != shapes[1]:
             raise UsageError(
-                f"statistics of layers of different shapes, {shapes[0]} and {shapes[1]}, don't add"
+                f"stats of layers of different shapes, {shapes[0]} and {shapes[1]}, don't add"
             )
         others = other.sums()
         sums: dict[str, Any] = {name: tensor + others[name] for name, tensor in self.sums().items()}
@@ -172,7 +173,7 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
         samples: how many inputs they are sums over; a float, as weights and `scaled` scale it.
         rule: the relevance rule they were made with.
         output: what relevance started from: "label", "predicted", "norm" or a callable's name.
-        model: fingerprint of the network they belong to, "" if unknown: statistics of
+        model: fingerprint of the network they belong to, "" if unknown: stats of
             different networks don't add.
         balances: what each operation did with its relevance, if calibration was to check.
         unmeasured: parameters of two axes or more that no relevance came to, or that are used in
@@ -199,7 +200,7 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
     def __add__(self, other: "RelevanceStats") -> "RelevanceStats":
         if (self.rule, self.output) != (other.rule, other.output):
             raise UsageError(
-                f"statistics made with rule {self.rule!r} from output {self.output!r} don't add "
+                f"stats made with rule {self.rule!r} from output {self.output!r} don't add "
                 f"to those made with {other.rule!r} from {other.output!r}"
             )
         strangers = sorted(self.layers.keys() ^ other.layers.keys())
@@ -207,7 +208,7 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
             shown = f"only one of them has {', '.join(strangers[:3])}" if strangers else ""
             shown += " ..." if len(strangers) > 3 else ""  # noqa: PLR2004
             raise UsageError(
-                "statistics of different networks don't add: "
+                "stats of different networks don't add: "
                 + (shown or f"fingerprints {self.model[:8]!r} and {other.model[:8]!r}")
             )
         layers = dict(self.layers)  # of one network: a layer may have run for one of them only
@@ -230,7 +231,7 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
         return replace(self, layers=layers, samples=self.samples * factor, balances=balances)
 
     def save(self, path: str | Path) -> None:
-        """Write the statistics to a safetensors file, whole or not at all."""
+        """Write the stats to a safetensors file, whole or not at all."""
         tensors = {
             f"{name}|{field}": tensor.clone(memory_format=torch.contiguous_format)
             for name, layer in self.layers.items()
@@ -254,14 +255,14 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
 
     @staticmethod
     def load(path: str | Path) -> "RelevanceStats":
-        """Read statistics that `save` wrote.
+        """Read stats that `save` wrote.
 
         Raises:
             UsageError: there is no such file.
             PackError: the file is damaged, or holds something else.
         """
         if not Path(path).is_file():
-            raise UsageError(f"{path}: no such file of statistics")
+            raise UsageError(f"{path}: no such file of stats")
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["about"])
@@ -272,7 +273,7 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
                 return _parsed(about, tensors)
         except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise PackError(
-                f"{path}: is no file of statistics, or it is damaged: {error}"
+                f"{path}: is no file of stats, or it is damaged: {error}"
             ) from error
         except UsageError as error:
             raise PackError(f"{path}: is damaged: {error}") from error

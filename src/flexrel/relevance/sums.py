@@ -4,7 +4,7 @@ What a batch adds is moved from an accelerator, checked and added up in one go, 
 each of a layer's sums.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
@@ -43,11 +43,6 @@ class LayerShape:
     groups: int
     inputs: tuple[int, ...]
     outputs: int
-
-    @property
-    def entries(self) -> int:
-        """How many numbers there are: two sums a unit, and one by sample for each channel."""
-        return 2 * prod(self.inputs) + self.inputs[0] + 3 * self.outputs
 
 
 def shape_of(owner: Owner, call: AffineCall) -> LayerShape:
@@ -209,8 +204,19 @@ def flattened(
     return tuple(shapes), torch.cat([torch.cat([*run]).cpu() for _, run in runs]).double()
 
 
+def by_layer(
+    shapes: Sequence[LayerShape], values: Float64[Tensor, "entries"]
+) -> Iterator[tuple[LayerShape, Float64[Tensor, "some"]]]:
+    """Yield each layer's entries of such a vector: two sums a unit, and one by sample a channel."""
+    first = 0
+    for shape in shapes:
+        last = first + 2 * prod(shape.inputs) + shape.inputs[0] + 3 * shape.outputs
+        yield shape, values[first:last]
+        first = last
+
+
 def relevance_of(shape: LayerShape, values: Float64[Tensor, "entries"]) -> LayerRelevance:
-    """Return the relevance of the layer whose entries of such a vector these are."""
+    """Return the relevance of a layer of this shape, from its entries."""
     units, channels, outputs = prod(shape.inputs), shape.inputs[0], shape.outputs
     sizes = [units, units, channels, outputs, outputs, outputs]
     plain, absolute, by_sample, *of_output = values.split(sizes)

@@ -52,8 +52,12 @@ class Op:
     def given(self) -> list[Tensor]:
         """Return all tensors that go in, also those in lists and tuples."""
         values = (*self.args, *self.kwargs.values())
-        nested = [v if isinstance(v, list | tuple) else (v,) for v in values]
-        return [v for group in nested for v in group if isinstance(v, Tensor)]
+        return [
+            tensor
+            for value in values
+            for tensor in (value if isinstance(value, list | tuple) else (value,))
+            if isinstance(tensor, Tensor)
+        ]
 
     def named(self, names: str) -> dict[str, Any]:
         """Return the arguments by name, where `names` are those that may be given by place."""
