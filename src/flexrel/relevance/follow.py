@@ -73,7 +73,7 @@ class RelevanceRecorder(OpRecorder):
         self._names: dict[nn.Module, str] = {}
         self._modules: list[nn.Module] = []  # that run now, outermost first
         self._calls = 0
-        self._overwritten = False
+        self._overwritten = False  # something, unseen
         self._lost: list[bool | Tensor] = []  # likewise: looked at in the end, not waited for
         self._waiting = 0  # views whose gradient has not come
         self._operations: OperationRules | None = None

@@ -20,10 +20,7 @@ from flexrel_edge.files import replace_file
 Part = Literal["sum", "positive", "absolute", "sample"]
 PARTS: tuple[Part, ...] = ("sum", "positive", "absolute", "sample")
 _FORMAT, _VERSION = "flexrel-statistics", 3
-_FIELDS = (
-    *("input", "output", "input_absolute", "output_absolute"),
-    *("input_samples", "output_samples"),
-)
+_SUMS = ("input", "output", "input_absolute", "output_absolute", "input_samples", "output_samples")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +78,7 @@ class LayerRelevance:
 
     def sums(self) -> dict[str, Tensor]:
         """Return all that adds up, by the attribute's name."""
-        return {name: getattr(self, name) for name in _FIELDS}
+        return {name: getattr(self, name) for name in _SUMS}
 
     def vectors(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return `input` and `output` as plain sums, sums of positive parts, or of absolutes.
@@ -267,14 +264,12 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["about"])
                 found = about["format"], about["version"]
-                names = [f"{name}|{field}" for name in about["layers"] for field in _FIELDS]
+                names = [f"{name}|{field}" for name in about["layers"] for field in _SUMS]
                 tensors = {name: file.get_tensor(name) for name in names}
             if found == (_FORMAT, _VERSION):
                 return _parsed(about, tensors)
         except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise PackError(
-                f"{path}: is no file of stats, or it is damaged: {error}"
-            ) from error
+            raise PackError(f"{path}: is no file of stats, or it is damaged: {error}") from error
         except UsageError as error:
             raise PackError(f"{path}: is damaged: {error}") from error
         raise PackError(
@@ -293,7 +288,7 @@ def _parsed(about: Mapping[str, Any], tensors: Mapping[str, Any]) -> RelevanceSt
         raise TypeError("not all of its tensors are float64")
     layers = {
         name: LayerRelevance(
-            **{field: tensors[f"{name}|{field}"] for field in _FIELDS},
+            **{field: tensors[f"{name}|{field}"] for field in _SUMS},
             groups=int(kept["groups"]),
             transposed=bool(kept["transposed"]),
             tied=tuple(map(str, kept["tied"])),
