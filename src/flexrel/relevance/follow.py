@@ -192,9 +192,10 @@ class RelevanceRecorder(OpRecorder):
         outputs = self._layer_outputs(op, call, owner)
         channel = 1 if call.geometry is not None else axes - 1
         if call.inputs.requires_grad:
-            read = call.inputs, windows_of(call), call.inputs
-            padding: Padding | None = self._paddings.get(call.inputs)
-            tensor, windows, saved = padding.undone(*read[:2]) if padding else read
+            tensor, windows, saved = call.inputs, windows_of(call), call.inputs
+            padding: Padding | None = self._paddings.get(tensor)
+            if padding is not None:
+                tensor, windows, saved = padding.undone(tensor, windows)
             add = partial(sums.add, sides[0], channel, windows, self._scratch)
             self._when_back(tensor, add, self._saved.save(saved, read=True))
         return self._follow_output(outputs, partial(sums.add, sides[1], channel, (), self._scratch))
