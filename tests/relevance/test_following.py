@@ -124,6 +124,19 @@ def test_padding_that_is_overwritten_is_padding_no_more(in_place, out_of_place):
     )
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_padding_is_the_same_by_either_of_its_operations(value):
+    def with_pad(pad):
+        return Net(lambda n, x: n.b(pad(n.a(x).tanh())), convolutions=True)
+
+    x = normal(2, 4, 7)
+
+    same(
+        calibrate(with_pad(lambda p: torch.constant_pad_nd(p, (1, 1), value)), [x], output=first),
+        calibrate(with_pad(lambda p: functional.pad(p, (1, 1), value=value)), [x], output=first),
+    )
+
+
 @pytest.mark.parametrize("rule", ["epsilon", "gamma"])
 @pytest.mark.parametrize(
     ("in_place", "out_of_place"),

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from flexrel import calibrate
-from flexrel.relevance.fold import Folder
-from flexrel.relevance.patches import Window, reads, sum_patches
+from flexrel.relevance.layer import Window, reads, sum_patches
+from flexrel.relevance.sums import sum_relevance
 from reference import toeplitz
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's, even kernels
@@ -87,9 +87,9 @@ def relevance_of_activations(network, x):
 
 def agrees_with_the_matrix(network, x):
     """Every layer's parameter relevance is that of its explicit matrix, for every part."""
-    statistics = calibrate(network, [x], output="predicted")
+    stats = calibrate(network, [x], output="predicted")
     relevance = relevance_of_activations(network, x)
-    for name, sums in statistics.items():
+    for name, sums in stats.items():
         layer = network.get_submodule(name)
         inputs = relevance[int(name)][0]
         channels_first = inputs if isinstance(layer, Convolution) else inputs.movedim(-1, 1)
@@ -259,10 +259,10 @@ def test_relevance_is_conserved_by_relu_networks_without_biases(output):
         "norm": scores.square().sum(),
     }[output]
 
-    statistics = calibrate(network, [(x, labels)], output=output)
+    stats = calibrate(network, [(x, labels)], output=output)
 
-    assert list(statistics) == ["0", "2", "6", "8"]
-    for layer in statistics.values():
+    assert list(stats) == ["0", "2", "6", "8"]
+    for layer in stats.values():
         torch.testing.assert_close(layer.input.sum(), started)
         torch.testing.assert_close(layer.output.sum(), started)
 
@@ -278,9 +278,9 @@ def test_output_relevance_is_conserved_where_windows_overlap():
     fill(network, 0)
     x = normal(4, 2, 7, seed=1)
 
-    statistics = calibrate(network, [x], output="predicted")
+    stats = calibrate(network, [x], output="predicted")
 
-    for layer in statistics.values():
+    for layer in stats.values():
         torch.testing.assert_close(layer.output.sum(), network(x).amax(1).sum())
 
 
@@ -304,44 +304,45 @@ def test_relevance_does_not_depend_on_how_the_input_lies_in_memory():
             torch.testing.assert_close(found[name].output, layer.output, rtol=1e-12, atol=1e-12)
 
 
-def test_folding_sums_all_but_the_kept_axes():
+def test_relevance_is_summed_over_all_but_the_axis_of_units():
     activation = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
     gradient = torch.tensor([[2.0, 1.0], [-1.0, 0.5]])  # products [2, -2], [-3, 2]
 
-    folded = Folder().fold(activation, gradient, keep=(1,))
+    sums, samples = sum_relevance(activation, gradient, 1, {})
 
-    assert folded.sums.tolist() == [[-1, 0], [5, 4]]  # plain, absolute
-    assert folded.samples.tolist() == [5, 4]  # one position: what they are in absolute
+    assert sums.tolist() == [[-1, 0], [5, 4]]  # plain, absolute
+    assert samples.tolist() == [5, 4]  # one position: what they are in absolute
 
 
-def test_folding_adds_a_samples_positions_before_their_absolute_value_is_taken():
+def test_a_samples_positions_add_up_before_their_absolute_value_is_taken():
     activation = torch.tensor([[[1.0, -3.0], [2.0, 2.0]], [[1.0, 1.0], [0.0, -5.0]]])
     ones = torch.ones(2, 2, 2)  # two samples of two channels of two positions
 
-    by_channel = Folder().fold(activation, ones, keep=(1,))
-    by_position = Folder().fold(activation, ones, keep=(1, 2))
-    channels_last = Folder().fold(activation.mT, ones, keep=(2,))
+    by_channel = sum_relevance(activation, ones, 1, {})
+    by_position = sum_relevance(activation, ones, 1, {}, by_position=True)
+    channels_last = sum_relevance(activation.mT, ones, 2, {})
 
-    for folded in (by_channel, by_position, channels_last):
-        assert folded.samples.tolist() == [2 + 2, 4 + 5]
-    assert by_channel.sums.tolist() == [[0, -1], [6, 9]]
-    assert by_position.sums[0].tolist() == [[2, -2], [2, -3]]
-
-
-def test_folding_reuses_its_buffer_and_mixes_nothing_up():
-    folder = Folder()
-    first = folder.fold(torch.full((3, 4), 2.0), torch.ones(3, 4), keep=(1,))
-    smaller = folder.fold(torch.full((2, 1), 5.0), torch.ones(2, 1), keep=(1,))
-    larger = folder.fold(torch.full((9, 2), -1.0), torch.ones(9, 2), keep=(1,))
-
-    assert first.sums.tolist() == [[6] * 4] * 2
-    assert smaller.sums.tolist() == [[10], [10]]
-    assert larger.sums.tolist() == [[-9, -9], [9, 9]]
+    for _, samples in (by_channel, by_position, channels_last):
+        assert samples.tolist() == [2 + 2, 4 + 5]
+    assert by_channel[0].tolist() == [[0, -1], [6, 9]]
+    assert by_position[0][0].tolist() == [[2, -2], [2, -3]]
 
 
-def test_folding_halves_does_not_overflow_or_round_the_products():
+def test_sums_use_the_same_memory_again_and_mix_nothing_up():
+    scratch = {}
+    first, _ = sum_relevance(torch.full((3, 4), 2.0), torch.ones(3, 4), 1, scratch)
+    smaller, _ = sum_relevance(torch.full((2, 1), 5.0), torch.ones(2, 1), 1, scratch)
+    larger, _ = sum_relevance(torch.full((9, 2), -1.0), torch.ones(9, 2), 1, scratch)
+
+    assert first.tolist() == [[6] * 4] * 2
+    assert smaller.tolist() == [[10], [10]]
+    assert larger.tolist() == [[-9, -9], [9, 9]]
+    assert [memory.numel() for memory in scratch.values()] == [18]
+
+
+def test_products_of_halves_neither_overflow_nor_are_rounded():
     large = torch.full((2, 1), 300.0, dtype=torch.float16)  # 90,000 is no float16
     odd = torch.full((1, 1), 1 + 2**-7, dtype=torch.bfloat16)  # its square is no bfloat16
 
-    assert Folder().fold(large, large, keep=(1,)).sums.tolist() == [[180_000], [180_000]]
-    assert Folder().fold(odd, odd, keep=(1,)).sums[0].item() == (1 + 2**-7) ** 2
+    assert sum_relevance(large, large, 1, {})[0].tolist() == [[180_000], [180_000]]
+    assert sum_relevance(odd, odd, 1, {})[0][0].item() == (1 + 2**-7) ** 2

@@ -254,7 +254,7 @@ def test_a_fingerprint_is_of_structure_and_names_alone():
     assert len({fingerprint(other) for other in [model, *others]}) == 6
 
 
-def test_statistics_of_strangers_with_the_same_layers_are_refused(tmp_path):
+def test_stats_of_strangers_with_the_same_layers_are_refused(tmp_path):
     ours = calibrate(classifier(), [images(2)])
     theirs = classifier()
     theirs[2] = nn.GELU()

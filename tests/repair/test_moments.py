@@ -21,7 +21,7 @@ from flexrel.repair import (
     second_moments,
 )
 from flexrel.repair.moments import RunningMoments
-from flexrel.tracing import Geometry
+from flexrel.tracing import ConvGeometry
 
 few_examples = settings(max_examples=60, derandomize=True)
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -31,7 +31,7 @@ LENGTHS = {1: (9,), 2: (7, 6), 3: (5, 4, 5)}
 def geometry(stride, padding, dilation, groups):
     """Return a convolution's geometry as the library writes it down."""
     pads = tuple((pad, pad) for pad in padding)
-    return Geometry(stride, pads, dilation, (0,) * len(stride), transposed=False, groups=groups)
+    return ConvGeometry(stride, pads, dilation, (0,) * len(stride), transposed=False, groups=groups)
 
 
 def geometry_of(layer):
@@ -146,7 +146,7 @@ def test_what_goes_in_times_the_weight_is_what_comes_out(layer, seed):
 
 def test_padding_may_differ_before_and_after():
     x, weight = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.ones(1, 1, 2)
-    lopsided = Geometry((1,), ((0, 1),), (1,), (0,), transposed=False, groups=1)
+    lopsided = ConvGeometry((1,), ((0, 1),), (1,), (0,), transposed=False, groups=1)
 
     found = inputs_at(x, weight, lopsided, torch.arange(3))
 

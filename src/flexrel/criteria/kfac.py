@@ -27,7 +27,7 @@ from flexrel.repair import (
     samples_at,
     second_moments,
 )
-from flexrel.tracing import LayerCall, Op, OpRecorder, Weights, layer_call
+from flexrel.tracing import LayerCall, Op, OpRecorder, ParameterOwners, layer_call
 
 _Sum = TypeVar("_Sum", SecondMoments, Tensor)
 
@@ -145,7 +145,7 @@ def _factors_on(
     generator: torch.Generator,
 ) -> KFACFactors:
     """Return the factors on one batch, which is that share of all samples."""
-    recorder = _FactorRecorder(Weights(model), layers, batch.samples, share, generator)
+    recorder = _FactorRecorder(ParameterOwners(model), layers, batch.samples, share, generator)
     roots, fresh = rooted(batch)
     with recorder:
         result = scores_in(call(model, fresh))
@@ -176,7 +176,7 @@ class _FactorRecorder(OpRecorder):
 
     def __init__(
         self,
-        weights: Weights,
+        weights: ParameterOwners,
         layers: Collection[str],
         samples: int,
         share: float,  # of all samples
@@ -191,16 +191,16 @@ class _FactorRecorder(OpRecorder):
         self._rows, self._gradients = ceil(share * _ROWS), ceil(share * _GRADIENTS)
         self._generator = generator
 
-    def ran(self, step: Op) -> Any:  # noqa: ANN401
+    def run(self, op: Op) -> Any:  # noqa: ANN401
         """Run the operation, and record it if it is a wanted layer's."""
-        result = super().ran(step)
-        found = layer_call(step, self._weights)
+        result = super().run(op)
+        found = layer_call(op, self._weights)
         if found is not None:
             geometry = found.affine.geometry
             transposed = geometry is not None and geometry.transposed
             if found.layer not in self._layers or found.rows is not None or transposed:
                 return result
-        elif step.name != "embedding":
+        elif op.name != "embedding":
             return result
         if not result.requires_grad:
             self.leaves.append(result.detach().requires_grad_())

@@ -1,8 +1,8 @@
 """Relevance: how it goes back through a network, and what of it comes to each layer."""
 
+from flexrel.relevance.balance import Balance
 from flexrel.relevance.calibrate import calibrate
 from flexrel.relevance.layer import Affine
-from flexrel.relevance.ledger import Balance
 from flexrel.relevance.rules import (
     RULES,
     AttnLRP,

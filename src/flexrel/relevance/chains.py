@@ -5,15 +5,14 @@ relevance; the constants of its parts are not (ours).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from flexrel.relevance.arguments import active, is_active
-from flexrel.tracing import Function
+from flexrel.tracing import Op
 
 
 class Chains:
@@ -44,49 +43,39 @@ class Chains:
         """Return what the tensor is an elementwise function of: itself, if of nothing else."""
         return self.of(tensor)[0]
 
-    def common_root(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    def common_root(self, op: Op) -> Tensor | None:
         """Return the tensor that all active arguments are elementwise functions of, if several."""
-        roots = [self.root(v) for v in (*args, *kwargs.values()) if is_active(v)]
+        roots = [self.root(tensor) for tensor in active(op.given())]
         same = len(roots) > 1 and all(root is roots[0] for root in roots)
         return roots[0] if same else None
 
-    def at_zero(
-        self, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> float | None:
+    def at_zero(self, op: Op) -> float | None:
         """Return what the operation gives where the root of its arguments is 0.
 
         None if that is not finite, or differs between entries.
         """
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if any(self._value_at_zero(value) is None for value in tensors):
+        if any(self._value_at_zero(tensor) is None for tensor in op.given()):
             return None
-        named = {key: self._value_at_zero(value) for key, value in kwargs.items()}
+        kwargs = {name: self._value_at_zero(value) for name, value in op.kwargs.items()}
         with torch.no_grad():
-            zero = float(func(*map(self._value_at_zero, args), **named))
+            zero = float(op.func(*map(self._value_at_zero, op.args), **kwargs))
         return zero if math.isfinite(zero) else None
 
     def _value_at_zero(self, value: Any) -> Any:  # noqa: ANN401 - an operation's argument
-        if is_active(value):
-            value = self.of(value)[1]
-            return value if value is None else torch.tensor(value, dtype=torch.float64)
+        if isinstance(value, Tensor) and value.requires_grad:
+            zero = self.of(value)[1]
+            return zero if zero is None else torch.tensor(zero, dtype=torch.float64)
         return None if isinstance(value, Tensor) and value.numel() > 1 else value
 
-    def goes_on(
-        self,
-        outputs: Any,  # noqa: ANN401
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Tensor | None:
+    def goes_on(self, op: Op, outputs: Any) -> Tensor | None:  # noqa: ANN401
         """Return the root of a chain that goes on through a scaling or a shift, if one does."""
-        given = active(args, kwargs)
+        given = active(op.given())
         if len(given) != 1 or not isinstance(outputs, Tensor):
             return None
         root = self.root(given[0])
         return root if root.shape == outputs.shape else None
 
 
-def slope_back(zero: float | None, gradient: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
-    """Return `G(y) (y - f(0)) / x`; 0 where `x` is (almost) 0."""
-    tiny = 1e-6 if inputs.dtype == torch.float16 else 1e-12
-    slope = (outputs - zero if zero else outputs) / inputs
-    return slope.masked_fill_(inputs.abs() < tiny, 0).mul_(gradient)
+def active(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return those that relevance goes to: that are made of the model's inputs."""
+    return [tensor for tensor in tensors if tensor.requires_grad]

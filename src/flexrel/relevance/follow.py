@@ -1,11 +1,10 @@
 """Follows a model while it runs: which layers were called on what, and how relevance goes back.
 
-A mode of torch's function overrides sees every call of a torch operation, from modules, functions,
-methods and operators alike, before autograd does. That is the place where an operation's backward
-pass can be replaced by a rule; why this mechanism: `docs/relevance.md`.
+Where an operation runs is the place where its backward pass can be replaced by a rule; why this
+mechanism: `docs/relevance.md`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,44 +12,38 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from flexrel.errors import ModelError
 from flexrel.relevance.backward import Back, modified
-from flexrel.relevance.between import Between, Made
-from flexrel.relevance.fold import Folder
-from flexrel.relevance.held import Held, Holder
-from flexrel.relevance.layer import Affine
-from flexrel.relevance.ledger import Ledger
-from flexrel.relevance.pads import Pads
+from flexrel.relevance.balance import Ledger, NaNFinder
+from flexrel.relevance.layer import Affine, Padding, padding_of, windows_of
+from flexrel.relevance.operations import LayerOutput, OperationRules
 from flexrel.relevance.rules import ByName, GradientInput, Rule
-from flexrel.relevance.sums import LayerSums, sums_for
-from flexrel.relevance.suspect import Suspect
-from flexrel.tracing import READERS, AffineCall, Function, Op, OpRecorder, Owner, Weights
+from flexrel.relevance.saved import SavedActivation, SavedActivations
+from flexrel.relevance.sums import LayerShape, LayerSums, Scratch, shape_of
+from flexrel.tracing import AffineCall, Op, OpRecorder, Owner, ParameterOwners, affine_call
 
-WEIGHTED = (
-    nn.Linear
-    | nn.Conv1d
-    | nn.Conv2d
-    | nn.Conv3d
-    | nn.ConvTranspose1d
-    | nn.ConvTranspose2d
-    | nn.ConvTranspose3d
-)
+_CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+_WEIGHTED = nn.Linear | _CONVOLUTIONS | _TRANSPOSED
+
+Add = Callable[[Tensor, Tensor], None]  # an activation and its modified gradient, to some sums
 
 
-class Follow(OpRecorder):
+class RelevanceRecorder(OpRecorder):
     """Watches the model's layers, and makes its operations follow the rule.
 
-    One is made for each forward pass: `with follow.running(): model(...)`. After the backward
+    One is made for each forward pass: `with recorder.running(): model(...)`. After the backward
     pass, `sums` has what each layer got.
 
     Args:
         model: whose parameters name the layers.
         rule: how relevance goes back through a layer.
-        folder: sums relevance up.
+        scratch: as of `sum_relevance`.
         copy: keep copies of activations, for a model that overwrites them unseen.
         ledger: books the balance of each operation.
-        suspect: looks for the operation that makes a NaN.
+        nan_finder: looks for the operation that makes a NaN.
 
     Attributes:
         sums: layer -> its sums over this batch, in the order of the first call.
@@ -62,125 +55,113 @@ class Follow(OpRecorder):
         self,
         model: nn.Module,
         rule: Rule,
-        folder: Folder,
+        scratch: Scratch,
         *,
         copy: bool = False,
         ledger: Ledger | None = None,
-        suspect: Suspect | None = None,
+        nan_finder: NaNFinder | None = None,
     ) -> None:
         super().__init__()
         self.sums: dict[str, LayerSums] = {}
         self.leaves: list[Tensor] = []
         self.raised: Exception | None = None
-        self._model, self._rule, self._folder, self._copy = model, rule, folder, copy
-        self._ledger, self._suspect = ledger, suspect
-        self._weights = Weights(model)
-        self._holder = Holder(copy=copy)
-        self._pads = Pads()
-        self._where: list[tuple[str, nn.Module]] = []  # the modules that run now, outermost first
+        self._model, self._rule, self._scratch, self._copy = model, rule, scratch, copy
+        self._ledger, self._nan_finder = ledger, nan_finder
+        self._owners = ParameterOwners(model)
+        self._saved = SavedActivations(copy=copy)
+        self._paddings = WeakTensorKeyDictionary()  # a padded tensor -> Padding
+        self._names: dict[nn.Module, str] = {}
+        self._modules: list[nn.Module] = []  # that run now, outermost first
         self._calls = 0
-        self._overwritten = False
+        self._overwritten = False  # something, unseen
         self._lost: list[bool | Tensor] = []  # likewise: looked at in the end, not waited for
         self._waiting = 0  # views whose gradient has not come
-        plain = isinstance(rule, GradientInput)
-        self._between = None if plain else Between(self._native, self._modified, self._fold_norm)
+        self._operations: OperationRules | None = None
+        if not isinstance(rule, GradientInput):
+            self._operations = OperationRules(self._natively, self._modified, self._fold_norm)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Follow what runs in the block; hooks on modules tell which of them runs."""
         with ExitStack() as hooks:
             for name, module in self._model.named_modules():
-                for handle in (
-                    module.register_forward_pre_hook(self._entering(name)),
-                    module.register_forward_hook(self._leaving, always_call=True),
-                ):
-                    hooks.callback(handle.remove)
-            hooks.callback(self._forget)
-            with self:
-                yield
+                self._names[module] = name
+                entered = module.register_forward_pre_hook(self._enter)
+                hooks.callback(entered.remove)
+                left = module.register_forward_hook(self._leave, always_call=True)
+                hooks.callback(left.remove)
+            try:
+                with self:
+                    yield
+            finally:  # let go of tensors: they lead to the graph, which leads back here
+                self._saved.forget()
+                self._paddings.clear()
+                if self._operations is not None:
+                    self._operations.forget()
+                self._operations = None
 
-    def _forget(self) -> None:
-        """Let go of tensors: they lead to the graph, which leads back here."""
-        self._pads.forget()
-        self._holder.forget()
-        if self._between is not None:
-            self._between.forget()
-        self._between = None
+    def _enter(self, module: nn.Module, _: Any) -> None:  # noqa: ANN401
+        self._modules.append(module)
 
-    def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, _: self._where.append((name, module))
-
-    def _leaving(self, *_: Any) -> None:  # noqa: ANN401
-        self._where.pop()
+    def _leave(self, *_: Any) -> None:  # noqa: ANN401
+        self._modules.pop()
 
     @property
     def unsure(self) -> bool:
         """Whether the model overwrote what was needed, unseen; do it again with `copy=True`."""
         if self._copy:
             return False
-        lost = self._holder.lost or self._overwritten or self._waiting > 0
+        lost = self._saved.lost or self._overwritten or self._waiting > 0
         return lost or any(map(bool, self._lost))
 
     @property
     def _place(self) -> str:
-        return self._where[-1][0] if self._where else ""
+        return self._names[self._modules[-1]] if self._modules else ""
 
-    def ran(self, step: Op) -> Any:  # noqa: ANN401
+    def run(self, op: Op) -> Any:  # noqa: ANN401
         """Run one operation of the model."""
         if not torch.is_grad_enabled():
-            return super().ran(step)
-        name, func, args, kwargs, given = step.name, step.func, step.args, step.kwargs, step.given()
-        stands_in = self._holder.reads(name, given)
-        result = self._run(name, func, args, kwargs)
-        if stands_in:
-            self._holder.rectified(given[0], result)
-        if self._suspect is not None:
-            self._suspect.saw(name, self._place, given, result)
-        return result
-
-    def _run(
-        self, name: str, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:  # noqa: ANN401
-        if name == "embedding":
-            return self._embedding(func, args, kwargs)
-        reader = READERS.get(name)
-        call = reader(args, kwargs) if reader else None
-        owner = self._owner(call) if call else None
+            return super().run(op)
+        given = op.given()
+        rectifies = self._saved.before(op, given)
+        call = affine_call(op)
+        owner = self._owner(call) if call is not None else None
         if call is not None and owner is not None:
-            return self._layer(name, call, owner, func, args, kwargs)
-        run = self._between or self._native
-        result = run(name, func, args, kwargs)
-        if name in {"pad", "constant_pad_nd"}:
-            self._pads.note(result, *args, **kwargs)
+            result = self._layer(op, call, owner)
+        elif op.name == "embedding":
+            result = self._embedding(op)
+        else:
+            result = (self._operations or self._natively)(op)
+        if op.name in {"pad", "constant_pad_nd"} and (padding := padding_of(op, result)):
+            self._paddings[result] = padding
+        if rectifies:
+            self._saved.rectified(given[0], result)
+        if self._nan_finder is not None:
+            self._nan_finder.look(op, self._place, result)
         return result
 
-    def _native(
-        self,
-        name: str,
-        func: Function,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        rule: str = "gradient",
-    ) -> Any:  # noqa: ANN401
+    def _natively(self, op: Op, rule: str = "gradient") -> Any:  # noqa: ANN401
         """Run an operation with its plain gradient; `rule` is what the report calls that."""
         if self._ledger is None:
-            return func(*args, **kwargs)
-        return self._ledger.native((self._place, name, rule), func, args, kwargs)
+            return super().run(op)
+        return self._ledger.native((self._place, op.name, rule), op)
 
     def _modified(self, name: str, rule: str, inputs: Tensor, value: Tensor, back: Back) -> Tensor:
         """Return `value` as a function of `inputs` through which relevance goes by `back`."""
-        before = self._holder.hold(inputs, read=True)
-        cell: list[Held] = []
+        before = self._saved.save(inputs, read=True)
+        cell: list[SavedActivation] = []
         go_back = partial(self._go_back, before, cell, back)
         booked: Callable[[Tensor], Tensor] = go_back
         if self._ledger is not None:
             key = (self._place, name, rule)
             booked = self._ledger.modified(key, inputs, value, go_back)
         outputs = modified(inputs, value, booked)
-        cell.append(self._holder.hold(outputs))
+        cell.append(self._saved.save(outputs))
         return outputs
 
-    def _go_back(self, before: Held, cell: list[Held], back: Back, gradient: Tensor) -> Tensor:
+    def _go_back(
+        self, before: SavedActivation, cell: list[SavedActivation], back: Back, gradient: Tensor
+    ) -> Tensor:
         after = cell.pop()
         self._overwritten |= before.overwritten
         self._lost.append(after.is_lost(gradient))
@@ -188,24 +169,15 @@ class Follow(OpRecorder):
 
     def _owner(self, call: AffineCall) -> Owner | None:
         """Return whose weight the call is made with: a parameter's, or the running module's."""
-        found = self._weights.owner(call.weight)
-        if found is None and self._where and not call.weight.requires_grad:
-            name, module = self._where[-1]
-            if isinstance(module, WEIGHTED) and call.weight.shape == module.weight.shape:
-                return Owner(name)  # its weight is computed from other parameters
+        found = self._owners.owner(call.weight)
+        if found is None and self._modules and not call.weight.requires_grad:
+            module = self._modules[-1]
+            if isinstance(module, _WEIGHTED) and call.weight.shape == module.weight.shape:
+                return Owner(self._names[module])  # its weight is computed from other parameters
         return found
 
-    def _layer(
-        self,
-        name: str,
-        call: AffineCall,
-        owner: Owner,
-        func: Function,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Tensor:
+    def _layer(self, op: Op, call: AffineCall, owner: Owner) -> Tensor:
         """Run a layer, and watch what relevance comes to its input and output."""
-        affine = Affine(owner.name, call.weight, call.bias, call.geometry)
         axes = call.inputs.ndim
         if call.geometry is not None and axes != call.weight.ndim:
             raise ModelError(
@@ -216,22 +188,41 @@ class Follow(OpRecorder):
                 f"{owner.name!r} is called inside torch.vmap or another function transform, where "
                 "its activations can't be followed; call it on the whole batch"
             )
-        here = sums_for(owner, affine)  # a tied weight may be used either way round
-        sums = self.sums.setdefault(owner.name, here)
-        at, self._calls = self._calls, self._calls + 1
-        if self._between is None or not call.inputs.requires_grad:
-            outputs: Tensor = self._native(name, func, args, kwargs)
-        else:
-            with torch.no_grad():
-                value = func(*args, **kwargs)
-                affine = affine.cast(value.dtype)  # another one under autocast
-            back = partial(self._by_rule, affine, at)
-            outputs = self._modified(name, self._told(affine), call.inputs, value, back)
-            self._between.made(outputs, affine, call.inputs, at)
+        sums, sides = self._sums_for(shape_of(owner, call))
+        outputs = self._layer_outputs(op, call, owner)
+        channel = 1 if call.geometry is not None else axes - 1
         if call.inputs.requires_grad:
-            self._follow_input(call, affine, sums, transposed=here.transposed)
-        channel = axes - 1 if call.geometry is None else 1
-        return self._follow_output(outputs, sums, channel, transposed=here.transposed)
+            tensor, windows, saved = call.inputs, windows_of(call), call.inputs
+            padding: Padding | None = self._paddings.get(tensor)
+            if padding is not None:
+                tensor, windows, saved = padding.undone(tensor, windows)
+            add = partial(sums.add, sides[0], channel, windows, self._scratch)
+            self._when_back(tensor, add, self._saved.save(saved, read=True))
+        return self._follow_output(outputs, partial(sums.add, sides[1], channel, (), self._scratch))
+
+    def _sums_for(self, shape: LayerShape) -> tuple[LayerSums, tuple[int, int]]:
+        """Return a layer's sums, and the sides of them that a call's input and output belong to.
+
+        A tied weight may be read the other way round by another layer: what that layer's rows are
+        fed with belongs to the columns here.
+        """
+        sums = self.sums.setdefault(shape.name, LayerSums(shape))
+        return sums, (0, 1) if shape.transposed == sums.shape.transposed else (1, 0)
+
+    def _layer_outputs(self, op: Op, call: AffineCall, owner: Owner) -> Tensor:
+        """Run a layer so that relevance goes back through it by the rule."""
+        at, self._calls = self._calls, self._calls + 1
+        if self._operations is None or not call.inputs.requires_grad:
+            outputs: Tensor = self._natively(op)
+            return outputs
+        with torch.no_grad():
+            value = op.func(*op.args, **op.kwargs)
+        affine = Affine(owner.name, call.weight, call.bias, call.geometry)
+        affine = affine.cast(value.dtype)  # another one under autocast
+        back = partial(self._by_rule, affine, at)
+        outputs = self._modified(op.name, self._rule_name(affine), call.inputs, value, back)
+        self._operations.made(outputs, affine, call.inputs, at)
+        return outputs
 
     def _by_rule(
         self, affine: Affine, at: int, gradient: Tensor, inputs: Tensor, outputs: Tensor
@@ -244,94 +235,65 @@ class Follow(OpRecorder):
             raise
         return found.to(inputs.dtype)
 
-    def _told(self, affine: Affine) -> str:
-        """Return the name of the layer's rule."""
+    def _rule_name(self, affine: Affine) -> str:
         rule = self._rule
         return (rule.of(affine.name) if isinstance(rule, ByName) else rule).name
 
-    def _fold_norm(self, made: Made, affine: Affine, value: Tensor) -> Tensor:
+    def _fold_norm(self, layer: LayerOutput, affine: Affine, value: Tensor) -> Tensor:
         """Attach a batch norm's result to the input of the layer before it."""
-        back = partial(self._by_rule, affine, made.at)
-        outputs = self._modified("batch_norm", self._told(affine), made.inputs, value, back)
-        sums = self.sums[affine.name]
-        return self._follow_output(outputs, sums, 1, transposed=sums.transposed)
+        back = partial(self._by_rule, affine, layer.at)
+        name = self._rule_name(affine)
+        outputs = self._modified("batch_norm", name, layer.inputs, value, back)
+        add = partial(self.sums[affine.name].add, 1, 1, (), self._scratch)
+        return self._follow_output(outputs, add)
 
-    def _follow_input(
-        self, call: AffineCall, affine: Affine, sums: LayerSums, *, transposed: bool
-    ) -> None:
-        tensor, axes, kept = self._pads.undone(call.inputs, affine.axes())
-        keep = tuple(range(1, tensor.ndim)) if call.geometry else (tensor.ndim - 1,)
-        add = partial(sums.add_input, self._folder, keep, axes, transposed)
-        self._when_back(tensor, add, kept=kept, read=True)
-
-    def _follow_output(
-        self, outputs: Tensor, sums: LayerSums, channel: int, *, transposed: bool
-    ) -> Tensor:
+    def _follow_output(self, outputs: Tensor, add: Add) -> Tensor:
         """Watch a layer's output; return it, or what the model is to go on with in its place."""
-        constant = not outputs.requires_grad  # its input has no relevance, but it still has
-        if constant:
+        if not outputs.requires_grad:  # its input has no relevance, but it still has
             leaf = outputs.detach().requires_grad_()
             self.leaves.append(leaf)
             outputs = leaf.clone()
-        add = partial(sums.add_output, self._folder, channel, transposed)
-        self._when_back(outputs, add, view=_is_view(outputs))
-        if self._copy and _is_view(outputs):
+        view = bool(outputs._is_view())  # noqa: SLF001 - torch has no public name for it
+        self._when_back(outputs, add, self._saved.save(outputs), view=view)
+        if self._copy and view:
             return outputs.clone()  # else, once overwritten, its gradient never comes
         return outputs
 
-    def _embedding(
-        self, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Tensor:
+    def _embedding(self, op: Op) -> Tensor:
         """Look rows up; relevance ends there: it is that of the rows, and of their features."""
-        weight = args[0] if args else kwargs["weight"]
-        indices = args[1] if len(args) > 1 else kwargs["indices"]
-        outputs: Tensor = func(*args, **kwargs)
-        owner = self._weights.owner(weight)
+        given = op.named("weight indices")
+        weight, indices = given["weight"], given["indices"]
+        outputs: Tensor = op.func(*op.args, **op.kwargs)
+        owner = self._owners.owner(weight)
         if owner is None or outputs.requires_grad:
             return outputs
-        sums = self.sums.setdefault(
-            owner.name, LayerSums(owner, (len(weight),), transposed=True, groups=1)
-        )
-        outputs = self._follow_output(outputs, sums, outputs.ndim - 1, transposed=True)
-        self._when_back(outputs, partial(sums.add_lookups, indices.detach()))
+        rows, features = weight.shape
+        shape = LayerShape(owner.name, owner.tied, True, 1, (rows,), features)
+        sums, sides = self._sums_for(shape)
+        add = partial(sums.add, sides[1], outputs.ndim - 1, (), self._scratch)
+        outputs = self._follow_output(outputs, add)
+        look_up = partial(sums.add_lookups, sides[0], indices.detach())
+        self._when_back(outputs, look_up, self._saved.save(outputs))
         return outputs
 
     def _when_back(
-        self,
-        tensor: Tensor,
-        add: Callable[[Tensor, Tensor], None],
-        *,
-        kept: Tensor | None = None,
-        read: bool = False,
-        view: bool = False,
+        self, tensor: Tensor, add: Add, saved: SavedActivation, *, view: bool = False
     ) -> None:
-        """Call `add` with the tensor's present value and its gradient, once that is known.
-
-        `kept` is where the same value is kept anyway, if that is not the tensor itself; `read`:
-        the operation at hand reads the tensor.
-        """
-        if kept is None or kept is tensor:
-            cell = [self._holder.hold(tensor, read=read)]
-        else:
-            cell = [Held(kept, copy=self._copy)]
+        """Call `add` with what is saved of the tensor and its gradient, once that is known."""
         self._waiting += view
-        tensor.register_hook(partial(self._arrive, cell, add, view))
+        tensor.register_hook(partial(self._arrive, [saved], add, view))
 
     def _arrive(
         self,
-        cell: list[Held],
-        add: Callable[[Tensor, Tensor], None],
+        cell: list[SavedActivation],
+        add: Add,
         view: bool,  # noqa: FBT001 - of a partial
         gradient: Tensor | None,
     ) -> None:
-        held = cell.pop()
+        saved = cell.pop()
         self._waiting -= view
         if gradient is None:  # an operation of the user's says that none goes back
-            self._overwritten |= held.overwritten
+            self._overwritten |= saved.overwritten
         else:
-            self._lost.append(held.is_lost(gradient))
-            add(held.value, gradient)
-
-
-def _is_view(tensor: Tensor) -> bool:
-    return bool(tensor._is_view())  # noqa: SLF001 - torch has no public name for it
+            self._lost.append(saved.is_lost(gradient))
+            add(saved.value, gradient)

@@ -28,7 +28,7 @@ class Rule(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in statistics; statistics of different rules don't add."""
+        """Name in stats; stats of different rules don't add."""
 
     def __call__(self, layer: Affine, inputs: Tensor, outputs: Tensor, gradient: Tensor) -> Tensor:
         """Return the modified gradient of the layer's inputs.
@@ -49,8 +49,6 @@ class Rule(Protocol):
 class GradientInput:
     """`R(a) = a * dy/da`: sensitivity by gradient times input, the cheapest rule.
 
-    As the rule of single layers it is the layer's plain transpose.
-
     Source:
         Simonyan et al. 2013; Ancona et al. 2018, section 3.
     """
@@ -58,7 +56,7 @@ class GradientInput:
     name: str = "gradient-input"
 
     def __call__(self, layer: Affine, inputs: Tensor, outputs: Tensor, gradient: Tensor) -> Tensor:
-        """Return `Wᵀ G(z)`."""
+        """Return `Wᵀ G(z)`, by the layer's plain transpose."""
         del outputs
         return layer.backward(gradient, layer.weight, inputs)
 
@@ -91,18 +89,16 @@ class Epsilon:
         return f"epsilon({shown.strip()})" if shown else "epsilon"
 
     def __call__(self, layer: Affine, inputs: Tensor, outputs: Tensor, gradient: Tensor) -> Tensor:
-        """Return `Wᵀ (G z / (z + ε sign z))`."""
-        axes = tuple(range(1, outputs.ndim)) if layer.geometry else (-1,)
-        return layer.backward(gradient * self._damping(outputs, axes), layer.weight, inputs)
-
-    def _damping(self, outputs: Tensor, axes: tuple[int, ...]) -> Tensor:
-        """Return `z / (z + ε sign z) = |z| / (|z| + ε)`; 0 where `z` is 0."""
-        size = outputs.abs()
+        """Return `Wᵀ (G z / (z + ε sign z))`; an output of 0 sends nothing."""
+        size = outputs.abs()  # z / (z + ε sign z) = |z| / (|z| + ε)
         if self.share:
+            axes = tuple(range(1, outputs.ndim)) if layer.geometry else (-1,)
             rms = size.square().mean(axes, keepdim=True).sqrt_()
             damped = size + (rms * self.share + self.epsilon)
-            return size.div_(damped.clamp_(min=torch.finfo(size.dtype).tiny))
-        return size.div_(size + self.epsilon) if self.epsilon else size.sign_()
+            damping = size.div_(damped.clamp_(min=torch.finfo(size.dtype).tiny))
+        else:
+            damping = size.div_(size + self.epsilon) if self.epsilon else size.sign_()
+        return layer.backward(gradient * damping, layer.weight, inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +191,7 @@ class ByDepth:
     Attributes:
         steps: `(depth, rule)`, depths rising to 1: a layer takes the first rule whose depth is
             not below its own. The network's first layer has depth 0, its last 1.
-        name: in statistics.
+        name: in stats.
 
     Source:
         The idea of a composite by depth: Montavon et al. 2019, section 10.3.
@@ -247,9 +243,8 @@ class ByName:
 class AttnLRP:
     """What AttnLRP's authors use for language models: ε in every layer.
 
-    What makes it AttnLRP, the rules for softmax, products and norms, is how relevance goes
-    through everything between layers, under this rule and every other but "gradient-input".
-    For vision transformers the authors use γ in layers: that is rule "gamma" here.
+    The rest of AttnLRP, for softmax, products and norms, holds between layers under every rule
+    but "gradient-input". For vision transformers the authors use γ in layers: rule "gamma".
 
     Source:
         Achtibat et al. 2024, sections 3.1 to 3.3.
@@ -268,13 +263,12 @@ def _check_at_least_zero(what: str, value: float) -> None:
 
 
 # Montavon et al. 2019, section 10.3: γ near the input, ε in the middle, 0 near the output.
-COMPOSITE = ByDepth(
+_COMPOSITE = ByDepth(
     ((1 / 3, Gamma()), (2 / 3, Epsilon(0.0, share=0.25)), (1.0, Epsilon(0.0))), "composite"
 )
 
-RULES: Mapping[str, Rule] = {
-    rule.name: rule for rule in (GradientInput(), Epsilon(), Gamma(), ZPlus(), COMPOSITE, AttnLRP())
-}
+_RULES: list[Rule] = [GradientInput(), Epsilon(), Gamma(), ZPlus(), _COMPOSITE, AttnLRP()]
+RULES: Mapping[str, Rule] = {rule.name: rule for rule in _RULES}
 
 RuleLike = str | Rule | Mapping[str, "str | Rule"]
 

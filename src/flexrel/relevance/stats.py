@@ -14,16 +14,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flexrel.errors import PackError, UsageError
-from flexrel.relevance.ledger import Balance, merged
+from flexrel.relevance.balance import Balance, merged
 from flexrel_edge.files import replace_file
 
 Part = Literal["sum", "positive", "absolute", "sample"]
 PARTS: tuple[Part, ...] = ("sum", "positive", "absolute", "sample")
 _FORMAT, _VERSION = "flexrel-statistics", 3
-_FIELDS = (
-    *("input", "output", "input_absolute", "output_absolute"),
-    *("input_samples", "output_samples"),
-)
+_SUMS = ("input", "output", "input_absolute", "output_absolute", "input_samples", "output_samples")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,31 +58,27 @@ class LayerRelevance:
     output_samples: Float[Tensor, "out"] | None = None
 
     def __post_init__(self) -> None:
-        inputs, outputs = (tuple(vector.shape) for vector in self.vectors("sum"))
-        absolutes = tuple(tuple(vector.shape) for vector in self.vectors("absolute"))
-        divided = self.groups >= 1 and all(
-            shape and shape[0] % self.groups == 0 for shape in (inputs, outputs)
-        )
-        given = self.sums()
-        samples = tuple(tuple(given[f"{side}_samples"].shape) for side in ("input", "output"))
-        fitting = absolutes == (inputs, outputs) and samples == (inputs[:1], outputs)
-        if not fitting or len(outputs) != 1 or not divided:
+        for side in ("input", "output"):
+            if getattr(self, f"{side}_samples") is None:
+                absolute = getattr(self, f"{side}_absolute")
+                by_channel = absolute.flatten(1).mean(1) if absolute.ndim > 1 else absolute
+                object.__setattr__(self, f"{side}_samples", by_channel)
+        sums = self.sums()
+        inputs, outputs, *rest = (tuple(tensor.shape) for tensor in sums.values())
+        fitting = rest == [inputs, outputs, inputs[:1], outputs] and len(outputs) == 1
+        groups = self.groups
+        if not fitting or groups < 1 or not inputs or inputs[0] % groups or outputs[0] % groups:
             raise UsageError(
-                f"relevance of shapes {inputs} and {outputs}, absolute {absolutes[0]} and "
-                f"{absolutes[1]}, is not that of one layer of {self.groups} groups"
+                f"relevance of shapes {inputs} and {outputs}, absolute {rest[0]} and {rest[1]}, "
+                f"is not that of one layer of {groups} groups"
             )
-        if not all(bool(tensor.isfinite().all()) for tensor in given.values()):
-            raise UsageError("relevance has a NaN or an infinity")
+        for tensor in sums.values():
+            if not bool(tensor.isfinite().all()):
+                raise UsageError("relevance has a NaN or an infinity")
 
     def sums(self) -> dict[str, Tensor]:
         """Return all that adds up, by the attribute's name."""
-        found = {name: getattr(self, name) for name in _FIELDS}
-        for side in ("input", "output"):
-            absolute = found[f"{side}_absolute"]
-            if found[f"{side}_samples"] is None:
-                by_channel = absolute.flatten(1).mean(1) if absolute.ndim > 1 else absolute
-                found[f"{side}_samples"] = by_channel
-        return found
+        return {name: getattr(self, name) for name in _SUMS}
 
     def vectors(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return `input` and `output` as plain sums, sums of positive parts, or of absolutes.
@@ -105,9 +98,9 @@ class LayerRelevance:
             return inputs, (self.output + self.output_absolute) / 2
         if part == "sample":
             kernel = [1] * (self.input.ndim - 1)
-            found = self.sums()
-            channels = found["input_samples"].view(-1, *kernel)
-            return channels.expand_as(self.input), found["output_samples"]
+            sums = self.sums()
+            channels = sums["input_samples"].view(-1, *kernel)
+            return channels.expand_as(self.input), sums["output_samples"]
         raise UsageError(f"part {part!r} of relevance is not one of {', '.join(PARTS)}")
 
     def along(self, axis: int, part: Part) -> Float[Tensor, "entries"]:
@@ -116,14 +109,10 @@ class LayerRelevance:
         A kernel's positions are averaged; what all groups read or make with one entry adds up.
         """
         inputs, outputs = self.vectors(part)
-        if axis == (0 if self.transposed else 1):
-            per_channel: Tensor = inputs.flatten(1).mean(dim=1) if inputs.ndim > 1 else inputs
-            return per_channel if self.transposed else self._over_groups(per_channel)
-        return self._over_groups(outputs) if self.transposed else outputs
-
-    def _over_groups(self, values: Tensor) -> Tensor:
-        total: Tensor = values.unflatten(0, (self.groups, -1)).sum(dim=0)
-        return total
+        of_inputs = axis == (0 if self.transposed else 1)
+        values = inputs.reshape(len(inputs), -1).mean(dim=1) if of_inputs else outputs
+        # Along axis 0 lies what each group reads or makes; along axis 1 what one of them does.
+        return values if axis == 0 else values.unflatten(0, (self.groups, -1)).sum(dim=0)
 
     def parameter_relevance(
         self, part: Part = "sum", dtype: torch.dtype = torch.float64
@@ -156,7 +145,7 @@ class LayerRelevance:
         ]
         if shapes[0] != shapes[1]:
             raise UsageError(
-                f"statistics of layers of different shapes, {shapes[0]} and {shapes[1]}, don't add"
+                f"stats of layers of different shapes, {shapes[0]} and {shapes[1]}, don't add"
             )
         others = other.sums()
         sums: dict[str, Any] = {name: tensor + others[name] for name, tensor in self.sums().items()}
@@ -181,7 +170,7 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
         samples: how many inputs they are sums over; a float, as weights and `scaled` scale it.
         rule: the relevance rule they were made with.
         output: what relevance started from: "label", "predicted", "norm" or a callable's name.
-        model: fingerprint of the network they belong to, "" if unknown: statistics of
+        model: fingerprint of the network they belong to, "" if unknown: stats of
             different networks don't add.
         balances: what each operation did with its relevance, if calibration was to check.
         unmeasured: parameters of two axes or more that no relevance came to, or that are used in
@@ -208,7 +197,7 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
     def __add__(self, other: "RelevanceStats") -> "RelevanceStats":
         if (self.rule, self.output) != (other.rule, other.output):
             raise UsageError(
-                f"statistics made with rule {self.rule!r} from output {self.output!r} don't add "
+                f"stats made with rule {self.rule!r} from output {self.output!r} don't add "
                 f"to those made with {other.rule!r} from {other.output!r}"
             )
         strangers = sorted(self.layers.keys() ^ other.layers.keys())
@@ -216,7 +205,7 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
             shown = f"only one of them has {', '.join(strangers[:3])}" if strangers else ""
             shown += " ..." if len(strangers) > 3 else ""  # noqa: PLR2004
             raise UsageError(
-                "statistics of different networks don't add: "
+                "stats of different networks don't add: "
                 + (shown or f"fingerprints {self.model[:8]!r} and {other.model[:8]!r}")
             )
         layers = dict(self.layers)  # of one network: a layer may have run for one of them only
@@ -239,7 +228,7 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
         return replace(self, layers=layers, samples=self.samples * factor, balances=balances)
 
     def save(self, path: str | Path) -> None:
-        """Write the statistics to a safetensors file, whole or not at all."""
+        """Write the stats to a safetensors file, whole or not at all."""
         tensors = {
             f"{name}|{field}": tensor.clone(memory_format=torch.contiguous_format)
             for name, layer in self.layers.items()
@@ -263,26 +252,24 @@ class RelevanceStats(Mapping[str, LayerRelevance]):
 
     @staticmethod
     def load(path: str | Path) -> "RelevanceStats":
-        """Read statistics that `save` wrote.
+        """Read stats that `save` wrote.
 
         Raises:
             UsageError: there is no such file.
             PackError: the file is damaged, or holds something else.
         """
         if not Path(path).is_file():
-            raise UsageError(f"{path}: no such file of statistics")
+            raise UsageError(f"{path}: no such file of stats")
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["about"])
                 found = about["format"], about["version"]
-                names = [f"{name}|{field}" for name in about["layers"] for field in _FIELDS]
+                names = [f"{name}|{field}" for name in about["layers"] for field in _SUMS]
                 tensors = {name: file.get_tensor(name) for name in names}
             if found == (_FORMAT, _VERSION):
                 return _parsed(about, tensors)
         except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise PackError(
-                f"{path}: is no file of statistics, or it is damaged: {error}"
-            ) from error
+            raise PackError(f"{path}: is no file of stats, or it is damaged: {error}") from error
         except UsageError as error:
             raise PackError(f"{path}: is damaged: {error}") from error
         raise PackError(
@@ -301,7 +288,7 @@ def _parsed(about: Mapping[str, Any], tensors: Mapping[str, Any]) -> RelevanceSt
         raise TypeError("not all of its tensors are float64")
     layers = {
         name: LayerRelevance(
-            **{field: tensors[f"{name}|{field}"] for field in _FIELDS},
+            **{field: tensors[f"{name}|{field}"] for field in _SUMS},
             groups=int(kept["groups"]),
             transposed=bool(kept["transposed"]),
             tied=tuple(map(str, kept["tied"])),

@@ -12,9 +12,8 @@ from flexrel.core.running import is_class_scores, scores_in
 from flexrel.errors import ModelError, UsageError
 from flexrel.relevance.rules import RuleLike, rule_of
 
-AttributionTarget = Callable[
-    [Any, Tensor | None], Tensor
-]  # (output, labels) -> one scalar per sample
+# (output, labels) -> one scalar a sample
+AttributionTarget = Callable[[Any, Tensor | None], Tensor]
 OUTPUTS = ("auto", "label", "predicted", "norm")
 
 
@@ -35,19 +34,14 @@ class Attribution:
 
     def __post_init__(self) -> None:
         rule_of(self.rule)
-        check_output(self.output)
+        if not callable(self.output) and self.output not in OUTPUTS:
+            raise UsageError(
+                f"output {self.output!r} is not known; pass {', '.join(OUTPUTS)}, or a callable "
+                "(output, labels) -> one scalar per sample"
+            )
 
     def __hash__(self) -> int:
         return hash((rule_of(self.rule).name, self.output))
-
-
-def check_output(output: object) -> None:
-    """Raise UsageError unless `output` is one of the names, or a callable."""
-    if not callable(output) and output not in OUTPUTS:
-        raise UsageError(
-            f"output {output!r} is not known; pass {', '.join(OUTPUTS)}, or a callable "
-            "(output, labels) -> one scalar per sample"
-        )
 
 
 def start(
@@ -67,66 +61,63 @@ def start(
         ModelError: the output is no tensor, or no class scores where they are asked for.
         UsageError: labels are missing or out of range, or the callable returns something else.
     """
-    if not isinstance(output, str):
+    if isinstance(output, str):
+        output, scalars = _named(result, batch, output)
+    else:
         scalars = output(result, batch.labels)
         if not isinstance(scalars, Tensor) or scalars.shape != (batch.samples,):
             found = list(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
             raise UsageError(f"output= must return [{batch.samples}] scalars, but returned {found}")
-        return output, _weighted(scalars, batch)
-    values = _tensor(result)
+    return output, scalars.sum() if batch.weights is None else (scalars * batch.weights).sum()
+
+
+def _named(result: Any, batch: Batch, output: str) -> tuple[str, Tensor]:  # noqa: ANN401
+    """Return what is asked for by name, and its scalars: one a sample, or one for all of them."""
+    values = scores_in(result)
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        fields = f" with {', '.join(map(str, result))}" if isinstance(result, Mapping) else ""
+        raise ModelError(
+            f"the model returns a {type(result).__name__}{fields}, not a tensor of scores; "
+            "pass output= as a callable (output, labels) -> one scalar per sample, "
+            "such as lambda output, labels: output[0].flatten(1).square().sum(1)"
+        )
     scores = is_class_scores(values)
     if output == "auto":
         output = "predicted" if scores else "norm"
-    if output != "norm" and not scores:
+    if output == "norm":
+        return output, _half_square(values, batch)
+    if not scores:
         raise ModelError(
             f"output={output!r} needs class scores [samples, classes], but the model returns "
             f"{list(values.shape)}; use 'norm' or a callable"
         )
-    return output, _named(values, batch, output)
-
-
-def _tensor(result: Any) -> Tensor:  # noqa: ANN401
-    values = scores_in(result)
-    if isinstance(values, Tensor) and values.is_floating_point():
-        return values
-    fields = f" with {', '.join(map(str, result))}" if isinstance(result, Mapping) else ""
-    raise ModelError(
-        f"the model returns a {type(result).__name__}{fields}, not a tensor of scores; "
-        "pass output= as a callable (output, labels) -> one scalar per sample, "
-        "such as lambda output, labels: output[0].flatten(1).square().sum(1)"
-    )
-
-
-def _named(values: Tensor, batch: Batch, output: str) -> Tensor:
-    if output == "norm" and batch.weights is None:
-        return values.square().sum() / 2  # of all samples: only the sum of scalars matters
-    if output == "norm":
-        if values.shape[:1] != (batch.samples,):
-            raise ModelError(
-                f"samples have weights, but the model returns {list(values.shape)} for "
-                f"{batch.samples} samples; pass output= as a callable"
-            )
-        return _weighted(values.reshape(batch.samples, -1).square().sum(1) / 2, batch)
     if output == "predicted":
-        return _weighted(values.max(dim=1).values, batch)
-    if batch.labels is None:
+        return output, values.max(dim=1).values
+    return output, _of_labels(values, batch)
+
+
+def _half_square(values: Tensor, batch: Batch) -> Tensor:
+    if batch.weights is None:
+        return values.square().sum() / 2  # of all samples: only the sum of scalars matters
+    if values.shape[:1] != (batch.samples,):
+        raise ModelError(
+            f"samples have weights, but the model returns {list(values.shape)} for "
+            f"{batch.samples} samples; pass output= as a callable"
+        )
+    return values.reshape(batch.samples, -1).square().sum(1) / 2
+
+
+def _of_labels(scores: Tensor, batch: Batch) -> Tensor:
+    labels = batch.labels
+    if labels is None:
         raise UsageError(
             f"output='label' needs labels, but batch {batch.index} has none; pass tuples "
             "(inputs, labels), or use output='predicted'"
         )
-    labels = batch.labels
-    whole = labels.shape == values.shape[:1] and not labels.is_floating_point()
-    if not whole or not _within(labels, values.shape[1]):
+    whole = labels.shape == scores.shape[:1] and not labels.is_floating_point()
+    if not whole or not bool(((labels >= 0) & (labels < scores.shape[1])).all()):
         raise UsageError(
-            f"labels of batch {batch.index} must be {len(values)} whole numbers "
-            f"in 0 ... {values.shape[1] - 1}"
+            f"labels of batch {batch.index} must be {len(scores)} whole numbers "
+            f"in 0 ... {scores.shape[1] - 1}"
         )
-    return _weighted(values.gather(1, labels.long()[:, None]).squeeze(1), batch)
-
-
-def _weighted(scalars: Tensor, batch: Batch) -> Tensor:
-    return scalars.sum() if batch.weights is None else (scalars * batch.weights).sum()
-
-
-def _within(labels: Tensor, classes: int) -> bool:
-    return bool(((labels >= 0) & (labels < classes)).all())
+    return scores.gather(1, labels.long()[:, None]).squeeze(1)

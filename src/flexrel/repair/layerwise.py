@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flexrel.core.batches import Batch
 from flexrel.core.running import call
 from flexrel.repair.uses import Key, Use
-from flexrel.tracing import AffineCall, Op, OpRecorder, Weights, layer_call
+from flexrel.tracing import AffineCall, Op, OpRecorder, ParameterOwners, layer_call
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +78,7 @@ class LayerwiseForward(OpRecorder):
     def __init__(self, model: nn.Module, batch: Batch, uses: Mapping[Key, Use]) -> None:
         super().__init__()
         self._model, self._batch, self._uses = model, batch, uses
-        self._weights = Weights(model)
+        self._weights = ParameterOwners(model)
         self._turns: dict[str, int] = {}
         self._open: dict[int, _Open] = {}
         self._stop: LayerStop | None = None
@@ -151,7 +151,7 @@ class LayerwiseForward(OpRecorder):
         self._stop = None
         return self._changed
 
-    def ran(self, step: Op) -> Any:  # noqa: ANN401
+    def run(self, step: Op) -> Any:  # noqa: ANN401
         """Run the operation, and wait if a layer comes to its end with it."""
         for tensor in step.given():
             opened = self._open.pop(id(tensor), None)
@@ -159,17 +159,17 @@ class LayerwiseForward(OpRecorder):
                 return self._goes_on(opened, step, tensor)
         found = layer_call(step, self._weights)
         if found is None:
-            return super().ran(step)
+            return super().run(step)
         affine = found.affine
         key = Key(found.layer, self._turns.get(found.layer, 0))
         use = self._uses.get(key)
         if use is None:
-            return super().ran(step)
+            return super().run(step)
         self._turns[found.layer] = key.turn + 1
-        outputs = super().ran(step)
+        outputs = super().run(step)
         if not use.added:
             changed = self._wait(LayerStop(key, affine, outputs))
-            return super().ran(step) if changed else outputs
+            return super().run(step) if changed else outputs
         self._open[id(outputs)] = _Open(key, affine, [(step, affine.inputs)], outputs, outputs)
         return outputs
 
@@ -179,12 +179,12 @@ class LayerwiseForward(OpRecorder):
             if step.writes and opened.outputs is tensor:
                 opened.outputs = tensor.clone()  # the goals are read at the sum
             opened.steps.append((step, tensor))
-            opened.tip = super().ran(step)
+            opened.tip = super().run(step)
             self._open[id(opened.tip)] = opened
             return opened.tip
         changed = self._wait(opened.stop(other))
         if not changed:
-            return super().ran(step)
+            return super().run(step)
         made = step.again(tensor, opened.again())
         if step.writes and step.args[0] is tensor:  # the model may go on with either
             return tensor.copy_(made)

@@ -14,11 +14,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from flexrel.tracing import Geometry
+from flexrel.tracing import ConvGeometry
 
 
 def drawn_rows(
-    outputs: Tensor, geometry: Geometry | None, most: int, generator: torch.Generator
+    outputs: Tensor, geometry: ConvGeometry | None, most: int, generator: torch.Generator
 ) -> Int64[Tensor, "rows"]:
     """Return the numbers of `most` of the rows that made the outputs, or of all if fewer.
 
@@ -39,7 +39,7 @@ def drawn_rows(
 
 
 def samples_at(
-    outputs: Tensor, geometry: Geometry | None, rows: Int64[Tensor, "rows"], samples: int
+    outputs: Tensor, geometry: ConvGeometry | None, rows: Int64[Tensor, "rows"], samples: int
 ) -> Int64[Tensor, "rows"]:
     """Return which sample each row is of, as far as the shape of the outputs tells.
 
@@ -58,7 +58,7 @@ def samples_at(
 
 
 def inputs_at(
-    inputs: Tensor, weight: Tensor, geometry: Geometry | None, rows: Int64[Tensor, "rows"]
+    inputs: Tensor, weight: Tensor, geometry: ConvGeometry | None, rows: Int64[Tensor, "rows"]
 ) -> Float[Tensor, "rows groups inputs"]:
     """Return what the layer multiplies its weight with in some of its rows.
 
@@ -97,7 +97,7 @@ def inputs_at(
 
 
 def outputs_at(
-    outputs: Tensor, geometry: Geometry | None, rows: Int64[Tensor, "rows"]
+    outputs: Tensor, geometry: ConvGeometry | None, rows: Int64[Tensor, "rows"]
 ) -> Float[Tensor, "rows out"]:
     """Return some of the rows of a layer's outputs, or of anything that has their shape."""
     flat = outputs if geometry is None else outputs.movedim(1, -1)

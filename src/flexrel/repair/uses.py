@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch
-from flexrel.core.running import call
-from flexrel.tracing import LayerCall, Op, OpRecorder, Weights, flat, layer_call
+from flexrel.core.running import call, tensors_of
+from flexrel.tracing import LayerCall, Op, OpRecorder, ParameterOwners, layer_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _Scout(OpRecorder):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.seen: list[_Seen] = []
-        self._weights = Weights(model)
+        self._weights = ParameterOwners(model)
         self._reads: dict[int, int] = {}  # storage of a parameter or buffer -> operations
         self._buffers = {id(buffer): name for name, buffer in model.named_buffers()}
         owned = [*model.parameters(), *model.buffers()]
@@ -69,13 +69,13 @@ class _Scout(OpRecorder):
         """All calls of layers, with their numbers among what ran."""
         return [(at, seen.layer) for at, seen in enumerate(self.seen) if seen.layer]
 
-    def ran(self, step: Op) -> Any:  # noqa: ANN401
+    def run(self, step: Op) -> Any:  # noqa: ANN401
         """Run the operation and note it."""
         layer = layer_call(step, self._weights)
         given = step.given()
-        result = super().ran(step)
+        result = super().run(step)
         for place in {_place(tensor) for tensor in given} & self._owned:
-            if not any(_place(t) == place for t in flat([result]) if isinstance(t, Tensor)):
+            if not any(_place(t) == place for t in tensors_of(result)):
                 self._reads[place] = self._reads.get(place, 0) + 1
         self.seen.append(_Seen(step, tuple(map(id, given)), result, layer))
         return result
@@ -86,7 +86,7 @@ class _Scout(OpRecorder):
 
     def mean(self, norm: Op) -> str | None:
         """Return the name of a batch norm's running mean, if it alone reads it."""
-        mean = norm.bound()["running_mean"]
+        mean = norm.norm_arguments()["running_mean"]
         return self._buffers.get(id(mean)) if self.reads(mean) == 1 else None
 
     def end(self, at: int) -> tuple[int | None, Op | None]:

@@ -1,26 +1,27 @@
 """What operations a network runs, and which of them are calls of its layers."""
 
-from flexrel.tracing.affine import READERS, AffineCall, Geometry
-from flexrel.tracing.functions import Function, flat, name_of, overwrites
-from flexrel.tracing.norms import NORMS, bound, is_fixed
-from flexrel.tracing.owners import Owner, Weights
-from flexrel.tracing.recorder import LayerCall, Op, OpRecorder, layer_call
+from flexrel.tracing.layers import (
+    AffineCall,
+    ConvGeometry,
+    LayerCall,
+    Owner,
+    ParameterOwners,
+    affine_call,
+    layer_call,
+)
+from flexrel.tracing.ops import NORMS, Op, OpRecorder, is_fixed, operation_name
 
 __all__ = [
     "NORMS",
-    "READERS",
     "AffineCall",
-    "Function",
-    "Geometry",
+    "ConvGeometry",
     "LayerCall",
     "Op",
     "OpRecorder",
     "Owner",
-    "Weights",
-    "bound",
-    "flat",
+    "ParameterOwners",
+    "affine_call",
     "is_fixed",
     "layer_call",
-    "name_of",
-    "overwrites",
+    "operation_name",
 ]

@@ -46,7 +46,7 @@ def assert_same(one, two, tolerance=0.0):
     for name in one:
         assert one[name].groups == two[name].groups
         for field in FIELDS:
-            a, b = (statistics[name].sums()[field] for statistics in (one, two))
+            a, b = (stats[name].sums()[field] for stats in (one, two))
             assert a.dtype == b.dtype == torch.float64
             assert a.shape == b.shape
             assert (a - b).abs().max() <= tolerance * b.abs().max()
@@ -56,7 +56,7 @@ def made(x):
     return calibrate(network(), x, output="predicted")
 
 
-def test_statistics_of_two_sets_add_up_to_those_of_both():
+def test_stats_of_two_sets_add_up_to_those_of_both():
     first, second = images(4), images(3, seed=2)
 
     assert_same(made([first]) + made([second]), made([first, second]), 1e-12)
@@ -105,7 +105,7 @@ def test_scaling_scales_every_sum_and_the_count():
             assert torch.equal(getattr(half[name], field) * 2, getattr(a[name], field))
 
 
-def test_twice_the_set_is_twice_the_statistics():
+def test_twice_the_set_is_twice_the_stats():
     assert_same(made([images(4), images(4)]), made([images(4)]).scaled(2.0), 1e-12)
 
 
@@ -119,14 +119,14 @@ def test_adding_leaves_the_summands_alone():
     assert a.samples == 3
 
 
-def test_statistics_are_a_mapping_of_layer_names_in_order():
-    statistics = made([images(2)])
+def test_stats_are_a_mapping_of_layer_names_in_order():
+    stats = made([images(2)])
 
-    assert list(statistics) == ["0", "3"]
-    assert len(statistics) == 2
-    assert "1" not in statistics
+    assert list(stats) == ["0", "3"]
+    assert len(stats) == 2
+    assert "1" not in stats
     with pytest.raises(KeyError):
-        statistics["1"]
+        stats["1"]
 
 
 def test_the_parts_fit_each_other():
@@ -155,29 +155,29 @@ def layer(inputs=(2,), outputs=3, groups=1):
     )
 
 
-def statistics(rule="gradient-input", output="norm", **layers):
+def stats(rule="gradient-input", output="norm", **layers):
     return RelevanceStats(layers or {"a": layer()}, 1.0, rule, output)
 
 
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        (statistics(rule="epsilon"), "'gradient-input'.*'epsilon'"),
-        (statistics(output="label"), "'norm'.*'label'"),
-        (statistics(a=layer(), b=layer()), "only one of them has b$"),
-        (statistics(b=layer()), "only one of them has a, b$"),
-        (statistics(a=layer(inputs=(4,))), r"\(\(2,\), 3, 1, False\).*\(\(4,\), 3, 1, False\)"),
-        (statistics(a=layer(outputs=4)), r"\(\(2,\), 3, 1, False\).*\(\(2,\), 4, 1, False\)"),
-        (statistics(a=layer(inputs=(2, 1))), "different shapes"),
-        (statistics(a=layer(outputs=4, groups=2)), "different shapes"),
-        (statistics(a=layer(), b=layer(), c=layer(), d=layer(), e=layer()), r"has b, c, d \.\.\.$"),
+        (stats(rule="epsilon"), "'gradient-input'.*'epsilon'"),
+        (stats(output="label"), "'norm'.*'label'"),
+        (stats(a=layer(), b=layer()), "only one of them has b$"),
+        (stats(b=layer()), "only one of them has a, b$"),
+        (stats(a=layer(inputs=(4,))), r"\(\(2,\), 3, 1, False\).*\(\(4,\), 3, 1, False\)"),
+        (stats(a=layer(outputs=4)), r"\(\(2,\), 3, 1, False\).*\(\(2,\), 4, 1, False\)"),
+        (stats(a=layer(inputs=(2, 1))), "different shapes"),
+        (stats(a=layer(outputs=4, groups=2)), "different shapes"),
+        (stats(a=layer(), b=layer(), c=layer(), d=layer(), e=layer()), r"has b, c, d \.\.\.$"),
     ],
 )
 def test_strangers_refuse_to_add_and_say_why(other, says, unchecked):
     with pytest.raises(UsageError, match=says) as caught:
-        statistics() + other
+        stats() + other
     with pytest.raises(UsageError):
-        other + statistics()
+        other + stats()
 
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
@@ -238,7 +238,7 @@ def test_a_file_gives_back_exactly_what_was_saved(saved):
 
 
 def test_a_file_keeps_the_names_of_layers_whatever_they_are(tmp_path):
-    original = statistics(**{"": layer(), "a|b": layer((4, 3), 2, 2), "blöck.0": layer()})
+    original = stats(**{"": layer(), "a|b": layer((4, 3), 2, 2), "blöck.0": layer()})
     original.save(tmp_path / "stats")
 
     assert_same(RelevanceStats.load(tmp_path / "stats"), original)
@@ -246,13 +246,13 @@ def test_a_file_keeps_the_names_of_layers_whatever_they_are(tmp_path):
 
 def test_sums_that_share_memory_can_be_saved(tmp_path):
     ones = torch.ones(3, dtype=torch.float64)
-    original = statistics(a=LayerRelevance(ones, ones, ones, ones))
+    original = stats(a=LayerRelevance(ones, ones, ones, ones))
     original.save(tmp_path / "stats")
 
     assert_same(RelevanceStats.load(tmp_path / "stats"), original)
 
 
-def test_the_same_statistics_make_the_same_bytes(saved, tmp_path):
+def test_the_same_stats_make_the_same_bytes(saved, tmp_path):
     original, path = saved
     RelevanceStats.load(path).save(tmp_path / "again")
     original.save(tmp_path / "stats")  # over a file that was loaded from
@@ -260,7 +260,7 @@ def test_the_same_statistics_make_the_same_bytes(saved, tmp_path):
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def test_statistics_that_were_loaded_add(saved):
+def test_stats_that_were_loaded_add(saved):
     original, path = saved
 
     assert_same(RelevanceStats.load(path) + original, original.scaled(2.0))
@@ -382,7 +382,7 @@ def test_tensors_that_do_not_fit_are_refused(saved, field, change, unchecked):
 
 def test_a_damaged_byte_is_refused_or_means_just_what_it_says(tmp_path, unchecked):
     path = tmp_path / "stats"
-    statistics(a=layer((2,), 2)).save(path)
+    stats(a=layer((2,), 2)).save(path)
     data = path.read_bytes()
 
     for at in range(len(data)):

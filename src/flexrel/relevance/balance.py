@@ -1,14 +1,16 @@
-"""What each operation did with the relevance it got: the report of conservation."""
+"""What each operation did with the relevance it got: what it kept, and where it made a NaN."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from flexrel.core.running import tensors_of
-from flexrel.tracing import overwrites
+from flexrel.tracing import Op
 
 _TOLERANCE = 1e-3  # of the relevance that an operation handles
 
@@ -96,24 +98,17 @@ class Ledger:
 
         return booked
 
-    def native(
-        self,
-        key: tuple[str, str, str],
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Any:  # noqa: ANN401 - as the operation
+    def native(self, key: tuple[str, str, str], op: Op) -> Any:  # noqa: ANN401 - as the operation
         """Run an operation with its plain gradient, its relevance booked."""
-        name = key[1]
-        if name in MOVES:  # it only moves values, and what is a view has to stay one
-            return func(*args, **kwargs)
+        if op.name in _MOVES:  # it only moves values, and what is a view has to stay one
+            return op.func(*op.args, **op.kwargs)
         self._open(key)
-        rest = [self._booked(key, value) for value in args]
-        named = {name: self._booked(key, value) for name, value in kwargs.items()}
-        result = func(*rest, **named)
-        if overwrites(name) and rest[0] is not args[0]:  # it wrote over a copy
-            args[0].copy_(rest[0])
-            result = args[0]
+        args = [self._booked(key, value) for value in op.args]
+        kwargs = {name: self._booked(key, value) for name, value in op.kwargs.items()}
+        result = op.func(*args, **kwargs)
+        if op.writes and args[0] is not op.args[0]:  # it wrote over a copy
+            op.args[0].copy_(args[0])
+            result = op.args[0]
         for tensor in tensors_of(result):
             if tensor.requires_grad:
                 self._watch(key, tensor, self._receive)
@@ -165,9 +160,39 @@ def merged(balances: Sequence[Balance]) -> tuple[Balance, ...]:
     return tuple(total.values())
 
 
-_MOVES = (
+_MOVED = (
     "view reshape flatten unflatten transpose permute t swapaxes swapdims movedim moveaxis "
     "squeeze unsqueeze expand expand_as view_as __getitem__ narrow select chunk split tensor_split "
     "unbind diagonal unfold detach contiguous requires_grad_ slice alias"
 )
-MOVES = frozenset(_MOVES.split())
+_MOVES = frozenset(_MOVED.split())
+
+
+class NaNFinder:
+    """Finds the operation that first made a NaN, forward or on relevance's way back.
+
+    Attributes:
+        found: that operation and where it ran; "" if none was found.
+    """
+
+    def __init__(self) -> None:
+        self.found = ""
+        self._readers = WeakTensorKeyDictionary()  # tensor -> the operations that read it
+
+    def look(self, op: Op, place: str, result: Any) -> None:  # noqa: ANN401
+        """Look at one operation's result, and at what comes back to it."""
+        told = f"{op.name} in {place!r}" if place else op.name
+        made = [tensor for tensor in tensors_of(result) if tensor.is_floating_point()]
+        if not self.found and any(bool(tensor.isnan().any()) for tensor in made):
+            self.found = told
+        for tensor in op.given():
+            if tensor.requires_grad:
+                self._readers.setdefault(tensor, []).append(told)
+        for tensor in made:
+            if tensor.requires_grad:
+                readers: list[str] = self._readers.setdefault(tensor, [])
+                tensor.register_hook(partial(self._look_back, readers))
+
+    def _look_back(self, readers: Sequence[str], gradient: Tensor) -> None:
+        if not self.found and not bool(gradient.isfinite().all()):
+            self.found = f"the way back through {', '.join(dict.fromkeys(readers))}"
