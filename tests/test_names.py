@@ -12,16 +12,6 @@ MOST_LINES = 300
 
 # Names that are defined twice, with the reason why they may be.
 TWICE = {
-    # command line: a command has the name of the function that it calls
-    "calibrate": "the command and the function",
-    "pack": "the command and the function",
-    "prune": "the command and the function",
-    # command line
-    "app": "to be renamed by the room cli",
-    # command line and relevance
-    "Rule": "to be renamed by the room cli",
-    # command line and tracing
-    "Weights": "to be renamed by the rooms cli and tracing",
     # core and criteria
     "Values": "to be renamed by the room criteria",
     # io and repair

@@ -7,19 +7,21 @@ import typer
 
 from flexrel.relevance import OUTPUTS, RULES
 
-Model = Annotated[
+ModelArgument = Annotated[
     str, typer.Argument(help="file.py:factory, package.module:factory or demo:digits")
 ]
-Weights = Annotated[
+WeightsOption = Annotated[
     Path | None, typer.Option(help=".safetensors, .flexrel, or a state dict saved by torch")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
-Seed = Annotated[int, typer.Option(help="of every random number")]
-Rule = Annotated[
+JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+SeedOption = Annotated[int, typer.Option(help="of every random number")]
+RuleOption = Annotated[
     str,
     typer.Option(
         help=f"of relevance: {', '.join(RULES)}; by layer: features.*=gamma,head*=epsilon"
     ),
 ]
-Output = Annotated[str, typer.Option(help=f"what relevance starts from: {', '.join(OUTPUTS)}")]
+OutputOption = Annotated[
+    str, typer.Option(help=f"what relevance starts from: {', '.join(OUTPUTS)}")
+]
 DATA = "file.py:factory, package.module:factory, an .npz with x and y, or demo:digits"

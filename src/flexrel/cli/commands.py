@@ -15,7 +15,15 @@ from rich.console import Console
 
 import flexrel_edge
 from flexrel.cli import demo, packing
-from flexrel.cli.arguments import DATA, AsJson, Model, Output, Rule, Seed, Weights
+from flexrel.cli.arguments import (
+    DATA,
+    JsonOption,
+    ModelArgument,
+    OutputOption,
+    RuleOption,
+    SeedOption,
+    WeightsOption,
+)
 from flexrel.cli.options import parse_criterion, parse_rule
 from flexrel.cli.show import conservation, progress_bars, recovery_lines, table, what_it_is
 from flexrel.cli.sources import read_data, read_model
@@ -26,11 +34,9 @@ from flexrel.core.precision import VALUES
 from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.io import EXPORTS, check_exports, percent, render
-from flexrel.pruning import FORMS, PruneOptions, candidates
+from flexrel.pruning import FORMS, PruneOptions, candidates, prune
 from flexrel.pruning import compare as compare_result
-from flexrel.pruning import prune as prune_model
-from flexrel.relevance import Attribution, RelevanceStats
-from flexrel.relevance import calibrate as calibrate_model
+from flexrel.relevance import Attribution, RelevanceStats, calibrate
 
 app = typer.Typer(
     help="Prune a trained network to what the target can afford.",
@@ -68,7 +74,7 @@ def _check_directory(out: Path | None) -> None:
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option(help="directory for the results")] = Path("flexrel-demo"),
-    seed: Seed = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """The whole story on handwritten digits, in under a minute: train, prune, pack, report."""
     _check_directory(out)
@@ -90,12 +96,12 @@ def demo_command(
     )
 
 
-@app.command()
-def prune(
-    model: Model,
+@app.command("prune")
+def prune_command(
+    model: ModelArgument,
     calibration: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
     evaluation: Annotated[str | None, typer.Option(help=f"labelled data; {DATA}")] = None,
-    weights: Weights = None,
+    weights: WeightsOption = None,
     target: Annotated[str | None, typer.Option(help="accuracy-drop=1%")] = None,
     budget: Annotated[
         list[str] | None, typer.Option(help="bytes=500kB, macs=50%, parameters=120k, sparsity=80%")
@@ -107,8 +113,8 @@ def prune(
     allocation: Annotated[str, typer.Option(help=", ".join(ALLOCATIONS))] = "global",
     keep: Annotated[list[str] | None, typer.Option(help="a layer to leave alone")] = None,
     multiple_of: Annotated[int, typer.Option(help="round widths up to multiples of this")] = 1,
-    rule: Rule = "gradient-input",
-    output: Output = "auto",
+    rule: RuleOption = "gradient-input",
+    output: OutputOption = "auto",
     recover: Annotated[
         str, typer.Option(help="none, closed-form, or finetune:EPOCHS on the calibration data")
     ] = "closed-form",
@@ -121,13 +127,13 @@ def prune(
     compare: Annotated[
         bool, typer.Option(help="measure magnitude and relevance too, for the report")
     ] = True,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="directory for the results")] = None,
     export: Annotated[
         list[str] | None,
         typer.Option(help="into --out too: onnx, pt2; graph: ONNX inside of model.flexrel"),
     ] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Return the smallest network that keeps to a target and budgets.
 
@@ -149,7 +155,7 @@ def prune(
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)
         data = list(read_data(calibration, "calibration"))
-        result = prune_model(
+        result = prune(
             network,
             calibration=data,
             evaluate=evaluate,
@@ -186,14 +192,14 @@ def prune(
         typer.echo(f"Wrote {out}/: model.flexrel, plan.json, result.json, report.html{more}")
 
 
-@app.command()
-def calibrate(
-    model: Model,
+@app.command("calibrate")
+def calibrate_command(
+    model: ModelArgument,
     data: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
     out: Annotated[Path, typer.Option("--out", "-o", help="file of statistics")],
-    weights: Weights = None,
-    rule: Rule = "gradient-input",
-    output: Output = "auto",
+    weights: WeightsOption = None,
+    rule: RuleOption = "gradient-input",
+    output: OutputOption = "auto",
     max_batches: Annotated[int | None, typer.Option(help="read no more than so many")] = None,
     max_seconds: Annotated[
         float | None, typer.Option(help="read no further batch after so long")
@@ -201,12 +207,12 @@ def calibrate(
     check: Annotated[
         bool, typer.Option("--check", help="tell where relevance is not conserved")
     ] = False,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Measure relevance on data, and write the statistics; those of several runs can be merged."""
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)
-        statistics = calibrate_model(
+        statistics = calibrate(
             network,
             read_data(data, "calibration"),
             parse_rule(rule),
@@ -224,8 +230,8 @@ def calibrate(
         typer.echo(f"Without relevance: {', '.join(statistics.unmeasured)}")
 
 
-@app.command()
-def merge(
+@app.command("merge")
+def merge_command(
     files: Annotated[list[Path], typer.Argument(help="files of statistics")],
     out: Annotated[Path, typer.Option("--out", "-o", help="file of their sum")],
 ) -> None:
@@ -235,8 +241,8 @@ def merge(
     typer.echo(f"{out}: {len(total)} layers, {total.samples:,.0f} samples")
 
 
-@app.command()
-def report(
+@app.command("report")
+def report_command(
     directory: Annotated[Path, typer.Argument(help="that prune --out wrote")],
     show: Annotated[bool, typer.Option("--open", help="open it in a browser")] = False,
 ) -> None:
@@ -260,4 +266,4 @@ def report(
 
 _RECORDS = ("result.json", "plan.json")
 
-app.add_typer(packing.app)
+app.add_typer(packing.packing_app)

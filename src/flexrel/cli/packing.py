@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 import flexrel_edge.cli
-from flexrel.cli.arguments import DATA, AsJson, Model, Seed, Weights
+from flexrel.cli.arguments import DATA, JsonOption, ModelArgument, SeedOption, WeightsOption
 from flexrel.cli.options import parse_metadata
 from flexrel.cli.show import plan_tables, progress_bars
 from flexrel.cli.sources import first_batch, read_data, read_model
@@ -16,19 +16,18 @@ from flexrel.core.budgets import target_of
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.plan import Plan
 from flexrel.core.precision import VALUES
-from flexrel.io import check_path, fixed, graph_notes, percent
-from flexrel.io import export as export_model
-from flexrel.pruning import pack as pack_model
+from flexrel.io import check_path, export, fixed, graph_notes, percent
+from flexrel.pruning import pack
 from flexrel.structure import apply
 
-app = typer.Typer()
+packing_app = typer.Typer()
 
 
-@app.command()
-def pack(
-    model: Model,
+@packing_app.command("pack")
+def pack_command(
+    model: ModelArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="packed file")],
-    weights: Weights = None,
+    weights: WeightsOption = None,
     plan: Annotated[
         Path | None, typer.Option(help="a plan.json, carried out on the network first")
     ] = None,
@@ -49,7 +48,7 @@ def pack(
     codec: Annotated[
         str, typer.Option(help="pcodec-1, or zstd-1 for devices that pcodec has no wheel for")
     ] = "pcodec-1",
-    seed: Seed = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Pack a network as it is, or as a plan cuts it."""
     cut = Plan.load(plan) if plan else None
@@ -61,7 +60,7 @@ def pack(
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)
         network = apply(network, cut) if cut else network
-        done = pack_model(
+        done = pack(
             network,
             out,
             values,  # type: ignore[arg-type]  # checked
@@ -81,16 +80,16 @@ def pack(
         typer.echo(f"warning: {line}", err=True)
 
 
-@app.command("export")
+@packing_app.command("export")
 def export_command(
-    model: Model,
+    model: ModelArgument,
     out: Annotated[Path, typer.Argument(help="to write; an .onnx or .pt2")],
     data: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
-    weights: Weights = None,
+    weights: WeightsOption = None,
     plan: Annotated[
         Path | None, typer.Option(help="a plan.json, carried out on the network first")
     ] = None,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Write a network for other programs: as ONNX, or as a program of torch.export.
 
@@ -103,16 +102,16 @@ def export_command(
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)
         network = apply(network, cut) if cut else network
-        samples = export_model(network, example, out)
+        samples = export(network, example, out)
     typer.echo(f"{out}: {out.stat().st_size:,} bytes")
     if samples is not None:
         typer.echo(f"warning: {fixed(out.name, samples)}", err=True)
 
 
-@app.command()
-def inspect(
+@packing_app.command("inspect")
+def inspect_command(
     file: Annotated[Path, typer.Argument(help="packed file, or a plan.json")],
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a packed file holds, or what a plan does and why."""
     if file.suffix == ".json":
@@ -127,8 +126,8 @@ def inspect(
     raise typer.Exit(flexrel_edge.cli.main(["inspect", str(file), *["--json"] * as_json]))
 
 
-@app.command()
-def unpack(
+@packing_app.command("unpack")
+def unpack_command(
     file: Annotated[Path, typer.Argument(help="packed file")],
     out: Annotated[Path, typer.Argument(help="to write; an .onnx, or else safetensors")],
 ) -> None:
@@ -136,8 +135,8 @@ def unpack(
     raise typer.Exit(flexrel_edge.cli.main(["unpack", str(file), str(out)]))
 
 
-@app.command()
-def diff(
+@packing_app.command("diff")
+def diff_command(
     old: Annotated[Path, typer.Argument(help="packed file that devices have")],
     new: Annotated[Path, typer.Argument(help="packed file that they are to have")],
     update: Annotated[Path | None, typer.Argument(help="to write")] = None,
@@ -150,8 +149,8 @@ def diff(
     raise typer.Exit(flexrel_edge.cli.main(["diff", str(old), str(new), *where]))
 
 
-@app.command()
-def patch(
+@packing_app.command("patch")
+def patch_command(
     old: Annotated[Path, typer.Argument(help="packed file")],
     update: Annotated[Path, typer.Argument(help="that diff wrote")],
     new: Annotated[Path, typer.Argument(help="packed file to write; it may be the old one")],
@@ -160,8 +159,8 @@ def patch(
     raise typer.Exit(flexrel_edge.cli.main(["patch", str(old), str(update), str(new)]))
 
 
-@app.command()
-def sign(
+@packing_app.command("sign")
+def sign_command(
     file: Annotated[Path, typer.Argument(help="packed file, signed in place")],
     key: Annotated[Path, typer.Option(help="PEM file of an Ed25519 private key")],
     counter: Annotated[
