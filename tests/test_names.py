@@ -4,28 +4,9 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "src" / "flexrel"
 MOST_LINES = 300
-
-# Names that are defined twice, with the reason why they may be.
-TWICE = {
-    # core and criteria
-    "Values": "to be renamed by the room criteria",
-    # io and repair
-    "load": "to be renamed by the room repair",
-}
-
-# Files that are longer, with the room that splits them.
-LONGER = {
-    "src/flexrel/pruning/trials.py": "pruning",
-    "src/flexrel/relevance/between.py": "relevance",
-    "src/flexrel/relevance/follow.py": "relevance",
-    "src/flexrel/relevance/rules.py": "relevance",
-    "src/flexrel/relevance/stats.py": "relevance",
-}
 
 
 def defined_in(text):
@@ -55,14 +36,9 @@ def defined_twice(folder):
 
 
 def test_no_public_name_has_two_meanings():
-    twice = {name: places for name, places in defined_twice(LIBRARY).items() if name not in TWICE}
+    twice = defined_twice(LIBRARY)
 
     assert not twice, "\n".join(f"{name}: {' and '.join(at)}" for name, at in twice.items())
-
-
-@pytest.mark.parametrize("name", TWICE)
-def test_what_may_be_defined_twice_still_is(name):
-    assert name in defined_twice(LIBRARY), f"{name} is defined once now: take it off the table"
 
 
 def test_definitions_are_found_and_imports_are_none(tmp_path):
@@ -90,11 +66,6 @@ def lengths():
 
 
 def test_no_file_is_too_long_to_be_read_at_once():
-    longer = {name: n for name, n in lengths().items() if n > MOST_LINES and name not in LONGER}
+    longer = {name: n for name, n in lengths().items() if n > MOST_LINES}
 
     assert not longer
-
-
-@pytest.mark.parametrize("name", LONGER)
-def test_files_that_may_be_longer_still_are(name):
-    assert lengths().get(name, 0) > MOST_LINES, f"{name} is short now: take it off the table"

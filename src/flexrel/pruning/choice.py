@@ -42,7 +42,7 @@ class Solution:
         return self.evaluator.builder.divergence(self.made.rounded)
 
 
-def solve(evaluator: Evaluator, signals: Signals, limits: Limits) -> Solution:
+def best_solution(evaluator: Evaluator, signals: Signals, limits: Limits) -> Solution:
     """Return what keeps to the limits, by one of the criteria that were asked for.
 
     Precision "auto" goes from float32 down as long as that is better: with a target, a smaller

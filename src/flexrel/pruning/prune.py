@@ -15,7 +15,7 @@ from flexrel.core.running import unwrapped
 from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
 from flexrel.pruning.builder import NetworkBuilder, PrunedNetwork
-from flexrel.pruning.choice import Solution, solve
+from flexrel.pruning.choice import Solution, best_solution
 from flexrel.pruning.data import CalibrationData, calibration_data
 from flexrel.pruning.evaluator import Evaluator
 from flexrel.pruning.input_shift import input_shift
@@ -145,7 +145,7 @@ def solved(
     evaluator = evaluator_of(signals, data)
     dense = evaluator.measure("dense", evaluator.dense)
     limits = limits_of(request, evaluator.dense, dense.accuracy)
-    return dense, solve(evaluator, signals, limits)
+    return dense, best_solution(evaluator, signals, limits)
 
 
 def evaluator_of(signals: Signals, data: CalibrationData) -> Evaluator:
