@@ -33,9 +33,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import catalogue
 import common
 import flexrel
-import networks
 
 RULES = ("gradient-input", "epsilon", "gamma", "zplus", "attnlrp")
 BUDGET = 0.5  # of the multiply-adds
@@ -52,7 +52,7 @@ NORMS = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - all kinds of it
 def prepared(family, name):
     """Return a network and its batch; no branch of it is dead, whatever its random weights."""
     torch.manual_seed(0)
-    model, batch = dict(networks.FAMILIES[family]())[name]()
+    model, batch = dict(catalogue.FAMILIES[family]())[name]()
     fresh(model)
     if family != "zoo":  # those are trained
         enliven(model, batch)
@@ -136,7 +136,7 @@ def multiply_adds(model, batch):
             output_of(model, batch)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return counter.get_total_flops() // 2 // networks.SAMPLES
+    return counter.get_total_flops() // 2 // catalogue.SAMPLES
 
 
 def reason(error):
@@ -320,8 +320,8 @@ def warm_up(tool):
     """Let the tool load what it loads on the first call, so that it is not counted."""
     small = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU())
     small.append(nn.Linear(8, 4)).eval()
-    batch = torch.randn(networks.SAMPLES, 8)
-    dense = {"shape": [networks.SAMPLES, 4], "macs": multiply_adds(small, batch)}
+    batch = torch.randn(catalogue.SAMPLES, 8)
+    dense = {"shape": [catalogue.SAMPLES, 4], "macs": multiply_adds(small, batch)}
     with suppress(Exception):  # the network's own call will tell
         TOOLS[tool](small, batch, dense, lambda _: None, 0)
 
@@ -384,10 +384,10 @@ def in_process(family, name, what, limit):
 def blocks(args):
     """Yield the block of a network whenever there is one more of its rows."""
     there = {(b["family"], b["network"]): b for b in common.read("compatibility")}
-    families = networks.QUICK if args.quick else args.families
+    families = catalogue.QUICK if args.quick else args.families
     for family in families:
-        for name, _ in networks.FAMILIES[family]():
-            patterns = networks.QUICK[family] if args.quick else args.networks
+        for name, _ in catalogue.FAMILIES[family]():
+            patterns = catalogue.QUICK[family] if args.quick else args.networks
             if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
                 continue
             empty = {"family": family, "network": name, "relevance": None, "cuts": {}}
@@ -414,7 +414,7 @@ def page(found):
         "Made by `python benchmarks/compatibility.py`. Every classification network of "
         "torchvision, small members of timm's families and transformers' classes, with random "
         "weights and 2 samples; trained networks of the data packs (*zoo*); and four that are "
-        "defined in `benchmarks/networks.py`. No network is changed for it."
+        "defined in `benchmarks/catalogue.py`. No network is changed for it."
     )
     yield "## Relevance"
     yield (
@@ -422,7 +422,7 @@ def page(found):
         "gradients of the weights, taken once beside it on one thread, so read it as a size."
     )
     header = ["family", "networks", "all rules run", *RULES]
-    families = {f: [b for b in found if b["family"] == f] for f in networks.FAMILIES}
+    families = {f: [b for b in found if b["family"] == f] for f in catalogue.FAMILIES}
     yield common.table(header, filter(None, (_rules(f, mine) for f, mine in families.items())))
     yield common.listed(_rules_that_fail(found))
     yield "## Cuts"
@@ -430,8 +430,8 @@ def page(found):
         "A call asks for half the multiply-adds of a network; FlexRel's names one criterion; "
         "torch-pruning gets the first call of its README, repeated on fresh copies with other "
         "goals until the multiply-adds fit. Each has a process of its own and a "
-        "time limit, 60 or 120 s. *Cut at target*: the returned module runs, goes backward, gives "
-        "outputs of the dense one's shape and keeps 0.48 to 0.50 of the multiply-adds, by "
+        f"time limit, of {_limits(found)} s. *Cut at target*: the returned module runs, goes "
+        "backward, gives outputs of the dense one's shape and keeps 0.48 to 0.50 of the multiply-adds, by "
         "FlexRel's own count or, for the others, by one ruler that counts every matrix product and "
         f"convolution that runs. Times were taken on two busy cores{_chosen(found)}."
     )
@@ -444,7 +444,7 @@ def page(found):
     header = ["network", "family", "outcome", "own count / ruler", "reason"]
     yield _table(header, _missed(found))
     skipped = {b["network"]: row["reason"] for b, _, row in _rows(found) if _is_skipped(row)}
-    skipped |= {f"timm's {name}": f"skipped: {why}" for name, why in networks.TIMM_SKIPPED.items()}
+    skipped |= {f"timm's {name}": f"skipped: {why}" for name, why in catalogue.TIMM_SKIPPED.items()}
     yield common.listed(f"{name}: {why}" for name, why in skipped.items())
     yield "## Network by network"
     yield (
@@ -456,6 +456,10 @@ def page(found):
     header = ["network", "family", "parameters, M", "weights read", "rules that run", *TOOLS]
     yield common.table(header, map(_network, found))
     yield common.measured_with(max((block["versions"] for block in found), key=len))
+
+
+def _limits(found):
+    return ", ".join(f"{s:g}" for s in sorted({row["limit_s"] for _, _, row in _rows(found)}))
 
 
 def _chosen(found):
@@ -572,7 +576,7 @@ def _network(block):
 
 
 def main():
-    families, tools = tuple(networks.FAMILIES), tuple(TOOLS)
+    families, tools = tuple(catalogue.FAMILIES), tuple(TOOLS)
     parser = common.parser(__doc__)
     parser.add_argument("--families", nargs="+", choices=families, default=families)
     parser.add_argument("--networks", nargs="+", default=("*",), help="names or patterns")
