@@ -432,7 +432,8 @@ def page(found):
         "goals until the multiply-adds fit. Each has a process of its own and a "
         f"time limit, of {_limits(found)} s. *Cut at target*: the returned module runs, goes "
         "backward, gives outputs of the dense one's shape and keeps 0.48 to 0.50 of the "
-        "multiply-adds, by FlexRel's own count or, for the others, by one ruler that counts every matrix product and "
+        "multiply-adds, by FlexRel's own count or, for the others, by one ruler that counts every "
+        "matrix product and "
         f"convolution that runs. Times were taken on two busy cores{_chosen(found)}."
     )
     header = ["family and tool", "networks", "cut at target", "by the ruler too", "cut, off target"]
