@@ -1,5 +1,6 @@
 # make demo    the whole story on embedded data
 # make test    the test suite
+# make slow    the tests that take minutes: files made wrong, processes killed
 # make check   format, lint, types, import contracts
 # make bench   benchmarks on real networks; FLEXREL_DATA says where they are
 # Each makes .venv and installs what it needs, once.
@@ -10,13 +11,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PROJECT := pyproject.toml edge/pyproject.toml constraints.txt
 SOURCES := src edge/src tests benchmarks examples
 
-.PHONY: demo test check bench clean
+.PHONY: demo test slow check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flexrel demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
@@ -25,25 +29,16 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.bench
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/relevance.py
-	$(BIN)/python benchmarks/survivors.py
-	$(BIN)/python benchmarks/survival.py
-	$(BIN)/python benchmarks/channels.py
-	$(BIN)/python benchmarks/recover.py --train
-	$(BIN)/python benchmarks/steps.py
-	$(BIN)/python benchmarks/precision.py
-	$(BIN)/python benchmarks/link.py
-	$(BIN)/python benchmarks/wire.py
-	$(BIN)/python benchmarks/updates.py
-	$(BIN)/python benchmarks/kill.py
-	$(BIN)/python benchmarks/fuzz.py
-	$(BIN)/python benchmarks/forms.py
-	$(BIN)/python benchmarks/choice.py
 	$(BIN)/python benchmarks/paper.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/accelerator.py
+	$(BIN)/python benchmarks/compatibility.py
+	$(BIN)/python benchmarks/relevance.py
+	$(BIN)/python benchmarks/wire.py
+	$(BIN)/python benchmarks/updates.py
+	$(BIN)/python benchmarks/link.py
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV)

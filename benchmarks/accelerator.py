@@ -2,16 +2,16 @@
 
     python benchmarks/accelerator.py                  measure, where torch finds one
     python benchmarks/accelerator.py --quick          digits on the processor; needs no data
+    python benchmarks/accelerator.py --show           the page, from the JSON
 
 Relevance: each rule in turn with a plain forward and backward pass over the same batches, with
 gradients of the weights, as in training; in batches as on a processor, and all samples in one. 2:4:
 the network cut to the pattern, in float16, its linear layers on the device's sparse cores, in turn
 with the dense network, on a batch as it is calibrated with and on one that fills the device, called
 as it is and as a CUDA graph, which leaves out what the calls cost; torch has no such convolutions.
-Without an accelerator it says so and leaves the page's section as it is.
+Without an accelerator it says so and leaves the page as it is.
 """
 
-import argparse
 import copy
 import functools
 import statistics
@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn import functional
 
 import common
-import page
 import tasks
 from flexrel import calibrate, prune
 
@@ -67,7 +66,7 @@ def relevance_rows(task, device, rounds):
         for rule in RULES:
             found = functools.partial(calibrate, task.model, batches, rule)
             what = f"relevance, {rule}, batch {len(batches[0])}"
-            yield row(task, what, in_turn(plain, found, device, rounds), "cost")
+            yield row(what, in_turn(plain, found, device, rounds), "cost")
 
 
 def in_one(batches):
@@ -94,9 +93,9 @@ def pattern_rows(task, device, rounds):
         inputs = batch.repeat(-(-size // len(batch)), *[1] * (batch.ndim - 1))[:size]
         works = [functools.partial(forward, network, inputs) for network in (dense, sparse)]
         what = f"2:4, {layers} layers, batch {size}"
-        yield row(task, what, in_turn(*works, device, rounds), "speed-up")
+        yield row(what, in_turn(*works, device, rounds), "speed-up")
         graphs = [captured(work).replay for work in works]
-        yield row(task, f"{what}, CUDA graph", in_turn(*graphs, device, rounds), "speed-up")
+        yield row(f"{what}, CUDA graph", in_turn(*graphs, device, rounds), "speed-up")
 
 
 def captured(work):
@@ -117,10 +116,10 @@ def forward(network, inputs):
         network(inputs)
 
 
-def row(task, what, times, kind):
+def row(what, times, kind):
     plain, found, ratio = times
     shown = f"cost {ratio:.2f}" if kind == "cost" else f"speed-up {1 / ratio:.2f}"
-    return [task.network, what, f"{1e3 * plain:.2f} ms", f"{1e3 * found:.2f} ms", shown]
+    return [what, f"{1e3 * plain:.2f} ms", f"{1e3 * found:.2f} ms", shown]
 
 
 def rows_of(task, device, rounds):
@@ -128,30 +127,55 @@ def rows_of(task, device, rounds):
     try:
         rows += pattern_rows(task, device, rounds)
     except RuntimeError as error:
-        rows.append([task.network, "2:4", "", "", f"fails: {error}".splitlines()[0][:120]])
+        rows.append(["2:4", "", "", f"fails: {error}".splitlines()[0][:120]])
     return rows
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
-    args = parser.parse_args()
+def blocks(args):
+    """Yield a block for each network; none where torch finds no accelerator."""
     if args.quick:
-        rows = rows_of(tasks.digits(), "cpu", 3)
-        common.save("accelerator-quick", {"device": "the processor", "rows": rows})
+        yield block("the processor", tasks.digits(), "cpu", 3)
         return
     if not torch.cuda.is_available():
         print("accelerator.py: torch finds no accelerator; nothing measured", file=sys.stderr)
         return
-    packs, rows = common.data_packs(), []
-    for name in NETWORKS:
-        task = tasks.task(packs, name, tasks.DEPLOYMENTS[name][0], 0, device="cuda")
-        rows += rows_of(task, "cuda", ROUNDS)
-        found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
-        common.save("accelerator", found)
-    page.write()
+    for name in args.networks:
+        task = tasks.task(name, tasks.DEPLOYMENTS[name][0], 0, device="cuda")
+        yield block(torch.cuda.get_device_name(), task, "cuda", ROUNDS)
+
+
+def block(named, task, device, rounds):
+    rows = rows_of(task, device, rounds)
+    versions = {"torch": torch.__version__}  # with that of CUDA
+    return {"network": task.network, "device": named, "rows": rows, "versions": versions}
+
+
+def page(found):
+    """Yield the page's parts."""
+    yield "# On an accelerator"
+    if not found:
+        yield (
+            "Not measured: no machine with one was at hand. `python benchmarks/accelerator.py` "
+            "runs there as it is and fills this page."
+        )
+        return
+    yield (
+        f"Made by `python benchmarks/accelerator.py` on {found[-1]['device']}: medians of 15 "
+        "rounds in turn. *Relevance*: a plain forward and backward pass with gradients of the "
+        "weights, as in training, then `calibrate`; its cost is the ratio. With batches of 50 the "
+        "device waits for Python, which calls more operations for relevance; with all calibration "
+        "samples in one batch it computes. *2:4*: the forward pass in float16, dense, then with "
+        "the linear layers on sparse cores, as torch calls them; in a CUDA graph without what the "
+        "calls cost. A speed-up below 1 is a loss."
+    )
+    header = ["network", "what", "plain or dense", "relevance or 2:4", "ratio"]
+    yield common.table(header, ([b["network"], *row] for b in found for row in b["rows"]))
+    yield common.measured_with(found[-1]["versions"])
+
+
+def main():
+    args = common.parser(__doc__, NETWORKS).parse_args()
+    common.run(args, "accelerator", blocks(args), ("network",), page)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,24 @@
-"""Cases in which methods meet, and the ruler that all are held to."""
+"""Cases in which methods meet: the task, the ruler, what each method makes, and training."""
 
 import copy
+import time
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-import common
+import published
 import rivals
 import sizes
 import tasks
+from flexrel import Bytes, MACs, prune
 from flexrel.io import encode
 
+OURS, BARE, PBX = "FlexRel", "FlexRel, not repaired", "PbX (paper)"
 UNITS = {"channel": "channels", "element": "weights"}
+STEPS, BATCH = 40, 32  # of the training that all have alike
+RATES = (0.001, 0.005, 0.02)  # of it: each method takes what suits its network best
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Case:
         """Return the task; not all libraries take weights whose channels are last in memory."""
         if self.network == "digits":
             return tasks.digits()
-        made = tasks.task(common.data_packs(), self.network, self.deployment, 0)
+        made = tasks.task(self.network, self.deployment, 0)
         made.model.to(memory_format=torch.contiguous_format)
         return made
 
@@ -87,3 +93,96 @@ class Ruler:
         for handle in handles:
             handle.remove()
         return sum(found)
+
+
+# --- methods --------------------------------------------------------------------------------
+
+
+def methods_of(network, granularity):
+    """Return the names of all methods for a case, ours last."""
+    channels = granularity == "channel"
+    theirs = list(rivals.CHANNELS if channels else rivals.WEIGHTS)
+    if network != "resnet20":
+        theirs = [name for name in theirs if name != "ModelOpt FastNAS"]
+    return [*theirs, *([PBX] if channels else []), BARE, OURS]
+
+
+def made_by(method, case, task, ruler):
+    """Return the network that a method makes within the ruler's limit, and the seconds it took."""
+    if method in (OURS, BARE):
+        return by_flexrel("closed-form" if method == OURS else "none", case, task, ruler)
+    if method == PBX:
+        return by_pbx(case, task)
+    calls = rivals.CHANNELS if case.granularity == "channel" else rivals.WEIGHTS
+    return rivals.by_library(calls[method], case, task, ruler)
+
+
+def by_pbx(case, task):
+    """Return the network cut by relevance alone, by a composite of LRP rules, and its seconds."""
+    labelled = task.calibration[0][1] is not None
+    began = time.monotonic()
+    result = prune(
+        task.model,
+        calibration=task.calibration if labelled else task.inputs,
+        budgets=[MACs(case.level)],
+        criterion=published.Explained(),
+        rule="composite",
+        output="label" if labelled else "auto",
+        recover="none",
+    )
+    return result.model, time.monotonic() - began
+
+
+def by_flexrel(recover, case, task, ruler):
+    """Return what the default call of `prune` makes, but for `recover`, and its seconds."""
+    budget = MACs(case.level) if case.granularity == "channel" else Bytes(ruler.limit)
+    values = "float32" if case.granularity == "channel" else sizes.VALUES
+    began = time.monotonic()
+    result = prune(
+        task.model,
+        calibration=task.inputs,
+        budgets=[budget],
+        granularity=case.granularity,
+        recover=recover,
+        values=values,
+    )
+    return result.model, time.monotonic() - began
+
+
+# --- training -------------------------------------------------------------------------------
+
+
+def best_trained(task, network):
+    """Return the network at the rate that suits it best, or as it is, by data not reported on."""
+    made = (network, *(trained(network, task, rate) for rate in RATES))
+    return max(made, key=lambda network: task.choose.score(task.choose(network)))
+
+
+def trained(network, task, rate):
+    """Return a copy trained for STEPS steps on the labelled calibration data; zeros stay."""
+    network = copy.deepcopy(network).train()
+    for layer in network.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.eval()  # it has few units left
+    masks = [(p, p != 0) for p in network.parameters()]
+    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    draw = torch.Generator().manual_seed(0)
+    inputs, labels = _joined(task.calibration)
+    for _ in range(STEPS):
+        rows = torch.randint(len(labels), (BATCH,), generator=draw)
+        optimizer.zero_grad()
+        functional.cross_entropy(network(inputs[rows]), labels[rows]).backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            for parameter, mask in masks:
+                parameter.masked_fill_(~mask, 0.0)
+    return network.eval()
+
+
+def _joined(batches):
+    """Return all inputs and labels; ids of sentences are padded to the longest."""
+    longest = max(inputs.shape[-1] for inputs, _ in batches)
+    padded = [functional.pad(inputs, (0, longest - inputs.shape[-1])) for inputs, _ in batches]
+    return torch.cat(padded), torch.cat([labels for _, labels in batches])

@@ -1,4 +1,4 @@
-"""Networks that are to be cut as they are: of libraries, trained ones, and some defined here."""
+"""Networks that are taken as they are: of libraries, trained ones, and some defined here."""
 
 import importlib
 from functools import partial
@@ -8,9 +8,162 @@ from torch import nn
 from torch.nn import functional
 
 import common
-import survivors
 
-TOKENS, VOCABULARY = 32, 1000
+SAMPLES, TOKENS, VOCABULARY = 2, 32, 1000
+
+# Sides of the image where 64 pixels don't do, or other arguments do better.
+TORCHVISION = {
+    "googlenet": {"aux_logits": False},
+    "inception_v3": {"side": 96, "aux_logits": False},
+    "maxvit_t": {"side": 224},
+    "swin_b": {"side": 224},  # smaller images are padded to whole windows
+    "swin_s": {"side": 224},
+    "swin_t": {"side": 224},
+    "swin_v2_b": {"side": 256},
+    "swin_v2_s": {"side": 256},
+    "swin_v2_t": {"side": 256},
+    "vit_b_16": {"image_size": 64},
+    "vit_b_32": {"side": 96, "image_size": 96},
+    "vit_h_14": {"side": 56, "image_size": 56},
+    "vit_l_16": {"image_size": 64},
+    "vit_l_32": {"side": 96, "image_size": 96},
+}
+
+TIMM = """
+    bat_resnext26ts beit_base_patch16_224 botnet26t_256 caformer_s18 cait_xxs24_224 coat_lite_tiny
+    coat_tiny coatnet_pico_rw_224 convformer_s18 convit_tiny convmixer_768_32 convnext_atto
+    convnextv2_atto cpubone_b0_bfrobust crossvit_tiny_240 csatv2 cspdarknet53 cspnext_tiny
+    cspresnet50 darknet17 davit_tiny deit3_small_patch16_224 deit_tiny_distilled_patch16_224
+    deit_tiny_patch16_224 densenet121 dla34 dm_nfnet_f0 dpn48b eca_nfnet_l0 eca_resnet33ts
+    edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_lite0
+    efficientnetv2_rw_t efficientvim_m1 efficientvit_b0 efficientvit_m0 ese_vovnet19b_dw
+    ese_vovnet19b_slim_dw eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 focalnet_tiny_srf
+    gcresnet33ts gcvit_xxtiny gernet_s ghostnet_050 ghostnetv2_100 gmlp_ti16_224 halonet26t
+    hardcorenas_a hgnetv2_b0 hiera_tiny_224 hrnet_w18_small iformer_t inception_next_atto
+    inception_resnet_v2 inception_v3 inception_v4 lambda_resnet26t lcnet_035 lcnetv2_base
+    legacy_seresnet18 legacy_xception levit_128s levit_conv_128s lowformer_b0 mambaout_femto
+    maxvit_rmlp_pico_rw_256 mixer_s32_224 mixnet_s mnasnet_small mobilenetv2_050
+    mobilenetv3_small_050 mobilenetv4_conv_small mobileone_s0 mobilevit_xxs mobilevitv2_050
+    mvitv2_tiny naflexvit_base_patch16_gap nasnetalarge nest_tiny nextvit_small nf_regnet_b0
+    nf_resnet26 pit_ti_224 pnasnet5large poolformer_s12 pvt_v2_b0 qwen3_vit_88m rdnet_tiny
+    regnetx_002 regnety_002 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_26w_4s
+    res2next50 resmlp_12_224 resnest14d resnet10t resnet18 resnet26d resnet50_clip resnetaa34d
+    resnetv2_18 resnetv2_50 rexnet_100 sam2_hiera_tiny samvit_base_patch16_224 sehalonet33ts
+    selecsls42 seresnet18 seresnext26t_32x4d sequencer2d_s shvit_s1 skresnet18 starnet_s050
+    swiftformer_xs swin_s3_tiny_224 swin_tiny_patch4_window7_224 swinv2_cr_tiny_ns_224
+    swinv2_tiny_window8_256 tiny_vit_5m_224 tinynet_e tnt_s_legacy_patch16_224 tnt_s_patch16_224
+    tresnet_m twins_pcpvt_small twins_svt_small vgg11_bn visformer_tiny
+    vit_little_patch16_reg4_gap_256 vit_relpos_small_patch16_224 vit_small_patch14_dinov2
+    vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224 xception41 xception41p
+    xcit_nano_12_p16_224
+""".split()  # noqa: SIM905 - as readable as it gets
+TIMM_SKIPPED = {
+    "deepseek_vit": "its smallest network has 412 M parameters",
+    "gemma4_vit": "an encoder without a head, of 167 M parameters or more",
+    "mobilenetv5": "an encoder of 300 M parameters or more",
+}
+QUICK = {
+    "torchvision": ("squeezenet1_1",),
+    "timm": ("convnext_atto",),
+    "transformers": ("BertForSequenceClassification",),
+    "defined": ("u-net",),
+}
+
+
+def image(side):
+    return torch.randn(SAMPLES, 3, side, side)
+
+
+# --- networks of libraries ------------------------------------------------------------------
+
+
+def torchvision_networks():
+    """Yield each classification network's name, and how to make it and its batch."""
+    models = importlib.import_module("torchvision.models")
+
+    def make(name, *, side=64, **settings):
+        return models.get_model(name, weights=None, **settings), image(side)
+
+    for name in models.list_models(module=models):
+        yield name, partial(make, name, **TORCHVISION.get(name, {}))
+
+
+def timm_networks():
+    timm = importlib.import_module("timm")
+
+    def make(name):
+        model = timm.create_model(name, pretrained=False).eval()
+        side = model.pretrained_cfg["input_size"][-1]
+        try:
+            with torch.no_grad():
+                model(image(96))
+        except Exception:  # noqa: BLE001 - it takes its own size only
+            return model, image(side)
+        return model, image(96)
+
+    for name in TIMM:
+        yield name, partial(make, name)
+
+
+def transformers_networks():
+    library = importlib.import_module("transformers")
+    small = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    classes = {"num_labels": 10, "vocab_size": VOCABULARY, "pad_token_id": 0}
+    text = {**small, "intermediate_size": 512, **classes}
+    vision = {**small, "intermediate_size": 512, "num_labels": 10, "image_size": 64}
+    vision |= {"patch_size": 8}
+    gpt = {"n_embd": 128, "n_layer": 4, "n_head": 4, **classes}
+    gpt |= {"bos_token_id": 1, "eos_token_id": 2}
+    distil = {"dim": 128, "n_layers": 4, "n_heads": 4, "hidden_dim": 512, **classes}
+    t5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 4, "num_heads": 4, **classes}
+    grouped = {**text, "intermediate_size": 344, "num_key_value_heads": 2}
+    swin = {"image_size": 64, "patch_size": 2, "embed_dim": 32, "depths": [2, 2, 2]}
+    swin |= {"num_heads": [2, 4, 8], "window_size": 4, "num_labels": 10}
+    kinds = {
+        "BertModel": ("BertConfig", text),
+        "BertForSequenceClassification": ("BertConfig", text),
+        "DistilBertForSequenceClassification": ("DistilBertConfig", distil),
+        "RobertaForSequenceClassification": ("RobertaConfig", text),
+        "GPT2LMHeadModel": ("GPT2Config", gpt),
+        "GPT2ForSequenceClassification": ("GPT2Config", gpt),
+        "LlamaForCausalLM": ("LlamaConfig", grouped),
+        "LlamaForSequenceClassification": ("LlamaConfig", grouped),
+        "Qwen2ForCausalLM": ("Qwen2Config", grouped),
+        "T5EncoderModel": ("T5Config", t5),
+        "ViTForImageClassification": ("ViTConfig", vision),
+        "DeiTForImageClassification": ("DeiTConfig", vision),
+        "SwinForImageClassification": ("SwinConfig", swin),
+    }
+
+    def make(name, config, settings, attention):
+        configured = getattr(library, config)(**settings)
+        configured.use_cache = False
+        configured._attn_implementation = attention  # noqa: SLF001 - as from_pretrained sets it
+        model = getattr(library, name)(configured)
+        if "image_size" in settings:
+            return model, {"pixel_values": image(settings["image_size"])}
+        ids = torch.randint(3, VOCABULARY, (SAMPLES, TOKENS))
+        return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    for name, (config, settings) in kinds.items():
+        yield name, partial(make, name, config, settings, "sdpa")
+        yield f"{name}, eager", partial(make, name, config, settings, "eager")
+
+
+def zoo_networks():
+    """Yield the networks of the data packs, with the weights they were trained to."""
+    packs = common.data_packs()
+    sides = {"lenet": (1, 28), "efficientnet_lite0": (3, 96), "mobilenetv2": (3, 96)}
+    sides |= {"squeezenet11": (3, 96)}
+
+    def make(name):
+        if name == "minilm":
+            return packs.minilm(), common.sentences(packs)[:SAMPLES]
+        channels, side = sides.get(name, (3, 32))
+        return packs.network(name), torch.randn(SAMPLES, channels, side, side)
+
+    for name in (*packs.NETWORKS, "minilm"):
+        yield name, partial(make, name)
 
 
 # --- networks that are defined here -----------------------------------------------------------
@@ -130,12 +283,12 @@ class Recurrent(nn.Module):
 
 def defined_networks():
     """Yield each network's name, and how to make it and its batch."""
-    image = partial(survivors.image, 64)
-    ids = partial(torch.randint, VOCABULARY, (survivors.SAMPLES, TOKENS))
-    sound = partial(torch.randn, survivors.SAMPLES, 1, 8000)
+    picture = partial(image, 64)
+    ids = partial(torch.randint, VOCABULARY, (SAMPLES, TOKENS))
+    sound = partial(torch.randn, SAMPLES, 1, 8000)
     kinds = {
-        "u-net": (UNet, image),
-        "super-resolution": (SuperResolution, image),
+        "u-net": (UNet, picture),
+        "super-resolution": (SuperResolution, picture),
         "audio": (Audio, sound),
         "lstm": (Recurrent, ids),
     }
@@ -147,57 +300,9 @@ def defined_networks():
         yield name, partial(make, network, batch)
 
 
-# --- networks of others -----------------------------------------------------------------------
-
-
-def zoo_networks():
-    """Yield the networks of the data packs, with the weights they were trained to."""
-    packs = common.data_packs()
-    sides = {"lenet": (1, 28), "efficientnet_lite0": (3, 96), "mobilenetv2": (3, 96)}
-    sides |= {"squeezenet11": (3, 96)}
-
-    def make(name):
-        if name == "minilm":
-            return packs.minilm(), common.sentences(packs)[: survivors.SAMPLES]
-        channels, side = sides.get(name, (3, 32))
-        return packs.network(name), torch.randn(survivors.SAMPLES, channels, side, side)
-
-    for name in (*packs.NETWORKS, "minilm"):
-        yield name, partial(make, name)
-
-
-def transformers_networks():
-    library = importlib.import_module("transformers")
-    small = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
-    classes = {"num_labels": 10, "vocab_size": VOCABULARY, "pad_token_id": 0}
-    text = {**small, "intermediate_size": 512, **classes}
-    vision = {**small, "intermediate_size": 512, "num_labels": 10, "image_size": 64}
-    vision |= {"patch_size": 8}
-    gpt = {"n_embd": 128, "n_layer": 4, "n_head": 4, **classes}
-    gpt |= {"bos_token_id": 1, "eos_token_id": 2}
-    distil = {"dim": 128, "n_layers": 4, "n_heads": 4, "hidden_dim": 512, **classes}
-    t5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 4, "num_heads": 4, **classes}
-    grouped = {**text, "intermediate_size": 344, "num_key_value_heads": 2}
-    swin = {"image_size": 64, "patch_size": 2, "embed_dim": 32, "depths": [2, 2, 2]}
-    swin |= {"num_heads": [2, 4, 8], "window_size": 4, "num_labels": 10}
-    kinds = survivors.transformers_kinds(text, distil, gpt, grouped, t5, vision, swin)
-
-    def make(name, config, settings):
-        configured = getattr(library, config)(**settings)
-        configured.use_cache = False
-        model = getattr(library, name)(configured)
-        if "image_size" in settings:
-            return model, {"pixel_values": survivors.image(settings["image_size"])}
-        ids = torch.randint(3, VOCABULARY, (survivors.SAMPLES, TOKENS))
-        return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    for name, (config, settings) in kinds.items():
-        yield name, partial(make, name, config, settings)
-
-
-FAMILIES = {
-    "torchvision": survivors.torchvision_networks,
-    "timm": survivors.timm_networks,
+FAMILIES = {  # name -> yields each network's name, and what makes it and its batch
+    "torchvision": torchvision_networks,
+    "timm": timm_networks,
     "transformers": transformers_networks,
     "zoo": zoo_networks,
     "defined": defined_networks,

@@ -13,25 +13,21 @@ in float32. A runtime that answers otherwise than torch is a failure, and so is 
 installed, and a cut that can't be made.
 """
 
-import argparse
 import contextlib
 import copy
 import functools
 import importlib
-import importlib.util
 import itertools
 import json
 import statistics
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import common
-import page
 import tasks
 from flexrel import OBS, BudgetError, MACs, export, load, prune
 
@@ -40,6 +36,8 @@ LEVELS = (1 / 2, 1 / 4)
 MULTIPLES = (1, 8)  # of which the widths that are left are
 THREADS, BATCHES = (1, 2), (1, 32)
 ROUNDS, SHORTEST = 15, 0.02  # of timings; seconds that each takes at least
+PACKAGES = ("torch", "onnxruntime", "openvino")
+HEADER = ("runtime", "threads", "batch", "dense, ms", "pruned, ms", "speed-up", "of the ideal")
 CLOSE = 1e-3  # of the largest output: what a runtime may differ by
 
 
@@ -152,7 +150,11 @@ def measure(task, level, multiple_of, folder, rounds):
     try:
         network, macs = cut(task, level, multiple_of, folder)
     except BudgetError as error:
-        return block | {"rows": [], "failures": {"prune": str(error)}, "versions": versions()}
+        return block | {
+            "rows": [],
+            "failures": {"prune": str(error)},
+            "versions": common.versions(*PACKAGES),
+        }
     inputs = torch.cat([_padded(batch, task.inputs) for batch in task.inputs])
     networks = [task.model.eval(), network.eval()]
     rows, failures = [], {}
@@ -171,7 +173,7 @@ def measure(task, level, multiple_of, folder, rounds):
                 failures[runtime] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     scores = [task.test.score(task.test(one)) for one in networks]
     block |= {"macs": macs, "scores": scores}
-    return block | {"rows": rows, "failures": failures, "versions": versions()}
+    return block | {"rows": rows, "failures": failures, "versions": common.versions(*PACKAGES)}
 
 
 def _padded(batch, batches):
@@ -180,42 +182,125 @@ def _padded(batch, batches):
     return torch.nn.functional.pad(batch, (0, longest - batch.shape[-1]))
 
 
-def versions():
-    return {name: version(name) for name in ("torch", "onnxruntime", "openvino") if _is_there(name)}
+def blocks(args, folder):
+    """Yield a block for each network and cut."""
+    if args.quick:
+        yield measure(tasks.digits(), LEVELS[0], 8, folder, 3)
+        return
+    for task, level, multiple_of in wanted(args):
+        yield measure(task, level, multiple_of, folder, ROUNDS)
 
 
-def _is_there(name):
-    return importlib.util.find_spec(name) is not None
+def wanted(args):
+    for network in args.networks:
+        task = tasks.task(network, tasks.DEPLOYMENTS[network][0], 0)
+        for level, multiple_of in itertools.product(LEVELS, MULTIPLES):
+            yield task, level, multiple_of
+
+
+# --- page -----------------------------------------------------------------------------------
+
+
+def page(found):
+    """Yield the page's parts: a summary, and a table for each cut."""
+    if not found:
+        return
+    yield "# Latency"
+    yield (
+        "Made by `python benchmarks/latency.py`: networks cut by `prune` to half and a quarter of "
+        "their multiply-adds, with any widths and with multiples of 8, scored by OBS and repaired, "
+        "exported, timed in turn with the dense one in the same process; medians of 15 rounds, "
+        "with the quartiles of the ratio. *Of the ideal*: the speed-up over that of multiply-adds. "
+        "Accuracy in percent, of the data of `benchmarks/tasks.py` that report, in use as trained."
+    )
+    yield from in_short(found)
+    for block in found:
+        yield from _cut(block)
+    yield common.measured_with(found[-1]["versions"])
+
+
+def in_short(found):
+    """Yield a table of the speed-up in each runtime, a row for each kind of cut.
+
+    Of the networks that were measured with every kind of widths, so that these can be compared.
+    """
+    measured = {(b["level"], b["multiple_of"], b["network"]): b for b in found if b["rows"]}
+    multiples = sorted({multiple for _, multiple, _ in measured})
+    runtimes = list(dict.fromkeys(r["runtime"] for b in measured.values() for r in b["rows"]))
+    rows = []
+    for level in sorted({level for level, *_ in measured}, reverse=True):
+        networks = [network for at, _, network in measured if at == level]
+        networks = [
+            n for n in dict.fromkeys(networks) if all((level, m, n) in measured for m in multiples)
+        ]
+        for multiple in multiples if networks else ():
+            blocks = [measured[level, multiple, network] for network in networks]
+            lost = (before - after for before, after in (block["scores"] for block in blocks))
+            lost = (f"{n} {100 * points:.1f}" for n, points in zip(networks, lost, strict=True))
+            speedups = [_speedup(blocks, runtime) for runtime in runtimes]
+            rows.append([f"{level:g}, {_widths(multiple)}", *speedups, ", ".join(lost)])
+    if not rows:
+        return
+    yield (
+        "How many times faster a network is in a real runtime, cut to a share of its "
+        "multiply-adds: geometric mean and range over networks, 1 and 2 threads, batches of 1 "
+        "and 32; and the points of accuracy that each network lost."
+    )
+    yield common.table(["multiply-adds", *runtimes, "accuracy lost"], rows)
+
+
+def _speedup(blocks, runtime):
+    """Return the geometric mean and the range in a runtime."""
+    found = [r["speedup"] for b in blocks for r in b["rows"] if r["runtime"] == runtime]
+    if not found:
+        return ""
+    return f"{statistics.geometric_mean(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+
+
+def _cut(block):
+    if block["rows"]:
+        before, after = (100 * score for score in block["scores"])
+        lost = f" {before:.1f} → {after:.1f} %"
+    else:
+        lost = ""
+    share = block.get("macs", block["level"])
+    widths = _widths(block["multiple_of"])
+    yield f"**{block['network']}**, {share:.3f} of its multiply-adds, {widths}:{lost}"
+    if block["rows"]:
+        yield common.table(HEADER, [_row(row, block["macs"]) for row in block["rows"]])
+    yield common.listed(f"{name}: {why}" for name, why in block["failures"].items())
+
+
+def _widths(multiple_of):
+    return "any widths" if multiple_of == 1 else f"widths in multiples of {multiple_of}"
+
+
+def _row(row, macs):
+    return [
+        row["runtime"],
+        row["threads"],
+        row["batch"],
+        f"{row['dense_ms']:.2f}",
+        f"{row['pruned_ms']:.2f}",
+        f"{row['speedup']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
+        f"{row['speedup'] * macs:.2f}",
+    ]
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=tuple(tasks.DEPLOYMENTS))
+    parser = common.parser(__doc__, NETWORKS)
     parser.add_argument("--cuts", type=Path, help="folder that keeps the cut networks")
     parser.add_argument("--cut-only", action="store_true", help="time nothing")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--show", action="store_true", help="the page, from the JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as passing:
         folder = args.cuts or Path(passing)
-        if args.quick:
-            block = measure(tasks.digits(), LEVELS[0], 8, folder, 3)
-            common.save("latency-quick", {"blocks": [block]})
+        if args.cut_only:
+            for task, level, multiple_of in wanted(args):
+                with contextlib.suppress(BudgetError):  # a failure of the timed run
+                    cut(task, level, multiple_of, folder)
             return
-        for network in () if args.show else args.networks:
-            task = tasks.task(common.data_packs(), network, tasks.DEPLOYMENTS[network][0], 0)
-            for level, multiple_of in itertools.product(LEVELS, MULTIPLES):
-                if args.cut_only:
-                    with contextlib.suppress(BudgetError):  # a failure of the timed run
-                        cut(task, level, multiple_of, folder)
-                    continue
-                block = measure(task, level, multiple_of, folder, ROUNDS)
-                print(block, flush=True)
-                common.keep("latency", block, "network", "level", "multiple_of")
-    if not args.cut_only:
-        page.write()
+        keys = ("network", "level", "multiple_of")
+        common.run(args, "latency", blocks(args, folder), keys, page)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A slow link between two hosts: seconds until a network is there, and what a bad connection costs.
 
     python benchmarks/link.py          measure (about ten minutes; as root, on Linux, with nginx)
-    python benchmarks/link.py --show   the table from the JSON alone
+    python benchmarks/link.py --quick  the network trained on digits, on one link
+    python benchmarks/link.py --show   the page, from the JSON
 
 Two network namespaces joined by a pair of virtual interfaces, `tc tbf` on the server's; nginx on
 one side, `flexrel-edge pull` on the other. Sent are: the network as it came; with 20 % of its
@@ -25,10 +26,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import common
 import flexrel_edge
+import tasks
 from flexrel import FlexRel, Sparsity, prune
 from flexrel.io import encode
 from flexrel_edge.fetch import update_name
@@ -79,20 +80,8 @@ def hosts(folder):
         run("ip", "netns", "add", namespace)
     server = None
     try:
-        run(
-            "ip",
-            "link",
-            "add",
-            "fs0",
-            "netns",
-            SERVER,
-            "type",
-            "veth",
-            "peer",
-            "fd0",
-            "netns",
-            DEVICE,
-        )
+        pair = ("fs0", "netns", SERVER, "type", "veth", "peer", "fd0", "netns", DEVICE)
+        run("ip", "link", "add", *pair)
         for namespace, link, address in ((SERVER, "fs0", ADDRESS), (DEVICE, "fd0", "10.77.0.2")):
             run(*within(namespace, "ip", "address", "add", f"{address}/24", "dev", link))
             for interface in ("lo", link):
@@ -193,49 +182,47 @@ def came(target):
     return max(sizes)
 
 
-def files_of(packs, name):
-    """Return packed files of a network: as it came, pruned, and pruned by other images."""
-    model = packs.network(name)
+def inputs_of(name, draw):
+    """Return a network and batches of the images of a draw."""
+    if name == "digits":
+        task = tasks.digits(draw)
+        return task.model, task.inputs
+    packs = common.data_packs()
     images = packs.cifar10("train")[0]
+    chosen = np.sort(np.random.default_rng(draw).permutation(len(images))[:IMAGES])
+    parts = np.array_split(chosen, 4)
+    return packs.network(name), [packs.normalise(name, images[part]) for part in parts]
+
+
+def files_of(name):
+    """Return packed files of a network: as it came, pruned, and pruned by other images."""
+    model, _ = inputs_of(name, 0)
     found = {"dense": encode(model)}
-    for draw, kinds in enumerate(
-        (("pruned, float32", "pruned, int8"), (None, "recalibrated, int8"))
-    ):
-        chosen = np.random.default_rng(draw).permutation(len(images))[:IMAGES]
-        batches = [
-            packs.normalise(name, images[part]) for part in np.array_split(np.sort(chosen), 4)
-        ]
-        result = prune(
+    kinds = (("pruned, float32", "float32", 0), ("pruned, int8", "int8", 0))
+    for kind, values, draw in (*kinds, ("recalibrated, int8", "int8", 1)):
+        pruned = prune(
             model,
-            calibration=batches,
+            calibration=inputs_of(name, draw)[1],
             budgets=[Sparsity(0.8)],
             granularity="element",
             criterion=FlexRel(0.5, blend="product"),
             recover="none",
-        )
-        for kind, values in zip(kinds, ("float32", "int8"), strict=True):
-            if kind:
-                found[kind] = encode(result.model, values)
+        ).model
+        found[kind] = encode(pruned, values)
     return found
 
 
-def measure(packs, name, rates, folder, save):
+def measured(name, rates, folder):
+    """Yield a row for each way in which a file comes over each link, then over a bad one."""
     files, device = folder / "files", folder / "device"
-    for kind, data in files_of(packs, name).items():
+    for kind, data in files_of(name).items():
         (files / kind.replace(", ", "-")).write_bytes(data)
-    rows = []
-
-    def add(rate, what, seconds, said):
-        rows.append({"network": name, "rate": rate, "what": what, "seconds": seconds, **said})
-        print(rows[-1], flush=True)
-        save(rows)
-
     for rate in rates:
         slow_down(rate)
         for kind in ("dense", "pruned, float32", "pruned, int8"):
             target = device / f"{rate}-{kind.replace(', ', '-')}"
             said, seconds, link = pull(kind.replace(", ", "-"), target)
-            add(rate, kind, seconds, {"bytes": said["bytes"], "link": link})
+            yield row(rate, kind, seconds, bytes=said["bytes"], link=link)
         target = device / f"{rate}-pruned-int8"
         current = files / "current"
         shutil.copyfile(files / "recalibrated-int8", current)
@@ -244,7 +231,7 @@ def measure(packs, name, rates, folder, save):
         said, seconds, link = pull("current", target)
         check(said["how"] == "update" and target.read_bytes() == current.read_bytes())
         size = Path(update).stat().st_size
-        add(rate, "recalibrated, update of int8", seconds, {"bytes": size, "link": link})
+        yield row(rate, "recalibrated, update of int8", seconds, bytes=size, link=link)
     for kind in ("dense", "pruned-float32", "pruned-int8"):
         size = (files / kind).stat().st_size
         for how, work in (("cut", cut), ("killed", killed)):
@@ -254,9 +241,12 @@ def measure(packs, name, rates, folder, save):
             seconds = round(time.perf_counter() - began, 2)
             check(target.read_bytes() == (files / kind).read_bytes())
             what = f"{kind.replace('-', ', ')}, {how} {CUTS} times"
-            add(
-                rates[-1], what, seconds, {"bytes": size, "link": received() - before, "sent": sent}
-            )
+            came_in = received() - before
+            yield row(rates[-1], what, seconds, bytes=size, link=came_in, sent=sent)
+
+
+def row(rate, what, seconds, **numbers):
+    return {"rate": rate, "what": what, "seconds": seconds, **numbers}
 
 
 def check(right):
@@ -264,50 +254,58 @@ def check(right):
         sys.exit("the file that came is not the one that was sent")
 
 
-def shown(row):
-    sizes = [f"{row[what] / 1e6:.2f} MB" for what in ("bytes", "link")]
-    sent = f"{row['sent'] / row['bytes']:.3f}" if row.get("sent") else ""
-    name = f"{row['network']}, {row['what']}"
-    return [name, row["rate"], sizes[0], f"{row['seconds']:.1f} s", sizes[1], sent]
+def blocks(args):
+    """Yield a block for each network, link and what is sent; none where that can't be measured."""
+    if reason := missing():
+        print(f"link.py: {reason}; nothing measured", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o755)  # nginx's workers read it
+        for part in ("files", "device"):
+            (folder / part).mkdir()
+        with hosts(folder):
+            for name in ("digits",) if args.quick else args.networks:
+                rates = LINKS.get(name, ("10mbit",))
+                for found in measured(name, rates, folder):
+                    yield {"network": name, **found, "versions": common.versions("torch")}
 
 
-def table(content):
-    if "skipped" in content:
-        return f"Skipped: {content['skipped']}."
+def page(found):
+    """Yield the page's parts."""
+    if not found:
+        return
+    yield "# On a slow link"
+    yield (
+        "Made by `python benchmarks/link.py`: two network namespaces, joined by virtual interfaces "
+        "of which `tc tbf` limits the rate; nginx on the one side, `flexrel-edge pull` on the "
+        "other, its start of Python included in *time*. *pruned* has 20 % of the weights left; "
+        "*update* leads from one such file to that of other calibration images. *On the link* "
+        "counts the bytes of all packets that came to the device. *Cut*: a proxy closes the "
+        "connection at 20 random bytes, and the pull waits half a second or more and goes on; "
+        "*sent* is what the proxy sent, answers' headers included. *Killed*: so does the device's "
+        "process, a new one goes on, and what was under way to the old one is lost."
+    )
     header = ["what", "link", "file", "time", "on the link", "sent / file"]
-    return common.table(header, [shown(row) for row in content["rows"]])
+    yield common.table(header, map(_row, found))
+    yield common.measured_with(found[-1]["versions"])
+
+
+def _row(block):
+    sizes = [f"{block[what] / 1e6:.2f} MB" for what in ("bytes", "link")]
+    sent = f"{block['sent'] / block['bytes']:.3f}" if block.get("sent") else ""
+    name = f"{block['network']}, {block['what']}"
+    return [name, block["rate"], sizes[0], f"{block['seconds']:.1f} s", sizes[1], sent]
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--show", action="store_true")
+    parser = common.parser(__doc__, tuple(LINKS))
     parser.add_argument("--proxy", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.proxy:
         forward(args.proxy, args.size)
-    if not args.show:
-        reason = missing()
-        if reason is not None:
-            common.save("link", {"skipped": reason})
-        else:
-            packs, rows = common.data_packs(), []
-
-            def save(found):
-                common.save("link", {"torch": torch.__version__, "rows": rows + found})
-
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                folder.chmod(0o755)  # nginx's workers read it
-                for part in ("files", "device"):
-                    (folder / part).mkdir()
-                with hosts(folder):
-                    for network, rates in LINKS.items():
-                        measure(packs, network, rates, folder, save)
-                        rows = common.load("link")["rows"]
-    common.replace_section("link", table(common.load("link")))
+    common.run(args, "link", blocks(args), ("network", "rate", "what"), page)
 
 
 if __name__ == "__main__":

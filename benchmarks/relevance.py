@@ -1,6 +1,8 @@
 """What relevance costs: each rule against a plain forward and backward pass over the same data.
 
-    python benchmarks/relevance.py          measure, then write the table into README.md
+    python benchmarks/relevance.py          measure (half an hour)
+    python benchmarks/relevance.py --quick  the network trained on digits, one round
+    python benchmarks/relevance.py --show   the page, from the JSON
 
 Time: every rule, captum and zennit take turns with the plain pass in one process; a ratio is of
 two neighbours, and the table has medians. Memory: a process of its own for each, its peak above
@@ -18,21 +20,24 @@ import torch
 from torch import nn
 
 import common
+import tasks
 from flexrel import calibrate
 
 RULES = ("gradient-input", "epsilon", "gamma", "zplus", "attnlrp")
-BOUNDS = {"gradient-input": 1.15, "epsilon": 1.3, "gamma": 2.2, "zplus": 2.2}
+IN_MEMORY = ("gradient-input", "epsilon", "gamma", "zplus")
 NETWORKS = {  # samples, samples a batch
     "resnet56": (128, 64),
     "vgg16": (128, 64),
     "efficientnet_lite0": (16, 8),
     "minilm": (64, 32),
 }
-MIB = 2**20
 
 
 def loaded(name):
     """Return the network and its batches."""
+    if name == "digits":
+        task = tasks.digits()
+        return task.model, task.inputs[:2]
     packs = common.data_packs()
     samples, size = NETWORKS[name]
     if name == "minilm":
@@ -123,7 +128,8 @@ def works(model, batches, name):
     return {**ours, **peers}
 
 
-def times(name, threads, runs, only):
+def times(name, threads, runs):
+    """Return the medians of the ratios over the plain pass, and what fails."""
     torch.set_num_threads(threads)
     model, batches = loaded(name)
     reference = partial(plain, model, batches, name)
@@ -131,7 +137,7 @@ def times(name, threads, runs, only):
     common.timed(reference)
     for run in range(runs + 1):  # the first is a warm-up
         for what, work in works(model, batches, name).items():
-            if what in failures or (only and what not in only):
+            if what in failures:
                 continue
             base = common.timed(reference)
             try:
@@ -143,7 +149,6 @@ def times(name, threads, runs, only):
                 seconds.append(base)
                 ratios.setdefault(what, []).append(ratio)
     return {
-        "network": name,
         "threads": threads,
         "plain_s": statistics.median(seconds),
         "ratios": {what: statistics.median(found) for what, found in ratios.items()},
@@ -165,83 +170,90 @@ def measure_memory(name, what):
     print(json.dumps({"bytes": peak.bytes}))
 
 
-def memory(name):
+def memory(name, rules):
+    """Return by how many bytes the peak rises in the plain pass, and under each rule."""
     found = {}
-    for what in ("plain", *BOUNDS):
+    for what in ("plain", *rules):
         command = [sys.executable, __file__, "--memory-of", name, what]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found[what] = json.loads(output)["bytes"]
-    return {"network": name, "bytes": found}
+    return found
 
 
-def put(rows, row, *key):
-    """Return the rows with one of the same key updated by `row`, or with `row` at the end."""
-    for before in rows:
-        if all(before[name] == row[name] for name in key):
-            for name, value in row.items():
-                before[name] = before[name] | value if isinstance(value, dict) else value
-            return rows
-    return [*rows, row]
+def blocks(args):
+    """Yield a block for each network."""
+    common.declare_operators()  # zennit imports torchvision
+    for name in ("digits",) if args.quick else args.networks:
+        rules = IN_MEMORY[: 1 if args.quick else None]
+        yield {
+            "network": name,
+            "times": [times(name, threads, args.runs) for threads in args.threads],
+            "memory": memory(name, rules),
+            "versions": common.versions("torch", "captum", "zennit"),
+        }
 
 
-def show():
-    content = common.load("relevance")
+def page(found):
+    """Yield the page's parts."""
+    if not found:
+        return
+    yield "# What relevance costs"
+    yield (
+        "Made by `python benchmarks/relevance.py`: calibration under each rule, over a plain "
+        "forward and backward pass (with gradients of the weights, as in training) of the same "
+        "data, timed in turn; medians of 3 (of 2 where measured again). captum and zennit do less: "
+        "captum's *gradient* and *LRP* give relevance of every layer's output, not summed for "
+        "weights; zennit's rules leave it in hooks. Times were taken on 2 cores that other work "
+        "shared, so read them as ratios."
+    )
     columns = [*RULES, *PEERS]
     rows = []
-    for row in content["times"]:
-        cells = [
-            f"{row['ratios'][c]:.2f}"
-            if c in row["ratios"]
-            else "fails"
-            if c in row["failures"]
-            else ""
-            for c in columns
-        ]
-        rows.append([row["network"], row["threads"], f"{row['plain_s']:.2f}", *cells])
-    text = common.table(["network", "threads", "plain pass, s", *columns], rows)
-    failures = sorted(
-        {
-            (what, row["network"], why)
-            for row in content["times"]
-            for what, why in row["failures"].items()
-        }
+    for block in found:
+        for row in block["times"]:
+            cells = [_cell(row, column) for column in columns]
+            rows.append([block["network"], row["threads"], f"{row['plain_s']:.2f}", *cells])
+    yield common.table(["network", "threads", "plain pass, s", *columns], rows)
+    failed = {
+        f"{what} on {block['network']}: {common.quoted(why)}"
+        for block in found
+        for row in block["times"]
+        for what, why in row["failures"].items()
+    }
+    if failed:
+        yield "Failures:\n\n" + common.listed(sorted(failed))
+    yield (
+        "Memory: what the peak rises by above the loaded network and data, in a process of its "
+        "own, over that of the plain pass."
     )
-    told = "\n".join(f"- {what} on {network}: `{why}`" for what, network, why in failures)
-    rows = [
-        [
-            row["network"],
-            f"{row['bytes']['plain'] / MIB:.0f}",
-            *(f"{row['bytes'][rule] / row['bytes']['plain']:.2f}" for rule in BOUNDS),
-        ]
-        for row in content["memory"]
-    ]
-    peaks = common.table(["peak memory", "plain pass, MiB", *BOUNDS], rows)
-    common.replace_section("relevance", "\n\n".join((text, "Failures:\n\n" + told, peaks)))
+    header = ["peak memory", "plain pass, MiB", *IN_MEMORY]
+    yield common.table(header, (_peak(block["network"], block["memory"]) for block in found))
+    yield common.measured_with(found[-1]["versions"])
+
+
+def _cell(row, column):
+    if column in row["ratios"]:
+        return f"{row['ratios'][column]:.2f}"
+    return "fails" if column in row["failures"] else ""
+
+
+def _peak(name, peaks):
+    base = peaks["plain"]
+    shares = (f"{peaks[rule] / base:.2f}" if rule in peaks else "" for rule in IN_MEMORY)
+    return [name, f"{base / common.MIB:.0f}", *shares]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=tuple(NETWORKS))
+    parser = common.parser(__doc__, tuple(NETWORKS))
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=(*RULES, *PEERS), help="of what is timed")
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
-    parser.add_argument("--show", action="store_true", help="the table, from the JSON")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
         measure_memory(*args.memory_of)
         return
-    if not args.show:
-        common.declare_operators()  # zennit imports torchvision
-        none = {"torch": torch.__version__, "times": [], "memory": []}
-        content = common.load("relevance", none)  # of other networks, or timed before
-        for name in args.networks:
-            content["memory"] = put(content["memory"], memory(name), "network")
-            for threads in args.threads:
-                row = times(name, threads, args.runs, args.only)
-                content["times"] = put(content["times"], row, "network", "threads")
-                common.save("relevance", content)
-    show()
+    if args.quick:
+        args.runs, args.threads = 1, (1,)
+    common.run(args, "relevance", blocks(args), ("network",), page)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""How each library is called: as its own documentation does, on the network of a task.
+"""How each library is called, as its own documentation does, and brought to a budget.
 
-Each function takes a copy of the task's network, the task, and a knob in (0, 1): the share to keep,
+Each caller takes a copy of the task's network, the task, and a knob in (0, 1): the share to keep,
 of channels, parameters or weights, whatever the library asks for. It returns the pruned network.
 """
 
+import copy
 import dataclasses
 import importlib
+import math
+import time
 
 from torch import nn
 from torch.nn import functional
@@ -219,3 +222,73 @@ CHANNELS = {
     "ModelOpt FastNAS": fastnas,
 }
 PACKAGES = ("torch", "nncf", "torch-pruning", "torch-kirigami", "fasterai", "nvidia-modelopt")
+
+
+# --- to a budget ------------------------------------------------------------------------------
+
+LIMIT = 900  # seconds for one method
+TRIES = 12  # calls of a library to meet a budget
+MET = 0.01  # a budget is met from below to within this share; if no call did, by the closest
+POWERS = (0.5, 4)  # of the knob that a cost may be taken for
+CLOSE = 0.005  # knobs are not told apart below this ratio less one
+SEARCH = LIMIT / 2  # seconds after which a library that has met the budget is not called again
+
+
+def by_library(call, case, task, ruler):
+    """Return the network of the largest knob found that keeps to the budget, and its seconds."""
+    power = 2 if case.granularity == "channel" else 1
+    search = Knob((1 - MET / 2) * ruler.limit, power)
+    knob, best = case.level ** (1 / power), None
+    first = time.monotonic()
+    for _ in range(TRIES):
+        began = time.monotonic()
+        network = call(copy.deepcopy(task.model), task, knob)
+        seconds, found = time.monotonic() - began, ruler(network)
+        if found <= ruler.limit and (best is None or found > best[1]):
+            best = network, found, seconds
+            if found >= (1 - MET) * ruler.limit:
+                break
+        if best is not None and began + 2 * seconds > first + SEARCH:  # the next as long as this
+            break
+        knob = search.after(knob, found, within=found <= ruler.limit)
+        if knob is None:
+            break
+    if best is None:
+        raise RuntimeError("no call kept to the budget")
+    return best[0], best[2]
+
+
+class Knob:
+    """Searches the knob at which a cost, that never falls with it, is what is aimed at.
+
+    The cost is taken for a power of the knob, for the one that the last two knobs had; and, once
+    the aim is between two, every second time for steps: the bracket is halved.
+    """
+
+    def __init__(self, aim, power):
+        self.aim, self.power, self.halves = aim, power, False
+        self.low, self.high = None, None  # (knob, cost): the closest within the budget, and above
+        self.last = None
+
+    def after(self, knob, cost, *, within):
+        """Return the next knob; None where those within the budget and above it have met."""
+        here, last = (knob, cost), self.last
+        self.last = here
+        if last and cost != last[1]:
+            power = math.log(cost / last[1]) / math.log(knob / last[0])
+            self.power = min(max(power, POWERS[0]), POWERS[1])
+        if within:
+            self.low = max(self.low or here, here)
+        else:
+            self.high = min(self.high or here, here)
+        if self.low is None or self.high is None:
+            factor = (self.aim / cost) ** (1 / self.power)
+            if within:
+                return None if knob == 1 else min(max(factor, 1 + CLOSE) * knob, 1.0)
+            return min(factor, 1 - CLOSE) * knob
+        (low, least), (high, most) = self.low, self.high
+        if high < (1 + CLOSE) * low:
+            return None
+        way = 0.5 if self.halves else math.log(self.aim / least) / math.log(most / least)
+        self.halves = not self.halves
+        return low * (high / low) ** way

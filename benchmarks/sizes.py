@@ -1,20 +1,22 @@
 """How small a network can be at an accuracy: its curve over sizes, walked where it matters."""
 
 import math
-from dataclasses import dataclass
-from functools import partial
+import re
+import time
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
+import common
 from flexrel.core import cost
 from flexrel.core.batches import first_samples, fitted_and_judged, read_batches
 from flexrel.core.evaluate import Divergence
 from flexrel.criteria import SALIENCY, UnitRanking, measure_saliency, scores_of, without_unmeasured
-from flexrel.pruning.search import least_removal
-from flexrel.pruning.builder import NetworkBuilder
+from flexrel.io import encode, round_
 from flexrel.relevance import calibrate
 from flexrel.repair import ClosedForm
-from flexrel.structure import analyse, named_tensors
+from flexrel.structure import analyse, apply, named_tensors
 
 DROPS = (0.005, 0.01, 0.02, 0.05)  # of accuracy: the targets
 STEP = 0.85  # of the parameters that stay, from one size of the grid to the next
@@ -55,10 +57,12 @@ class Workshop:
     """
 
     def __init__(self, task, granularity, forms, *, repair, finish=None, unfinished=None):
+        self.task, self.repair, self.finish = task, repair, finish
         model = task.model
-        self.task = task
         fits = repair or finish is not None
         self.fitted, judged = fitted_and_judged(task.inputs, model, fits=fits)
+        self.judged = sum(batch.samples for batch in read_batches(judged, model))
+        self.divergence = Divergence(model, judged)
         example = first_samples(next(read_batches(task.inputs[:1], model)), 2)
         graph = analyse(model, example, granularity)
         statistics = calibrate(model, self.fitted)
@@ -68,23 +72,19 @@ class Workshop:
             damages, unknown = measure_saliency(model, graph, self.fitted)
             known = [group for group in graph.groups if group.name in damages]
             graph = graph.only(known, unknown)
-        self.graph, self.forms, self.finish = graph, forms, finish
+        self.graph, self.forms = graph, forms
         self.step = STEPS.get(task.network, STEP)
         self._evidence = (named_tensors(model), statistics, damages)
-        repairing = (partial(ClosedForm(), batches=self.fitted), self.fitted) if repair else ()
-        divergence = Divergence(model, judged)
-        self.judged = sum(batch.samples for batch in read_batches(judged, model))
-        self.making = NetworkBuilder(model, VALUES, divergence, lambda *_: None, *repairing)
         self.parameters, self.macs = cost.parameters(graph), cost.macs(graph)
         self.dense = self._point("dense", 0, model, 1.0, 1.0)
-        self._removals, self._unfinished = {}, unfinished
+        self._rankings, self._unfinished = {}, unfinished
         self._made = unfinished.made_of(self.dense) if unfinished else {}
 
     def _point(self, form, step, network, kept, macs):
         network = self.finish(network) if self.finish else network
         task, outcomes = self.task, self.task.test(network)
         scores = (task.choose.score(task.choose(network)), task.test.score(outcomes))
-        size, divergence = self.making.size(network), self.making.divergence(network)
+        size, divergence = len(encode(network, VALUES)), self.divergence(network)
         return Point(form, step, kept, macs, size, divergence, *scores, outcomes)
 
     @property
@@ -93,13 +93,6 @@ class Workshop:
         found = [point for point in self._made.values() if point is not None]
         order = list(self.forms)
         return sorted(found, key=lambda point: (order.index(point.form), point.step))
-
-    def removal(self, form):
-        """Return the order in which the form lets units go."""
-        if form not in self._removals:
-            scores = scores_of(self.forms[form], self.graph, *self._evidence)
-            self._removals[form] = UnitRanking(self.graph, scores)
-        return self._removals[form]
 
     def at(self, form, step):
         """Return the form's network of that size; None where no layer can lose more."""
@@ -110,30 +103,37 @@ class Workshop:
         return self._made[form, step]
 
     def _at(self, form, step):
-        plan = self._plan(form, step)
+        plan = self._plan(form, self.step**step * self.parameters)
         if plan is None:
             return None
         kept = cost.parameters(self.graph, plan.masks) / self.parameters
         macs = cost.macs(self.graph, plan.masks) / self.macs
-        return self._point(form, step, self.making.network(plan), kept, macs)
+        return self._point(form, step, self._network(plan), kept, macs)
 
-    def network(self, form, step):
-        """Return the form's network of that size, which some layer must still allow."""
-        return self.making.network(self._plan(form, step))
+    def _plan(self, form, limit):
+        """Return the plan that removes least of those with so many parameters at most, or None."""
+        if form not in self._rankings:
+            scores = scores_of(self.forms[form], self.graph, *self._evidence)
+            self._rankings[form] = UnitRanking(self.graph, scores)
+        ranking = self._rankings[form]
 
-    def _plan(self, form, step):
-        limit = self.step**step * self.parameters
-        removal = self.removal(form)
+        def saved(count):
+            return -cost.parameters(self.graph, ranking.plan(count).masks)
+
         if self.graph.pattern.zeros:
             count = math.ceil(self.parameters - limit)
-            count = count if count <= removal.removable else None
         else:
-            of = partial(self._parameters, removal)
-            count = least_removal(of, limit, removal.removable)
-        return None if count is None else removal.plan(count)
+            count = bisect_left(range(ranking.removable + 1), -limit, key=saved)
+        return ranking.plan(count) if count <= ranking.removable else None
 
-    def _parameters(self, removal, count):
-        return cost.parameters(self.graph, removal.plan(count).masks)
+    def _network(self, plan):
+        """Return the plan's network as its file holds it, repaired if that brings it closer."""
+        network = apply(self.task.model, plan)
+        if self.repair:
+            repaired = ClosedForm()(network, self.task.model, plan, self.fitted).model
+            network = min(repaired, network, key=self.divergence)
+        round_(network, VALUES)
+        return network
 
     def best_at(self, forms, key, step):
         """Return, of the forms' networks of that size, the one with the least `key`."""
@@ -234,3 +234,51 @@ def resampled(count, seed=0):
     rng = np.random.default_rng(seed)
     for _ in range(RESAMPLES):
         yield rng.integers(count, size=count)
+
+
+# --- runs that were stopped -------------------------------------------------------------------
+
+
+class Unfinished:
+    """The networks made so far, and how long that took, in results/unfinished-NAME.json.
+
+    What was made of another dense network or judged on other data is not used; that the code has
+    changed since is not noticed: after a change, delete the file.
+    """
+
+    def __init__(self, *name):
+        self.file = "unfinished-" + re.sub(r"[^\w.]+", "-", "-".join(map(str, name)))
+        self._began, self._dense, self._made = time.monotonic(), None, {}
+
+    @property
+    def seconds(self):
+        """Return how long all runs took together."""
+        return time.monotonic() - self._began
+
+    def made_of(self, dense):
+        """Return what earlier runs made of the dense network: (form, step) -> point or None."""
+        self._dense = _row(dense)
+        found = common.load(self.file, {"dense": None})
+        if found["dense"] == self._dense:
+            self._began -= found["seconds"]
+            self._made = {(form, step): _point(row) for form, step, row in found["made"]}
+            print(f"  goes on from {len(self._made)} networks of {self.file}.json", flush=True)
+        return dict(self._made)
+
+    def keep(self, form, step, point):
+        """Add the form's network of a step, or that there is none."""
+        self._made[form, step] = point
+        rows = [[*key, _row(point)] for key, point in self._made.items()]
+        common.save(self.file, {"dense": self._dense, "seconds": self.seconds, "made": rows})
+
+    def finish(self):
+        """Leave no file: the block is whole, and is saved."""
+        (common.RESULTS / f"{self.file}.json").unlink(missing_ok=True)
+
+
+def _row(point):
+    return point and asdict(point) | {"outcomes": point.outcomes.tolist()}
+
+
+def _point(row):
+    return row and Point(**row | {"outcomes": np.array(row["outcomes"])})

@@ -3,11 +3,12 @@
 Every task has three disjoint sets: one to calibrate, one to choose by, one to report on, on which
 nothing is chosen. CIFAR-10 calibrates and chooses on `train`, which the networks were trained on,
 and reports on `test_a`, which they were not; of the ImageNet pack even rows calibrate and choose,
-odd rows report; MiniLM has splits of its own.
+odd rows report; MiniLM has splits of its own. `of_folder` takes a network and images of one's own.
 """
 
 import copy
 import functools
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import nn
 
+import common
 from flexrel.cli import demo
 
 FEW = (0, 1, 2)  # airplane, automobile, bird
@@ -37,6 +39,11 @@ TEST = {"resnet20": 2000, "resnet56": 2000, "vgg16": 1000, "efficientnet_lite0":
 TEST |= {"minilm": 1000}
 BATCHES = {"efficientnet_lite0": 8}  # larger ones leave the processor's caches
 OF_IMAGENET = (350, 150)  # of its 500 even rows: to calibrate, to choose by
+SHORTER, SIDE = 256, 224  # of images of a folder: resized, then cut to the middle
+MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+KINDS = {".jpeg", ".jpg", ".png", ".webp"}
+OF_FOLDER = (512, 1000)  # images: to calibrate, to choose by
+FEW_OF_FOLDER = 0.01  # of the classes: what "few classes" has in use
 
 
 class Hits:
@@ -109,9 +116,9 @@ class Task:
         return [inputs for inputs, _ in self.calibration]
 
 
-def task(packs, network, deployment, draw, *, test=None, device="cpu"):
-    """Return the task of that name; at most `test` inputs report, or as many as in TEST."""
-    test = test or TEST[network]
+def task(network, deployment, draw, *, device="cpu"):
+    """Return the task of that name, of the data packs; as many inputs report as TEST says."""
+    packs, test = common.data_packs(), TEST[network]
     if network == "minilm":
         made = _pairs if deployment == "STS-B" else _reviews
         return made(packs, deployment, draw, test, device)
@@ -238,3 +245,90 @@ def _batches(ids, device):
     """Return batches of token ids without the columns that are padding in all of their rows."""
     found = torch.from_numpy(ids.astype(np.int64)).split(BATCH)
     return [x[:, : int((x != 0).sum(1).max())].to(device) for x in found]
+
+
+# --- images of one's own ----------------------------------------------------------------------
+
+
+class Images:
+    """Batches of images and labels, read from files each time they are gone through."""
+
+    def __init__(self, files, device):
+        self.files, self.device = files, device
+
+    def __iter__(self):
+        for at in range(0, len(self.files), BATCH):
+            chunk = self.files[at : at + BATCH]
+            inputs = torch.stack([read(path) for path, _ in chunk])
+            labels = torch.tensor([label for _, label in chunk])
+            yield (
+                inputs.to(device=self.device, memory_format=torch.channels_last),
+                labels.to(self.device),
+            )
+
+
+def read(path):
+    """Return the image as networks of torchvision take it: float32 `[3, 224, 224]`."""
+    from PIL import Image  # noqa: PLC0415 - only folders need it
+
+    with Image.open(path) as opened:
+        shorter = min(opened.size)
+        size = [round(side * SHORTER / shorter) for side in opened.size]
+        image = opened.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+        left, top = ((side - SIDE) // 2 for side in size)
+        pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)), np.float32) / 255
+    return torch.from_numpy((pixels - np.float32(MEAN)) / np.float32(SPREAD)).movedim(2, 0)
+
+
+def listed(folder):
+    """Return (path, class) of every image, in the order of their names."""
+    classes = sorted(path for path in Path(folder).iterdir() if path.is_dir())
+    files = [
+        (path, label)
+        for label, place in enumerate(classes)
+        for path in sorted(place.iterdir())
+        if path.suffix.lower() in KINDS
+    ]
+    if not files:
+        raise SystemExit(f"{folder}: no images; it needs one sub-folder a class, with .jpg or .png")
+    return files, len(classes)
+
+
+def network_of(library, model, *, trained):
+    """Return the network of that name of torchvision or timm."""
+    common.declare_operators()
+    if library == "torchvision":
+        models = importlib.import_module("torchvision.models")
+        return models.get_model(model, weights="DEFAULT" if trained else None).eval()
+    if library == "timm":
+        return importlib.import_module("timm").create_model(model, pretrained=trained).eval()
+    raise SystemExit(f"{library!r} is not known; give torchvision:NAME or timm:NAME")
+
+
+def of_folder(name, folder, draw, images, device, *, trained=True):
+    """Yield the task of `torchvision:NAME` or `timm:NAME` with all classes in use, and with few.
+
+    The folder has one sub-folder of images a class, in the order of their names, as ImageNet's
+    `val`. It is divided: images to calibrate, then to choose by; at most `images` others report.
+    """
+    files, classes = listed(folder)
+    order = np.random.default_rng(0).permutation(len(files))  # what reports is never drawn again
+    few = range(max(2, round(FEW_OF_FOLDER * classes)))
+    for deployment, wanted in (("as trained", range(classes)), (f"{len(few)} classes", few)):
+        mine = [files[at] for at in order if files[at][1] in wanted]
+        report = min(images, len(mine) // 2)
+        reported, known = mine[:report], mine[report:]
+        known = [known[at] for at in np.random.default_rng(draw).permutation(len(known))]
+        most, choose = OF_FOLDER
+        calibrate = min(most, max(1, round(most / (most + choose) * len(known))))
+        library, _, named = name.partition(":")
+        model = network_of(library, named, trained=trained)
+        yield Task(
+            name,
+            deployment,
+            draw,
+            model.to(device=device, memory_format=torch.channels_last),
+            list(Images(known[:calibrate], device)),
+            Hits(Images(known[calibrate:][:choose], device)),
+            Hits(Images(reported, device)),
+        )

@@ -1,29 +1,27 @@
 """Updates of packed files: bytes against the full file, bsdiff4 and zstd --patch-from.
 
-    python benchmarks/updates.py                     measure what is missing, then write the table
-    python benchmarks/updates.py --only resnet56     these networks alone
-    python benchmarks/updates.py --again             measure also what results/updates.json has
+    python benchmarks/updates.py                     measure what is missing (an hour on one core)
+    python benchmarks/updates.py --networks resnet56 --again
+    python benchmarks/updates.py --quick             digits alone, one change
+    python benchmarks/updates.py --show              the page, from the JSON
 
-Needs the extra "bench". Every update is carried out, and the result compared with the new file.
+Every update is carried out, and the result compared with the new file. Others' columns need bsdiff4
+and zstandard.
 """
 
-import argparse
 import copy
+import importlib.util
 
-import bsdiff4
 import torch
-import zstandard
 from safetensors.numpy import save as safetensors
 from torch.nn import functional
 
 import common
+import flexrel
 import flexrel_edge
+import tasks
 import wire
-from flexrel.core.batches import first_samples, read_batches
-from flexrel.criteria import FlexRel, UnitRanking, scores_of
 from flexrel.io import encode
-from flexrel.relevance import calibrate
-from flexrel.structure import analyse
 from flexrel_edge.difference import difference
 from flexrel_edge.format import Reader
 from flexrel_edge.source import InMemory
@@ -36,6 +34,10 @@ NOISE = 0.3  # of the logarithm of a magnitude, in swaps
 STEPS, RATE = 5, 1e-3  # of fine-tuning
 SAMPLES = 64  # of each draw
 SUFFIXES = 40_000_000  # bytes of the old file, up to which bsdiff4 is tried
+OTHERS = ("bsdiff packed", "bsdiff raw", "zstd packed", "zstd raw")
+
+
+# --- changes --------------------------------------------------------------------------------
 
 
 def swapped(model, pruned, share, seed=0):
@@ -57,31 +59,36 @@ def swapped(model, pruned, share, seed=0):
     return new
 
 
-def batches(packs, name, draw):
+def batch(name, draw):
     """Return one of the draws of calibration data."""
     part = slice(draw * SAMPLES, (draw + 1) * SAMPLES)
+    if name == "digits":
+        return torch.cat(tasks.digits().inputs)[part]
+    packs = common.data_packs()
     if name == "minilm":
-        return [common.sentences(packs)[part]]
-    return [packs.normalise(name, packs.cifar10("train")[0][part])]
+        return common.sentences(packs)[part]
+    return packs.normalise(name, packs.cifar10("train")[0][part])
 
 
-def calibrated(packs, name, model, draw):
+def calibrated(name, model, draw):
     """Return a copy cut by relevance measured on one draw."""
-    data = batches(packs, name, draw)
-    graph = analyse(model, first_samples(next(read_batches(data, model)), 2), "element")
-    found = calibrate(model, data)
-    scores = scores_of(FlexRel(0.5), graph, dict(model.named_parameters()), found)
-    plan = UnitRanking(graph, scores).plan(int(PRUNED * graph.units))
-    return wire.apply(model, plan)
+    return flexrel.prune(
+        model,
+        calibration=[batch(name, draw)],
+        budgets=[flexrel.Sparsity(PRUNED)],
+        granularity="element",
+        criterion=flexrel.FlexRel(0.5),
+        recover="none",
+    ).model
 
 
-def tuned(packs, name, model, pruned):
+def tuned(name, model, pruned):
     """Return a copy after a few steps of SGD towards the dense outputs, its zeros held."""
     new = copy.deepcopy(pruned)
     masks = [w != 0 for w in wire.matrices(new)]
     optimiser = torch.optim.SGD(new.parameters(), RATE, momentum=0.9)
     for step in range(STEPS):
-        (data,) = batches(packs, name, step)
+        data = batch(name, step)
         with torch.no_grad():
             target = model(data)
         optimiser.zero_grad()
@@ -93,22 +100,29 @@ def tuned(packs, name, model, pruned):
     return new
 
 
-def pairs(packs, name):
+def changes(name):
     """Yield the name of each change, and what makes the old and the new network."""
-    model, sample = wire.network(packs, name)
+    model, sample = wire.network(name)
     old = wire.without_elements(model, PRUNED)
     for share in SWAPS:
         yield f"{share:.0%} of the mask", lambda share=share: (old, swapped(model, old, share))
-    yield "fine-tuned", lambda: (old, tuned(packs, name, model, old))
+    yield "fine-tuned", lambda: (old, tuned(name, model, old))
     yield (
         "fewer channels",
         lambda: [wire.without_channels(model, sample, left) for left in (0.5, 0.45)],
     )
-    yield "recalibrated", lambda: [calibrated(packs, name, model, draw) for draw in (0, 1)]
+    yield "recalibrated", lambda: [calibrated(name, model, draw) for draw in (0, 1)]
+
+
+# --- files ----------------------------------------------------------------------------------
 
 
 def patch_from(old, new):
-    """Return the bytes of `zstd --patch-from`."""
+    """Return the bytes of `zstd --patch-from`; None where zstandard is not installed."""
+    if importlib.util.find_spec("zstandard") is None:
+        return None
+    import zstandard  # noqa: PLC0415 - of the extra "bench"
+
     whole = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     log = min(max((len(old) + len(new)).bit_length(), 20), 31)
     parameters = zstandard.ZstdCompressionParameters.from_level(
@@ -116,6 +130,15 @@ def patch_from(old, new):
     )
     coder = zstandard.ZstdCompressor(dict_data=whole, compression_params=parameters)
     return len(coder.compress(new))
+
+
+def bsdiff(old, new):
+    """Return the bytes of bsdiff4; None for a large file, or where it is not installed."""
+    if len(old) > SUFFIXES or importlib.util.find_spec("bsdiff4") is None:
+        return None
+    import bsdiff4  # noqa: PLC0415 - of the extra "bench"
+
+    return len(bsdiff4.diff(old, new))
 
 
 def flipped(old, new):
@@ -128,7 +151,7 @@ def flipped(old, new):
 
 
 def measured(old, new, values):
-    """Return a row for two networks."""
+    """Return the sizes for two networks."""
     base, result = encode(old, values), encode(new, values)
     ours = difference(Reader(InMemory(base)), Reader(InMemory(result)))
     if b"".join(map(bytes, Update(InMemory(ours)).pieces(Reader(InMemory(base))))) != result:
@@ -136,57 +159,75 @@ def measured(old, new, values):
     tensors = [flexrel_edge.decode(data).tensors for data in (base, result)]
     raw = [safetensors(wire.plain(each)) for each in tensors]
     row = {"full": len(result), "ours": min(len(ours), len(result)), "flipped": flipped(*tensors)}
-    for kind, (before, after) in {"packed": (base, result), "raw": raw}.items():
-        row[f"zstd {kind}"] = patch_from(before, after)
-        small = len(before) <= SUFFIXES
-        row[f"bsdiff {kind}"] = len(bsdiff4.diff(before, after)) if small else None
+    for kind, pair in {"packed": (base, result), "raw": raw}.items():
+        row[f"zstd {kind}"], row[f"bsdiff {kind}"] = patch_from(*pair), bsdiff(*pair)
     return row
 
 
-def show(content):
-    others = ["bsdiff packed", "bsdiff raw", "zstd packed", "zstd raw"]
-    header = ["network, change", "values", "mask flipped", "full, kB", "ours", *others]
-    header += ["ours / best"]
-    rows, ratios = [], {}
-    for key, row in content.items():
-        best = min(row[k] for k in others if row[k] is not None)
-        ratios[key] = row["ours"] / best
-        shares = [
-            "" if row[k] is None else f"{row[k] / row['full']:.3f}" for k in ["ours", *others]
-        ]
-        mask = "" if row["flipped"] is None else f"{row['flipped']:.1%}"
-        rows.append([*key.rsplit(" ", 1), mask, f"{row['full'] / 1e3:.0f}", *shares])
-        rows[-1].append(f"{ratios[key]:.2f}")
-    if not rows:
+def blocks(args):
+    """Yield a block for each network, change and kind of values that is not there yet."""
+    torch.set_num_threads(1)
+    there = {(b["network"], b["change"], b["values"]) for b in common.read("updates")}
+    for name in ("digits",) if args.quick else args.networks:
+        for change, make in list(changes(name))[: 1 if args.quick else None]:
+            wanted = [v for v in wire.VALUES if args.again or (name, change, v) not in there]
+            made = make() if wanted else None
+            for values in wanted:
+                block = {"network": name, "change": change, "values": values}
+                yield block | measured(*made, values)
+
+
+def page(found):
+    """Yield the page's parts."""
+    if not found:
         return
-    worst = max(ratios, key=ratios.get)
-    two = [row["ours"] / row["full"] for key, row in content.items() if " 2% of" in key]
-    said = f"Worst against the best of the four: {ratios[worst]:.2f}, {worst}."
-    if two:
-        said += f" Where 2 % of the mask flips, at most {max(two):.0%} of the full file."
-    common.replace_section("updates", f"{said}\n\n{common.table(header, rows)}")
+    yield "# Bytes of updates"
+    yield (
+        "Made by `python benchmarks/updates.py`. Bytes of an update, as a share of the new packed "
+        "file, against bsdiff4 and `zstd --patch-from` (level 19, window of the old file), between "
+        "the packed files and between the same networks as safetensors files. *Of the mask*: this "
+        "share of all its entries flips, half of them from kept to gone, those nearest to the "
+        "threshold under noise. What has no row was not measured."
+    )
+    ratios = {}
+    for block in found:
+        known = [block[key] for key in OTHERS if block[key] is not None]
+        ratios[_name(block)] = block["ours"] / min(known) if known else None
+    said = []
+    if known := {name: ratio for name, ratio in ratios.items() if ratio is not None}:
+        worst = max(known, key=known.get)
+        said.append(f"Worst against the best of the four: {known[worst]:.2f}, {worst}.")
+    if two := [b["ours"] / b["full"] for b in found if b["change"] == "2% of the mask"]:
+        said.append(
+            f"Where 2 % of the mask flips, at most {100 * max(two):.0f} % of the full file."
+        )
+    yield " ".join(said)
+    header = ["network, change", "values", "mask flipped", "full, kB", "ours", *OTHERS]
+    yield common.table([*header, "ours / best"], (_row(b, ratios[_name(b)]) for b in found))
+
+
+def _name(block):
+    return f"{block['network']} {block['change']} {block['values']}"
+
+
+def _row(block, ratio):
+    keys = ("ours", *OTHERS)
+    shares = ["" if block[k] is None else f"{block[k] / block['full']:.3f}" for k in keys]
+    return [
+        f"{block['network']} {block['change']}",
+        block["values"],
+        "" if block["flipped"] is None else f"{block['flipped']:.1%}",
+        f"{block['full'] / 1e3:.0f}",
+        *shares,
+        "" if ratio is None else f"{ratio:.2f}",
+    ]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser = common.parser(__doc__, NETWORKS)
     parser.add_argument("--again", action="store_true", help="measure also what is there")
-    parser.add_argument("--show", action="store_true", help="the table, from the JSON")
     args = parser.parse_args()
-    content = common.load("updates", {})
-    if not args.show:
-        torch.set_num_threads(1)
-        packs = common.data_packs()
-        for name in args.only:
-            for change, make in pairs(packs, name):
-                keys = {values: f"{name} {change} {values}" for values in wire.VALUES}
-                wanted = [v for v, key in keys.items() if args.again or key not in content]
-                made = make() if wanted else None
-                for values in wanted:
-                    content[keys[values]] = row = measured(*made, values)
-                    common.save("updates", content)
-                    print(keys[values], row, flush=True)
-    show(content)
+    common.run(args, "updates", blocks(args), ("network", "change", "values"), page)
 
 
 if __name__ == "__main__":

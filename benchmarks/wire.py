@@ -1,15 +1,15 @@
 """Packed files of real networks: bytes against the entropy bound and other packers, and the time.
 
-    python benchmarks/wire.py                        measure what is missing, then write the table
-    python benchmarks/wire.py --only resnet56        these networks alone
-    python benchmarks/wire.py --again                measure also what results/wire.json has
-    python benchmarks/wire.py --speed                of that, measure the speeds alone again
+    python benchmarks/wire.py                        measure what is missing (an hour on one core)
+    python benchmarks/wire.py --networks resnet56 --again
+    python benchmarks/wire.py --quick                digits alone, one cut
+    python benchmarks/wire.py --show                 the page, from the JSON
 
-Needs the extra "bench". One core. The largest magnitudes stay: what is measured is the encoder.
+The largest magnitudes stay: what is measured is the encoder. zstd's columns need zstandard.
 """
 
-import argparse
 import copy
+import importlib.util
 import lzma
 import math
 import statistics
@@ -18,17 +18,13 @@ from functools import partial
 
 import numpy as np
 import torch
-import zstandard
 from safetensors.numpy import save as safetensors
 
 import common
+import flexrel
 import flexrel_edge
-from flexrel.core import cost
-from flexrel.core.batches import first_samples, read_batches
-from flexrel.criteria import Magnitude, UnitRanking, scores_of
+import tasks
 from flexrel.io import encode
-from flexrel.pruning.bisection import least_removal
-from flexrel.structure import analyse, apply
 from flexrel_edge.records import PCODEC
 from flexrel_edge.scales import on_grid
 from flexrel_edge.tensor import encode_tensor
@@ -39,26 +35,33 @@ VALUES = ("float32", "float16", "int8")
 LEFT = 0.5  # of the multiply-adds, of a channel plan
 LARGE = 1_000_000  # elements, from which on the bound is a goal
 RUNS = 3
+OTHERS = ("safetensors", "xz", "zstd", "bitmask")
 
 
-def network(packs, name):
+def network(name):
     """Return the model and a batch of two samples."""
+    if name == "digits":
+        task = tasks.digits()
+        return task.model, task.inputs[0][:2]
+    packs = common.data_packs()
     if name == "minilm":
         return packs.minilm(), common.sentences(packs)[:2]
     x, _ = packs.imagenet1k() if name == "efficientnet_lite0" else packs.cifar10("train")
     return packs.network(name), packs.normalise(name, x[:2])
 
 
+# --- cuts -----------------------------------------------------------------------------------
+
+
 def without_channels(model, sample, left=LEFT):
     """Return a copy with so many channels fewer that this share of the multiply-adds is left."""
-    graph = analyse(model, first_samples(next(read_batches([sample], model)), 2), "channel")
-    scores = scores_of(Magnitude(), graph, dict(model.named_parameters()), None)
-    removal = UnitRanking(graph, scores)
-    limit = left * cost.macs(graph)
-    count = least_removal(
-        lambda k: cost.macs(graph, removal.plan(k).masks), limit, removal.removable
-    )
-    return apply(model, removal.plan(count))
+    return flexrel.prune(
+        model,
+        calibration=[sample],
+        budgets=[flexrel.MACs(left)],
+        criterion=flexrel.Magnitude(),
+        recover="none",
+    ).model
 
 
 def matrices(model):
@@ -101,22 +104,29 @@ def in_blocks(model, share):
     return pruned
 
 
-def plain(tensors):
-    """Return the tensors as others would store them: on a grid as whole numbers and scales."""
-    stored = {}
-    for name, tensor in tensors.items():
-        grid = None
-        if tensor.dtype == np.float32 and tensor.ndim > 1 and tensor.size:
-            grid = on_grid(tensor.reshape(len(tensor), -1))
-        if grid is None:
-            stored[name] = tensor
-        else:
-            stored[name], stored[f"{name}.scale"] = grid[0].reshape(tensor.shape), grid[1]
-    return stored
+def cuts(model, sample):
+    """Yield the name of each cut, what makes the model of it, and the bound of its masks."""
+    both = SHARES[1]
+    for share in SHARES:
+        yield f"elements {share:.0%}", partial(without_elements, model, share), mask_bytes
+    channels = partial(without_channels, model, sample)
+    yield f"channels 1/{1 / LEFT:.0f}", channels, mask_bytes
+    yield (
+        f"channels 1/{1 / LEFT:.0f}, elements {both:.0%}",
+        lambda: without_elements(channels(), both),
+        mask_bytes,
+    )
+    yield "2:4", partial(in_groups, model), mask_of_groups
+    yield f"block:4x4 {both:.0%}", partial(in_blocks, model, both), mask_of_blocks
 
 
-def bits(tensor):
-    return tensor.reshape(-1).view(f"u{tensor.itemsize}")
+# --- bounds ---------------------------------------------------------------------------------
+
+
+def mask_bytes(total, kept):
+    """Return log2 of how many masks keep as many, in bytes."""
+    ways = math.lgamma(total + 1) - math.lgamma(kept + 1) - math.lgamma(total - kept + 1)
+    return ways / math.log(2) / 8
 
 
 def mask_of_groups(total, kept):
@@ -128,12 +138,6 @@ def mask_of_blocks(total, kept):
     """Return the bytes that tell which blocks of 16 are kept."""
     whole = total % 16 == kept % 16 == 0
     return mask_bytes(total // 16, kept // 16) if whole else mask_bytes(total, kept)
-
-
-def mask_bytes(total, kept):
-    """Return log2 of how many masks keep as many, in bytes."""
-    ways = math.lgamma(total + 1) - math.lgamma(kept + 1) - math.lgamma(total - kept + 1)
-    return ways / math.log(2) / 8
 
 
 def entropy_bytes(values):
@@ -163,13 +167,63 @@ def bounds(tensors, mask=mask_bytes):
     return masks + width, masks + entropy
 
 
-def bitmask(tensors, compressor):
-    """Return bytes of the packed masks and the kept values, all through zstd."""
+def bits(tensor):
+    return tensor.reshape(-1).view(f"u{tensor.itemsize}")
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def plain(tensors):
+    """Return the tensors as others would store them: on a grid as whole numbers and scales."""
+    stored = {}
+    for name, tensor in tensors.items():
+        grid = None
+        if tensor.dtype == np.float32 and tensor.ndim > 1 and tensor.size:
+            grid = on_grid(tensor.reshape(len(tensor), -1))
+        if grid is None:
+            stored[name] = tensor
+        else:
+            stored[name], stored[f"{name}.scale"] = grid[0].reshape(tensor.shape), grid[1]
+    return stored
+
+
+def zstd(data):
+    """Return the bytes after zstd -19; None where zstandard is not installed."""
+    if importlib.util.find_spec("zstandard") is None:
+        return None
+    import zstandard  # noqa: PLC0415 - of the extra "bench"
+
+    return len(zstandard.ZstdCompressor(level=19).compress(data))
+
+
+def bitmask(tensors):
+    """Return the packed masks and the kept values."""
     pieces = []
     for tensor in tensors.values():
         flat = bits(tensor)
         pieces += [np.packbits(flat != 0).tobytes(), flat[flat != 0].tobytes()]
-    return len(compressor.compress(b"".join(pieces)))
+    return b"".join(pieces)
+
+
+def measured(tensors, data, mask):
+    """Return sizes and speeds for tensors and their packed file."""
+    stored = plain(tensors)
+    raw = safetensors(stored)
+    width, entropy = bounds(stored, mask)
+    dense = sum(tensor.nbytes for tensor in tensors.values())
+    return {
+        "ours": len(data),
+        "width": width,
+        "entropy": entropy,
+        "safetensors": len(raw),
+        "xz": len(lzma.compress(raw, preset=9)),
+        "zstd": zstd(raw),
+        "bitmask": zstd(bitmask(stored)),
+        "large": large(stored, mask),
+        "encode": speed(lambda: flexrel_edge.encode(tensors), 1, dense),
+        "decode": speed(lambda: flexrel_edge.decode(data), RUNS, dense),
+    }
 
 
 def speed(work, runs, size):
@@ -182,32 +236,6 @@ def speed(work, runs, size):
     return size / 1e6 / statistics.median(seconds)
 
 
-def measured(tensors, data, mask):
-    """Return a row for tensors and their packed file."""
-    stored = plain(tensors)
-    raw = safetensors(stored)
-    compressor = zstandard.ZstdCompressor(level=19)
-    width, entropy = bounds(stored, mask)
-    return {
-        "ours": len(data),
-        "width": width,
-        "entropy": entropy,
-        "safetensors": len(raw),
-        "xz": len(lzma.compress(raw, preset=9)),
-        "zstd": len(compressor.compress(raw)),
-        "bitmask": bitmask(stored, compressor),
-        "large": large(stored, mask),
-    } | speeds(tensors, data)
-
-
-def speeds(tensors, data):
-    dense = sum(tensor.nbytes for tensor in tensors.values())
-    return {
-        "encode": speed(lambda: flexrel_edge.encode(tensors), 1, dense),
-        "decode": speed(lambda: flexrel_edge.decode(data), RUNS, dense),
-    }
-
-
 def large(stored, mask):
     """Return ours over both bounds of each sparse float16 tensor above a million elements."""
     found = {}
@@ -218,79 +246,74 @@ def large(stored, mask):
     return found
 
 
-def cuts(model, sample):
-    """Yield the name of each cut, what makes the model of it, and the bound of its masks."""
-    for share in SHARES:
-        pruned = partial(without_elements, model, share)
-        yield f"elements {share:.0%}", pruned, mask_bytes
-    yield f"channels 1/{1 / LEFT:.0f}", lambda: without_channels(model, sample), mask_bytes
-    both = SHARES[1]
+def blocks(args):
+    """Yield a block for each network, cut and kind of values that is not there yet."""
+    torch.set_num_threads(1)
+    there = {(b["network"], b["cut"], b["values"]) for b in common.read("wire")}
+    for name in ("digits",) if args.quick else args.networks:
+        model, sample = network(name)
+        for cut, make, mask in list(cuts(model, sample))[: 1 if args.quick else None]:
+            wanted = [v for v in VALUES if args.again or (name, cut, v) not in there]
+            made = make() if wanted else None
+            for values in wanted:
+                data = encode(made, values)
+                row = measured(flexrel_edge.decode(data).tensors, data, mask)
+                yield {"network": name, "cut": cut, "values": values} | row
+
+
+def page(found):
+    """Yield the page's parts."""
+    if not found:
+        return
+    yield "# Bytes of the packed file"
     yield (
-        f"channels 1/{1 / LEFT:.0f}, elements {both:.0%}",
-        lambda: without_elements(without_channels(model, sample), both),
-        mask_bytes,
+        "Made by `python benchmarks/wire.py`. Packed files of networks whose smallest weights are "
+        "zero, or that a magnitude plan of channels cut to half their multiply-adds, or both; or "
+        "whose zeros come two in four input channels, or by blocks. *Mask + values*: for each "
+        "tensor log2 of the number of masks, of this kind, that keep as many elements, plus the "
+        "kept elements at their width (for int8 a byte, and float32 scales). *Mask + entropy*: "
+        "instead of the width the order-0 entropy of the tensor's kept values, with the correction "
+        "of Miller and Madow, at most the width; for float32 it says nothing, as nearly every "
+        "value is there once. Others' bytes are multiples of ours: safetensors (int8: whole "
+        "numbers and scales), that file through xz -9 and zstd -19, and bits of the mask and kept "
+        "values through zstd -19. Encode and decode in MB of dense output a second of the "
+        "processor's time, one core."
     )
-    yield "2:4", partial(in_groups, model), mask_of_groups
-    yield f"block:4x4 {both:.0%}", partial(in_blocks, model, both), mask_of_blocks
-
-
-def show(content):
+    tensors = [pair for block in found for pair in block["large"].values()]
+    slowest = f"Slowest decoding: {min(b['decode'] for b in found):.0f} MB/s of processor time."
+    worst = ""
+    if tensors:
+        of_width, of_entropy = map(max, zip(*tensors, strict=True))
+        worst = (
+            f"Of {len(tensors)} sparse float16 tensors above a million elements the worst takes "
+            f"{of_width:.3f} of mask + values, {of_entropy:.3f} of mask + entropy. "
+        )
+    yield worst + slowest
     header = ["network", "values", "ours, kB", "of mask + values", "of mask + entropy"]
-    header += ["safetensors", "xz", "zstd", "bitmask + zstd", "encode", "decode"]
-    rows = []
-    for key, row in content.items():
-        ours = row["ours"]
-        others = [f"{row[k] / ours:.2f}" for k in ("safetensors", "xz", "zstd", "bitmask")]
-        speeds = [f"{row[k]:.0f}" for k in ("encode", "decode")]
-        near = [f"{ours / row['width']:.3f}", f"{ours / row['entropy']:.3f}"]
-        if key.endswith("float32"):
-            near[1] = ""
-        rows.append([*key.rsplit(" ", 1), f"{ours / 1e3:.0f}", *near, *others, *speeds])
-    worst = [
-        max(each)
-        for each in zip(
-            *(r for row in content.values() for r in row["large"].values()), strict=True
-        )
+    header += [*OTHERS[:-1], "bitmask + zstd", "encode", "decode"]
+    yield common.table(header, map(_row, found))
+
+
+def _row(block):
+    ours = block["ours"]
+    entropy = "" if block["values"] == "float32" else f"{ours / block['entropy']:.3f}"
+    others = ["" if block[k] is None else f"{block[k] / ours:.2f}" for k in OTHERS]
+    return [
+        f"{block['network']} {block['cut']}",
+        block["values"],
+        f"{ours / 1e3:.0f}",
+        f"{ours / block['width']:.3f}",
+        entropy,
+        *others,
+        *(f"{block[key]:.0f}" for key in ("encode", "decode")),
     ]
-    slowest = min(row["decode"] for row in content.values())
-    count = sum(len(row["large"]) for row in content.values())
-    said = f"Slowest decoding: {slowest:.0f} MB/s of processor time."
-    if worst:
-        said = (
-            f"Of {count} sparse float16 tensors above a million elements the worst takes "
-            f"{worst[0]:.3f} of mask + values, {worst[1]:.3f} of mask + entropy. {said}"
-        )
-    common.replace_section("wire", f"{said}\n\n{common.table(header, rows)}")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser = common.parser(__doc__, NETWORKS)
     parser.add_argument("--again", action="store_true", help="measure also what is there")
-    parser.add_argument("--speed", action="store_true", help="measure the speeds alone again")
-    parser.add_argument("--show", action="store_true", help="the table, from the JSON")
     args = parser.parse_args()
-    content = common.load("wire", {})
-    if not args.show:
-        torch.set_num_threads(1)
-        packs = common.data_packs()
-        for name in args.only:
-            model, sample = network(packs, name)
-            for cut, make, mask in cuts(model, sample):
-                there = [v for v in VALUES if f"{name} {cut} {v}" in content]
-                wanted = (
-                    there if args.speed else [v for v in VALUES if args.again or v not in there]
-                )
-                made = make() if wanted else None
-                for values in wanted:
-                    data = encode(made, values)
-                    tensors = flexrel_edge.decode(data).tensors
-                    row = content.get(f"{name} {cut} {values}", {})
-                    row |= speeds(tensors, data) if args.speed else measured(tensors, data, mask)
-                    content[f"{name} {cut} {values}"] = row
-                    common.save("wire", content)
-                    print(name, cut, values, row["ours"], flush=True)
-    show(content)
+    common.run(args, "wire", blocks(args), ("network", "cut", "values"), page)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_it_takes_a_folder_of_images(tmp_path):
 
 def test_other_libraries_are_run_and_their_failures_are_rows(tmp_path):
     (tmp_path / "nncf.py").write_text("raise ValueError('not on this machine')\n")
-    wanted = ("--only", "weights", "--methods", "torch.nn.utils.prune", "NNCF")
+    wanted = ("--cases", "weights", "--methods", "torch.nn.utils.prune", "NNCF")
     run("peers.py", "--quick", *wanted, results=tmp_path, PYTHONPATH=str(tmp_path))
     (block,) = blocks(tmp_path, "peers-quick")
     row = block["rows"]["torch.nn.utils.prune"]
@@ -95,14 +95,52 @@ def test_latency_is_measured_in_every_runtime_there_is(tmp_path):
 
 def test_the_accelerators_script_runs_on_the_processor(tmp_path):
     run("accelerator.py", "--quick", results=tmp_path)
-    rows = json.loads((tmp_path / "accelerator-quick.json").read_text())["rows"]
-    kinds = [row[1].partition(",")[0] for row in rows]
+    (block,) = blocks(tmp_path, "accelerator-quick")
+    kinds = [row[0].partition(",")[0] for row in block["rows"]]
     assert kinds == ["relevance"] * 6 + ["2:4"]  # three rules, in batches and in one
 
 
 def test_a_network_is_cut_as_it_is(tmp_path):
-    printed = run("survival.py", "--one", "defined", "u-net", "flexrel", results=tmp_path)
+    printed = run("compatibility.py", "--one", "defined", "u-net", "flexrel", results=tmp_path)
     row = json.loads(printed.splitlines()[-1])
     assert row["outcome"] == "cut"
     assert 0.48 <= row["ratio"] <= 0.5  # by the benchmark's own ruler
-    assert 0 < row["analyse_s"] < row["planning_s"]
+
+
+def test_a_network_of_a_library_is_taken_as_it_is(tmp_path):
+    needs("transformers")
+    one = ("transformers", "BertForSequenceClassification", "relevance")
+    printed = run("compatibility.py", "--one", *one, results=tmp_path)
+    row = json.loads(printed.splitlines()[-1])
+    assert row["outcome"] == "measured"
+    assert all("ratio" in got for got in row["rules"].values())
+    assert row["unread"] == 0
+
+
+@pytest.mark.parametrize("script", ["wire", "updates"])
+def test_files_are_measured_against_others(tmp_path, script):
+    run(f"{script}.py", "--quick", results=tmp_path)
+    found = blocks(tmp_path, f"{script}-quick")
+    assert [block["values"] for block in found] == ["float32", "float16", "int8"]
+    whole = "width" if script == "wire" else "full"  # mask and values; the new file
+    assert all(0 < block["ours"] < block[whole] for block in found)
+
+
+def test_what_relevance_costs_is_measured(tmp_path):
+    run("relevance.py", "--quick", results=tmp_path)
+    (block,) = blocks(tmp_path, "relevance-quick")
+    (times,) = block["times"]
+    rules = ("gradient-input", "epsilon", "gamma", "zplus", "attnlrp")
+    assert all(times["ratios"][rule] > 0 for rule in rules)
+
+
+def test_a_link_that_cannot_be_slowed_down_here_is_said(tmp_path):
+    run("link.py", "--quick", results=tmp_path, PATH="")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_default_prune_enters_is_counted(tmp_path):
+    line, *files = run("entered.py", "--by-file", results=tmp_path).splitlines()
+    counted = [int(row.split()[0]) for row in files]
+    assert f"enters {len(files)} files and {sum(counted)} functions" in line
+    assert any(row.endswith("pruning/prune.py") for row in files)

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import math
+import re
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import aims
+import cases
 import common
-import methods
-import page
+import paper
+import peers
 import sizes
+import tables
 import tasks
 from flexrel import Magnitude
-from unfinished import Unfinished
+from sizes import Unfinished
 
 STEP = 0.5
 
@@ -55,11 +56,10 @@ class Shelf:
 
 def test_a_block_takes_the_place_of_the_last_one_of_its_kind(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    assert common.blocks("some") == []
+    assert common.read("some") == []
     for case, draw, found in (("a", 0, 1), ("a", 1, 2), ("b", 0, 3), ("a", 0, 4)):
-        common.keep("some", {"case": case, "draw": draw, "found": found}, "case", "draw", torch="2")
-    assert [block["found"] for block in common.blocks("some")] == [2, 3, 4]
-    assert common.load("some")["torch"] == "2"
+        common.keep("some", {"case": case, "draw": draw, "found": found}, "case", "draw")
+    assert [block["found"] for block in common.read("some")] == [4, 2, 3]
 
 
 @pytest.mark.parametrize("kind", [bool, float])
@@ -181,7 +181,7 @@ def test_draws_of_samples_are_the_same_each_time():
 
 
 def experiment(network, deployment, ratio, draw=0):
-    numbers = {name: [800, 700, 600, 500] for name in page.BYTES}
+    numbers = {name: [800, 700, 600, 500] for name in paper.BYTES}
     forms, saved = ["obs"] * 4, [[math.log(ratio), 0.01]] * 5
     point = {"form": "magnitude", "kept": 0.5, "test": 0.8}
     return {
@@ -194,8 +194,8 @@ def experiment(network, deployment, ratio, draw=0):
         "dense": {"bytes": 1000, "test": 0.9},
         "drops": [0.005, 0.01, 0.02, 0.05],
         "needed": numbers,
-        "forms": {aims.FOUND: forms},
-        "log_ratio": {aims.FOUND: saved, aims.LABELS: saved},
+        "forms": {paper.FOUND: forms},
+        "log_ratio": {paper.FOUND: saved, paper.LABELS: saved},
         "points": [point],
         "versions": {"torch": "2"},
     }
@@ -215,9 +215,10 @@ class Packs:
         return torch.from_numpy(images).float().movedim(3, 1)
 
 
-def test_images_that_report_are_corrupted_as_those_that_calibrate():
+def test_images_that_report_are_corrupted_as_those_that_calibrate(monkeypatch):
+    monkeypatch.setattr(common, "data_packs", Packs)
     name = "efficientnet_lite0"
-    plain, made = (tasks.task(Packs(), name, d, 0) for d in tasks.DEPLOYMENTS[name])
+    plain, made = (tasks.task(name, d, 0) for d in tasks.DEPLOYMENTS[name])
 
     spread = plain.inputs[0][0].std()
 
@@ -246,18 +247,17 @@ def method(score, packed, trained):
 
 
 def written(monkeypatch, folder, **files):
+    """Return a page that is made of these blocks alone."""
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps({"blocks": content}))
     monkeypatch.setattr(common, "RESULTS", folder)
-    monkeypatch.setattr(page, "PAGE", folder / "results.md")
-    monkeypatch.setattr(page, "figures", Mock())  # drawn with what only benchmarks need
-    page.write()
-    return " ".join((folder / "results.md").read_text().split())
+    name = next(iter(files), "accelerator").partition("-")[0]
+    return " ".join(tables.texts()[name].split())
 
 
 def test_the_page_has_the_geometric_mean_of_what_was_saved(monkeypatch, tmp_path):
     halved, fifth = (experiment(n, "3 classes", r) for n, r in (("a", 0.5), ("b", 0.8)))
-    halved["log_ratio"][aims.BLEND] = [[math.log(0.9), 0.02]] * 5
+    halved["log_ratio"][paper.BLEND] = [[math.log(0.9), 0.02]] * 5
     blocks = [halved, fifth, experiment("a", "as trained", 0.9)]
     text = written(monkeypatch, tmp_path, **{"paper-a": blocks, "paper-quick": [fifth] * 9})
     # 1 - sqrt(0.5 * 0.8) = 36.8 %; the ratios differ by ln 1.6 = 0.47: 0.632 * 0.47 / 2 = 14.9 %
@@ -292,7 +292,7 @@ def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
             "form": "obs",
         },
     }
-    failures = {name: {"failure": "no"} for name in methods.names("a", "element")}
+    failures = {name: {"failure": "no"} for name in cases.methods_of("a", "element")}
     block = {"case": "a, b", "dense": {"score": 0.9, "packed": 1000, "samples": 100}}
     block["dense"] |= {"unit": "top-1", "constant": 0.4}
     block |= {"network": "a", "granularity": "element", "versions": {"torch": "2"}, "threads": 1}
@@ -301,7 +301,7 @@ def test_the_page_compares_with_the_best_of_the_others(monkeypatch, tmp_path):
         return block | {"rows": {**failures, **rows}}
 
     low = beside({"NNCF": method(0.64, 400, 0.64)})  # less than halfway from 0.4 to 0.9
-    failed = {role: {"failure": "took longer than 900 s"} for role in aims.ROLES}
+    failed = {role: {"failure": "took longer than 900 s"} for role in peers.ROLES}
     failed = beside({"NNCF": method(0.7, 400, 0.7), **failed})
     unknown = beside({"NNCF": method(0.7, 400, 0.7)})
     partly = block | {"rows": {"NNCF": method(0.7, 400, 0.7)}}
@@ -364,5 +364,42 @@ def test_the_page_compares_widths_on_the_same_networks(monkeypatch, tmp_path):
 
 def test_the_page_says_what_was_not_measured(monkeypatch, tmp_path):
     text = written(monkeypatch, tmp_path)
-    assert "Nothing is measured yet." in text
     assert "Not measured: no machine with one was at hand." in text
+    assert [name for name, page in tables.texts().items() if page] == ["accelerator"]
+
+
+# --- the pages of the repository ------------------------------------------------------------
+
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
+
+
+@pytest.mark.parametrize("name", tables.PAGES)
+def test_a_page_is_what_its_json_says(name):
+    text = (common.PAGES / f"{name}.md").read_text()
+    assert text == tables.texts()[name]
+    first = text.split("\n\n")[1]
+    assert f"Made by `python benchmarks/{name}.py`" in first
+
+
+def test_no_number_of_the_results_is_without_a_table():
+    results = (common.PAGES.parent / "results.md").read_text()
+    known = set()
+    for page in common.PAGES.glob("*.md"):
+        known |= set(NUMBER.findall(page.read_text()))
+    said = re.sub(r"`[^`]*`|\]\([^)]*\)|resnet\d+|vgg16", "", results)
+    assert [number for number in NUMBER.findall(said) if number not in known] == []
+
+
+def test_each_paragraph_of_the_results_has_the_numbers_of_the_page_it_names():
+    results = (common.PAGES.parent / "results.md").read_text()
+    for section in results.split("\n## ")[1:]:
+        pages = re.findall(r"results/(\w+)\.md", section)
+        known = set()
+        for page in pages:
+            known |= set(NUMBER.findall((common.PAGES / f"{page}.md").read_text()))
+        said = re.sub(r"`[^`]*`|\]\([^)]*\)|resnet\d+|vgg16", "", section)
+        assert [number for number in NUMBER.findall(said) if number not in known] == [], section
+
+
+def test_the_results_are_read_in_five_minutes():
+    assert len((common.PAGES.parent / "results.md").read_text().split()) < 900

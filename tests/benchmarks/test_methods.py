@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-import methods
+import rivals
 
 
 class Limited:
@@ -29,7 +29,7 @@ def found(cost, level, limit, granularity="channel"):
 
     case = SimpleNamespace(granularity=granularity, level=level)
     task = SimpleNamespace(model=None)
-    return methods.by_library(call, case, task, Limited(limit))[0], knobs
+    return rivals.by_library(call, case, task, Limited(limit))[0], knobs
 
 
 @given(st.floats(0.05, 0.9), st.floats(0.5, 3.0), st.floats(0.5, 2.0))

@@ -1,4 +1,4 @@
-"""What benchmarks/fuzz.py does for hours, for a moment: files made wrong in any way."""
+"""What test_fuzz.py does for minutes, for a moment: files made wrong in any way."""
 
 import pytest
 

@@ -1,0 +1,44 @@
+"""All pages of docs/results and their figures, from the JSON alone.
+
+python benchmarks/tables.py
+"""
+
+import accelerator
+import common
+import compatibility
+import latency
+import link
+import paper
+import peers
+import relevance
+import updates
+import wire
+
+PAGES = {  # how the page is made of its blocks
+    "paper": paper.page,
+    "peers": peers.page,
+    "latency": latency.page,
+    "compatibility": compatibility.page,
+    "relevance": relevance.page,
+    "accelerator": accelerator.page,
+    "wire": wire.page,
+    "updates": updates.page,
+    "link": link.page,
+}
+
+
+def texts():
+    """Return each page's text by its name."""
+    found = {name: common.read(name) for name in PAGES} | {"paper": paper.found()}
+    return {name: common.text_of(page(found[name])) for name, page in PAGES.items()}
+
+
+def main():
+    for name, text in texts().items():
+        (common.PAGES / f"{name}.md").write_text(text)
+    paper.draw()
+    peers.draw()
+
+
+if __name__ == "__main__":
+    main()
