@@ -125,9 +125,7 @@ def by_pbx(case, task):
         task.model,
         calibration=task.calibration if labelled else task.inputs,
         budgets=[MACs(case.level)],
-        criterion=published.Explained(),
-        rule="composite",
-        output="label" if labelled else "auto",
+        criterion=published.Explained("label" if labelled else "auto"),
         recover="none",
     )
     return result.model, time.monotonic() - began

@@ -29,7 +29,7 @@ import torch
 
 import common
 import tasks
-from flexrel import OBS, BudgetError, MACs, export, load, prune
+from flexrel import OBS, BudgetError, MACs, PruneOptions, export, load, prune
 
 NETWORKS = ("resnet56", "vgg16", "efficientnet_lite0", "minilm")
 LEVELS = (1 / 2, 1 / 4)
@@ -136,8 +136,7 @@ def cut(task, level, multiple_of, folder):
             calibration=task.inputs,
             budgets=[MACs(level)],
             criterion=OBS(),
-            multiple_of=multiple_of,
-            form="module",
+            options=PruneOptions(multiple_of=multiple_of, form="module"),
         ).save(place)
     told = json.loads((place / "result.json").read_text())["achieved"]
     network = load(place / "model.flexrel", into=copy.deepcopy(task.model))

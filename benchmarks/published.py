@@ -10,7 +10,6 @@ outputs here, and a convolution is a linear layer whose inputs are its patches.
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -168,9 +167,14 @@ def _write_(layer, rows):
 class Explained:
     """Pruning by eXplaining: keep the channels with the largest relevance, in absolute value."""
 
+    output: str = "auto"
     name: str = "PbX"
-    needs: ClassVar = frozenset({Attribution()})
 
-    def scores(self, evidence):
+    @property
+    def needs(self):
+        """Relevance by a composite of LRP rules, as in its authors' work."""
+        return frozenset({Attribution("composite", self.output)})
+
+    def scores(self, signals):
         """Yield each channel's relevance: of a sample in absolute value, summed over samples."""
-        return (group.relevance("sample") for group in evidence)
+        return (group.relevance("sample") for group in signals)

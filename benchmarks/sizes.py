@@ -65,16 +65,16 @@ class Workshop:
         self.divergence = Divergence(model, judged)
         example = first_samples(next(read_batches(task.inputs[:1], model)), 2)
         graph = analyse(model, example, granularity)
-        statistics = calibrate(model, self.fitted)
-        graph = without_unmeasured(graph, statistics)
-        damages = None
+        stats = calibrate(model, self.fitted)
+        graph = without_unmeasured(graph, stats)
+        saliency = None
         if any(SALIENCY in form.needs for form in forms.values()):
-            damages, unknown = measure_saliency(model, graph, self.fitted)
-            known = [group for group in graph.groups if group.name in damages]
+            saliency, unknown = measure_saliency(model, graph, self.fitted)
+            known = [group for group in graph.groups if group.name in saliency]
             graph = graph.only(known, unknown)
         self.graph, self.forms = graph, forms
         self.step = STEPS.get(task.network, STEP)
-        self._evidence = (named_tensors(model), statistics, damages)
+        self._signals = (named_tensors(model), stats, saliency)
         self.parameters, self.macs = cost.parameters(graph), cost.macs(graph)
         self.dense = self._point("dense", 0, model, 1.0, 1.0)
         self._rankings, self._unfinished = {}, unfinished
@@ -113,7 +113,7 @@ class Workshop:
     def _plan(self, form, limit):
         """Return the plan that removes least of those with so many parameters at most, or None."""
         if form not in self._rankings:
-            scores = scores_of(self.forms[form], self.graph, *self._evidence)
+            scores = scores_of(self.forms[form], self.graph, *self._signals)
             self._rankings[form] = UnitRanking(self.graph, scores)
         ranking = self._rankings[form]
 
