@@ -283,9 +283,7 @@ def trained(packs, case, repaired, model, plan, data):
     inputs = packs.normalise(case.network, images).contiguous(memory_format=torch.channels_last)
     batches = list(zip(inputs.split(128), torch.from_numpy(labels).split(128), strict=True))
     began = time.monotonic()
-    tune = FineTune(
-        EPOCHS, batches, augment=flipped, distillation=1.0, temperature=4.0, precision="bfloat16"
-    )
+    tune = FineTune(EPOCHS, batches, augment=flipped, distillation=1.0, temperature=4.0)
     found = tune(repaired, model, plan, batches)
     return {
         "trained": accuracy(found.model, data.test),

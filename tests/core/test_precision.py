@@ -14,7 +14,8 @@ from torch import nn
 
 from flexrel import UsageError
 from flexrel.core.precision import VALUES, scales_of, shortened, stored, to_grid
-from flexrel.io import encode, load, pack, round_
+from flexrel.io import encode, load, pack
+from flexrel.repair import round_
 
 LARGEST = {"int8": 127, "int4": 7}
 floats = st.floats(width=32)

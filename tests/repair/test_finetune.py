@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from flexrel.repair.training.recipe import optimizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -16,7 +17,6 @@ import flexrel
 from flexrel import FineTune, ModelError, UsageError
 from flexrel.core.distance import apart
 from flexrel.core.graph import weight_of
-from flexrel.repair.training.recipe import optimizer_of
 from flexrel.structure import analyse, export, gone_entries
 from networks import Call, batch, bits, random_, random_plan, same_bits
 from trainings import (

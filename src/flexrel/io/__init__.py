@@ -1,6 +1,6 @@
 """What is written and read: packed files, exported networks, the report."""
 
-from flexrel.io.encode import PackReport, encode, names_of, pack, round_
+from flexrel.io.encode import PackReport, encode, names_of, pack
 from flexrel.io.export import (
     EXPORTS,
     check_exports,
@@ -30,5 +30,4 @@ __all__ = [
     "pack",
     "percent",
     "render",
-    "round_",
 ]
