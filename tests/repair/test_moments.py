@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from flexrel.repair import (
+    RunningMoments,
     SecondMoments,
     drawn_rows,
     inputs_at,
@@ -20,7 +21,6 @@ from flexrel.repair import (
     samples_at,
     second_moments,
 )
-from flexrel.repair.moments import RunningMoments
 from flexrel.tracing import Geometry
 
 few_examples = settings(max_examples=60, derandomize=True)

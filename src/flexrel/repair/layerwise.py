@@ -27,6 +27,8 @@ from flexrel.tracing import AffineCall, Op, OpRecorder, Weights, layer_call
 def plain_modes(device: torch.device, *, inference: bool) -> Iterator[None]:
     """Run the block without gradients and autocast; put these modes back, whatever changed them.
 
+    Where the model enters autocast itself, weights are cast anew each time: they change.
+
     Args:
         device: whose autocast is meant.
         inference: whether the block is under `torch.inference_mode`.
@@ -34,7 +36,7 @@ def plain_modes(device: torch.device, *, inference: bool) -> Iterator[None]:
     with (
         torch.inference_mode(mode=inference),
         torch.no_grad(),
-        torch.autocast(device.type, enabled=False),
+        torch.autocast(device.type, enabled=False, cache_enabled=False),
     ):
         yield
 
@@ -80,8 +82,8 @@ class _Open:
 class LayerwiseForward(OpRecorder):
     """One batch on its way through a network.
 
-    Between two calls of `advance`, the caller is in the modes of torch that it was in before,
-    whatever the model entered: `autocast`, `inference_mode` or `no_grad` go on with the pass.
+    What the model enters, as `autocast` or `inference_mode`, holds for the pass alone: the caller,
+    which has to be in `plain_modes`, is in those again whenever a pass stops.
 
     Args:
         model: in evaluation mode, which the caller sees to.
@@ -133,8 +135,6 @@ class LayerwiseForward(OpRecorder):
             return False
         with plain_modes(self._device, inference=self._inference):
             self._greenlet.parent.switch(stop)
-        if self._changed:
-            torch.clear_autocast_cache()  # it has the layer's weight as it was
         return self._changed
 
     def ran(self, step: Op) -> Any:  # noqa: ANN401
