@@ -118,6 +118,59 @@ def test_a_layer_that_does_not_run_again_is_an_error():
                 one.advance(names[0])
 
 
+class Program(nn.Module):
+    """A program inside a network, beside layers that are modules."""
+
+    def __init__(self):
+        super().__init__()
+        inside = random_(nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 7))).eval()
+        self.first = nn.Linear(6, 9)
+        shapes = ({0: torch.export.Dim("samples")},)
+        program = torch.export.export(inside, (torch.zeros(4, 9),), dynamic_shapes=shapes)
+        self.inside = program.module()
+        self.last = nn.Linear(7, 3)
+
+    def forward(self, x):
+        return self.last(self.inside(self.first(x).relu()).relu())
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # of torch's own programs
+def test_passes_through_programs_can_be_left_and_entered_in_any_order():
+    """ATen operations call a mode from inside of pybind11, whose calls have to end in order."""
+    model, inputs = random_(Program()), normal(800, 6)
+    cut, state = copy.deepcopy(model), torch.get_rng_state()
+    with torch.no_grad():
+        cut.first.weight[3:] = 0
+
+    made, refused = reconstruct_(cut, model, None, [inputs[:400], inputs[400:]])
+
+    assert not refused
+    assert {"inside.0", "inside.2", "last"} <= {repair.layer for repair in made}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_layer_that_is_called_as_an_operation_of_aten_is_left_alone():
+    class Aten(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(6, 9), nn.Linear(9, 7), nn.Linear(7, 3)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            x = torch.ops.aten.linear.default(x, self.second.weight, self.second.bias)
+            return self.last(torch.ops.aten.add(x.relu(), x))
+
+    model, inputs = random_(Aten()).eval(), normal(300, 6)
+    cut = copy.deepcopy(model)
+    with torch.no_grad():
+        cut.first.weight[3:] = 0
+
+    made, refused = reconstruct_(cut, model, None, [inputs[:100], inputs[100:]])
+
+    assert refused == {"second": "the model calls it as torch.ops, where a pass can't be stopped"}
+    assert "last" in [repair.layer for repair in made if repair.changed]
+
+
 # --- modes of torch -------------------------------------------------------------------------------
 
 OUTSIDE = {

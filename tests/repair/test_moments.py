@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional
 
 from flexrel.repair import (
-    RunningMoments,
     SecondMoments,
     drawn_rows,
     inputs_at,
@@ -21,6 +20,7 @@ from flexrel.repair import (
     samples_at,
     second_moments,
 )
+from flexrel.repair.moments import RunningMoments
 from flexrel.tracing import Geometry
 
 few_examples = settings(max_examples=60, derandomize=True)

@@ -4,9 +4,8 @@ from flexrel.repair.asked import recoveries
 from flexrel.repair.closed_form import LayerRepair, reconstruct_
 from flexrel.repair.finetune import FineTune
 from flexrel.repair.holder import MaskHolder
-from flexrel.repair.least_squares import LayerSolution, error_of, normal_solution, solve
+from flexrel.repair.least_squares import LayerSolution, normal_solution
 from flexrel.repair.moments import (
-    RunningMoments,
     SecondMoments,
     drawn_rows,
     inputs_at,
@@ -25,10 +24,8 @@ __all__ = [
     "MaskHolder",
     "Recovery",
     "RepairResult",
-    "RunningMoments",
     "SecondMoments",
     "drawn_rows",
-    "error_of",
     "inputs_at",
     "normal_solution",
     "outputs_at",
@@ -37,5 +34,4 @@ __all__ = [
     "round_",
     "samples_at",
     "second_moments",
-    "solve",
 ]

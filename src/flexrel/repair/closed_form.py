@@ -21,7 +21,7 @@ from flexrel.core.measurement import Progress, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import undisturbed
 from flexrel.repair.gptq import round_solution
-from flexrel.repair.layerwise import LayerStop, LayerwiseForward, plain_modes
+from flexrel.repair.layerwise import LayerStop, LayerwiseForward, plain_modes, stoppable
 from flexrel.repair.least_squares import solve
 from flexrel.repair.moments import (
     RunningMoments,
@@ -98,7 +98,8 @@ def reconstruct_(
         inference = torch.is_inference_mode_enabled()
         stack.enter_context(plain_modes(device_of(dense), inference=inference))
         first = next(read_batches(batches[:1], dense))
-        uses, refused = _common(pruned, dense, first_samples(first, _EXAMPLE))
+        networks = stoppable(dense), stoppable(pruned)
+        uses, refused = _common(*networks, first_samples(first, _EXAMPLE))
         by_name = {use.name: use for use in uses}
         sizes = [*accumulate(map(attrgetter("bytes"), reversed(uses)), max)][::-1]  # still to come
         zeros = plan is not None and plan.graph.pattern.zeros
@@ -114,7 +115,7 @@ def reconstruct_(
                 batch = next(waiting, None)
                 if batch is None:
                     break
-                whole, left = (LayerwiseForward(one, batch, by_name) for one in (dense, pruned))
+                whole, left = (LayerwiseForward(one, batch, by_name) for one in networks)
                 stack.callback(whole.close)
                 stack.callback(left.close)
                 passes.append((whole, left))
@@ -133,7 +134,7 @@ def reconstruct_(
 
 
 def _common(
-    pruned: nn.Module, dense: nn.Module, example: Batch
+    dense: nn.Module, pruned: nn.Module, example: Batch
 ) -> tuple[list[LayerUse], dict[str, str]]:
     """Return the layers that both networks run, in the same order; and the others, with reasons."""
     whole, refused = uses_of(dense, example)

@@ -118,7 +118,8 @@ class FineTune:
             data = batches if self.data is None else self.data
             train, held_out = split(data, self.validation, device, self.seed)
             student = duplicate(pruned)
-            share = share_of(self.distillation, self.loss, dense, next(train.read()))
+            share = share_of(self.distillation, self.loss, dense, train.first())
+            held_out.first()
             for source in (train, held_out):  # what can't be used is found before training
                 for batch in source.read() if source.places is not None else ():
                     if share < 1:

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from greenlet import greenlet
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.overrides import _pop_mode_temporarily
 
 from flexrel.core.batches import Batch, device_of
-from flexrel.core.running import call
-from flexrel.repair.uses import LayerUse, use_name
-from flexrel.tracing import AffineCall, Op, OpRecorder, Weights, layer_call
+from flexrel.core.running import call, duplicate
+from flexrel.repair.uses import PYBIND_OPS, LayerUse, use_name
+from flexrel.tracing import AffineCall, Function, Op, OpRecorder, Weights, layer_call, name_of
 
 
 @contextmanager
@@ -39,6 +40,38 @@ def plain_modes(device: torch.device, *, inference: bool) -> Iterator[None]:
         torch.autocast(device.type, enabled=False, cache_enabled=False),
     ):
         yield
+
+
+def stoppable(model: nn.Module) -> nn.Module:
+    """Return a model of the same tensors whose passes can be left at every operation.
+
+    A program calls ATen operations, and those call a mode from inside of pybind11, which aborts
+    the process unless its calls end in the order in which they began, as those of several passes
+    don't. So the programs in the model call the mode themselves, in front of the operation.
+    """
+    if not any(isinstance(module, fx.GraphModule) for module in model.modules()):
+        return model
+    twin = duplicate(model, share=True)
+    for module in twin.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                if node.op == "call_function" and isinstance(node.target, PYBIND_OPS):
+                    node.target = _in_front(node.target)
+            module.recompile()
+    return twin
+
+
+def _in_front(operation: Function) -> Function:
+    """Return a function that calls the mode of torch's functions, and then the operation."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the operation
+        if not torch._C._len_torch_function_stack():  # noqa: SLF001 - as torch's own Python asks
+            return operation(*args, **kwargs)
+        with _pop_mode_temporarily() as mode:
+            return mode.__torch_function__(run, (), args, kwargs)
+
+    run.__name__ = name_of(operation)
+    return run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +119,7 @@ class LayerwiseForward(OpRecorder):
     which has to be in `plain_modes`, is in those again whenever a pass stops.
 
     Args:
-        model: in evaluation mode, which the caller sees to.
+        model: `stoppable`, and in evaluation mode, which the caller sees to.
         batch: the inputs.
         uses: the layers that it can stop at, by name.
     """

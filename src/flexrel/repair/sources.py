@@ -38,11 +38,6 @@ class Source:
             raise UsageError(
                 f"{self.name} is an iterator, gone after one use; pass a list of batches"
             )
-        if next(self.read(), None) is None:
-            raise UsageError(
-                f"{self.name} gives no batch; pass a list, or a loader that gives them anew each "
-                "time"
-            )
 
     def read(self, shuffle: torch.Generator | None = None) -> Iterator[Batch]:
         """Yield each batch, a list's in an order that `shuffle` draws."""
@@ -55,6 +50,16 @@ class Source:
         for place in order.tolist():
             index = self.places[place]
             yield read_batch(self.batches[index], index, self.device)
+
+    def first(self) -> Batch:
+        """Return the first batch; raise UsageError if there is none."""
+        first = next(self.read(), None)
+        if first is None:
+            raise UsageError(
+                f"{self.name} gives no batch; pass a list, or a loader that gives them anew each "
+                "time"
+            )
+        return first
 
     def count(self) -> int:
         """Return how many batches there are, by going through them if nothing tells."""
@@ -82,7 +87,7 @@ def split(
         seed: of the draw.
 
     Raises:
-        UsageError: there are none, they are one tensor, or gone after one use, or can't be split.
+        UsageError: they are one tensor, or gone after one use, or can't be split.
     """
     source = Source("data", "all batches", device, data, _places(data))
     if not isinstance(validation, float | int):
@@ -95,7 +100,7 @@ def split(
             "validation=batches"
         )
     count = len(source.places)
-    if count == 1:
+    if count <= 1:
         return source, replace(source, said="the training data, which is one batch")
     out = min(max(round(validation * count), 1), count - 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()

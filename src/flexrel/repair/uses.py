@@ -12,6 +12,8 @@ from flexrel.core.batches import Batch
 from flexrel.core.running import call
 from flexrel.tracing import LayerCall, Op, OpRecorder, Weights, flat, layer_call
 
+PYBIND_OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # noqa: SLF001
+
 
 @dataclass(frozen=True, slots=True)
 class LayerUse:
@@ -65,10 +67,14 @@ def uses_of(model: nn.Module, example: Batch) -> tuple[list[LayerUse], dict[str,
     for at, layer in calls:
         weight, bias = layer.affine.weight, layer.affine.bias
         reason = _obstacle(layer, times[_storage(weight)], scout.reads(weight))
+        if not reason and isinstance(scout.seen[at].step.func, PYBIND_OPS):
+            reason = "the model calls it as torch.ops, where a pass can't be stopped"
         if reason:
             refused[layer.layer] = reason
             continue
         end, norm = scout.end(at)
+        if end is not None and isinstance(scout.seen[end].step.func, PYBIND_OPS):
+            end = None  # as above
         mean = norm.bound()["running_mean"] if norm and bias is None else None
         alone = mean is not None and scout.reads(mean) == 1
         size = layer.affine.inputs.nbytes + scout.seen[at].result.nbytes
