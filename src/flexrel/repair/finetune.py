@@ -13,11 +13,11 @@ from flexrel.core.measurement import Progress, Training, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate, reason, undisturbed, unwrapped
 from flexrel.errors import ModelError, UsageError
+from flexrel.repair.data import BatchSource, hold_out
 from flexrel.repair.holder import MaskHolder
 from flexrel.repair.objective import Loss, Objective, labels_of, share_of
 from flexrel.repair.optimizer import BatchNorm, MakeOptimizer, optimizer_of
 from flexrel.repair.recovery import RepairResult
-from flexrel.repair.sources import Source, split
 from flexrel.structure import named_tensors
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # generator: of the tensor's device
@@ -116,7 +116,7 @@ class FineTune:
         ):
             _seed_(device, self.seed)
             data = batches if self.data is None else self.data
-            train, held_out = split(data, self.validation, device, self.seed)
+            train, held_out = hold_out(data, self.validation, device, self.seed)
             student = duplicate(pruned)
             share = share_of(self.distillation, self.loss, dense, train.first())
             held_out.first()
@@ -143,8 +143,8 @@ class FineTune:
         student: nn.Module,
         objective: Objective,
         optimizer: Optimizer,
-        train: Source,
-        held_out: Source,
+        train: BatchSource,
+        held_out: BatchSource,
         progress: Progress,
     ) -> Training:
         """Train the network, leave it as it was best, and return what happened."""
@@ -191,7 +191,7 @@ class FineTune:
             distillation=objective.distillation,
         )
 
-    def _validated(self, student: nn.Module, objective: Objective, held_out: Source) -> float:
+    def _validated(self, student: nn.Module, objective: Objective, held_out: BatchSource) -> float:
         """Return the mean loss on the validation batches; infinity if it is not finite."""
         device = device_of(student)
         draw = torch.Generator(device).manual_seed(self.seed)  # always alike

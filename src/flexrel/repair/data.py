@@ -11,7 +11,7 @@ from flexrel.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class BatchSource:
     """Batches that can be gone through again and again.
 
     Attributes:
@@ -71,12 +71,12 @@ class Source:
             return sum(1 for _ in self.batches)
 
 
-def split(
+def hold_out(
     data: Iterable[RawBatch],
     validation: Iterable[RawBatch] | float,
     device: torch.device,
     seed: int,
-) -> tuple[Source, Source]:
+) -> tuple[BatchSource, BatchSource]:
     """Return the batches to train on, and those to validate on.
 
     Args:
@@ -89,10 +89,10 @@ def split(
     Raises:
         UsageError: they are one tensor, or gone after one use, or can't be split.
     """
-    source = Source("data", "all batches", device, data, _places(data))
+    source = BatchSource("data", "all batches", device, data, _places(data))
     if not isinstance(validation, float | int):
         said = "batches given as validation="
-        return source, Source("validation", said, device, validation, _places(validation))
+        return source, BatchSource("validation", said, device, validation, _places(validation))
     if source.places is None:
         raise UsageError(
             f"validation={validation:g} holds out a share of a list of batches, but data is a "
