@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flexrel import FlexrelError, ModelError, UsageError
-from flexrel.core.batches import divided, fewer, first_samples, joined, read_batches
+from flexrel.core.batches import divided, first_samples, joined, read_batches
 from flexrel.core.running import call
 
 X = torch.arange(6.0).view(3, 2)
@@ -222,31 +222,6 @@ def test_a_batch_that_was_read_is_a_batch_to_read():
     assert (first.index, again.index) == (0, 1)
     assert again.args is once.args
     assert again.labels is once.labels
-
-
-@pytest.mark.parametrize(
-    ("entries", "rows"), [(1, [3, 1, 2, 3]), (7, [4, 5]), (9, [6, 3]), (99, [9])]
-)
-def test_batches_are_joined_as_soon_as_they_have_so_many_entries(entries, rows):
-    taken = []
-
-    def given():
-        for at, raw in enumerate([X, X[:1], X[1:], X]):
-            taken.append(at)
-            yield from read_batches([raw], nn.Module())
-
-    found = fewer(given(), entries)
-    assert not taken
-    first = next(found)
-    assert len(taken) == {3: 1, 4: 2, 6: 3, 9: 4}[rows[0]]  # and no batch more
-    made = [first, *found]
-
-    assert [batch.samples for batch in made] == rows
-    assert torch.cat([batch.args[0] for batch in made]).equal(torch.cat([X, X[:1], X[1:], X]))
-
-
-def test_no_batches_are_joined_to_none():
-    assert list(fewer([], 5)) == []
 
 
 @pytest.mark.parametrize(

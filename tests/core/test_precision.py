@@ -14,8 +14,9 @@ from torch import nn
 
 from flexrel import UsageError
 from flexrel.core.precision import VALUES, scales_of, shortened, stored, to_grid
-from flexrel.io import encode, load, round_
+from flexrel.io import encode, load
 from flexrel.pruning import pack
+from flexrel.repair import round_
 
 LARGEST = {"int8": 127, "int4": 7}
 floats = st.floats(width=32)

@@ -1,7 +1,6 @@
 """What training a pruned network promises, by loops, by hand, and by what must not change."""
 
 import copy
-import functools
 import math
 
 import pytest
@@ -10,15 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
 
 import flexrel
-from flexrel import FineTune, ModelError, UsageError
+from flexrel import FineTune
 from flexrel.core.distance import apart
 from flexrel.core.graph import weight_of
-from flexrel.repair.training.recipe import optimizer_of
-from flexrel.structure import analyse, exported_program, gone_entries
-from networks import Call, batch, bits, random_, random_plan, same_bits
+from flexrel.structure import gone_entries
+from networks import random_
 from trainings import (
     Tied,
     adam,
@@ -36,22 +33,19 @@ from trainings import (
 drawn = settings(max_examples=12, derandomize=True)
 
 
-def looking(look):
-    """Return a constant schedule that calls `look(optimizer)` after each step but the last."""
+def looking(make, look):
+    """Return the optimizer, which calls `look(optimizer)` before each step, so after the last."""
 
-    class Look(torch.optim.lr_scheduler.LambdaLR):
-        def step(self, *args):
-            look(self.optimizer)
-            super().step(*args)
+    def looked_at(parameters):
+        optimizer = make(parameters)
+        optimizer.register_step_pre_hook(lambda *_: look(optimizer))
+        return optimizer
 
-    return lambda optimizer, steps: Look(optimizer, lambda _: 1.0)
+    return looked_at
 
 
 def positive_zero(tensor):
     return bool((tensor.view(torch.int32) == 0).all())
-
-
-# --- the loop is the loop that one would write --------------------------------------------------
 
 
 @pytest.mark.parametrize("distillation", [0.0, 0.3, 1.0])
@@ -65,9 +59,6 @@ def test_agrees_with_a_loop_written_by_hand(distillation):
         2,
         validation=held_out,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-        schedule=lambda optimizer, steps: torch.optim.lr_scheduler.LinearLR(
-            optimizer, 1.0, 0.0, total_iters=steps
-        ),
         augment=lambda x, _: order.append(x) or x,
         distillation=distillation,
         temperature=3.0,
@@ -76,14 +67,13 @@ def test_agrees_with_a_loop_written_by_hand(distillation):
     student, labels = copy.deepcopy(network), {id(x): y for x, y in data}
     parameters = list(student.parameters())
     speeds = [torch.zeros_like(p) for p in parameters]
-    for step, x in enumerate(order):
+    for x in order:
         loss = slow_loss(student, dense, x, labels[id(x)], distillation, 3.0)
-        rate = 0.1 * (1 - step / 10)
         for p, v, gradient in zip(
             parameters, speeds, torch.autograd.grad(loss, parameters), strict=True
         ):
             v.mul_(0.9).add_(gradient)
-            p.data.sub_(rate * v)
+            p.data.sub_(0.1 * v)
     assert len(order) == 10
     assert found.training.best == 2
     for name, value in found.model.state_dict().items():
@@ -149,15 +139,12 @@ def test_a_loader_may_give_more_batches_than_it_said():
         def __iter__(self):
             return iter(labelled(5))
 
-    def one_cycle(optimizer, steps):  # it can't be asked for a step more than it was told
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps)
-
-    _, _, trained = run(2, data=Loader(), validation=labelled(1), schedule=one_cycle)
+    _, _, trained = run(2, data=Loader(), validation=labelled(1))
 
     assert trained.training.stopped == "all epochs were run"
 
 
-# --- zeros are held -----------------------------------------------------------------------------
+# --- zeros are held -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", [sgd, adam], ids=["momentum", "adam"])
@@ -186,11 +173,11 @@ def test_zeros_are_plus_zero_after_every_step(granularity, optimizer):
                     assert positive_zero(p.detach()[shapes[tuple(p.shape)]])
                     steps.append(tuple(p.shape))
 
-    trained = FineTune(2, validation=data, optimizer=optimizer, schedule=looking(look))(
+    trained = FineTune(2, validation=data, optimizer=looking(optimizer, look))(
         network, dense, plan, data
     )
 
-    assert len(steps) >= 11  # 6 batches in each of 2 epochs, but for the last step
+    assert len(steps) >= 12  # 6 batches in each of 2 epochs
     assert trained.training.best > 0
     for name, entries in gone.items():
         weight = trained.model.get_parameter(name)
@@ -207,7 +194,7 @@ def test_channels_that_are_gone_need_no_holding():
     assert not same(weights(trained.model), weights(network))
 
 
-# --- the best is taken --------------------------------------------------------------------------
+# --- the best is taken ----------------------------------------------------------------------------
 
 
 @drawn
@@ -244,18 +231,6 @@ def test_a_learning_rate_that_ruins_returns_the_network_as_it_was_given():
     assert found.training.validation[0] == pytest.approx(0, abs=1e-6)
     assert same(weights(found.model), weights(dense))
     assert network is not found.model
-
-
-def test_training_ends_when_it_was_no_better_for_so_many_epochs():
-    dense = perceptron()
-    _, plan = pruned(dense, "channel")
-
-    found = FineTune(
-        9, patience=2, optimizer=lambda p: torch.optim.SGD(p, lr=10.0), distillation=1.0
-    )(dense, dense, plan, labelled(6)).training
-
-    assert (found.ran, found.best, found.early) == (2, 0, True)
-    assert found.stopped == "no better for 2 epochs"
 
 
 def test_validation_is_the_mean_over_samples_in_evaluation_mode():
@@ -312,7 +287,7 @@ def test_one_batch_is_trained_and_validated_on_and_the_record_says_so():
     assert trained.training.validated_on == "the training data, which is one batch"
 
 
-# --- what is not finite -------------------------------------------------------------------------
+# --- what is not finite ---------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_the_best_so_far():
@@ -352,7 +327,7 @@ def test_a_network_that_was_broken_from_the_start_is_returned_as_it_is():
     assert found.stopped == "the loss was nan in step 1 of epoch 1"
 
 
-# --- the dense network's outputs ----------------------------------------------------------------
+# --- the dense network's outputs ------------------------------------------------------------------
 
 
 def test_without_labels_all_of_the_loss_is_the_distance_from_the_dense_network():
@@ -440,273 +415,3 @@ def test_a_loss_of_one_number_a_sample_is_averaged():
     other = run(2, **settings)[2].training
 
     assert one.validation == pytest.approx(other.validation)
-
-
-# --- nothing else changes -----------------------------------------------------------------------
-
-
-def test_neither_network_nor_data_is_changed_and_modes_are_as_they_were():
-    dense, data = perceptron(), labelled(6)
-    network, plan = pruned(dense)
-    network.train()
-    network[1].eval()
-    dense[3].train()
-    before = bits(network), bits(dense), copy.deepcopy(data)
-
-    trained = FineTune(2)(network, dense, plan, data)
-
-    assert same_bits(bits(network), before[0])
-    assert same_bits(bits(dense), before[1])
-    pairs = zip(data, before[2], strict=True)
-    assert all(x.equal(a) and y.equal(b) for (x, y), (a, b) in pairs)
-    assert [m.training for m in trained.model.modules()] == before[0][1]
-    assert all(p.grad is None for p in trained.model.parameters())
-
-
-def test_modes_are_put_back_when_an_error_passes():
-    dense = perceptron().train()
-    network, plan = pruned(dense)
-    state = torch.get_rng_state()
-
-    def fails(x, draw):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        FineTune(1, augment=fails)(network, dense, plan, labelled(4))
-
-    assert all(module.training for module in dense.modules())
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_same_seed_gives_the_same_network_whatever_the_global_generators_say():
-    def noise(x, draw):
-        return x + 0.1 * torch.randn(x.shape, generator=draw)
-
-    loader = DataLoader(TensorDataset(*map(torch.cat, zip(*labelled(4), strict=True))), 8, True)
-    settings = {"data": loader, "validation": labelled(1), "augment": noise}
-    dense = perceptron()
-    network, plan = pruned(dense)
-
-    def trained(seed):
-        return weights(FineTune(2, **settings, seed=seed)(network, dense, plan, []).model)
-
-    found = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        before = torch.get_rng_state()
-        found.append(trained(7))
-        assert torch.equal(torch.get_rng_state(), before)
-    assert same(*found)
-    assert not same(found[0], trained(8))
-
-
-def test_frozen_parameters_stay_frozen_and_so_do_the_statistics_of_a_frozen_norm():
-    dense = perceptron()
-    network, plan = pruned(dense)
-    for parameter in (*network[1].parameters(), network[4].bias):
-        parameter.requires_grad_(False)
-
-    trained = FineTune(2)(network, dense, plan, labelled(4)).model
-
-    changed = {n for n, t in weights(trained).items() if not t.equal(weights(network)[n])}
-    assert changed == {"0.weight", "0.bias", "4.weight"}
-    assert not trained[4].bias.requires_grad
-
-
-def test_statistics_of_norms_follow_the_data():
-    network, _, trained = run(3)
-
-    assert trained.training.best > 0
-    assert not trained.model[1].running_mean.equal(network[1].running_mean)
-
-
-def test_norms_and_biases_are_spared_by_weight_decay_unless_the_caller_decides():
-    class LayerNorm(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm, self.layer = nn.LayerNorm([2, 8]), nn.Linear(16, 3)
-
-        def forward(self, x):
-            return self.layer(self.norm(x.view(-1, 2, 8)).flatten(1))
-
-    network = LayerNorm()
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
-
-    groups = optimizer_of(network, None).param_groups
-    own = optimizer_of(network, functools.partial(torch.optim.SGD, weight_decay=0.5)).param_groups
-
-    decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
-    assert decay.pop("layer.weight") > 0
-    assert decay == {"norm.weight": 0, "norm.bias": 0, "layer.bias": 0}
-    assert [(group["weight_decay"], len(group["params"])) for group in own] == [(0.5, 4)]
-
-
-# --- networks as they come ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("granularity", ["element", "channel"])
-def test_an_exported_program_is_trained_as_it_is(granularity):
-    dense = perceptron()
-    example = batch(torch.randn(4, 8))
-    program = exported_program(dense, example).graph
-    plan = random_plan(analyse(dense, example, granularity, program=program), 0)
-    network = flexrel.apply(program, plan)
-
-    trained = FineTune(3)(network, dense, plan, labelled(6))
-
-    assert trained.training.best > 0
-    assert trained.model(torch.randn(5, 8)).shape == (5, 3)
-    after, before = weights(trained.model), weights(network)
-    assert not same(after, before)
-    assert after["1.running_mean"].equal(before["1.running_mean"])
-    assert ((after["0.weight"] == 0) == (before["0.weight"] == 0)).all()
-
-
-def test_a_module_that_torch_exported_and_that_has_no_training_mode_is_trained():
-    dense = random_(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)))
-    network, plan = pruned(dense, "channel")
-    exported = torch.export.export(network, (torch.randn(8, 8),)).module()
-
-    trained = FineTune(2)(exported, dense, plan, [x for x, _ in labelled(4)])
-
-    assert trained.training.best > 0
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_steps_are_computed_in_the_precision_that_was_asked_for(precision):
-    """Validation is in the network's own precision, in which it will be used."""
-    seen, validated = set(), set()
-
-    class Watch(nn.Linear):
-        def forward(self, x):
-            y = super().forward(x)
-            (seen if torch.is_grad_enabled() else validated).add(y.dtype)
-            return y
-
-    dense = random_(nn.Sequential(Watch(8, 6), nn.ReLU(), nn.Linear(6, 3)))
-    network, plan = pruned(dense)
-    plain = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-    plain.load_state_dict(dense.state_dict())
-    seen.clear()
-
-    trained = FineTune(2, precision=precision)(network, plain, plan, labelled(4))
-
-    assert seen == {getattr(torch, precision)}
-    assert validated == {torch.float32}
-    assert all(tensor.dtype == torch.float32 for tensor in weights(trained.model).values())
-    assert trained.training.precision == precision
-
-
-def test_training_under_inference_mode_or_without_gradients_is_training():
-    for mode in (torch.inference_mode, torch.no_grad):
-        dense = perceptron()
-        network, plan = pruned(dense)
-        with mode():
-            trained = FineTune(2)(network, dense, plan, labelled(6))
-
-        assert trained.training.best > 0
-
-
-# --- wrong usage, in one line -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"epochs": 0}, "epochs=0; train for 1 epoch or more"),
-        ({"distillation": 1.5}, r"distillation=1.5 is no share in \[0, 1\]"),
-        ({"distillation": math.nan}, "distillation=nan is no share"),
-        ({"validation": 0.0}, r"validation=0.0 is no share in \(0, 1\)"),
-        ({"validation": 1}, "validation=1 is no share"),
-        ({"temperature": 0.0}, "temperature=0.0; it is a number above 0"),
-        ({"patience": 0}, "patience=0; wait for 1 epoch or more"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(arguments, message):
-    with pytest.raises(UsageError, match=message):
-        FineTune(**({"epochs": 1} | arguments))
-
-
-def test_an_unknown_precision_is_refused(unchecked):
-    with pytest.raises(UsageError, match="precision 'half' is not known; there are: auto, float32"):
-        FineTune(1, precision="half")
-
-
-inputs = [x for x, _ in labelled(3)]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"batches": []}, "data gives no batch"),
-        ({"validation": []}, "validation gives no batch"),
-        ({"data": iter(labelled(2))}, "data is an iterator, gone after one use"),
-        ({"data": torch.randn(4, 8)}, r"data is one tensor of shape \[4, 8\]"),
-        ({"data": DataLoader(labelled(2))}, "data is a DataLoader, which may order its batches"),
-        ({"batches": inputs, "distillation": 0.5}, "has no labels, but 0.5 of the loss comes from"),
-        ({"batches": inputs, "loss": functional.cross_entropy}, "batch . has no labels"),
-        ({"batches": [*labelled(3), inputs[0]]}, "batch 3 has no labels"),
-        ({"batches": [(x, x[:, 0]) for x in inputs], "distillation": 0.0}, "pass loss="),
-        ({"loss": lambda o, y: o, "distillation": 0.0}, r"loss= must return one number.*\[8, 3\]"),
-        ({"optimizer": lambda p: None}, "optimizer= must return an optimizer, not NoneType"),
-        ({"schedule": lambda o, s: None}, "schedule= must return a scheduler, not NoneType"),
-        ({"schedule": lambda o, s: torch.optim.lr_scheduler.ReduceLROnPlateau(o)}, "stepped after"),
-        ({"augment": lambda x, d: x[:2]}, "augment= must return a tensor of 8 samples"),
-        ({"device": "nowhere"}, "device 'nowhere' can't be used here"),
-        ({"batches": [*labelled(2), (torch.full((2, 8), math.nan), torch.zeros(2).long())]}, "NaN"),
-        ({"batches": [(x, y, torch.ones(8)) for x, y in labelled(2)], "distillation": 0.0,
-          "loss": functional.cross_entropy}, "have weights, so loss= must return one number a"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_trained_is_refused_in_one_line(arguments, message, unchecked):
-    with pytest.raises(UsageError, match=message) as found:
-        run(1, **arguments)
-
-    assert "\n" not in str(found.value)
-
-
-def test_a_network_that_is_frozen_whole_is_refused():
-    dense = perceptron()
-    network, plan = pruned(dense)
-
-    with pytest.raises(UsageError, match="all parameters of the network are frozen"):
-        FineTune(1)(network.requires_grad_(requires_grad=False), dense, plan, labelled(2))
-
-
-def test_a_network_through_which_no_gradient_goes_is_refused():
-    dense = perceptron()
-    network, plan = pruned(dense)
-    cut_off = nn.Sequential(network, Call(lambda x: x.detach()))
-    _, plan = pruned(nn.Sequential(dense, nn.Identity()))
-
-    with pytest.raises(ModelError, match="no gradient goes back through the network"):
-        FineTune(1)(cut_off, dense, plan, labelled(2))
-
-
-def test_batches_that_are_gone_after_one_use_are_refused_when_that_is_seen():
-    class Once:
-        def __init__(self):
-            self.batches = iter(labelled(3))
-
-        def __len__(self):
-            return 3
-
-        def __iter__(self):
-            return self.batches
-
-    once = Once()
-    for _ in range(2):  # one is left, which is looked at first
-        next(once.batches)
-
-    with pytest.raises(UsageError, match="data gave no batch"):
-        run(1, data=once, validation=labelled(1))
-
-
-def test_progress_is_told_after_each_epoch():
-    said = []
-    dense = perceptron()
-    network, plan = pruned(dense)
-
-    FineTune(3)(network, dense, plan, labelled(3), lambda *told: said.append(told))
-
-    assert said == [("fine-tuning", done, 3) for done in (1, 2, 3)]

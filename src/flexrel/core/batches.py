@@ -201,19 +201,6 @@ def joined(batches: Iterable[Batch]) -> list[Batch]:
     return [_joined(group) if len(group) > 1 else group[0] for group in groups]
 
 
-def fewer(batches: Iterable[Batch], entries: int) -> Iterator[Batch]:
-    """Yield the batches `joined`, each time as soon as their inputs have so many entries."""
-    group: list[Batch] = []
-    seen = 0
-    for batch in batches:
-        group.append(batch)
-        seen += sum(tensor.numel() for tensor in batch.tensors)
-        if seen >= entries:
-            yield from joined(group)
-            group, seen = [], 0
-    yield from joined(group)
-
-
 def _alike(one: Batch, other: Batch) -> bool:
     """Return whether the batches differ in their samples alone, and can follow one another."""
     if len(one.args) != len(other.args) or list(one.kwargs) != list(other.kwargs):

@@ -51,15 +51,8 @@ class Training:
     stopped: str  # why it ended
     validated_on: str
     distillation: float  # share of the loss that came from the dense network
-    precision: str  # that steps were computed in
-    device: str
 
     @property
     def ran(self) -> int:
         """How many epochs were run whole."""
         return len(self.training)
-
-    @property
-    def early(self) -> bool:
-        """Whether it ended before all epochs were run."""
-        return self.ran < self.epochs

@@ -1,6 +1,6 @@
 """What is written and read: packed files, exported networks, the report."""
 
-from flexrel.io.encode import encode, names_of, round_
+from flexrel.io.encode import encode, names_of
 from flexrel.io.export import (
     EXPORTS,
     check_exports,
@@ -28,5 +28,4 @@ __all__ = [
     "names_of",
     "percent",
     "render",
-    "round_",
 ]

@@ -1,28 +1,23 @@
 """Networks to packed files."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
-import torch
 from torch import Tensor, fx, nn
 
 import flexrel_edge
 from flexrel.core.batches import RawBatch
 from flexrel.core.fingerprint import fingerprint
-from flexrel.core.measurement import Progress, silent
 from flexrel.core.precision import (
-    LARGEST,
     VALUES,
     Values,
     check_values,
     stored,
 )
-from flexrel.core.running import duplicate
 from flexrel.errors import UsageError
 from flexrel.io.onnx import onnx_graph, stored_as_is
 from flexrel.io.state import state_of, written
-from flexrel.repair import reconstruct_
 from flexrel.structure import cut_changes, passed_over
 from flexrel_edge.format import NO_METADATA
 from flexrel_edge.records import PCODEC
@@ -109,27 +104,3 @@ def names_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             first[where] = name
             tensors[name] = tensor
     return tensors, tied
-
-
-def round_(
-    model: nn.Module,
-    values: Values,
-    calibration: Sequence[RawBatch] = (),
-    progress: Progress = silent,
-) -> None:
-    """Round the model's tensors, in place, to what its packed file will hold.
-
-    Args:
-        model: changed.
-        values: as for `encode`.
-        calibration: batches of inputs, labels not needed. With them "int8" and "int4" round so that
-            the outputs of each layer change least on them; without, each value by itself.
-        progress: told after each layer.
-    """
-    if calibration and values in LARGEST:
-        whole = duplicate(model)
-        reconstruct_(model, whole, None, calibration, progress, largest=LARGEST[values])
-    with torch.no_grad():
-        for name, tensor in state_of(model, cut_changes(model)[1]).items():
-            if isinstance(tensor, Tensor):
-                tensor.copy_(stored(name, tensor, values))

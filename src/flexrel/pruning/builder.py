@@ -12,8 +12,8 @@ from flexrel.core.measurement import Progress, RecoveryStep
 from flexrel.core.plan import Plan
 from flexrel.core.precision import LARGEST, Values
 from flexrel.core.running import duplicate
-from flexrel.io import encode, round_
-from flexrel.repair import Recovery
+from flexrel.io import encode
+from flexrel.repair import Recovery, round_
 from flexrel.structure import apply
 
 

@@ -20,7 +20,8 @@ from flexrel.core.precision import (
 from flexrel.core.resources import TOLERANCE
 from flexrel.core.running import duplicate
 from flexrel.errors import BudgetError, PrecisionError, UsageError
-from flexrel.io import encode, round_
+from flexrel.io import encode
+from flexrel.repair import round_
 from flexrel_edge.files import replace_file
 from flexrel_edge.format import NO_METADATA
 from flexrel_edge.records import PCODEC

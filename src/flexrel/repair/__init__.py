@@ -1,8 +1,10 @@
-"""What brings accuracy back after a cut: repair in closed form, and training."""
+"""What brings accuracy back after a cut: repair in closed form, and training; and rounding."""
 
 from flexrel.repair.asked import recoveries
 from flexrel.repair.closed_form import LayerRepair, reconstruct_
-from flexrel.repair.least_squares import normal_solution
+from flexrel.repair.finetune import FineTune
+from flexrel.repair.holder import MaskHolder
+from flexrel.repair.least_squares import LayerSolution, normal_solution
 from flexrel.repair.moments import (
     SecondMoments,
     drawn_rows,
@@ -12,12 +14,13 @@ from flexrel.repair.moments import (
     second_moments,
 )
 from flexrel.repair.recovery import ClosedForm, Recovery, RepairResult
-from flexrel.repair.training import FineTune, MaskHolder
+from flexrel.repair.rounding import round_
 
 __all__ = [
     "ClosedForm",
     "FineTune",
     "LayerRepair",
+    "LayerSolution",
     "MaskHolder",
     "Recovery",
     "RepairResult",
@@ -28,6 +31,7 @@ __all__ = [
     "outputs_at",
     "reconstruct_",
     "recoveries",
+    "round_",
     "samples_at",
     "second_moments",
 ]

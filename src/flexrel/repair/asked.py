@@ -1,8 +1,8 @@
 """What `recover=` asks for."""
 
 from flexrel.errors import UsageError
+from flexrel.repair.finetune import FineTune
 from flexrel.repair.recovery import ClosedForm, Recovery
-from flexrel.repair.training.finetune import FineTune
 
 
 def recoveries(recover: str | Recovery, seed: int) -> tuple[Recovery | None, Recovery | None]:

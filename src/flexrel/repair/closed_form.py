@@ -6,24 +6,34 @@ block, the goal is the dense network's sum: the layer makes up for what earlier 
 other side. Labels are not needed. One pass of both networks over the calibration data.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, device_of, fewer, first_samples, read_batches
+from flexrel.core.batches import Batch, RawBatch, device_of, first_samples, read_batches
 from flexrel.core.graph import weight_of
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import undisturbed
-from flexrel.repair.layerwise import LayerStop, LayerwiseForward
+from flexrel.repair.gptq import round_solution
+from flexrel.repair.layerwise import LayerStop, LayerwiseForward, plain_modes, stoppable
 from flexrel.repair.least_squares import solve
-from flexrel.repair.moments import RunningMoments, drawn_rows, inputs_at, outputs_at, samples_at
-from flexrel.repair.rounding import round_solution
-from flexrel.repair.uses import Key, Use, uses_of
+from flexrel.repair.moments import (
+    RunningMoments,
+    SecondMoments,
+    drawn_rows,
+    inputs_at,
+    outputs_at,
+    samples_at,
+)
+from flexrel.repair.uses import LayerUse, uses_of
 from flexrel.structure import kept_positions, named_tensors
+from flexrel.tracing import AffineCall
 
 _ROWS = 30_000  # of each layer that are fitted, but
 _ENTRIES = 2e7  # fewer where that would be more numbers, though
@@ -32,9 +42,11 @@ HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
 _EXAMPLE = 2  # samples
 _BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
 _LIVE = 5  # times a layer's inputs and outputs: what waits with them, of both networks
-_JOINED = 2**22  # entries that pass at once on an accelerator: torch prepares it for each thread
 _SAME = 1e-6  # of the size of the outputs: nothing to repair
 _FLAT = 1e-3  # of the largest slope: what is added can't be made up for
+_TINY = 1e-30  # in place of a variance that is 0
+
+Kept = Mapping[tuple[str, int], Tensor]  # tensor and axis -> which positions the plan leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +59,7 @@ class LayerRepair:
     ridge: float | None  # None: the weights stayed
     before: float  # squared error of the outputs over their variance, on held-out rows
     after: float
-
-    @property
-    def changed(self) -> bool:
-        """Whether anything of it was changed."""
-        return self.after < self.before
+    changed: bool
 
 
 def reconstruct_(
@@ -80,87 +88,67 @@ def reconstruct_(
 
     Returns:
         What became of each layer, in order; and the layers that can't be repaired, with reasons.
+
+    Raises:
+        ModelError: a network does not run on a batch.
     """
-    threads = torch.get_num_threads()
     with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, threads)  # passes change what new threads have
         for network in (pruned, dense):
             stack.enter_context(undisturbed(network))
-        stack.enter_context(torch.no_grad())
+        inference = torch.is_inference_mode_enabled()
+        stack.enter_context(plain_modes(device_of(dense), inference=inference))
         first = next(read_batches(batches[:1], dense))
-        uses, refused = _common(pruned, dense, first_samples(first, _EXAMPLE))
-        if not uses:
-            return [], refused
-        keys = {use.key: use for use in uses}
-        pairs: list[tuple[LayerwiseForward, LayerwiseForward]] = []
-        waiting = _limited(batches, dense, samples)
-        if device_of(dense).type != "cpu":
-            waiting = fewer(waiting, _JOINED)
+        networks = stoppable(dense), stoppable(pruned)
+        uses, refused = _common(*networks, first_samples(first, _EXAMPLE))
+        by_name = {use.name: use for use in uses}
+        sizes = [*accumulate(map(attrgetter("bytes"), reversed(uses)), max)][::-1]  # still to come
+        zeros = plan is not None and plan.graph.pattern.zeros
+        kept = {} if plan is None or zeros else kept_positions(named_tensors(dense), plan)
         generator = torch.Generator().manual_seed(seed)
-        repair = _Repair(dense, pruned, plan, generator, largest)
+        waiting = _limited(batches, dense, samples)
+        passes: list[tuple[LayerwiseForward, LayerwiseForward]] = []
         made: list[LayerRepair] = []
-        for done, (use, most) in enumerate(zip(uses, _affordable(uses), strict=True)):
-            while sum(one.samples for one, _ in pairs) < most:
+        changed = False
+        for done, (use, size) in enumerate(zip(uses, sizes, strict=True)):
+            most = _BYTES / (_LIVE * max(size, 1))
+            while sum(whole.samples for whole, _ in passes) < most:
                 batch = next(waiting, None)
                 if batch is None:
                     break
-                pairs.append(
-                    (LayerwiseForward(dense, batch, keys), LayerwiseForward(pruned, batch, keys))
-                )
-                stack.callback(pairs[-1][0].close)
-                stack.callback(pairs[-1][1].close)
-            stops = [_both(pair, use.key, repair.changed) for pair in pairs]
-            torch.set_num_threads(threads)
-            found = repair.layer_(use, stops, [one.samples for one, _ in pairs])
-            made += [found] if found else []
+                whole, left = (LayerwiseForward(one, batch, by_name) for one in networks)
+                stack.callback(whole.close)
+                stack.callback(left.close)
+                passes.append((whole, left))
+            stops = [
+                (whole.advance(use.name), left.advance(use.name, changed=changed))
+                for whole, left in passes
+            ]
+            rows = _gathered(use, stops, [whole.samples for whole, _ in passes], kept, generator)
+            changed = False
+            if rows is not None:
+                found = _refit_(pruned, use, stops[0][1].call, rows, plan, largest)
+                changed = found is not None and found.changed
+                made += [found] if found else []
             progress("repairing", done + 1, len(uses))
         return made, refused
 
 
-def _affordable(uses: Sequence[Use]) -> list[float]:
-    """Return how many samples may wait at each layer, with all that they still go through."""
-    largest, found = 1, []
-    for use in reversed(uses):
-        largest = max(largest, use.bytes)
-        found.append(_BYTES / (_LIVE * largest))
-    return found[::-1]
-
-
-def _both(
-    pair: tuple[LayerwiseForward, LayerwiseForward],
-    key: Key,
-    changed: bool,  # noqa: FBT001
-) -> tuple[LayerStop, LayerStop]:
-    """Let a batch go on to the layer, through both networks at once."""
-    whole, left = pair
-    whole.start()
-    left.start(changed=changed)
-    return _at(whole, key), _at(left, key)
-
-
-def _at(passing: LayerwiseForward, key: Key) -> LayerStop:
-    while (stop := passing.stopped()) is not None:
-        if stop.key == key:
-            return stop
-        passing.start()  # it joins late: what it comes through was repaired before
-    raise RuntimeError(f"{key} did not run again")
-
-
 def _common(
-    pruned: nn.Module, dense: nn.Module, example: Batch
-) -> tuple[list[Use], dict[str, str]]:
-    """Return the layers that both networks run, in the same order."""
+    dense: nn.Module, pruned: nn.Module, example: Batch
+) -> tuple[list[LayerUse], dict[str, str]]:
+    """Return the layers that both networks run, in the same order; and the others, with reasons."""
     whole, refused = uses_of(dense, example)
     left, _ = uses_of(pruned, example)
-    there = {use.key: use for use in left}
-    both = [use for use in whole if use.key in there and there[use.key].added == use.added]
-    order = [use.key for use in left if use.key in {u.key for u in both}]
-    if order != [use.key for use in both]:
-        return [], {str(use.key): "the two networks run in different orders" for use in both}
+    added = {use.name: use.added for use in left}
+    both = [use for use in whole if added.get(use.name) is use.added]
+    names = [use.name for use in both]
+    if [use.name for use in left if use.name in names] != names:
+        return [], dict.fromkeys(names, "the two networks run in different orders")
     return both, refused
 
 
 def _limited(batches: Sequence[RawBatch], model: nn.Module, samples: int) -> Iterator[Batch]:
+    """Yield the batches until there were so many samples, the last cut to fit."""
     for batch in read_batches(batches, model):
         if samples <= 0:
             return
@@ -168,123 +156,133 @@ def _limited(batches: Sequence[RawBatch], model: nn.Module, samples: int) -> Ite
         samples -= batch.samples
 
 
-@dataclass(slots=True)
-class _Repair:
-    """Repairs one layer after the other."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Gathered:
+    """What a layer takes in and should give, over rows of all batches."""
 
-    dense: nn.Module
-    pruned: nn.Module
-    plan: Plan | None
-    generator: torch.Generator
-    largest: int | None
-    changed: bool = False  # whether the last layer was
-    _kept: dict[tuple[str, int], Tensor] | None = None
+    fit: SecondMoments
+    check: SecondMoments  # of the samples that are held out
+    same: bool  # whether the layer gives what it should already
 
-    def layer_(
-        self, use: Use, stops: Sequence[tuple[LayerStop, LayerStop]], samples: Sequence[int]
-    ) -> LayerRepair | None:
-        """Fit the layer to its goals; None if there is nothing to repair.
 
-        Args:
-            use: of the layer.
-            stops: of the dense and of the pruned network, for each batch.
-            samples: how many each batch has.
-        """
-        call = stops[0][1].call
-        geometry, weight = call.geometry, call.weight
-        groups = geometry.groups if geometry else 1
-        inputs = weight[0].numel()
-        most = max(min(_ROWS, int(_ENTRIES / (groups * inputs))), _ROWS_AN_INPUT * inputs)
-        fitted, judged = RunningMoments(), RunningMoments()
-        apart = size = 0.0
-        seen = 0
-        self.changed = False
-        for count, (whole, left) in zip(samples, stops, strict=True):
-            share = max(most * count // sum(samples), 1)
-            rows = drawn_rows(left.outputs, geometry, share, self.generator)
-            goals = self._goals(use, whole, left, rows)
-            now = outputs_at(left.outputs, geometry, rows)
-            apart += float((goals - now).square().sum())
-            size += float((now - now.mean(0)).square().sum())
-            numbers = samples_at(left.outputs, geometry, rows, count) + seen
-            held = numbers % HELD_OUT == HELD_OUT - 1
-            taken = inputs_at(left.call.inputs, weight, geometry, rows)
-            for part, to in ((~held, fitted), (held, judged)):
-                to.add_(taken[part].float(), goals[part].float())
-            seen += count
-        fit, check = fitted.total(), judged.total()
-        if fit is None or check is None:
-            return None
-        rounds = self.largest is not None and not use.transposed  # the file scales by axis 0
-        if apart <= _SAME**2 * size and not rounds:
-            return None
-        shape = (groups, -1, inputs)
-        bias = torch.zeros(len(weight), device=weight.device) if call.bias is None else call.bias
-        mask = self._support(use, weight)
-        support = None if mask is None else mask.reshape(shape)
-        old = weight.detach().reshape(shape), bias.detach().reshape(groups, -1)
-        free_bias = use.bias or use.mean is not None
-        found = solve(fit, check, *old, free_bias=free_bias, support=support)
-        if rounds and self.largest is not None:
-            found = round_solution(
-                found, fit + check, self.largest, free_bias=free_bias, support=support
-            )
-        self.changed = rounds or found.after < found.before
-        if self.changed:
-            weight.copy_(found.weight.reshape(weight.shape))
-            shift = found.bias.flatten() - bias
-            if use.bias:
-                bias.add_(shift)
-            elif use.mean is not None:
-                self.pruned.get_buffer(use.mean).sub_(shift)
-        variance = float(check.centred().yy.sum())
-        return LayerRepair(
-            str(use.key),
-            fit.rows,
-            inputs,
-            found.ridge,
-            found.before / max(variance, 1e-30),
-            found.after / max(variance, 1e-30),
-        )
+def _gathered(
+    use: LayerUse,
+    stops: Sequence[tuple[LayerStop, LayerStop]],
+    samples: Sequence[int],
+    kept: Kept,
+    generator: torch.Generator,
+) -> _Gathered | None:
+    """Return the moments of rows that are drawn of a layer; None where none can be held out.
 
-    def _goals(self, use: Use, whole: LayerStop, left: LayerStop, rows: Tensor) -> Tensor:
-        """Return what the layer's outputs should be, in the rows."""
-        geometry = left.call.geometry
-        kept = self._outputs(use, len(whole.call.weight))
-        goals = outputs_at(whole.outputs, geometry, rows)[:, kept]
-        if left.other is None or whole.other is None:
-            return goals
-        missing = outputs_at(whole.other, geometry, rows)[:, kept]
-        missing = missing - outputs_at(left.other, geometry, rows)
-        if left.slope is not None:
-            slope = outputs_at(left.slope, geometry, torch.zeros(1, dtype=torch.int64))
-            flat = slope.abs() <= _FLAT * slope.abs().max()
-            missing = (missing / slope.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
-        return goals + missing
+    Args:
+        use: of the layer.
+        stops: of the dense and of the pruned network, for each batch.
+        samples: how many each batch has.
+        kept: which outputs of the dense layer are left.
+        generator: that rows are drawn by.
+    """
+    call = stops[0][1].call
+    groups, inputs = call.geometry.groups if call.geometry else 1, call.weight[0].numel()
+    most = max(min(_ROWS, int(_ENTRIES / (groups * inputs))), _ROWS_AN_INPUT * inputs)
+    fit, check = RunningMoments(), RunningMoments()
+    apart = size = 0.0
+    seen = 0
+    for count, (whole, left) in zip(samples, stops, strict=True):
+        outputs, geometry = left.outputs, left.call.geometry
+        share = max(most * count // sum(samples), 1)
+        rows = drawn_rows(outputs, geometry, share, generator)
+        goals = _goals(whole, left, rows, _outputs_left(use, kept, len(whole.call.weight)))
+        now = outputs_at(outputs, geometry, rows)
+        apart += float((goals - now).square().sum())
+        size += float((now - now.mean(0)).square().sum())
+        held = (samples_at(outputs, geometry, rows, count) + seen) % HELD_OUT == HELD_OUT - 1
+        taken = inputs_at(left.call.inputs, left.call.weight, geometry, rows)
+        for part, to in ((~held, fit), (held, check)):
+            to.add_(taken[part].float(), goals[part].float())
+        seen += count
+    fitted, judged = fit.total(), check.total()
+    if fitted is None or judged is None:
+        return None
+    return _Gathered(fitted, judged, apart <= _SAME**2 * size)
 
-    def _outputs(self, use: Use, count: int) -> Tensor:
-        """Return which of the dense layer's outputs are left."""
-        if self.plan is None or self.plan.graph.pattern.zeros:
-            return torch.ones(count, dtype=torch.bool)
-        if self._kept is None:
-            self._kept = kept_positions(named_tensors(self.dense), self.plan)
-        axis = int(use.transposed)
-        names = (weight_of(use.key.layer), use.key.layer)  # the latter of a packed weight
-        kept = next((self._kept[n, axis] for n in names if (n, axis) in self._kept), None)
-        if kept is None:
-            return torch.ones(count, dtype=torch.bool)
-        return kept[use.rows[0] : use.rows[1]] if use.rows else kept
 
-    def _support(self, use: Use, weight: Tensor) -> Tensor | None:
-        """Return which weights may be other than zero, where the plan or the weight says."""
-        if self.plan is None:
-            return None if bool(weight.all()) else weight != 0
-        if not self.plan.graph.pattern.zeros:
-            return None
-        mask = self.plan.masks.get(use.key.layer)
-        group = next((s for s in self.plan.graph.groups if s.name == use.key.layer), None)
-        if mask is None or group is None or bool(mask.all()):
-            return None
-        mask = group.layout.spread(mask) if group.layout else mask
-        mask = mask[use.rows[0] : use.rows[1]] if use.rows else mask
-        return (mask.t() if use.transposed else mask).to(weight.device)
+def _outputs_left(use: LayerUse, kept: Kept, count: int) -> Tensor:
+    """Return which of the `count` outputs of a dense layer are left."""
+    axis = int(use.transposed)
+    for name in (weight_of(use.layer), use.layer):  # the latter of a packed weight
+        if (name, axis) in kept:
+            here = kept[name, axis]
+            return here[use.rows[0] : use.rows[1]] if use.rows else here
+    return torch.ones(count, dtype=torch.bool)
+
+
+def _goals(whole: LayerStop, left: LayerStop, rows: Tensor, kept: Tensor) -> Tensor:
+    """Return what the layer's outputs should be in the rows, so that the sum behind is right."""
+    geometry = left.call.geometry
+    goals = outputs_at(whole.outputs, geometry, rows)[:, kept]
+    if left.other is None or whole.other is None:
+        return goals
+    missing = outputs_at(whole.other, geometry, rows)[:, kept]
+    missing = missing - outputs_at(left.other, geometry, rows)
+    if left.slope is not None:
+        slope = outputs_at(left.slope, geometry, torch.zeros(1, dtype=torch.int64))
+        flat = slope.abs() <= _FLAT * slope.abs().max()
+        missing = (missing / slope.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
+    return goals + missing
+
+
+def _refit_(
+    pruned: nn.Module,
+    use: LayerUse,
+    call: AffineCall,
+    rows: _Gathered,
+    plan: Plan | None,
+    largest: int | None,
+) -> LayerRepair | None:
+    """Put the weights into a layer that suit its rows best; None if there is nothing to repair.
+
+    Args:
+        pruned: the network.
+        use: of the layer.
+        call: that has its weight and bias.
+        rows: that tell what it should give.
+        plan: as for `reconstruct_`.
+        largest: likewise; no layer is rounded whose scales the file would have by inputs.
+    """
+    rounds = largest is not None and not use.transposed  # the file scales by axis 0
+    if rows.same and not rounds:
+        return None
+    weight, shape = call.weight, (len(rows.fit.x), -1, call.weight[0].numel())
+    bias = weight.new_zeros(len(weight)) if call.bias is None else call.bias
+    mask = _support(use, plan, weight)
+    support = None if mask is None else mask.reshape(shape)
+    old = weight.detach().reshape(shape), bias.detach().reshape(shape[0], -1)
+    free = use.bias or use.mean is not None
+    found = solve(rows.fit, rows.check, *old, free_bias=free, support=support)
+    changed = rounds or found.after < found.before
+    if rounds and largest is not None:
+        both = rows.fit + rows.check
+        found = round_solution(found, both, largest, free_bias=free, support=support)
+    if changed:
+        weight.copy_(found.weight.reshape(weight.shape))
+        shift = found.bias.flatten() - bias
+        if use.bias:
+            bias.add_(shift)
+        elif use.mean is not None:
+            pruned.get_buffer(use.mean).sub_(shift)
+    variance = max(float(rows.check.centred().yy.sum()), _TINY)
+    errors = found.before / variance, found.after / variance
+    return LayerRepair(use.name, rows.fit.rows, shape[2], found.ridge, *errors, changed)
+
+
+def _support(use: LayerUse, plan: Plan | None, weight: Tensor) -> Tensor | None:
+    """Return which weights may be other than zero, as plan or weight say; None: all."""
+    if plan is None:
+        return None if bool(weight.all()) else weight != 0
+    mask = plan.masks.get(use.layer) if plan.graph.pattern.zeros else None
+    group = next((group for group in plan.graph.groups if group.name == use.layer), None)
+    if mask is None or group is None or bool(mask.all()):
+        return None
+    mask = group.layout.spread(mask) if group.layout else mask
+    mask = mask[use.rows[0] : use.rows[1]] if use.rows else mask
+    return (mask.t() if use.transposed else mask).to(weight.device)

@@ -1,67 +1,121 @@
-"""A forward pass that stops at layers, so that many go through a network side by side.
+"""A forward pass in segments, from layer to layer, so that many go through a network side by side.
 
 Repair goes layer by layer: a layer is fitted to the inputs that the layers before it, repaired
 already, really give it. To run the network from the start for each layer would take as many passes
-as it has layers. Here one pass a batch is enough: each runs in a thread of its own, one at a time
-in each network, and waits at every layer until all have come there and the layer is repaired.
+as it has layers. Here one pass a batch is enough: each stops at the layer that is repaired next,
+and goes on when that is done. All run in one thread, each in a greenlet, which can be left in the
+middle of the model's code and entered again.
 """
 
-import threading
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from greenlet import greenlet
+from torch import Tensor, fx, nn
+from torch.overrides import _pop_mode_temporarily
 
-from flexrel.core.batches import Batch
-from flexrel.core.running import call
-from flexrel.repair.uses import Key, Use
-from flexrel.tracing import AffineCall, Op, OpRecorder, ParameterOwners, layer_call
+from flexrel.core.batches import Batch, device_of
+from flexrel.core.running import call, duplicate
+from flexrel.repair.uses import PYBIND_OPS, LayerUse, use_name
+from flexrel.tracing import (
+    AffineCall,
+    Function,
+    Op,
+    OpRecorder,
+    ParameterOwners,
+    layer_call,
+    operation_name,
+)
+
+
+@contextmanager
+def plain_modes(device: torch.device, *, inference: bool) -> Iterator[None]:
+    """Run the block without gradients and autocast; put these modes back, whatever changed them.
+
+    Where the model enters autocast itself, weights are cast anew each time: they change.
+
+    Args:
+        device: whose autocast is meant.
+        inference: whether the block is under `torch.inference_mode`.
+    """
+    with (
+        torch.inference_mode(mode=inference),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False, cache_enabled=False),
+    ):
+        yield
+
+
+def stoppable(model: nn.Module) -> nn.Module:
+    """Return a model of the same tensors whose passes can be left at every operation.
+
+    A program calls ATen operations, and those call a mode from inside of pybind11, which aborts
+    the process unless its calls end in the order in which they began, as those of several passes
+    don't. So the programs in the model call the mode themselves, in front of the operation.
+    """
+    if not any(isinstance(module, fx.GraphModule) for module in model.modules()):
+        return model
+    twin = duplicate(model, share=True)
+    for module in twin.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                if node.op == "call_function" and isinstance(node.target, PYBIND_OPS):
+                    node.target = _in_front(node.target)
+            module.recompile()
+    return twin
+
+
+def _in_front(operation: Function) -> Function:
+    """Return a function that calls the mode of torch's functions, and then the operation."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the operation
+        if not torch._C._len_torch_function_stack():  # noqa: SLF001 - as torch's own Python asks
+            return operation(*args, **kwargs)
+        with _pop_mode_temporarily() as mode:
+            return mode.__torch_function__(run, (), args, kwargs)
+
+    run.__name__ = operation_name(operation)
+    return run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerStop:
-    """A pass that waits at a layer, or at the sum that its output goes into."""
+    """Where a pass waits: at a layer, or at the sum that its output goes into."""
 
-    key: Key
     call: AffineCall  # inputs, weight and bias, geometry
     outputs: Tensor  # of the layer as it is
     other: Tensor | None = None  # what its output, after the fixed steps, is added to
-    slope: Tensor | None = None  # of the fixed steps: one number a channel, or 1
+    slope: Tensor | None = None  # of the fixed steps: one number a channel; None: 1
 
 
 @dataclass(slots=True, eq=False)
 class _Open:
-    """A layer whose output has not come to its end yet."""
+    """A layer on the way to the sum that its output goes into."""
 
-    key: Key
+    use: LayerUse
     call: AffineCall
-    steps: list[tuple[Op, Tensor]]  # each with the tensor that comes from the layer
     outputs: Tensor
-    tip: Tensor  # what the last step made
-
-    def stop(self, other: Tensor) -> LayerStop:
-        return LayerStop(self.key, self.call, self.outputs, other, self._slope())
+    steps: list[tuple[Op, Tensor]]  # each with the tensor that comes from the layer
 
     def again(self) -> Tensor:
         """Return what the steps make of the layer as it is now."""
-        first, *rest = self.steps
-        tensor = first[0].again(self.call.inputs, self.call.inputs)
-        for step, old in rest:
-            tensor = step.again(old, tensor)
+        tensor = self.call.inputs
+        for op, old in self.steps:
+            tensor = op.again(old, tensor)
         return tensor
 
-    def _slope(self) -> Tensor | None:
+    def slope(self) -> Tensor | None:
+        """Return how much one more in the layer's output is behind the fixed steps; None: 1."""
         if len(self.steps) == 1:
             return None
-        ends = []
-        for value in (torch.ones, torch.zeros):
-            tensor = value(
-                self.outputs[:1].shape, dtype=self.outputs.dtype, device=self.outputs.device
-            )
-            for step, old in self.steps[1:]:
-                tensor = step.again(old, tensor)
+        like, ends = self.outputs[:1], []
+        for tensor in (torch.ones_like(like), torch.zeros_like(like)):
+            for op, old in self.steps[1:]:
+                tensor = op.again(old, tensor)  # noqa: PLW2901
             ends.append(tensor)
         return ends[0] - ends[1]
 
@@ -69,127 +123,94 @@ class _Open:
 class LayerwiseForward(OpRecorder):
     """One batch on its way through a network.
 
+    What the model enters, as `autocast` or `inference_mode`, holds for the pass alone: the caller,
+    which has to be in `plain_modes`, is in those again whenever a pass stops.
+
     Args:
-        model: in evaluation mode, which the caller sees to.
+        model: `stoppable`, and in evaluation mode, which the caller sees to.
         batch: the inputs.
-        uses: where to stop.
+        uses: the layers that it can stop at, by name.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, uses: Mapping[Key, Use]) -> None:
+    def __init__(self, model: nn.Module, batch: Batch, uses: Mapping[str, LayerUse]) -> None:
         super().__init__()
+        self.samples = batch.samples
         self._model, self._batch, self._uses = model, batch, uses
         self._weights = ParameterOwners(model)
-        self._turns: dict[str, int] = {}
-        self._open: dict[int, _Open] = {}
-        self._stop: LayerStop | None = None
-        self._raised: BaseException | None = None
-        self._go, self._came = threading.Semaphore(0), threading.Semaphore(0)
-        self._running = self._ended = self._given_up = self._changed = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._turns: Counter[str] = Counter()
+        self._open: dict[int, _Open] = {}  # by the id of the tensor that the last op made
+        self._next = ""  # name of the use to stop at
+        self._changed = False
+        self._device, self._inference = device_of(model), torch.is_inference_mode_enabled()
+        self._greenlet = greenlet(self._run)
 
-    @property
-    def samples(self) -> int:
-        """How many there are in its batch."""
-        return self._batch.samples
-
-    def start(self, *, changed: bool = False) -> None:
-        """Let the pass go on to its next stop; `stopped` waits for it.
+    def advance(self, name: str, *, changed: bool = False) -> LayerStop:
+        """Let the pass go on to a layer, and return how it stands there.
 
         Args:
+            name: of the layer's use.
             changed: whether the layer that the pass waits at was changed, so that it runs again.
-        """
-        if self._ended:
-            return
-        self._changed = changed
-        self._running = True
-        if not self._thread.is_alive():
-            self._thread.start()
-        self._go.release()
-
-    def stopped(self) -> LayerStop | None:
-        """Return where the pass stopped; None at the end.
 
         Raises:
-            Whatever the network raises.
+            ModelError: the network does not run.
+            RuntimeError: the pass came to its end without the layer.
         """
-        if not self._running:
-            return None
-        self._came.acquire()
-        self._running = False
-        if self._raised is not None:
-            raise self._raised
-        return self._stop
+        self._next, self._changed = name, changed
+        stop = None if self._greenlet.dead else self._greenlet.switch()
+        if not isinstance(stop, LayerStop):
+            raise RuntimeError(f"{name} did not run again")  # noqa: TRY004
+        return stop
 
     def close(self) -> None:
-        """Give up what is left of the pass."""
-        if self._thread.is_alive():
-            self._given_up = True
-            self._go.release()
-            self._thread.join()
+        """Give up what is left of the pass; what the model has open there is closed in order."""
+        while not self._greenlet.dead:
+            self._greenlet.throw()
 
     def _run(self) -> None:
-        self._go.acquire()
-        torch.set_num_threads(1)  # of this thread; the pools of many get in each other's way
-        try:
-            with torch.no_grad(), self:
-                call(self._model, self._batch)
-        except _GivenUpError:
-            return
-        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-            self._raised = error
-        self._stop, self._ended = None, True
-        self._open.clear()
-        self._came.release()
+        with self:
+            call(self._model, self._batch)
 
-    def _wait(self, stop: LayerStop) -> bool:
-        """Wait at the stop; return whether the layer was changed meanwhile."""
-        self._stop = stop
-        self._came.release()
-        self._go.acquire()
-        if self._given_up:
-            raise _GivenUpError
-        self._stop = None
+    def _stop(self, use: LayerUse, stop: LayerStop) -> bool:
+        """Wait at the layer if it is the next; return whether it was changed meanwhile."""
+        if use.name != self._next:
+            return False
+        with plain_modes(self._device, inference=self._inference):
+            self._greenlet.parent.switch(stop)
         return self._changed
 
-    def run(self, step: Op) -> Any:  # noqa: ANN401
+    def run(self, op: Op) -> Any:  # noqa: ANN401
         """Run the operation, and wait if a layer comes to its end with it."""
-        for tensor in step.given():
+        for tensor in op.given():
             opened = self._open.pop(id(tensor), None)
             if opened is not None:
-                return self._goes_on(opened, step, tensor)
-        found = layer_call(step, self._weights)
-        if found is None:
-            return super().run(step)
-        affine = found.affine
-        key = Key(found.layer, self._turns.get(found.layer, 0))
-        use = self._uses.get(key)
-        if use is None:
-            return super().run(step)
-        self._turns[found.layer] = key.turn + 1
-        outputs = super().run(step)
-        if not use.added:
-            changed = self._wait(LayerStop(key, affine, outputs))
-            return super().run(step) if changed else outputs
-        self._open[id(outputs)] = _Open(key, affine, [(step, affine.inputs)], outputs, outputs)
-        return outputs
+                return self._continued(opened, op, tensor)
+        result = super().run(op)
+        found = layer_call(op, self._weights)
+        use = found and self._uses.get(use_name(found.layer, self._turns[found.layer]))
+        if not found or not use:
+            return result
+        self._turns[found.layer] += 1
+        if use.added:
+            opened = _Open(use, found.affine, result, [(op, found.affine.inputs)])
+            self._open[id(result)] = opened
+            return result
+        changed = self._stop(use, LayerStop(found.affine, result))
+        return super().run(op) if changed else result
 
-    def _goes_on(self, opened: _Open, step: Op, tensor: Tensor) -> Any:  # noqa: ANN401
-        other = step.adds(tensor)
+    def _continued(self, opened: _Open, op: Op, tensor: Tensor) -> Any:  # noqa: ANN401
+        """Run an operation on what came of a layer: one of the fixed steps, or the sum."""
+        other = op.adds(tensor)
         if other is None:
-            if step.writes and opened.outputs is tensor:
+            if op.writes and opened.outputs is tensor:
                 opened.outputs = tensor.clone()  # the goals are read at the sum
-            opened.steps.append((step, tensor))
-            opened.tip = super().run(step)
-            self._open[id(opened.tip)] = opened
-            return opened.tip
-        changed = self._wait(opened.stop(other))
-        if not changed:
-            return super().run(step)
-        made = step.again(tensor, opened.again())
-        if step.writes and step.args[0] is tensor:  # the model may go on with either
+            result = super().run(op)
+            opened.steps.append((op, tensor))
+            self._open[id(result)] = opened
+            return result
+        stop = LayerStop(opened.call, opened.outputs, other, opened.slope())
+        if not self._stop(opened.use, stop):
+            return super().run(op)
+        made = op.again(tensor, opened.again())
+        if op.writes and op.args[0] is tensor:  # the model may go on with either
             return tensor.copy_(made)
         return made
-
-
-class _GivenUpError(BaseException):
-    """Ends the thread of a pass that nobody waits for."""

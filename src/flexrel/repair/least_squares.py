@@ -46,13 +46,15 @@ class LayerSolution:
 
 
 def error_of(
-    weight: Float[Tensor, "g j k"], bias: Float[Tensor, "g j"], on: SecondMoments
+    weight: Float[Tensor, "g j k"], bias: Float[Tensor, "g j"], centred: SecondMoments
 ) -> float:
-    """Return the mean squared error of a layer's outputs, summed over outputs, on some rows."""
-    return _error(weight, bias, on.centred())
+    """Return the mean squared error of a layer's outputs, summed over outputs.
 
-
-def _error(weight: Tensor, bias: Tensor, centred: SecondMoments) -> float:
+    Args:
+        weight: of the layer.
+        bias: likewise.
+        centred: moments of the rows, as `SecondMoments.centred` returns them.
+    """
     m = centred
     squares = m.yy - 2 * (weight * m.xy.mT).sum(2) + ((weight @ m.xx) * weight).sum(2)
     apart = m.y - bias - (weight @ m.x[:, :, None]).squeeze(2)
@@ -102,12 +104,12 @@ def _best_of(
 
     No ridge at all is the bias alone; where nothing is better, the layer stays as it is.
     """
-    before = _error(system.weight, system.bias, judge)
+    before = error_of(system.weight, system.bias, judge)
     best = LayerSolution(system.weight, system.bias, None, before, before)
     for ridge in ridges:
         found = system.best(ridge, support)
         bias = system.bias_of(found)
-        error = _error(found, bias, judge)
+        error = error_of(found, bias, judge)
         if error < best.after:
             best = LayerSolution(found, bias, ridge, before, error)
     return best
@@ -193,8 +195,18 @@ def _system(rows: SecondMoments, weight: Tensor, bias: Tensor, *, free_bias: boo
     return _System(weight, bias, means, scale, xx, diagonal, left)
 
 
-def normal_solution(xx: Tensor, left: Tensor) -> Tensor:
-    """Return the `[g, j, k]` with `change @ xx = left`."""
+def normal_solution(
+    xx: Float[Tensor, "g k k"], left: Float[Tensor, "g j k"]
+) -> Float[Tensor, "g j k"]:
+    """Return the solution of normal equations: the weights with `weights @ xx = left`, by groups.
+
+    Args:
+        xx: products of the inputs, with a ridge on the diagonal; symmetric.
+        left: products of outputs and inputs.
+
+    Returns:
+        By Cholesky factors; NaN if one of the matrices is not positive definite.
+    """
     factor, failed = torch.linalg.cholesky_ex(xx)
     if bool(failed.any()):
         return torch.full_like(left, torch.nan)

@@ -6,7 +6,7 @@ batches, processes and devices add up, as statistics do. Neighbouring positions 
 say much the same: a share of the rows, drawn at random, is unfolded, and never all of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -205,6 +205,7 @@ def _centred(rows: Tensor, total: Tensor) -> Tensor:
     return near.sub_(near.mean(1, keepdim=True))
 
 
+@dataclass(slots=True, eq=False)
 class RunningMoments:
     """Second moments of rows that come a few at a time.
 
@@ -212,9 +213,8 @@ class RunningMoments:
     inputs by inputs, are few however small the batches.
     """
 
-    def __init__(self) -> None:
-        self._sum: SecondMoments | None = None
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+    _sum: SecondMoments | None = None
+    _waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def add_(self, inputs: Float[Tensor, "rows g k"], goals: Float[Tensor, "rows out"]) -> None:
         """Take in some rows, as `second_moments` does."""
@@ -222,17 +222,13 @@ class RunningMoments:
             return
         self._waiting.append((inputs, goals))
         if sum(len(rows) for rows, _ in self._waiting) >= inputs.shape[2]:
-            self._flush_()
+            self.total()
 
     def total(self) -> SecondMoments | None:
         """Return the moments of all rows that came; None of none."""
-        self._flush_()
+        if self._waiting:
+            inputs, goals = (torch.cat(found) for found in zip(*self._waiting, strict=True))
+            self._waiting.clear()
+            found = second_moments(inputs, goals)
+            self._sum = found if self._sum is None else self._sum + found
         return self._sum
-
-    def _flush_(self) -> None:
-        if not self._waiting:
-            return
-        inputs, goals = (torch.cat(found) for found in zip(*self._waiting, strict=True))
-        self._waiting = []
-        found = second_moments(inputs, goals)
-        self._sum = found if self._sum is None else self._sum + found

@@ -1,4 +1,4 @@
-"""What `prune` asks of whatever brings accuracy back."""
+"""What brings accuracy back, as `prune` asks for it: nothing, a repair, or what the caller has."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from flexrel.core.batches import RawBatch, read_batches
 from flexrel.core.measurement import Progress, Training, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate
-from flexrel.repair.closed_form import HELD_OUT, LayerRepair, reconstruct_
+from flexrel.repair.closed_form import HELD_OUT, reconstruct_
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,17 +74,13 @@ class ClosedForm:
         repairs, refused = reconstruct_(
             network, dense, plan, batches, progress, samples=self.samples, seed=self.seed
         )
-        return RepairResult(self.name, network, tuple(_notes(repairs, refused)))
-
-
-def _notes(repairs: Sequence[LayerRepair], refused: dict[str, str]) -> list[str]:
-    changed = [repair for repair in repairs if repair.changed]
-    notes = [f"{len(changed)} layers refitted, {len(repairs) - len(changed)} left as they were"]
-    poor = [repair for repair in repairs if repair.rows < repair.inputs]
-    notes += [
-        f"{repair.layer}: fitted to {repair.rows:,} rows, fewer than its {repair.inputs:,} inputs; "
-        "more calibration data would help"
-        for repair in poor
-    ]
-    notes += [f"{layer}: not repaired, {reason}" for layer, reason in refused.items()]
-    return notes
+        changed = sum(repair.changed for repair in repairs)
+        notes = [f"{changed} layers refitted, {len(repairs) - changed} left as they were"]
+        notes += [
+            f"{repair.layer}: fitted to {repair.rows:,} rows, fewer than its {repair.inputs:,} "
+            "inputs; more calibration data would help"
+            for repair in repairs
+            if repair.rows < repair.inputs
+        ]
+        notes += [f"{layer}: not repaired, {reason}" for layer, reason in refused.items()]
+        return RepairResult(self.name, network, tuple(notes))

@@ -9,12 +9,13 @@ from flexrel.tracing.layers import (
     affine_call,
     layer_call,
 )
-from flexrel.tracing.ops import NORMS, Op, OpRecorder, is_fixed, operation_name
+from flexrel.tracing.ops import NORMS, Function, Op, OpRecorder, is_fixed, operation_name
 
 __all__ = [
     "NORMS",
     "AffineCall",
     "ConvGeometry",
+    "Function",
     "LayerCall",
     "Op",
     "OpRecorder",

@@ -22,18 +22,16 @@ class Objective:
     """The loss of a network on a batch: lower is better.
 
     Attributes:
-        dense: the network before it was pruned, on the device of the one that is trained.
+        dense: the network before it was pruned.
         loss: from output and labels; None: cross entropy of class scores.
         distillation: share of the loss that is the distance from the dense network's outputs.
         temperature: of class scores, in that distance.
-        half: compute what is trained on in bfloat16.
     """
 
     dense: nn.Module
     loss: Loss | None
     distillation: float
     temperature: float
-    half: bool
 
     def __call__(self, network: nn.Module, batch: Batch, *, weighted: bool = True) -> Tensor:
         """Return the batch's mean loss, a scalar.
@@ -41,22 +39,20 @@ class Objective:
         Args:
             network: in the mode that it is to be run in.
             batch: on the network's device.
-            weighted: for training: samples count by their weights, in the chosen precision. Else,
-                for validation, all count the same, in the network's own precision.
+            weighted: whether samples count by their weights, as in training; in validation all
+                count the same.
 
         Raises:
             UsageError: there are no labels where they count, or no loss for them.
             ModelError: a network does not run on the batch, or they return different shapes.
         """
-        device = batch.tensors[0].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.half and weighted):
-            result = call(network, batch)
-            with torch.no_grad():
-                goal = call(self.dense, batch) if self.distillation else None
+        result = call(network, batch)
         weights = batch.weights if weighted else None
         parts = []
         if self.distillation:
-            goals, found = numbers_in(goal, batch), numbers_in(result, batch)
+            with torch.no_grad():
+                goals = numbers_in(call(self.dense, batch), batch)
+            found = numbers_in(result, batch)
             error, size = apart(goals, found, weights=weights, temperature=self.temperature)
             parts.append(self.distillation * (error / size if size > 0 else error))
         if self.distillation < 1:
