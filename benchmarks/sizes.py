@@ -11,11 +11,11 @@ import numpy as np
 import common
 from flexrel.core import cost
 from flexrel.core.batches import first_samples, fitted_and_judged, read_batches
-from flexrel.core.evaluate import Divergence
+from flexrel.core.distance import Divergence
 from flexrel.criteria import SALIENCY, UnitRanking, measure_saliency, scores_of, without_unmeasured
-from flexrel.io import encode, round_
+from flexrel.io import encode
 from flexrel.relevance import calibrate
-from flexrel.repair import ClosedForm
+from flexrel.repair import ClosedForm, round_
 from flexrel.structure import analyse, apply, named_tensors
 
 DROPS = (0.005, 0.01, 0.02, 0.05)  # of accuracy: the targets

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from flexrel import Accuracy, ModelError, UsageError
-from flexrel.core.evaluate import Divergence, checked, standard_error
+from flexrel.core.distance import Divergence
+from flexrel.core.evaluate import checked, standard_error
 from networks import Call, bits, same_bits
 
 SCORES = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 5.0], [4.0, 0.0, 1.0]])

@@ -10,7 +10,7 @@ from flexrel import (
 )
 from flexrel.core.granularity import WeightLayout
 from flexrel.core.graph import PruningGraph, PruningGroup
-from flexrel.criteria.ranking import PatternRanking, kept_of_groups
+from flexrel.criteria.ranking import PatternRanking, pattern_mask
 from layers import drawn, layers, layout_of
 from reference import patterns as slow
 
@@ -31,7 +31,7 @@ def few_scores(draw, shape):
 def test_two_of_four_by_hand():
     scores = torch.tensor([[5.0, 1, 4, 2, 9, 8], [1, 1, 1, 1, -7, -8], [-4, -3, -2, -1, 0, 0]])
 
-    mask = kept_of_groups(scores, WeightLayout((3, 6)), 2, 4)
+    mask = pattern_mask(scores, WeightLayout((3, 6)), 2, 4)
 
     assert mask.int().tolist() == [
         [1, 0, 1, 0, 1, 1],  # the last two are no group and stay
@@ -43,7 +43,7 @@ def test_two_of_four_by_hand():
 def test_groups_of_a_convolution_are_input_channels_at_one_kernel_position():
     scores = torch.tensor([[1.0, 4, 2, 3], [8, 7, 6, 5]]).T.reshape(1, 4, 1, 2)
 
-    mask = kept_of_groups(scores, WeightLayout((1, 4, 1, 2)), 2, 4)
+    mask = pattern_mask(scores, WeightLayout((1, 4, 1, 2)), 2, 4)
 
     assert mask[0, :, 0, 0].int().tolist() == [0, 1, 0, 1]
     assert mask[0, :, 0, 1].int().tolist() == [1, 1, 0, 0]
@@ -57,9 +57,9 @@ def test_n_of_m_is_that_of_loops(layer, data):
     kept = data.draw(st.integers(1, of - 1))
     scores = few_scores(data.draw, layer.weight.shape)
 
-    mask = kept_of_groups(scores, layout, kept, of)
+    mask = pattern_mask(scores, layout, kept, of)
 
-    assert set(map(tuple, mask.nonzero().tolist())) == slow.kept_of_groups(layer, scores, kept, of)
+    assert set(map(tuple, mask.nonzero().tolist())) == slow.pattern_mask(layer, scores, kept, of)
     rows = layer.weight.numel() // layout.inputs
     whole, rest = divmod(layout.inputs, of)
     assert int(mask.sum()) == rows * (whole * kept + rest)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 import flexrel
 from flexrel import Parameters
-from flexrel.pruning.input_shift import input_shift
+from flexrel.pruning.data import input_shift
 
 MEANS, SPREADS = torch.tensor([3.0, -1.0, 0.5, 0.0]), torch.tensor([2.0, 0.5, 1.0, 4.0])
 

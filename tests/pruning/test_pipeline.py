@@ -31,7 +31,7 @@ from flexrel import (
 )
 from flexrel.core import cost
 from flexrel.core.batches import fitted_and_judged
-from flexrel.core.evaluate import Divergence
+from flexrel.core.distance import Divergence
 from flexrel.core.plan import Plan
 from flexrel.criteria import UnitRanking, scores_of
 from flexrel.io import encode

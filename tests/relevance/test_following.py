@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from flexrel import ModelError, UsageError, calibrate
-from flexrel.core.fingerprint import fingerprint
+from flexrel.core.running import fingerprint
 
 
 def normal(*shape, seed=0):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from flexrel import ModelError, RelevanceStats, calibrate
-from flexrel.core.fingerprint import fingerprint
+from flexrel.core.running import fingerprint
 from flexrel.relevance import RULES
 
 

@@ -10,7 +10,8 @@ from torch.nn import functional
 import flexrel
 from families import FAMILIES, family
 from flexrel import ClosedForm, FineTune, Magnitude, Sparsity, UsageError
-from flexrel.repair import reconstruct_, recoveries
+from flexrel.pruning.request import recoveries
+from flexrel.repair import reconstruct_
 from flexrel.structure import analyse, apply
 from networks import batch, bits, random_, random_plan, same_bits
 from repairs import mlp, normal, plan_of

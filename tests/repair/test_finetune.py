@@ -338,7 +338,7 @@ def test_without_labels_all_of_the_loss_is_the_distance_from_the_dense_network()
     trained = FineTune(20)(network, dense, plan, data)
 
     assert trained.training.distillation == 1.0
-    distance = flexrel.core.evaluate.Divergence(dense, [x for x, _ in labelled(4, seed=5)])
+    distance = flexrel.core.distance.Divergence(dense, [x for x, _ in labelled(4, seed=5)])
     assert distance(trained.model) < distance(network)
 
 

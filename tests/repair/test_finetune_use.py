@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import flexrel
 from flexrel import FineTune, ModelError, UsageError
 from flexrel.repair.optimizer import optimizer_of, rate_at
-from flexrel.structure import analyse
+from flexrel.structure import analyse, exported_program
 from networks import Call, batch, bits, random_, random_plan, same_bits
 from trainings import (
     labelled,

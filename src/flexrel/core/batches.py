@@ -1,6 +1,6 @@
 """One reading of a batch, whatever form the caller's loader gives it in."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,12 @@ class Batch:
         """All input tensors, positional first."""
         named = tuple(v for v in self.kwargs.values() if isinstance(v, Tensor))
         return self.args + named
+
+    def mapped(self, change: Callable[[Any], Any]) -> "Batch":
+        """Return the batch with each argument, labels and weights changed."""
+        kwargs = {name: change(value) for name, value in self.kwargs.items()}
+        args, rest = tuple(map(change, self.args)), (change(self.labels), change(self.weights))
+        return Batch(self.index, args, kwargs, *rest)
 
     @property
     def samples(self) -> int:
@@ -76,6 +82,11 @@ def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batc
     device = device_of(model)
     for index, raw in enumerate(batches):
         yield read_batch(raw, index, device)
+
+
+def samples_of(batches: Iterable[RawBatch], model: nn.Module) -> int:
+    """Return how many samples the batches have in all; raises as `read_batches` does."""
+    return sum(batch.samples for batch in read_batches(batches, model))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -138,24 +149,20 @@ def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
     return batch
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    args = tuple(_placed(v, device) for v in batch.args)
-    kwargs = {k: _placed(v, device) for k, v in batch.kwargs.items()}
-    labels, weights = (_placed(v, device) for v in (batch.labels, batch.weights))
-    return replace(batch, args=args, kwargs=kwargs, labels=labels, weights=weights)
-
-
 def _are_weights(weights: Tensor, samples: int) -> bool:
     if weights.shape != (samples,) or weights.is_complex() or weights.dtype == torch.bool:
         return False
     return bool(weights.isfinite().all() and (weights >= 0).all() and weights.any())
 
 
-def _placed(value: Any, device: torch.device) -> Any:  # noqa: ANN401 - of the user's model
-    if not isinstance(value, Tensor):
-        return value
-    placed = value.to(device)
-    return placed.clone() if placed.is_inference() else placed  # autograd refuses those
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    def placed(value: Any) -> Any:  # noqa: ANN401 - of the user's model
+        if not isinstance(value, Tensor):
+            return value
+        there = value.to(device)
+        return there.clone() if there.is_inference() else there  # autograd refuses those
+
+    return batch.mapped(placed)
 
 
 def _numbers(what: str, values: Any, index: int) -> Tensor:  # noqa: ANN401 - of the loader
@@ -244,7 +251,7 @@ def fitted_and_judged(
         model: whose inputs they are.
         fits: whether weights are fitted to them.
     """
-    samples = max(sum(batch.samples for batch in read_batches(batches, model)), 1)
+    samples = max(samples_of(batches, model), 1)
     share = min(_JUDGED / samples, _MOST_JUDGED) if fits else _JUDGED_UNFITTED / samples
     if share >= 1:
         return batches, batches
@@ -267,6 +274,4 @@ def samples_in(batch: Batch, where: slice) -> Batch:
         whole = isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
         return value[where] if whole else value
 
-    kwargs = {key: cut(value) for key, value in batch.kwargs.items()}
-    args = tuple(map(cut, batch.args))
-    return Batch(batch.index, args, kwargs, cut(batch.labels), cut(batch.weights))
+    return batch.mapped(cut)

@@ -1,15 +1,16 @@
 """How far what a network returns is from what the dense one does."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
+import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from flexrel.core.batches import Batch
-from flexrel.core.running import is_class_scores, tensors_of
+from flexrel.core.batches import Batch, RawBatch, read_batches
+from flexrel.core.running import call, is_class_scores, tensors_of, undisturbed
 from flexrel.errors import ModelError
 
 _SCALES: Final = math.log(1e6)  # of scores of unit size, at most, and one over it at least
@@ -115,3 +116,53 @@ def apart(
         error = error + ((have - goal).square() * counts).sum()
         size = size + (goal.square() * counts).sum()
     return error, size
+
+
+class Divergence:
+    """How far a network's outputs are from the dense network's, on calibration data.
+
+    Needs no labels. Lower is better, 0 is the dense network itself. For class scores: the mean
+    Kullback-Leibler divergence of the predicted distributions, in nats, but for how confident all
+    of them are (`apart_but_for_scale`). For other outputs, also several in tuples or mappings: the
+    squared error over the squared size of the dense outputs.
+    """
+
+    def __init__(self, dense: nn.Module, batches: Sequence[RawBatch]) -> None:
+        """Run the dense network once over the batches and keep its outputs."""
+        self._batches = batches
+        self._goals = list(_outputs(dense, batches))
+        alone = [goals[0] for goals in self._goals if len(goals) == 1]
+        classes = {goal.shape[1] for goal in alone if is_class_scores(goal)}
+        self._scores = len(alone) == len(self._goals) and len(classes) == 1
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the model's divergence; infinity where its outputs are not finite.
+
+        Raises:
+            ModelError: its outputs have other shapes than the dense network's.
+        """
+        pairs = zip(self._goals, _outputs(model, self._batches), strict=True)
+        if self._scores:
+            return _apart_together(pairs)
+        error, size = 0.0, 0.0
+        for goals, found in pairs:
+            more = apart(goals, found)
+            error, size = error + float(more[0]), size + float(more[1])
+        value = error / size if size else error
+        return value if math.isfinite(value) else math.inf
+
+
+def _apart_together(pairs: Iterable[tuple[list[Tensor], list[Tensor]]]) -> float:
+    """Return how far class scores of all batches are apart: one factor serves them all."""
+    dense, pruned = list[Tensor](), list[Tensor]()
+    for goals, found in pairs:
+        check_shapes(goals, found)
+        dense += goals
+        pruned += found
+    return apart_but_for_scale(torch.cat(dense), torch.cat(pruned))
+
+
+def _outputs(model: nn.Module, batches: Sequence[RawBatch]) -> Iterator[list[Tensor]]:
+    with undisturbed(model), torch.no_grad():
+        for batch in read_batches(batches, model):
+            yield numbers_in(call(model, batch), batch)

@@ -1,15 +1,14 @@
-"""How well a network does its job: the caller's accuracy, and its distance from the dense one."""
+"""How well a network does its job: the accuracy that the caller measures."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, read_batches
-from flexrel.core.distance import apart, apart_but_for_scale, check_shapes, numbers_in
-from flexrel.core.running import call, duplicate, is_class_scores, scores_in, undisturbed
+from flexrel.core.batches import Batch, RawBatch, read_batches, samples_of
+from flexrel.core.running import call, duplicate, scores_in, undisturbed
 from flexrel.errors import ModelError, UsageError
 
 Evaluate = Callable[[nn.Module], float]
@@ -33,7 +32,7 @@ class Accuracy:
     @property
     def samples(self) -> int:
         """How many inputs there are."""
-        return sum(batch.samples for batch in read_batches(self.batches, nn.Module()))
+        return samples_of(self.batches, nn.Module())
 
     def __call__(self, model: nn.Module) -> float:
         """Return the share of inputs whose largest score is at their label.
@@ -90,53 +89,3 @@ def checked(evaluate: Evaluate, model: nn.Module) -> float:
     if not 0 <= accuracy <= 1:  # NaN is refused here too
         raise UsageError(f"evaluate returned {accuracy}; return a number in [0, 1], 1 is best")
     return accuracy
-
-
-class Divergence:
-    """How far a network's outputs are from the dense network's, on calibration data.
-
-    Needs no labels. Lower is better, 0 is the dense network itself. For class scores: the mean
-    Kullback-Leibler divergence of the predicted distributions, in nats, but for how confident all
-    of them are (`apart_but_for_scale`). For other outputs, also several in tuples or mappings: the
-    squared error over the squared size of the dense outputs.
-    """
-
-    def __init__(self, dense: nn.Module, batches: Sequence[RawBatch]) -> None:
-        """Run the dense network once over the batches and keep its outputs."""
-        self._batches = batches
-        self._goals = list(_outputs(dense, batches))
-        alone = [goals[0] for goals in self._goals if len(goals) == 1]
-        classes = {goal.shape[1] for goal in alone if is_class_scores(goal)}
-        self._scores = len(alone) == len(self._goals) and len(classes) == 1
-
-    def __call__(self, model: nn.Module) -> float:
-        """Return the model's divergence; infinity where its outputs are not finite.
-
-        Raises:
-            ModelError: its outputs have other shapes than the dense network's.
-        """
-        pairs = zip(self._goals, _outputs(model, self._batches), strict=True)
-        if self._scores:
-            return _apart_together(pairs)
-        error, size = 0.0, 0.0
-        for goals, found in pairs:
-            more = apart(goals, found)
-            error, size = error + float(more[0]), size + float(more[1])
-        value = error / size if size else error
-        return value if math.isfinite(value) else math.inf
-
-
-def _apart_together(pairs: Iterable[tuple[list[Tensor], list[Tensor]]]) -> float:
-    """Return how far class scores of all batches are apart: one factor serves them all."""
-    dense, pruned = list[Tensor](), list[Tensor]()
-    for goals, found in pairs:
-        check_shapes(goals, found)
-        dense += goals
-        pruned += found
-    return apart_but_for_scale(torch.cat(dense), torch.cat(pruned))
-
-
-def _outputs(model: nn.Module, batches: Sequence[RawBatch]) -> Iterator[list[Tensor]]:
-    with undisturbed(model), torch.no_grad():
-        for batch in read_batches(batches, model):
-            yield numbers_in(call(model, batch), batch)

@@ -1,6 +1,8 @@
-"""Running a model that is not ours: as it was meant to run, and with no trace left on it."""
+"""A model that is not ours: run as meant, copied, told from others; no trace of it stays."""
 
 import copy
+import hashlib
+import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -36,6 +38,25 @@ def duplicate(model: nn.Module, *, share: bool = False) -> nn.Module:
             return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     except (RuntimeError, TypeError) as error:
         raise ModelError(f"the model can't be copied: {reason(error)}") from error
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return 64 hex digits that are the same for two models of the same graph and names.
+
+    Names and kinds of all modules, the settings that torch's own tell of themselves, and names
+    and shapes of all parameters and buffers count;
+    values, precision, device and mode don't, so that a model's copies on several devices, and
+    before and after training, have one fingerprint.
+    """
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+    content = {
+        "modules": [
+            [name, type(m).__qualname__, m.extra_repr() if type(m) in vars(nn).values() else ""]
+            for name, m in model.named_modules()
+        ],
+        "tensors": [[name, list(tensor.shape)] for name, tensor in tensors],
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @contextmanager
@@ -88,9 +109,7 @@ def rooted(batch: Batch) -> tuple[list[Tensor], Batch]:
     given = {id(tensor): tensor.detach() for tensor in batch.tensors}
     roots = [tensor.requires_grad_() for tensor in given.values() if tensor.is_floating_point()]
     fresh = {key: tensor.clone() for key, tensor in given.items()}
-    args = tuple(fresh.get(id(value), value) for value in batch.args)
-    kwargs = {key: fresh.get(id(value), value) for key, value in batch.kwargs.items()}
-    return roots, Batch(batch.index, args, kwargs, batch.labels)
+    return roots, batch.mapped(lambda value: fresh.get(id(value), value))
 
 
 def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the model returns

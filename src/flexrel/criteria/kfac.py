@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, divided, read_batches
+from flexrel.core.batches import Batch, RawBatch, divided, samples_of
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.running import backward_to_inputs, call, rooted, scores_in, tensors_of
 from flexrel.errors import ModelError
@@ -127,7 +127,7 @@ def measure_factors(
     """
     total = KFACFactors({}, 0)
     generator = torch.Generator().manual_seed(seed)
-    samples = sum(batch.samples for batch in read_batches(batches, model))
+    samples = samples_of(batches, model)
     with backward_to_inputs(model):
         for batch, _ in divided(batches, model, held):
             if batch is None:

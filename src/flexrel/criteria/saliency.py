@@ -12,7 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, divided, joined, read_batches
+from flexrel.core.batches import Batch, RawBatch, divided, joined, samples_of
 from flexrel.core.graph import Protected, PruningGraph, PruningGroup, layer_of
 from flexrel.core.measurement import Progress, Saliency, silent
 from flexrel.core.running import scores_in, tensors_of, undisturbed
@@ -50,7 +50,7 @@ def measure_saliency(
     Raises:
         ModelError: no gradient can go back through the model.
     """
-    samples = sum(batch.samples for batch in read_batches(batches, model))
+    samples = samples_of(batches, model)
     held = min(_HELD_OUT / max(samples, 1), _MOST_HELD)
     layers = {reader for group in graph.groups for reader in group.readers}
     factors = measure_factors(model, batches, layers, progress, held=held, seed=seed)

@@ -8,16 +8,16 @@ from torch import Tensor, fx, nn
 
 import flexrel_edge
 from flexrel.core.batches import RawBatch
-from flexrel.core.fingerprint import fingerprint
 from flexrel.core.precision import (
     VALUES,
     Values,
     check_values,
     stored,
 )
+from flexrel.core.running import fingerprint
 from flexrel.errors import UsageError
-from flexrel.io.onnx import onnx_graph, stored_as_is
-from flexrel.io.state import state_of, written
+from flexrel.io.onnx import onnx_graph
+from flexrel.io.state import state_of, stored_as_is, written
 from flexrel.structure import cut_changes, passed_over
 from flexrel_edge.format import NO_METADATA
 from flexrel_edge.records import PCODEC

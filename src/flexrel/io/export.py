@@ -11,7 +11,8 @@ from torch import nn
 from flexrel.core.batches import RawBatch, device_of, first_samples, read_batch
 from flexrel.errors import ModelError, UsageError
 from flexrel.io.encode import names_of
-from flexrel.io.onnx import check_installed, onnx_graph, stored_as_is
+from flexrel.io.onnx import check_installed, onnx_graph
+from flexrel.io.state import stored_as_is
 from flexrel.structure import difference, outputs, quiet, torch_program
 from flexrel_edge.files import replace_file
 from flexrel_edge.format import describe

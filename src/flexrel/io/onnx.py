@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from flexrel.core.batches import Batch, RawBatch, device_of, first_samples, read_batch
 from flexrel.core.running import reason
 from flexrel.errors import FlexrelError, ModelError, UsageError
+from flexrel.io.state import stored_as_is
 from flexrel.structure import difference, outputs, quiet, torch_program
-from flexrel_edge.format import Tensor as Stored
 from flexrel_edge.graph import DATA_TYPES, Graph, filled
-from flexrel_edge.records import Bfloat16
 from flexrel_edge.session import session_of
 
 _CHECKED_SAMPLES: Final = 3  # another number than the graph was made with
@@ -61,14 +60,6 @@ def check_installed() -> None:
     """Refuse to go on without what ONNX takes."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         _needed(name)
-
-
-def stored_as_is(tensor: Tensor) -> Stored:
-    """Return the tensor as flexrel_edge has it."""
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return Bfloat16(tensor.view(torch.uint16).numpy())
-    return tensor.numpy()
 
 
 def _needed(name: str) -> Any:  # noqa: ANN401

@@ -5,9 +5,12 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from flexrel.structure import SizePlace
+from flexrel_edge.format import Tensor as Stored
+from flexrel_edge.records import Bfloat16
 
 Numbers = Mapping[SizePlace, int]
 _NUMBER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?")
@@ -20,6 +23,14 @@ def state_of(
     state: dict[str, Any] = model.state_dict(keep_vars=keep_vars)
     more = {name: b for name, b in model.named_buffers() if name in unsaved and name not in state}
     return {**state, **more}
+
+
+def stored_as_is(tensor: Tensor) -> Stored:
+    """Return the tensor as flexrel_edge has it."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return Bfloat16(tensor.view(torch.uint16).numpy())
+    return tensor.numpy()
 
 
 def written(numbers: Numbers) -> str:

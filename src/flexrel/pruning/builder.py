@@ -7,7 +7,7 @@ from functools import cached_property
 from torch import nn
 
 from flexrel.core.batches import RawBatch
-from flexrel.core.evaluate import Divergence
+from flexrel.core.distance import Divergence
 from flexrel.core.measurement import Progress, RecoveryStep
 from flexrel.core.plan import Plan
 from flexrel.core.precision import LARGEST, Values

@@ -1,9 +1,16 @@
-"""Calibration data, read once: what is fitted, what judges, and the example."""
+"""Calibration data: what is fitted, what judges, the example; and whether they are like training's.
 
-from collections.abc import Iterable, Sequence
+The first batch norm of a network remembers the mean and the variance of what came to it in
+training. Data scaled in another way, or of another kind, miss them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from flexrel.core.batches import (
     Batch,
@@ -12,8 +19,16 @@ from flexrel.core.batches import (
     first_samples,
     fitted_and_judged,
     read_batches,
+    samples_of,
 )
+from flexrel.core.running import call, undisturbed
 from flexrel.errors import UsageError
+from flexrel.tracing import Op, OpRecorder
+
+_SAMPLES = 64  # looked at, of the first batch
+_NORMS = ("batch_norm", "instance_norm")
+_FAR = 1.0  # standard deviations that means may be off
+_SPREAD = 2.0  # times that standard deviations may be larger or smaller
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,8 +69,85 @@ def calibration_data(
         UsageError: there is no batch, or one can't be used.
     """
     batches = collect(calibration)
-    read = list(read_batches(batches, model))
-    if not read:
+    first = next(read_batches(batches[:1], model), None)
+    if first is None:
         raise UsageError("the calibration set is empty; pass at least one batch")
     fitted, judged = fitted_and_judged(batches, model, fits=fits)
-    return CalibrationData(batches, fitted, judged, read[0], sum(b.samples for b in read))
+    return CalibrationData(batches, fitted, judged, first, samples_of(batches, model))
+
+
+@dataclass(frozen=True, slots=True)
+class InputShift:
+    """How far values are from those of training, where a norm remembers these.
+
+    Attributes:
+        norm: name of the first that does.
+        channels: of it.
+        apart: root mean square, over channels, of the distance of means, in standard deviations of
+            training.
+        spread: median, over channels, of standard deviations, as multiples of training's.
+    """
+
+    norm: str
+    channels: int
+    apart: float
+    spread: float
+
+    @property
+    def warns(self) -> bool:
+        """Whether it is more than data of another mix of classes would explain."""
+        return self.apart > _FAR or not 1 / _SPREAD <= self.spread <= _SPREAD
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return (
+            f"calibration data are unlike what the network was trained on: at {self.norm!r} the "
+            f"means of {self.channels} channels are {self.apart:.2g} standard deviations off, and "
+            f"values spread {self.spread:.2g} times as far; check that they are scaled as in "
+            "training"
+        )
+
+
+def input_shift(model: nn.Module, batches: Sequence[RawBatch]) -> InputShift | None:
+    """Return how unlike training the data are; None if no batch norm of the network can tell.
+
+    Args:
+        model: runs once in evaluation mode, and is left as it was.
+        batches: calibration data; the first 64 samples of the first are looked at.
+    """
+    first = first_samples(next(read_batches(batches[:1], model)), _SAMPLES)
+    names = MappingProxyType({id(buffer): name for name, buffer in model.named_buffers()})
+    norm = _FirstNorm(names)
+    with undisturbed(model), torch.no_grad(), norm:
+        call(model, first)
+    return norm.found
+
+
+class _FirstNorm(OpRecorder):
+    """Compares what comes to the first norm that remembers training."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.found: InputShift | None = None
+        self._names = names
+
+    def run(self, step: Op) -> Any:  # noqa: ANN401
+        """Run the operation, and look at its input if it is such a norm."""
+        if self.found is None and step.name in _NORMS:
+            given = step.norm_arguments()
+            name = self._names.get(id(given["running_mean"]))
+            if name is not None:
+                self.found = _compared(name.rpartition(".")[0], given)
+        return super().run(step)
+
+
+def _compared(norm: str, given: Mapping[str, Any]) -> InputShift | None:
+    values: Tensor = given["input"].detach().movedim(1, 0).flatten(1).double()
+    variance = given["running_var"].double()
+    moving = variance > 0
+    if values.shape[1] < 2 or not moving.any():  # noqa: PLR2004 - one value has no spread
+        return None
+    size = variance[moving].sqrt()
+    off = (values.mean(1) - given["running_mean"])[moving] / size
+    spread = (values.std(1)[moving] / size).median()
+    return InputShift(norm, int(moving.sum()), float(off.square().mean().sqrt()), float(spread))

@@ -9,7 +9,8 @@ from torch import nn
 
 from flexrel.core.batches import RawBatch, fitted_and_judged
 from flexrel.core.budgets import AccuracyDrop, target_of
-from flexrel.core.evaluate import Divergence, Evaluate, checked
+from flexrel.core.distance import Divergence
+from flexrel.core.evaluate import Evaluate, checked
 from flexrel.core.precision import (
     FINEST_FIRST,
     VALUES,
@@ -37,7 +38,7 @@ class PackReport:
         accuracy: of the network as the file holds it, where `evaluate` was given.
         accuracy_before: of the network as it was.
         divergence: how far the outputs moved on calibration samples that nothing was fitted to:
-            as `flexrel.evaluate.Divergence` has it; None without such samples.
+            as `flexrel.core.distance.Divergence` has it; None without such samples.
     """
 
     bytes: int

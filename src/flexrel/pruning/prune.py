@@ -7,7 +7,8 @@ from torch import nn
 
 from flexrel.core.batches import RawBatch
 from flexrel.core.budgets import AccuracyDrop
-from flexrel.core.evaluate import Divergence, Evaluate
+from flexrel.core.distance import Divergence
+from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.precision import RequestedPrecision
 from flexrel.core.resources import Budget
@@ -16,9 +17,8 @@ from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
 from flexrel.pruning.builder import NetworkBuilder, PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
-from flexrel.pruning.data import CalibrationData, calibration_data
+from flexrel.pruning.data import CalibrationData, calibration_data, input_shift
 from flexrel.pruning.evaluator import Evaluator
-from flexrel.pruning.input_shift import input_shift
 from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, Signals, measured_relevance, measured_signals

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from flexrel.core.cost import Cost
-from flexrel.core.fingerprint import fingerprint
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Saliency
+from flexrel.core.running import fingerprint
 from flexrel.criteria import (
     ALLOCATIONS,
     SALIENCY,

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch, RawBatch, read_batches
-from flexrel.core.fingerprint import fingerprint
 from flexrel.core.graph import layer_of
 from flexrel.core.measurement import Progress, silent
-from flexrel.core.running import backward_to_inputs, call, reason, rooted, unwrapped
+from flexrel.core.running import backward_to_inputs, call, fingerprint, reason, rooted, unwrapped
 from flexrel.errors import ModelError, UsageError
 from flexrel.relevance.balance import Balance, Ledger, NaNFinder, merged
 from flexrel.relevance.follow import RelevanceRecorder

@@ -1,6 +1,5 @@
 """What brings accuracy back after a cut: repair in closed form, and training; and rounding."""
 
-from flexrel.repair.asked import recoveries
 from flexrel.repair.closed_form import LayerRepair, reconstruct_
 from flexrel.repair.finetune import FineTune
 from flexrel.repair.holder import MaskHolder
@@ -30,7 +29,6 @@ __all__ = [
     "normal_solution",
     "outputs_at",
     "reconstruct_",
-    "recoveries",
     "round_",
     "samples_at",
     "second_moments",

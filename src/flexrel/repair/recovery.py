@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch, read_batches
+from flexrel.core.batches import RawBatch, samples_of
 from flexrel.core.measurement import Progress, Training, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate
@@ -65,7 +65,7 @@ class ClosedForm:
     ) -> RepairResult:
         """Return a repaired copy of the network."""
         network = duplicate(pruned)
-        samples = sum(batch.samples for batch in read_batches(batches, dense))
+        samples = samples_of(batches, dense)
         if samples < HELD_OUT:
             note = (
                 f"nothing refitted: of {samples} samples none can be held out to judge a refit by"

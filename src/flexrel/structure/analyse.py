@@ -9,7 +9,6 @@ import numpy as np
 from torch import fx, nn
 
 from flexrel.core.batches import Batch
-from flexrel.core.fingerprint import fingerprint
 from flexrel.core.granularity import Pattern
 from flexrel.core.graph import (
     ProductMacs,
@@ -19,6 +18,7 @@ from flexrel.core.graph import (
     SizeAttribute,
     weight_of,
 )
+from flexrel.core.running import fingerprint
 from flexrel.errors import UnprunableError, UsageError
 from flexrel.structure.constant import with_constants
 from flexrel.structure.dependencies import Axis, AxisDependencies

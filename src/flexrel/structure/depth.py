@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from flexrel.core.batches import Batch
-from flexrel.core.fingerprint import fingerprint
 from flexrel.core.graph import (
     ProductMacs,
     Protected,
@@ -19,7 +18,7 @@ from flexrel.core.graph import (
     layer_of,
 )
 from flexrel.core.plan import Plan
-from flexrel.core.running import duplicate
+from flexrel.core.running import duplicate, fingerprint
 from flexrel.errors import ModelError
 from flexrel.structure.dependencies import AxisDependencies
 from flexrel.structure.modules import LinearOrConv

@@ -144,13 +144,9 @@ def _doubled(example: Batch) -> Batch:
 
 
 def _over(example: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """Return the inputs with each tensor changed."""
-    args = tuple(change(value) for value in example.args)
-    kwargs = {
-        name: change(value) if isinstance(value, Tensor) else value
-        for name, value in example.kwargs.items()
-    }
-    return replace(example, args=args, kwargs=kwargs, labels=None, weights=None)
+    """Return the inputs alone, with each tensor changed."""
+    inputs = replace(example, labels=None, weights=None)
+    return inputs.mapped(lambda value: change(value) if isinstance(value, Tensor) else value)
 
 
 def _plain(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, fx, nn
 
-from flexrel.core.fingerprint import fingerprint
 from flexrel.core.graph import (
     PruningGraph,
     PruningGroup,
@@ -16,7 +15,7 @@ from flexrel.core.graph import (
     weight_of,
 )
 from flexrel.core.plan import Plan
-from flexrel.core.running import duplicate, unwrapped
+from flexrel.core.running import duplicate, fingerprint, unwrapped
 from flexrel.errors import UsageError
 from flexrel.structure.modules import (
     SizePlace,

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,8 @@ def disagreement(
     if isinstance(found, float) and _AGREE < found <= _NEAR:
         doubles = (duplicate(network).double() for network in (model, expected, pruned))
         try:
-            found = difference(*(outputs(network, _double(example)) for network in doubles))
+            double = example.mapped(_double)
+            found = difference(*(outputs(network, double) for network in doubles))
         except ModelError:
             return f"the cut network's outputs differ from the masked one's by {found:.3g}"
     if isinstance(found, str):
@@ -155,13 +157,8 @@ def outputs(network: nn.Module, example: Batch) -> list[Tensor]:
         return [t if t.is_complex() else t.double() for t in tensors_of(call(network, example))]
 
 
-def _double(example: Batch) -> Batch:
-    kwargs = {
-        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in example.kwargs.items()
-    }
-    args = tuple(x.double() if x.is_floating_point() else x for x in example.args)
-    return replace(example, args=args, kwargs=kwargs)
+def _double(value: Any) -> Any:  # noqa: ANN401 - anything in a batch
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def untrainable(network: nn.Module, example: Batch) -> str | None:
