@@ -10,26 +10,12 @@ from flexrel.core.evaluate import Accuracy
 from flexrel.core.measurement import Measurement
 from flexrel.core.plan import Plan
 from flexrel.core.resources import Budget, Resource
-from flexrel.criteria import OBS, Criterion, FlexRel, GroupSignals, Magnitude, Relevance
+from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
 from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
 from flexrel.io import export, load
 from flexrel.pruning import PackReport, PruneOptions, Result, compare, pack, prune
-from flexrel.relevance import (
-    RULES,
-    Affine,
-    AttnLRP,
-    Balance,
-    ByDepth,
-    ByName,
-    Epsilon,
-    Gamma,
-    GradientInput,
-    RelevanceStats,
-    Rule,
-    ZPlus,
-    calibrate,
-)
-from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery, RepairResult
+from flexrel.relevance import RULES, RelevanceStats, Rule, calibrate
+from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery
 from flexrel.structure import apply
 
 __version__ = "0.1.0"
@@ -39,23 +25,14 @@ __all__ = [
     "RULES",
     "Accuracy",
     "AccuracyDrop",
-    "Affine",
-    "AttnLRP",
-    "Balance",
     "Budget",
     "BudgetError",
-    "ByDepth",
-    "ByName",
     "Bytes",
     "ClosedForm",
     "Criterion",
-    "Epsilon",
     "FineTune",
     "FlexRel",
     "FlexrelError",
-    "Gamma",
-    "GradientInput",
-    "GroupSignals",
     "MACs",
     "Magnitude",
     "MaskHolder",
@@ -69,13 +46,11 @@ __all__ = [
     "Recovery",
     "Relevance",
     "RelevanceStats",
-    "RepairResult",
     "Resource",
     "Result",
     "Rule",
     "Sparsity",
     "UsageError",
-    "ZPlus",
     "__version__",
     "apply",
     "calibrate",

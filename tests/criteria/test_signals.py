@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from flexrel import GroupSignals, RelevanceStats, calibrate
+from flexrel import RelevanceStats, calibrate
 from flexrel.core.graph import GroupMember, PruningGraph, PruningGroup, ResidualBlock
-from flexrel.criteria import without_unmeasured
+from flexrel.criteria import GroupSignals, without_unmeasured
 from flexrel.relevance import LayerRelevance
 
 
