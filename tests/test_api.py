@@ -98,11 +98,11 @@ def test_a_budget_error_survives_pickling_with_its_numbers():
             "asked for at most 1,000 bytes, but the closest possible is 123,456 bytes. Keep less.",
         ),
         (
-            BudgetError("sparsity", 0.99, 0.875),
+            BudgetError("sparsity", 0.99, 0.875, at_least=True),
             "asked for at least 0.99 sparsity, but the closest possible is 0.875 sparsity.",
         ),
         (
-            BudgetError("accuracy", 0.951234, 0.9),
+            BudgetError("accuracy", 0.951234, 0.9, at_least=True),
             "asked for at least 0.9512 accuracy, but the closest possible is 0.9 accuracy.",
         ),
     ],

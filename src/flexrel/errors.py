@@ -48,22 +48,31 @@ class BudgetError(FlexrelError):
     Carries its numbers as attributes, so that a caller can react without parsing the text.
 
     Attributes:
-        resource: what is limited: "sparsity", "parameters", "MACs", "bytes" or "accuracy".
+        resource: what is limited: "accuracy", or the name of a budget's resource.
         limit: what was asked for, in that resource's unit.
         closest: the closest value that an allowed plan reaches, same unit.
         advice: one sentence on what to change, or "".
+        at_least: whether so much is asked for at least, and not at most.
     """
 
     exit_code = 3
 
-    def __init__(self, resource: str, limit: float, closest: float, advice: str = "") -> None:
+    def __init__(
+        self,
+        resource: str,
+        limit: float,
+        closest: float,
+        advice: str = "",
+        at_least: bool = False,  # noqa: FBT001, FBT002 - `args` are given by place when unpickled
+    ) -> None:
         """Keep the numbers; `args` holds them all, so the error survives pickling."""
-        super().__init__(resource, limit, closest, advice)
+        super().__init__(resource, limit, closest, advice, at_least)
         self.resource, self.limit, self.closest, self.advice = resource, limit, closest, advice
+        self.at_least = at_least
 
     def __str__(self) -> str:
         """Say what was asked and what is possible."""
-        bound = "at least" if self.resource in {"sparsity", "accuracy"} else "at most"
+        bound = "at least" if self.at_least else "at most"
         text = (
             f"asked for {bound} {_number(self.limit)} {self.resource}, "
             f"but the closest possible is {_number(self.closest)} {self.resource}."

@@ -14,8 +14,6 @@ from safetensors.torch import save_file
 import flexrel
 import flexrel_edge
 from flexrel.cli import main
-from flexrel.cli.options import parse_criterion
-from flexrel.relevance import Attribution
 
 NETWORK = """
 import torch
@@ -382,20 +380,6 @@ def test_the_installed_command_gives_its_exit_code():
 
     assert done.returncode == 2
     assert done.stdout == b""
-
-
-def test_criteria_are_named_as_plans_name_them():
-    assert parse_criterion("auto", Attribution()) is None
-    for made in (flexrel.Magnitude(), flexrel.Relevance(), flexrel.FlexRel(0.25), flexrel.OBS()):
-        assert parse_criterion(made.name, Attribution()) == made
-    product = flexrel.FlexRel(0.5, blend="product")
-    assert parse_criterion(product.name, Attribution()) == product
-
-
-@pytest.mark.parametrize("text", ["flexrel:50%", "obs:1k", "obs:", "obs:1:2", "flexrel:-1", "best"])
-def test_a_criterion_that_is_none_is_refused(text):
-    with pytest.raises(flexrel.UsageError, match="is not known; there are: auto, "):
-        parse_criterion(text, Attribution())
 
 
 # --- exports ------------------------------------------------------------------------------------

@@ -53,15 +53,19 @@ def prune(model=None, **options):
     return flexrel.prune(model or network(), calibration=[INPUTS], **request)
 
 
+def size_of(model):
+    return min(1.0, sum(p.numel() for p in model.parameters()) / 250)
+
+
 @pytest.fixture(scope="module")
 def compared():
     """A result with all there can be in it."""
     result = prune(
-        evaluate=lambda model: min(1.0, sum(p.numel() for p in model.parameters()) / 250),
+        evaluate=size_of,
         target=AccuracyDrop(0.5),
         keep=["second"],
     )
-    return flexrel.compare(result, network(), [INPUTS])
+    return flexrel.compare(result, network(), calibration=[INPUTS], evaluate=size_of)
 
 
 class Page(HTMLParser):

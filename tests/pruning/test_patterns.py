@@ -244,17 +244,21 @@ def test_blocks_need_a_budget_and_no_pattern_rounds_widths():
             )
 
 
+def labels_of(network):
+    return float(network(PICTURES).argmax(1).float().mean() / 2)
+
+
 @pytest.mark.parametrize("granularity", ["2:4", "block:4x4"])
 def test_a_pruned_network_is_packed_without_loss_and_reported(granularity, tmp_path):
     result = flexrel.prune(
         tower(),
         calibration=[PICTURES],
         budgets=[Sparsity(0.4)],
-        evaluate=lambda network: float(network(PICTURES).argmax(1).float().mean() / 2),
+        evaluate=labels_of,
         granularity=granularity,
         recover="none",
     )
-    result = flexrel.compare(result, tower(), [PICTURES])
+    result = flexrel.compare(result, tower(), calibration=[PICTURES], evaluate=labels_of)
     result.save(tmp_path)
     pack(result.model, tmp_path / "again.flexrel")
     fresh = load(tmp_path / "model.flexrel", into=tower())

@@ -651,7 +651,9 @@ def test_compare_measures_the_rivals_and_the_curves(perceptron):
         budgets=[Parameters(0.6)],
         criterion=FlexRel(0.3),
     )
-    result = flexrel.compare(result, perceptron, CALIBRATION)
+    result = flexrel.compare(
+        result, perceptron, calibration=CALIBRATION, evaluate=Accuracy(EVALUATION)
+    )
 
     assert [m.criterion for m in result.rivals] == ["magnitude", "relevance"]
     assert all(m.parameters <= 0.6 * result.dense.parameters for m in result.rivals)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -108,3 +109,35 @@ def test_one_that_can_not_be_met_says_the_closest_by_its_name():
         flexrel.prune(network(), calibration=DATA, budgets=[Biases(0.1)], criterion=Magnitude())
 
     assert (caught.value.resource, caught.value.limit, caught.value.closest) == ("biases", 3, 4)
+
+
+def test_a_floor_that_is_measured_is_refused():
+    with pytest.raises(flexrel.UsageError, match="'rows' is a floor and is measured"):
+        Resource("rows", len, steady=False, at_least=True)
+
+
+def test_a_floor_that_is_counted_is_reached_and_said_as_one():
+    class Gone:
+        resource = Resource("gone", lambda candidate: candidate.removed, at_least=True)
+
+        def limit(self, dense):
+            return 7
+
+    class TooMany(Gone):
+        def limit(self, dense):
+            return 99
+
+    result = flexrel.prune(network(), calibration=DATA, budgets=[Gone()], criterion=Magnitude())
+
+    assert result.plan.removed == 7
+    with pytest.raises(BudgetError, match=r"asked for at least 99 gone, but the closest .* is 28"):
+        flexrel.prune(network(), calibration=DATA, budgets=[TooMany()], criterion=Magnitude())
+
+
+def test_a_result_survives_pickling():
+    result = flexrel.prune(network(), calibration=DATA, budgets=["macs=50%"], evaluate=lambda _: 1)
+
+    back = pickle.loads(pickle.dumps(result))
+
+    assert back.packed == result.packed
+    assert back.requested == result.requested

@@ -24,7 +24,7 @@ from flexrel.cli.arguments import (
     SeedOption,
     WeightsOption,
 )
-from flexrel.cli.options import parse_criterion, parse_rule
+from flexrel.cli.options import parse_rule
 from flexrel.cli.show import conservation, progress_bars, recovery_lines, table, what_it_is
 from flexrel.cli.sources import read_data, read_model
 from flexrel.core.budgets import budget_of, target_of
@@ -34,7 +34,7 @@ from flexrel.core.precision import VALUES
 from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.io import EXPORTS, check_exports, percent, render
-from flexrel.pruning import FORMS, PruneOptions, candidates, prune
+from flexrel.pruning import FORMS, PruneOptions, criteria_of, prune
 from flexrel.pruning import compare as compare_result
 from flexrel.relevance import Attribution, RelevanceStats, calibrate
 
@@ -150,7 +150,7 @@ def prune_command(
     if target and not evaluation:
         raise UsageError("a target on accuracy needs --evaluation DATA, with labels")
     attribution = Attribution(parse_rule(rule), output)
-    scorer = parse_criterion(criterion, attribution)
+    criteria = criteria_of(criterion, granularity, recover, attribution)
     evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)
@@ -161,7 +161,7 @@ def prune_command(
             evaluate=evaluate,
             target=goal,
             budgets=budgets,
-            criterion=scorer or candidates(granularity, recover, attribution),
+            criterion=criteria,
             granularity=granularity,
             recover=recover,
             values=values,  # type: ignore[arg-type]  # checked, as the next two
@@ -175,7 +175,9 @@ def prune_command(
             ),
         )
         if compare and evaluate is not None:
-            result = compare_result(result, network, data)
+            result = compare_result(
+                result, network, calibration=data, evaluate=evaluate, progress=progress
+            )
         notes = () if out is None else result.save(out, exports)
     if as_json:
         typer.echo(json.dumps(result.as_json()))

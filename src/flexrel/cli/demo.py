@@ -127,4 +127,10 @@ def run(seed: int = 0, progress: Progress = silent) -> Result:
         seed=seed,
         options=PruneOptions(progress=progress),
     )
-    return compare(result, model, data.calibration)
+    return compare(
+        result,
+        model,
+        calibration=data.calibration,
+        evaluate=Accuracy(data.evaluation),
+        progress=progress,
+    )

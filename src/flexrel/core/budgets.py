@@ -17,7 +17,7 @@ from flexrel.core.resources import Budget, Candidate, Resource
 from flexrel.errors import UsageError
 
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+)\s*(%|[kMG]?)")
-_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*((?:[kKMG]i?)?B)?\s*")
+_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*((?:[kKMG]i?)?B)\s*")
 _FACTORS = {"k": 10**3, "M": 10**6, "G": 10**9}
 _UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KiB": 2**10, "kiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -30,6 +30,18 @@ def _parameters_left(candidate: Candidate) -> int:
 
 
 PARAMETERS_LEFT = Resource("parameters", _parameters_left, unit_costs=cost.unit_parameters)
+
+
+def _macs_left(candidate: Candidate) -> int:
+    return cost.macs(candidate.graph, candidate.plan.masks)
+
+
+def _packed_bytes(candidate: Candidate) -> int:
+    return len(candidate.packed)
+
+
+def _share_removed(candidate: Candidate) -> float:
+    return candidate.removed / candidate.graph.units
 
 
 def _macs_advice(graph: PruningGraph) -> str:
@@ -71,10 +83,7 @@ class MACs:
 
     amount: float | str
     resource: ClassVar[Resource] = Resource(
-        "MACs",
-        lambda candidate: cost.macs(candidate.graph, candidate.plan.masks),
-        unit_costs=cost.unit_macs,
-        advice=_macs_advice,
+        "MACs", _macs_left, unit_costs=cost.unit_macs, advice=_macs_advice
     )
 
     def __post_init__(self) -> None:
@@ -97,28 +106,30 @@ class Bytes:
 
     amount: float | str
     resource: ClassVar[Resource] = Resource(
-        "bytes",
-        lambda candidate: len(candidate.packed),
-        steady=False,
-        tolerance=0.002,
-        advice=_bytes_advice,
+        "bytes", _packed_bytes, steady=False, tolerance=0.002, advice=_bytes_advice
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.amount, str) or self.amount.endswith("%"):
+        if not isinstance(self.amount, str):
             _checked(self.resource.name, self.amount)
-        elif not (found := _BYTES.fullmatch(self.amount)) or float(found[1]) == 0:
-            raise UsageError(
-                f'bytes budget is {self.amount!r}; write it like "500 kB", "1.5 MiB" or 500000'
-            )
+        elif not self.limit(10**12):
+            raise self._unread()
 
     def limit(self, dense: float) -> int:
         """Return the most bytes allowed."""
-        found = _BYTES.fullmatch(self.amount) if isinstance(self.amount, str) else None
-        if found is None:
+        if not isinstance(self.amount, str):
             return _share_or_count(self.amount, dense)
-        number, unit = found.groups()
-        return math.floor(Fraction(number) * _UNITS[unit or "B"])
+        if _NUMBER.fullmatch(self.amount):  # "500", "500k", "50%"
+            return _share_or_count(self.amount, dense)
+        found = _BYTES.fullmatch(self.amount)
+        if found is None:
+            raise self._unread()
+        return math.floor(Fraction(found[1]) * _UNITS[found[2]])
+
+    def _unread(self) -> UsageError:
+        return UsageError(
+            f'bytes budget is {self.amount!r}; write it like "500 kB", "1.5 MiB" or 500000'
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +145,7 @@ class Sparsity:
     """
 
     amount: float | str
-    resource: ClassVar[Resource] = Resource(
-        "sparsity", lambda candidate: candidate.removed / candidate.graph.units, at_least=True
-    )
+    resource: ClassVar[Resource] = Resource("sparsity", _share_removed, at_least=True)
 
     def __post_init__(self) -> None:
         readable = not isinstance(self.amount, str) or _NUMBER.fullmatch(self.amount)
@@ -171,6 +180,7 @@ _NAMED: Mapping[str, type[Bytes | MACs | Parameters | Sparsity]] = {
     "sparsity": Sparsity,
 }
 _EXAMPLES = "bytes=500kB, macs=50%, parameters=120k, sparsity=80%"
+_TARGET = "accuracy-drop=1%"
 
 
 def budget_of(given: object) -> Budget:
@@ -189,11 +199,11 @@ def budget_of(given: object) -> Budget:
     name, _, amount = given.partition("=")
     if name not in _NAMED:
         raise UsageError(f"budget {given!r} is not known; write it like {_EXAMPLES}")
+    if _NUMBER.fullmatch(amount):
+        return _NAMED[name](_number(amount))
     if name == "bytes" and amount.endswith("B"):
         return Bytes(amount)
-    if not _NUMBER.fullmatch(amount):
-        raise UsageError(f"{given!r} has no amount that can be read; write it like {_EXAMPLES}")
-    return _NAMED[name](_number(amount))
+    raise UsageError(f"budget {given!r} has no amount that can be read; write it like {_EXAMPLES}")
 
 
 def target_of(given: object) -> AccuracyDrop:
@@ -206,9 +216,11 @@ def target_of(given: object) -> AccuracyDrop:
         return given
     name, _, amount = str(given).partition("=")
     if name != "accuracy-drop" or not isinstance(given, str):
-        raise UsageError(f"target {given!r} is not known; write it like accuracy-drop=1%")
+        raise UsageError(f"target {given!r} is not known; write it like {_TARGET}")
     if not _NUMBER.fullmatch(amount):
-        raise UsageError(f"{given!r} has no amount that can be read; write it like {_EXAMPLES}")
+        raise UsageError(
+            f"target {given!r} has no amount that can be read; write it like {_TARGET}"
+        )
     share = float(_number(amount))
     if share >= 1 and not amount.endswith("%"):
         raise UsageError(f"target {given!r} is unclear; write one point as 1% or as 0.01")
@@ -226,7 +238,7 @@ def _number(given: object) -> float:
         return given
     found = _NUMBER.fullmatch(given)
     if found is None:
-        raise UsageError(f"{given!r} has no amount that can be read; write it like {_EXAMPLES}")
+        raise UsageError(f"amount {given!r} can't be read; write it like 500, 120k, 0.5 or 50%")
     number, unit = found.groups()
     if unit == "%":
         return float(number) / 100

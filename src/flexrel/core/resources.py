@@ -7,15 +7,28 @@ search, the result and errors ask nothing else of it.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from torch import nn
 
 from flexrel.core.cost import Cost
 from flexrel.core.graph import PruningGraph
 from flexrel.core.plan import Plan
+from flexrel.errors import UsageError
 
 TOLERANCE: Final = 1e-12  # of accuracies: 0.995 - 0.01 is a little above 0.985 in floats
+
+
+class Built(Protocol):
+    """What becomes of a network that is cut."""
+
+    @property
+    def rounded(self) -> nn.Module:
+        """The network, with the values that its packed file holds."""
+
+    @property
+    def packed(self) -> bytes:
+        """Its packed file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,15 +38,13 @@ class Candidate:
     Attributes:
         graph: what could be pruned of the dense network.
         make_plan: what goes and what stays.
-        make_network: a plan's network, with the values that its packed file holds.
-        make_packed: its packed file.
+        build: a plan's network.
         known_removed: how many units the plan removes, if that is known without making it.
     """
 
     graph: PruningGraph
     make_plan: Callable[[], Plan]
-    make_network: Callable[[Plan], nn.Module]
-    make_packed: Callable[[Plan], bytes]
+    build: Callable[[Plan], Built]
     known_removed: int | None = None
 
     @cached_property
@@ -48,13 +59,22 @@ class Candidate:
 
     @property
     def network(self) -> nn.Module:
-        """The network itself."""
-        return self.make_network(self.plan)
+        """The network itself, with the values that its packed file holds."""
+        return self._built.rounded  # type: ignore[no-any-return]
 
     @property
     def packed(self) -> bytes:
         """Its packed file."""
-        return self.make_packed(self.plan)
+        return self._built.packed  # type: ignore[no-any-return]
+
+    @cached_property
+    def _built(self) -> Any:  # noqa: ANN401 - Built; to check it would be to make its file
+        return self.build(self.plan)
+
+
+def _no_advice(graph: PruningGraph) -> str:
+    del graph
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +87,11 @@ class Resource:
         steady: whether it never rises as units go, and is counted without making the network: then
             a search bisects it alone. Else it is measured on the network that is returned.
         at_least: whether the target needs so much of it, and not at most so much.
-        tolerance: a search ends where the amount is within this share below the limit; 0 finds the
-            least that goes exactly.
+        tolerance: of one that is not steady: a search ends where the amount is within this share
+            below the limit. What is steady is met with the least that goes, exactly.
         unit_costs: of a graph, how much of it goes with one unit of each group, which scores are
-            weighed by where this is what is short; None: units are weighed by their parameters.
+            weighed by where this is what is short, which only what is steady can be; None: units
+            are weighed by their parameters.
         advice: of a graph, what to change where the limit can't be met, or "".
     """
 
@@ -80,7 +101,14 @@ class Resource:
     at_least: bool = False
     tolerance: float = 0.0
     unit_costs: Callable[[PruningGraph], Mapping[str, Cost]] | None = None
-    advice: Callable[[PruningGraph], str] = lambda _: ""
+    advice: Callable[[PruningGraph], str] = _no_advice
+
+    def __post_init__(self) -> None:
+        if self.at_least and not self.steady:
+            raise UsageError(
+                f"resource {self.name!r} is a floor and is measured on the network; only what is "
+                "steady can be one: count what may be kept at most instead"
+            )
 
     def met(self, amount: float, limit: float) -> bool:
         """Return whether an amount keeps to a limit."""

@@ -1,9 +1,10 @@
 """The spine: from a network and what the target can afford to the pruned network."""
 
+from flexrel.pruning.arguments import criteria_of
 from flexrel.pruning.compare import compare
 from flexrel.pruning.packing import PackReport, pack
 from flexrel.pruning.prune import prune
-from flexrel.pruning.request import FORMS, PruneOptions, candidates
+from flexrel.pruning.request import FORMS, PruneOptions
 from flexrel.pruning.result import Result
 
 __all__ = [
@@ -11,8 +12,8 @@ __all__ = [
     "PackReport",
     "PruneOptions",
     "Result",
-    "candidates",
     "compare",
+    "criteria_of",
     "pack",
     "prune",
 ]

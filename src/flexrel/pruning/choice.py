@@ -12,7 +12,7 @@ from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.evaluator import Evaluator
 from flexrel.pruning.request import Limits
 from flexrel.pruning.search import BudgetSearch
-from flexrel.pruning.signals import Signals
+from flexrel.pruning.signals import NetworkSignals
 
 _ROUNDS = 3  # of choosing a criterion where the last one led
 _ROUGHER = 1.1  # of the divergence of the cut: what rounding may leave, where nothing says more
@@ -32,17 +32,17 @@ class Solution:
         return self.search.evaluator
 
     @property
-    def made(self) -> PrunedNetwork:
+    def network(self) -> PrunedNetwork:
         """The plan's network."""
-        return self.evaluator.made(self.plan)
+        return self.evaluator.network_of(self.plan)
 
     @property
     def divergence(self) -> float:
-        """How far the outputs are from the dense network's, on the samples that judge."""
-        return self.evaluator.builder.divergence(self.made.rounded)
+        """How far its outputs are from the dense network's, on the samples that judge."""
+        return self.evaluator.divergence(self.plan)
 
 
-def best_solution(evaluator: Evaluator, signals: Signals, limits: Limits) -> Solution:
+def best_solution(evaluator: Evaluator, signals: NetworkSignals, limits: Limits) -> Solution:
     """Return what keeps to the limits, by one of the criteria that were asked for.
 
     Precision "auto" goes from float32 down as long as that is better: with a target, a smaller
@@ -88,7 +88,7 @@ def _is_better(one: Solution, found: Sequence[Solution]) -> bool:
     limits = one.search.limits
     if limits.floor is None and limits.measured:
         return one.divergence < found[-1].divergence
-    smaller = len(one.made.packed) < len(found[-1].made.packed)
+    smaller = len(one.network.packed) < len(found[-1].network.packed)
     if limits.floor is not None:
         return smaller
     return smaller and one.divergence <= _ROUGHER * found[0].divergence
@@ -115,7 +115,7 @@ def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
                 break
             raise
         found.append(Solution(search, chosen, like))
-    return min(found, key=lambda one: len(one.made.packed))
+    return min(found, key=lambda one: len(one.network.packed))
 
 
 def _chosen_within(
@@ -151,6 +151,6 @@ def _closest(
         evaluator.builder.progress("choosing a criterion", index + 1, len(criteria))
         if plan is None:
             return float("inf")
-        return evaluator.builder.divergence(evaluator.made(plan).rounded)
+        return evaluator.divergence(plan)
 
     return criteria[min(range(len(criteria)), key=divergence)]

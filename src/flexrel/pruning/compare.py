@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 
 from torch import nn
 
 from flexrel.core.batches import RawBatch
-from flexrel.core.measurement import Measurement
+from flexrel.core.distance import Divergence
+from flexrel.core.evaluate import Evaluate
+from flexrel.core.measurement import Measurement, Progress, silent
 from flexrel.core.running import unwrapped
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
 from flexrel.errors import BudgetError
 from flexrel.pruning.data import calibration_data
-from flexrel.pruning.prune import evaluator_of
+from flexrel.pruning.evaluator import evaluator_of
 from flexrel.pruning.result import Result
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import measured_relevance, measured_signals
@@ -22,17 +23,26 @@ from flexrel.relevance import Attribution
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of units removed
 
 
-def compare(result: Result, model: nn.Module, calibration: Iterable[RawBatch]) -> Result:
+def compare(
+    result: Result,
+    model: nn.Module,
+    *,
+    calibration: Iterable[RawBatch],
+    evaluate: Evaluate | None = None,
+    progress: Progress = silent,
+) -> Result:
     """Return the result with its `rivals` and `curves` measured, for the report.
 
     Args:
         result: of `prune`.
         model: that was pruned; not changed.
         calibration: that it was pruned with.
+        evaluate: likewise.
+        progress: told after each step.
 
     Raises:
         UsageError: the data can't be used.
-        ModelError: the network can't be analysed.
+        ModelError: the network can't be analysed, or no relevance reaches its layers.
     """
     attributions = filter(None, map(attribution_of, result.request.criteria))
     how = next(attributions, Attribution())
@@ -40,7 +50,9 @@ def compare(result: Result, model: nn.Module, calibration: Iterable[RawBatch]) -
     chosen = result.criterion
     blend = chosen if isinstance(chosen, FlexRel) else FlexRel(rule=how.rule, output=how.output)
     criteria = (magnitude, relevance, blend)
-    request = replace(result.request, criteria=criteria, values=result.values)
+    options = replace(result.request.options, stats=result.stats, progress=progress)
+    asked = replace(result.request, criteria=criteria, values=result.values)
+    request = replace(asked, evaluate=evaluate, options=options)
     model = unwrapped(model)
     data = calibration_data(model, calibration, fits=request.fits)
     source = PruneTarget(model, result.plan.graph, (data.example,))
@@ -48,27 +60,30 @@ def compare(result: Result, model: nn.Module, calibration: Iterable[RawBatch]) -
         source = replace(Sources(model, data, request).exported(), graph=result.plan.graph)
     relevances = measured_relevance(model, request, data)
     signals = measured_signals(source, request, data, relevances)
-    evaluator = evaluator_of(signals, data)
+    evaluator = evaluator_of(signals, data, Divergence(model, data.judged))
     search = BudgetSearch(evaluator, signals.rank, result.limits, request.short)
     rivals = [one for one in (magnitude, relevance) if one.name != chosen.name]
     return replace(
         result,
-        rivals=tuple(_at_limits(search, one) for one in rivals),
+        rivals=tuple(filter(None, (_at_limits(search, one) for one in rivals))),
         curves=tuple(_curves(search, criteria, result.dense)),
     )
 
 
-def _at_limits(search: BudgetSearch, criterion: Criterion) -> Measurement:
+def _at_limits(search: BudgetSearch, criterion: Criterion) -> Measurement | None:
     """Measure a criterion's plan for the same limits.
 
-    One that can't meet the target within the budgets is measured at the budgets.
+    One that can't meet the target within the budgets is measured at the budgets; None for one that
+    can't meet those.
     """
     try:
         plan = search.plan(criterion)
     except BudgetError:
-        count = search.least(criterion)
-        plan = search.ranking(criterion).plan(count)
-    return search.evaluator.measure(criterion.name, search.evaluator.candidate(lambda: plan))
+        try:
+            plan = search.ranking(criterion).plan(search.least(criterion))
+        except BudgetError:
+            return None
+    return search.evaluator.measure(criterion.name, search.evaluator.candidate(plan))
 
 
 def _curves(
@@ -81,7 +96,7 @@ def _curves(
         points.append(replace(dense, criterion=criterion.name))
         ranking = search.ranking(criterion)
         for share in _SHARES:
-            plan_of = partial(ranking.plan, int(share * ranking.removable))
-            points.append(evaluator.measure(criterion.name, evaluator.candidate(plan_of)))
+            plan = ranking.plan(int(share * ranking.removable))
+            points.append(evaluator.measure(criterion.name, evaluator.candidate(plan)))
             evaluator.builder.progress("measuring curves", len(points), total)
     return points

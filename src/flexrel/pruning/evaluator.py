@@ -1,6 +1,5 @@
 """From a plan to its network and what that costs and does."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from flexrel.core import cost
+from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate, checked
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Measurement
@@ -16,6 +16,8 @@ from flexrel.core.precision import Values
 from flexrel.core.resources import Candidate
 from flexrel.errors import UsageError
 from flexrel.pruning.builder import NetworkBuilder, PrunedNetwork
+from flexrel.pruning.data import CalibrationData
+from flexrel.pruning.signals import NetworkSignals
 
 
 class Evaluator:
@@ -46,36 +48,22 @@ class Evaluator:
         whole = PrunedNetwork(model, model, self.builder.values)
         masks = {g.name: torch.ones(g.shape, dtype=torch.bool) for g in self.graph.groups}
         plan = Plan(self.graph, masks)
-        return self.candidate(lambda: plan, lambda _: whole, removed=0)
+        return Candidate(self.graph, lambda: plan, lambda _: whole, known_removed=0)
 
-    def candidate(
-        self,
-        make_plan: Callable[[], Plan],
-        build: Callable[[Plan], PrunedNetwork] | None = None,
-        *,
-        removed: int | None = None,
-    ) -> Candidate:
-        """Return a plan as resources look at it, its network not yet made.
+    def candidate(self, plan: Plan, network: PrunedNetwork | None = None) -> Candidate:
+        """Return a plan as resources look at it; its network is not yet made, if none is given."""
+        build = self.network_of if network is None else lambda _: network
+        return Candidate(self.graph, lambda: plan, build)
 
-        Args:
-            make_plan: what goes and what stays.
-            build: makes the plan's network; None: `made`.
-            removed: how many units the plan removes, if that is known without making it.
-        """
-        made = build or self.made
-        return Candidate(
-            self.graph,
-            make_plan,
-            lambda plan: made(plan).rounded,
-            lambda plan: made(plan).packed,
-            removed,
-        )
-
-    def made(self, plan: Plan) -> PrunedNetwork:
+    def network_of(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network, repaired where that helps."""
         if self._last is None or not _same(self._last[0], plan):
             self._last = plan, self.builder.build(plan)
         return self._last[1]
+
+    def divergence(self, plan: Plan) -> float:
+        """Return how far outputs of a plan's network are from the dense one's; lower is better."""
+        return self.builder.divergence(self.network_of(plan).rounded)
 
     def accuracy(self, network: nn.Module) -> float:
         """Return what `evaluate` says of a network.
@@ -107,3 +95,19 @@ class Evaluator:
 def _same(one: Plan, other: Plan) -> bool:
     masks = other.masks.items()
     return one is other or all(bool((one.masks[name] == mask).all()) for name, mask in masks)
+
+
+def evaluator_of(
+    signals: NetworkSignals, data: CalibrationData, divergence: Divergence
+) -> Evaluator:
+    """Return what makes and measures the networks of a request, at the finest precision asked."""
+    request = signals.request
+    builder = NetworkBuilder(
+        model=signals.target.network,
+        values="float32" if request.values == "auto" else request.values,
+        divergence=divergence,
+        progress=request.options.progress,
+        repair=request.repair,
+        fitted=data.fitted,
+    )
+    return Evaluator(builder, signals.graph, request.evaluate)

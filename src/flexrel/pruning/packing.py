@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch, fitted_and_judged
+from flexrel.core.batches import RawBatch, collect, fitted_and_judged
 from flexrel.core.budgets import AccuracyDrop, target_of
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate, checked
@@ -86,7 +86,7 @@ def pack(
     if target is None and values == "auto":
         raise UsageError("values 'auto' needs target=, such as AccuracyDrop(0.01)")
     check_values(values, ("auto", *VALUES))
-    batches = list(calibration)
+    batches = collect(calibration)
     fitted, judged = fitted_and_judged(batches, model) if batches else ((), ())
     before = checked(evaluate, model) if evaluate else None
     floor = -math.inf if target is None or before is None else max(before - target.amount, 0.0)
@@ -102,7 +102,7 @@ def pack(
             break
     else:
         advice = "Finer values, or 'auto', keep more."
-        raise BudgetError("accuracy", floor, accuracy or 0.0, advice)
+        raise BudgetError("accuracy", floor, accuracy or 0.0, advice, at_least=True)
     data = encode(rounded, precision, graph, metadata, codec)
     replace_file(Path(path), data)
     divergence = Divergence(model, judged)(rounded) if judged else None

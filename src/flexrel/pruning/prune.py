@@ -8,20 +8,20 @@ from torch import nn
 from flexrel.core.batches import RawBatch
 from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.distance import Divergence
-from flexrel.core.evaluate import Evaluate
+from flexrel.core.evaluate import Accuracy, Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.precision import RequestedPrecision
 from flexrel.core.resources import Budget
 from flexrel.core.running import unwrapped
 from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
-from flexrel.pruning.builder import NetworkBuilder, PrunedNetwork
+from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
 from flexrel.pruning.data import CalibrationData, calibration_data, input_shift
-from flexrel.pruning.evaluator import Evaluator
+from flexrel.pruning.evaluator import evaluator_of
 from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
 from flexrel.pruning.result import Result
-from flexrel.pruning.signals import Relevances, Signals, measured_relevance, measured_signals
+from flexrel.pruning.signals import Relevances, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
 from flexrel.repair import Recovery
 from flexrel.structure import program_bytes
@@ -36,7 +36,7 @@ def prune(
     evaluate: Evaluate | None = None,
     target: AccuracyDrop | str | None = None,
     budgets: Sequence[Budget | str] = (),
-    criterion: Criterion | Sequence[Criterion] | None = None,
+    criterion: Criterion | str | Sequence[Criterion | str] | None = None,
     granularity: str = "channel",
     recover: str | Recovery = "closed-form",
     values: RequestedPrecision = "float32",
@@ -58,9 +58,9 @@ def prune(
             it, as much as possible is removed.
         budgets: what the network may cost at most, as `MACs(0.5)` or "macs=50%"; with them alone,
             as little as possible goes.
-        criterion: what scores units. Of several, the one whose pruned network's outputs change
-            least on the calibration samples that judge is taken; None stands for a few that
-            measured best, `flexrel.pruning.candidates`.
+        criterion: what scores units, or its name, such as "magnitude" or "flexrel:0.5". Of several,
+            the one whose pruned network's outputs change least on the calibration samples that
+            judge is taken; None stands for a few that measured best (`docs/method.md`).
         granularity: "channel" removes channels for real, and neurons and heads; "head" attention
             heads alone; "depth" whole residual blocks. "element" sets weights to zero; "block:4x4"
             does so by blocks of 4 outputs and 4 inputs, or any other size; "2:4" in every 4
@@ -102,39 +102,48 @@ def prune(
     )
     model = unwrapped(model)
     data = calibration_data(model, calibration, fits=request.fits)
+    divergence = Divergence(model, data.judged)
     sources = Sources(model, data, request)
     source = sources.first()
     relevances = measured_relevance(model, request, data)
     try:
-        dense, solution = solved(source, request, data, relevances)
+        dense, solution = _searched(source, request, data, relevances, divergence)
     except BudgetError as error:
-        source = sources.next(source, error)
-        dense, solution = solved(source, request, data, relevances)
+        source = sources.instead(source, error)
+        dense, solution = _searched(source, request, data, relevances, divergence)
     source.verify(solution.plan)
-    made, achieved, steps = finished(solution, request.training)
+    evaluator, limits = solution.evaluator, solution.search.limits
+    network, steps = _finished(solution, request.training)
+    final = evaluator.candidate(solution.plan, network)
     shift = input_shift(model, data.batches)
     return Result(
-        model=made.rounded,
+        model=network.rounded,
         plan=solution.plan,
         criterion=solution.criterion,
         dense=dense,
-        achieved=achieved,
+        achieved=evaluator.measure(solution.criterion.name, final),
         recovery=steps,
         warnings=(str(shift),) if shift and shift.warns else (),
-        request=request,
-        limits=solution.search.limits,
-        values=made.values,
-        started_from=next((stats.output for stats in relevances.values()), None),
+        request=request.told(),
+        limits=limits,
+        amounts=limits.counted(evaluator.dense, final),
+        samples=evaluate.samples if isinstance(evaluate, Accuracy) else None,
+        stats=next(iter(relevances.values()), None),
         samples_a_call=source.samples,
         calibration_samples=data.samples,
         example=data.first,
-        packed=made.packed,
-        program=program_bytes(source.program, made.rounded) if source.program else None,
+        values=network.values,
+        packed=network.packed,
+        program=program_bytes(source.program, network.rounded) if source.program else None,
     )
 
 
-def solved(
-    source: PruneTarget, request: Request, data: CalibrationData, relevances: Relevances
+def _searched(
+    source: PruneTarget,
+    request: Request,
+    data: CalibrationData,
+    relevances: Relevances,
+    divergence: Divergence,
 ) -> tuple[Measurement, Solution]:
     """Return what a network costs and does as it came, and what keeps to the request.
 
@@ -142,43 +151,30 @@ def solved(
         BudgetError: nothing does.
     """
     signals = measured_signals(source, request, data, relevances)
-    evaluator = evaluator_of(signals, data)
+    evaluator = evaluator_of(signals, data, divergence)
     dense = evaluator.measure("dense", evaluator.dense)
     limits = limits_of(request, evaluator.dense, dense.accuracy)
     return dense, best_solution(evaluator, signals, limits)
 
 
-def evaluator_of(signals: Signals, data: CalibrationData) -> Evaluator:
-    """Return what makes and measures the networks of a request, at the finest precision asked."""
-    request = signals.request
-    builder = NetworkBuilder(
-        model=signals.target.network,
-        values="float32" if request.values == "auto" else request.values,
-        divergence=Divergence(signals.target.network, data.judged),
-        progress=request.options.progress,
-        repair=request.repair,
-        fitted=data.fitted,
-    )
-    return Evaluator(builder, signals.graph, request.evaluate)
-
-
-def finished(
+def _finished(
     solution: Solution, training: Recovery | None
-) -> tuple[PrunedNetwork, Measurement, tuple[RecoveryStep, ...]]:
-    """Return the solution's network, trained if that is asked for, and what was done to it."""
-    made, plan, evaluator = solution.made, solution.plan, solution.evaluator
-    name, candidate = solution.criterion.name, evaluator.candidate(lambda: plan)
-    measured = evaluator.measure(name, candidate)
+) -> tuple[PrunedNetwork, tuple[RecoveryStep, ...]]:
+    """Return the solution's network, trained if that is asked for, and what was done to it.
+
+    A training that takes the network out of the limits is undone.
+    """
+    network, plan, evaluator = solution.network, solution.plan, solution.evaluator
     if training is None:
-        return made, measured, made.steps
-    trained, step = evaluator.builder.trained(made, plan, training)
+        return network, network.steps
+    trained, step = evaluator.builder.trained(network, plan, training)
     if trained is None:
-        return made, measured, (*made.steps, step)
-    candidate = evaluator.candidate(lambda: plan, lambda _: trained)
+        return network, (*network.steps, step)
+    candidate = evaluator.candidate(plan, trained)
     for resource, limit in solution.search.limits.measured:
         amount = resource.count(candidate)
-        if not resource.met(amount, limit):
+        if amount > limit:
             note = f"undone: it takes {amount:,.0f} {resource.name}, above {limit:,.0f}"
             undone = replace(step, kept=False, notes=(*step.notes, note))
-            return made, measured, (*made.steps, undone)
-    return trained, evaluator.measure(name, candidate), trained.steps
+            return network, (*network.steps, undone)
+    return trained, trained.steps

@@ -1,7 +1,7 @@
 """What is asked of `prune`, checked, and the limits that it comes to."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from flexrel.core.budgets import PARAMETERS_LEFT, AccuracyDrop, budget_of, target_of
@@ -10,18 +10,11 @@ from flexrel.core.granularity import Pattern
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
 from flexrel.core.resources import Budget, Candidate, Resource
-from flexrel.criteria import (
-    ALLOCATIONS,
-    OBS,
-    Blend,
-    Criterion,
-    FlexRel,
-    Magnitude,
-    Relevance,
-)
+from flexrel.criteria import ALLOCATIONS, Criterion
 from flexrel.errors import UsageError
-from flexrel.relevance import Attribution, RelevanceStats
-from flexrel.repair import ClosedForm, FineTune, Recovery
+from flexrel.pruning.arguments import criteria_of, recoveries
+from flexrel.relevance import RelevanceStats
+from flexrel.repair import Recovery
 
 Form = Literal["auto", "module", "exported"]
 FORMS: tuple[Form, ...] = ("auto", "module", "exported")
@@ -68,7 +61,7 @@ class Request:
     values: RequestedPrecision
     keep: tuple[str, ...]
     seed: int
-    options: PruneOptions = field(default_factory=PruneOptions)
+    options: PruneOptions
 
     @property
     def fits(self) -> bool:
@@ -83,7 +76,13 @@ class Request:
         """
         first = self.budgets[0].resource if self.budgets else PARAMETERS_LEFT
         zeros = Pattern.of(self.granularity).zeros
-        return PARAMETERS_LEFT if zeros or first.unit_costs is None else first
+        weighs = first.steady and first.unit_costs is not None
+        return first if weighs and not zeros else PARAMETERS_LEFT
+
+    def told(self) -> "Request":
+        """Return what a result tells of it: without what measures, trains and listens."""
+        options = replace(self.options, progress=silent, stats=None)
+        return replace(self, evaluate=None, training=None, options=options)
 
 
 def requested(
@@ -91,7 +90,7 @@ def requested(
     evaluate: Evaluate | None,
     target: AccuracyDrop | str | None,
     budgets: Sequence[Budget | str],
-    criterion: Criterion | Sequence[Criterion] | None,
+    criterion: Criterion | str | Sequence[Criterion | str] | None,
     granularity: str,
     recover: str | Recovery,
     values: RequestedPrecision,
@@ -106,13 +105,17 @@ def requested(
     """
     if not isinstance(budgets, Sequence) or isinstance(budgets, str):
         raise UsageError(f"budgets is a {type(budgets).__name__}; pass a list, [MACs(0.5)]")
+    if isinstance(keep, str):
+        raise UsageError(f"keep is the text {keep!r}; pass a list of names of layers, [{keep!r}]")
+    if not isinstance(options, PruneOptions):
+        raise UsageError(f"options is a {type(options).__name__}; pass a flexrel.PruneOptions(...)")
     read = tuple(map(budget_of, budgets))
     goal = None if target is None else target_of(target)
     check_values(values, ("auto", *VALUES))
     _check_known("form", options.form, FORMS)
     _check_known("allocation", options.allocation, ALLOCATIONS)
     if options.form == "exported" and granularity == "depth":
-        raise UsageError("a program has no blocks to remove; use form='module' for depth")
+        raise UsageError("a program has no blocks to remove; use form 'module' for depth")
     pattern = Pattern.of(granularity)
     if goal is None and not read and pattern.unit != "n:m":
         raise UsageError("nothing to prune to; pass target=AccuracyDrop(0.01) or budgets=[...]")
@@ -125,13 +128,11 @@ def requested(
             "heads can be rounded up to a multiple of 1 or more"
         )
     repair, training = recoveries(recover, seed)
-    if criterion is None:
-        criterion = candidates(granularity, recover)
     return Request(
         evaluate=evaluate,
         target=goal,
         budgets=read,
-        criteria=(criterion,) if isinstance(criterion, Criterion) else tuple(criterion),
+        criteria=criteria_of(criterion, granularity, recover),
         granularity=granularity,
         repair=repair,
         training=training,
@@ -141,69 +142,6 @@ def requested(
         seed=seed,
         options=options,
     )
-
-
-def recoveries(recover: str | Recovery, seed: int) -> tuple[Recovery | None, Recovery | None]:
-    """Return what repairs every network that is tried, and what goes on from the one chosen.
-
-    Args:
-        recover: "none", "closed-form", "finetune:E" for E epochs on the calibration data, or what
-            is to follow the repair.
-        seed: of random numbers.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    if recover == "none":
-        return None, None
-    if recover == "closed-form":
-        return ClosedForm(seed=seed), None
-    if isinstance(recover, str):
-        kind, _, epochs = recover.partition(":")
-        if kind != "finetune" or not epochs.isdecimal():
-            raise UsageError(
-                f"recover {recover!r} is not known; there are: none, closed-form, finetune:EPOCHS"
-            )
-        recover = FineTune(int(epochs), seed=seed)
-    if not isinstance(recover, Recovery):
-        raise UsageError(
-            f"recover is a {type(recover).__name__}, which does not fit flexrel.Recovery; pass "
-            "none, closed-form, finetune:EPOCHS or a flexrel.FineTune(...)"
-        )
-    return (recover, None) if isinstance(recover, ClosedForm) else (ClosedForm(seed=seed), recover)
-
-
-def candidates(
-    granularity: str = "channel",
-    recover: str | Recovery = "closed-form",
-    attribution: Attribution = Attribution(),  # noqa: B008 - frozen
-) -> tuple[Criterion, ...]:
-    """Return the criteria that `criterion=None` chooses from; of equals, the earlier is taken.
-
-    Where each network tried is repaired, which takes longer, they are few. For channels and heads
-    `OBS`, which knows of the repair, and the signals that it does not always beat; for weights the
-    three that were best wherever it was measured: magnitude first, since a budget on bytes has its
-    network repaired already. `docs/method.md` has the measurements.
-
-    Args:
-        granularity: as in `prune`.
-        recover: likewise.
-        attribution: by which rule and from which output relevance is measured.
-    """
-    rule, output = attribution.rule, attribution.output
-
-    def blended(delta: float, blend: Blend = "sum") -> FlexRel:
-        return FlexRel(delta, blend=blend, rule=rule, output=output)
-
-    relevance = Relevance(rule=rule, output=output)
-    repairs = recover != "none"
-    if repairs and granularity in ("channel", "head"):
-        return (OBS(), blended(0.5), Magnitude(), relevance)
-    if repairs and granularity != "depth":
-        return (Magnitude(), blended(1 / 3, "product"), blended(0.1))
-    sums = tuple(map(blended, (0.1, 0.3, 0.5, 0.7, 0.9)))
-    products = tuple(blended(delta, "product") for delta in (1 / 3, 0.5, 2 / 3))
-    return (*sums, *products, Magnitude(), relevance)
 
 
 def _check_known(name: str, value: str, known: Collection[str]) -> None:
@@ -227,6 +165,10 @@ class Limits:
     def measured(self) -> tuple[tuple[Resource, float], ...]:
         """Those that only the network itself tells, such as the bytes of its file."""
         return tuple(pair for pair in self.amounts if not pair[0].steady)
+
+    def counted(self, dense: Candidate, achieved: Candidate) -> Mapping[str, tuple[float, float]]:
+        """Return how much of each limited resource two networks take, by its name."""
+        return {r.name.lower(): (r.count(dense), r.count(achieved)) for r, _ in self.amounts}
 
     def as_json(self) -> Mapping[str, float | None]:
         """Return every limit by its resource, None where nothing was asked for."""

@@ -13,14 +13,15 @@ from typing import Any, Literal
 from torch import nn
 
 from flexrel.core.batches import Batch
-from flexrel.core.evaluate import Accuracy, standard_error
+from flexrel.core.budgets import Bytes
+from flexrel.core.evaluate import standard_error
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.plan import Plan
 from flexrel.core.precision import Values
-from flexrel.criteria import Criterion, FlexRel, attribution_of
+from flexrel.criteria import Criterion, FlexRel
 from flexrel.io import EXPORTS, check_exports, encode, exported, fixed, graph_notes, render
 from flexrel.pruning.request import Limits, Request
-from flexrel.relevance import Attribution, rule_of
+from flexrel.relevance import RelevanceStats
 from flexrel_edge.files import replace_file
 
 
@@ -38,8 +39,10 @@ class Result:
         warnings: what may be wrong with the request, each in a line with its numbers.
         request: what was asked.
         limits: what that came to.
+        amounts: how much of each limited resource the dense network takes, and the pruned one.
+        samples: how many samples accuracy was measured on, if `evaluate` tells.
+        stats: the relevance that was measured, the first if by several attributions.
         values: precision of the packed file.
-        started_from: which output relevance started from; None where none was measured.
         samples_a_call: how many samples the network takes in one call; None: any number.
         calibration_samples: how many there were.
         example: the first calibration batch, which exports are made with.
@@ -58,8 +61,10 @@ class Result:
     warnings: tuple[str, ...]
     request: Request
     limits: Limits
+    amounts: Mapping[str, tuple[float, float]]
+    samples: int | None
+    stats: RelevanceStats | None
     values: Values
-    started_from: str | None
     samples_a_call: int | None
     calibration_samples: int
     example: Batch
@@ -74,23 +79,16 @@ class Result:
         return self.limits.as_json()
 
     @property
-    def samples(self) -> int | None:
-        """How many samples accuracy was measured on, if `evaluate` tells."""
-        evaluate = self.request.evaluate
-        return evaluate.samples if isinstance(evaluate, Accuracy) else None
-
-    @property
     def options(self) -> dict[str, Any]:
         """What else was asked, and all criteria that one was chosen from."""
         request, options = self.request, self.request.options
-        attribution = next(filter(None, map(attribution_of, request.criteria)), Attribution())
         return {
             "scored_by": repr(self.criterion),
             "chosen_from": [criterion.name for criterion in request.criteria],
             "keep": list(request.keep),
             "multiple_of": options.multiple_of,
-            "rule": rule_of(attribution.rule).name,
-            "output": self.started_from,
+            "rule": self.stats.rule if self.stats else None,
+            "output": self.stats.output if self.stats else None,
             "allocation": options.allocation,
             "recover": request.recover,
             "values": self.values,
@@ -121,6 +119,8 @@ class Result:
         return {
             "requested": {**self.requested, "latency_ms": None},
             "achieved": {
+                **{name: amount for name, (_, amount) in self.amounts.items()},
+                **{f"{name}_dense": amount for name, (amount, _) in self.amounts.items()},
                 "accuracy": achieved.accuracy,
                 "accuracy_dense": dense.accuracy,
                 "accuracy_standard_error": self.standard_error,
@@ -199,7 +199,7 @@ class Result:
         if "graph" in export:
             packed = encode(self.model, self.values, self.example)
             notes = graph_notes("model.flexrel", packed)
-            limit = self.requested["bytes"]
+            limit = next((at for r, at in self.limits.amounts if r is Bytes.resource), None)
             if limit is not None and len(packed) > limit:
                 notes.append(
                     f"model.flexrel has {len(packed):,} bytes with its ONNX graph; the budget of "

@@ -6,6 +6,7 @@ steady can only fall as `k` grows.
 
 from collections.abc import Callable
 from functools import cache
+from operator import itemgetter
 
 from flexrel.core.plan import Plan
 from flexrel.core.resources import TOLERANCE, Candidate, Resource
@@ -72,12 +73,12 @@ class BudgetSearch:
             accuracies[count] = self.evaluator.accuracy(candidate.network)
             told = f"searching with {criterion.name}"
             self.evaluator.builder.progress(told, len(accuracies), None)
-            return accuracies[count] >= floor - TOLERANCE and self._within(candidate)
+            return accuracies[count] >= floor - TOLERANCE and self._exceeded(candidate) is None
 
         count = most_removal(good, least, ranking.removable, ranking.removable // _RESOLUTION)
         if count is None:
             advice = "That is what the budgets leave; raise them or allow a larger drop."
-            raise BudgetError("accuracy", floor, accuracies[least], advice)
+            raise BudgetError("accuracy", floor, accuracies[least], advice, at_least=True)
         return ranking.plan(count)
 
     def least(self, criterion: Criterion) -> int:
@@ -95,11 +96,11 @@ class BudgetSearch:
             count = ranking.removable
         while self.limits.measured:  # it may rise a little as units go
             candidate = self._candidate(ranking, count)
-            if self._within(candidate):
+            exceeded = self._exceeded(candidate)
+            if exceeded is None:
                 break
             if count == ranking.removable:
-                resource, limit = self.limits.measured[0]
-                raise BudgetError(resource.name, limit, resource.count(candidate))
+                raise self._refused(ranking, *exceeded)
             count = min(count + 1 + ranking.removable // _STEPS, ranking.removable)
         return count
 
@@ -111,7 +112,7 @@ class BudgetSearch:
 
     def as_costly(self, like: Plan, criterion: Criterion) -> Plan | None:
         """Return the criterion's plan that takes no more than another of what is short, if any."""
-        limit = self._short.count(self.evaluator.candidate(lambda: like))
+        limit = self._short.count(self.evaluator.candidate(like))
         ranking = self.ranking(criterion)
         count = self._bisected(ranking, self._short, limit)
         return None if count is None else self._filled(ranking, count, ((self._short, limit),))
@@ -119,13 +120,18 @@ class BudgetSearch:
     def _candidate(self, ranking: Ranking, count: int, *, rough: bool = False) -> Candidate:
         """Return the plan that removes the ranking's first units, its network not yet made."""
         exact = isinstance(ranking, UnitRanking) and ranking.multiple_of == 1
-        known = count if exact else None
-        build = self.evaluator.builder.rough if rough else None
-        return self.evaluator.candidate(lambda: ranking.plan(count), build, removed=known)
+        evaluator = self.evaluator
+        return Candidate(
+            evaluator.graph,
+            lambda: ranking.plan(count),
+            evaluator.builder.rough if rough else evaluator.network_of,
+            known_removed=count if exact else None,
+        )
 
-    def _within(self, candidate: Candidate) -> bool:
-        """Return whether a network keeps to every limit that only itself tells."""
-        return all(r.met(r.count(candidate), limit) for r, limit in self.limits.measured)
+    def _exceeded(self, candidate: Candidate) -> tuple[Resource, float] | None:
+        """Return the tightest limit on what only the network tells that it does not keep to."""
+        missed = [pair for pair in self.limits.measured if pair[0].count(candidate) > pair[1]]
+        return min(missed, key=itemgetter(1), default=None)
 
     def _bisected(self, ranking: Ranking, resource: Resource, limit: float) -> int | None:
         sign = -1 if resource.at_least else 1
@@ -153,7 +159,7 @@ class BudgetSearch:
 
         @cache
         def rough(count: int) -> float:
-            self.evaluator.builder.progress("packing", count, ranking.removable)
+            self.evaluator.builder.progress(f"counting {resource.name}", count, ranking.removable)
             return resource.count(self._candidate(ranking, count, rough=True))
 
         met: int | None = None
@@ -164,7 +170,7 @@ class BudgetSearch:
             if count is None or count == met:
                 break
             amount = resource.count(self._candidate(ranking, count))
-            grown = amount / rough(count)
+            grown = amount / rough(count) if rough(count) else 1.0
             if amount <= limit:
                 met = count
             if met is not None and amount >= (1 - _ROOM) * limit:
@@ -184,7 +190,8 @@ class BudgetSearch:
             advice = f"Every layer keeps a multiple of {ranking.multiple_of}."
         closest = resource.count(self._candidate(ranking, ranking.removable))
         more = resource.advice(graph)
-        return BudgetError(resource.name, limit, closest, f"{advice} {more}".rstrip())
+        text = f"{advice} {more}".rstrip()
+        return BudgetError(resource.name, limit, closest, text, resource.at_least)
 
     def _filled(
         self, ranking: Ranking, count: int, limits: tuple[tuple[Resource, float], ...]
@@ -202,7 +209,7 @@ class BudgetSearch:
             return plan
 
         def room(plan: Plan) -> float:
-            candidate = self.evaluator.candidate(lambda: plan)
+            candidate = self.evaluator.candidate(plan)
             return min(1 - r.count(candidate) / max(limit, 1) for r, limit in limits)
 
         for tried, (group, unit) in enumerate(ranking.best_removed(count)):

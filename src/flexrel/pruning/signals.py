@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from flexrel.core.cost import Cost
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Saliency
 from flexrel.core.running import fingerprint
@@ -24,7 +23,7 @@ from flexrel.errors import UsageError
 from flexrel.pruning.data import CalibrationData
 from flexrel.pruning.request import Request
 from flexrel.pruning.sources import PruneTarget
-from flexrel.relevance import Attribution, RelevanceStats, calibrate
+from flexrel.relevance import Attribution, RelevanceStats, calibrate, rule_of
 from flexrel.structure import named_tensors
 
 Relevances = Mapping[Attribution, RelevanceStats]
@@ -39,16 +38,28 @@ def measured_relevance(model: nn.Module, request: Request, data: CalibrationData
     wanted = dict.fromkeys(filter(None, map(attribution_of, request.criteria)))
     options = request.options
     if options.stats is not None:
-        if options.stats.model not in ("", fingerprint(model)):
-            raise UsageError("stats= are of another network; calibrate this very model")
+        for one in wanted:
+            _check_stats(options.stats, one, model)
         return dict.fromkeys(wanted, options.stats)
     return {
         one: calibrate(model, data.fitted, one.rule, one.output, options.progress) for one in wanted
     }
 
 
+def _check_stats(stats: RelevanceStats, wanted: Attribution, model: nn.Module) -> None:
+    if stats.model not in ("", fingerprint(model)):
+        raise UsageError("stats= are of another network; calibrate this very model")
+    rule, output = rule_of(wanted.rule).name, wanted.output
+    other = output not in ("auto", stats.output) and isinstance(output, str)
+    if stats.rule != rule or other:
+        raise UsageError(
+            f"stats= were made with rule {stats.rule!r} from output {stats.output!r}, but a "
+            f"criterion needs rule {rule!r} from output {output!r}"
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Signals:
+class NetworkSignals:
     """What is known of a network's units.
 
     Attributes:
@@ -70,7 +81,7 @@ class Signals:
         attribution = attribution_of(criterion)
         stats = None if attribution is None else self.relevances.get(attribution)
         unit_costs = self.request.short.unit_costs
-        costs: Mapping[str, Cost] | None = unit_costs(self.graph) if unit_costs else None
+        costs = unit_costs(self.graph) if unit_costs else None
         tensors = named_tensors(self.target.network)
         scores = scores_of(criterion, self.graph, tensors, stats, self.saliency, costs)
         options = self.request.options
@@ -79,7 +90,7 @@ class Signals:
 
 def measured_signals(
     target: PruneTarget, request: Request, data: CalibrationData, relevances: Relevances
-) -> Signals:
+) -> NetworkSignals:
     """Return what the criteria of a request need of a network, besides its weights."""
     graph = target.graph
     for stats in relevances.values():
@@ -92,4 +103,4 @@ def measured_signals(
         )
         groups = [group for group in graph.groups if group.name in saliency]
         graph = graph.only(groups, unknown)
-    return Signals(target, graph, relevances, saliency, request)
+    return NetworkSignals(target, graph, relevances, saliency, request)

@@ -78,7 +78,7 @@ class Sources:
                 raise UnprunableError(f"{error}; as a program: {refused}") from error
         return PruneTarget(self.model, graph, (example,))
 
-    def next(self, target: PruneTarget, error: BudgetError) -> PruneTarget:
+    def instead(self, target: PruneTarget, error: BudgetError) -> PruneTarget:
         """Return the program, of which more can be cut than of the module; else raise the error."""
         if not self._both or target.program:
             raise error

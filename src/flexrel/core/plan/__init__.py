@@ -47,7 +47,8 @@ class Plan:
     @property
     def removed(self) -> int:
         """How many units go."""
-        return self.graph.units - sum(int(mask.sum()) for mask in self.masks.values())
+        kept = sum(int(self.masks[group.name].sum()) for group in self.graph.groups)
+        return self.graph.units - kept
 
     def explain(self) -> str:
         """Return the plan as text: every group, every layer left alone, and what it comes to."""
