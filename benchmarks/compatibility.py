@@ -147,7 +147,7 @@ def reason(error):
 
 
 def relevance(model, batch):
-    """Return what came of every rule, and how many weights have statistics."""
+    """Return what came of every rule, and how many weights have stats."""
     shape = next(iter(batch.values())).shape if isinstance(batch, dict) else batch.shape
     row = {"parameters": sum(p.numel() for p in model.parameters()), "input": list(shape)}
     row["rules"] = {}
@@ -449,7 +449,7 @@ def page(found):
     yield common.listed(f"{name}: {why}" for name, why in skipped.items())
     yield "## Network by network"
     yield (
-        "*Weights read*: parameters of two axes or more that have statistics; the others are not "
+        "*Weights read*: parameters of two axes or more that have stats; the others are not "
         "multiplied with activations as a layer's weights are (tokens, positions, scales, tables "
         "of biases). Two sizes: relevance was measured on a smaller network than what was cut. An "
         "empty cell was not measured."

@@ -52,7 +52,7 @@ one standard error.
 - *FlexRel*: at each size the form of the score that diverges least from the dense network on
   calibration data, as `prune` chooses, without labels; *form* names it. *By labels*: the one most
   accurate on labelled data that nothing is reported on. *Without OBS*: where OBS is not among them.
-- The forms: magnitude, relevance, blends of the two and, of channels, OBS: the damage that a repair
+- The forms: magnitude, relevance, blends of the two and, of channels, OBS: the loss that a repair
   can't make up for, which is neither ([method](../method.md)). Not repaired, `prune` tries
   more blends and no OBS.
 - *Saving*: over the better of the two single signals, with the error of 200 draws of the n images

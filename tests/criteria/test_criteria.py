@@ -376,7 +376,7 @@ def test_weights_that_are_nan_are_refused_with_the_groups_name():
 def test_missing_statistics_are_asked_for(criterion):
     case = constant_case(1.0, 1.0)
 
-    with pytest.raises(UsageError, match=f"{criterion.name!r} needs statistics"):
+    with pytest.raises(UsageError, match=f"{criterion.name!r} needs stats"):
         scores_of(criterion, case.graph, case.tensors, None)
 
 

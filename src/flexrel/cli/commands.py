@@ -13,7 +13,6 @@ import typer
 from jinja2 import UndefinedError
 from rich.console import Console
 
-import flexrel_edge
 from flexrel.cli import demo, packing
 from flexrel.cli.arguments import (
     DATA,
@@ -37,6 +36,7 @@ from flexrel.io import EXPORTS, check_exports, percent, render
 from flexrel.pruning import FORMS, PruneOptions, criteria_of, prune
 from flexrel.pruning import compare as compare_result
 from flexrel.relevance import Attribution, RelevanceStats, calibrate
+from flexrel_edge.files import replace_file
 
 app = typer.Typer(
     help="Prune a trained network to what the target can afford.",
@@ -198,7 +198,7 @@ def prune_command(
 def calibrate_command(
     model: ModelArgument,
     data: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="file of statistics")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="file of stats")],
     weights: WeightsOption = None,
     rule: RuleOption = "gradient-input",
     output: OutputOption = "auto",
@@ -211,10 +211,10 @@ def calibrate_command(
     ] = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Measure relevance on data, and write the statistics; those of several runs can be merged."""
+    """Measure relevance on data, and write the stats; those of several runs can be merged."""
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)
-        statistics = calibrate(
+        stats = calibrate(
             network,
             read_data(data, "calibration"),
             parse_rule(rule),
@@ -224,20 +224,20 @@ def calibrate_command(
             max_batches=max_batches,
             max_seconds=max_seconds,
         )
-    statistics.save(out)
+    stats.save(out)
     if check:
-        Console().print(conservation(statistics.balances))
-    typer.echo(f"{out}: {len(statistics)} layers, {statistics.samples:,.0f} samples")
-    if statistics.unmeasured:
-        typer.echo(f"Without relevance: {', '.join(statistics.unmeasured)}")
+        Console().print(conservation(stats.balances))
+    typer.echo(f"{out}: {len(stats)} layers, {stats.samples:,.0f} samples")
+    if stats.unmeasured:
+        typer.echo(f"Without relevance: {', '.join(stats.unmeasured)}")
 
 
 @app.command("merge")
 def merge_command(
-    files: Annotated[list[Path], typer.Argument(help="files of statistics")],
+    files: Annotated[list[Path], typer.Argument(help="files of stats")],
     out: Annotated[Path, typer.Option("--out", "-o", help="file of their sum")],
 ) -> None:
-    """Add up statistics that were taken in several places."""
+    """Add up stats that were taken in several places."""
     total = reduce(add, [RelevanceStats.load(path) for path in files])
     total.save(out)
     typer.echo(f"{out}: {len(total)} layers, {total.samples:,.0f} samples")
@@ -260,7 +260,7 @@ def report_command(
     except (KeyError, TypeError, ValueError, UndefinedError) as error:
         raise UsageError(f"{directory}: its records lack something: {error}") from error
     path = directory / "report.html"
-    flexrel_edge.files.replace_file(path, page.encode())
+    replace_file(path, page.encode())
     typer.echo(str(path))
     if show:
         webbrowser.open(path.resolve().as_uri())

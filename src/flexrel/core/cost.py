@@ -32,7 +32,7 @@ def _zeroed(graph: PruningGraph, masks: Masks) -> int:
 
 def macs(graph: PruningGraph, masks: Masks | None = None) -> int:
     """Return the multiply-adds of one sample."""
-    if masks and (blocks := _blocks(graph, masks)):
+    if masks and (blocks := removed_blocks(graph, masks)):
         return macs(graph) - sum(block.macs for block in blocks)
     shapes = _shapes(graph, masks)
     gone = {group: int((~mask).sum()) for group, mask in (masks or {}).items()}
@@ -103,13 +103,13 @@ def sparsity(graph: PruningGraph, masks: Masks) -> float:
     return sum(int((~masks[group.name]).sum()) for group in graph.groups) / graph.units
 
 
-def _blocks(graph: PruningGraph, masks: Masks | None = None) -> list[ResidualBlock]:
-    """Return all blocks, or those that go."""
+def removed_blocks(graph: PruningGraph, masks: Masks) -> list[ResidualBlock]:
+    """Return the residual blocks that the masks remove."""
     return [
         block
         for group in graph.groups
         for unit, block in enumerate(group.blocks)
-        if masks is None or not masks[group.name][unit]
+        if not masks[group.name][unit]
     ]
 
 
@@ -129,8 +129,8 @@ def _shapes(graph: PruningGraph, masks: Masks | None) -> dict[str, list[int]]:
     """Return every parameter's shape once channels or blocks are gone."""
     shapes = {name: list(shape) for name, shape in graph.shapes.items()}
     if masks:
-        passed = _blocks(graph, masks)
-        kept = set(_blocks(graph)) - set(passed)
+        passed = removed_blocks(graph, masks)
+        kept = {block for group in graph.groups for block in group.blocks} - set(passed)
         for name in {t for b in passed for t in b.tensors} - {t for b in kept for t in b.tensors}:
             del shapes[name]
     for group in graph.groups if masks else ():

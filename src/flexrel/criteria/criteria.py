@@ -214,7 +214,7 @@ def scores_of(
         UsageError: a signal is missing, or the criterion made a NaN or a wrong shape.
     """
     if attribution_of(criterion) is not None and stats is None:
-        raise UsageError(f"criterion {criterion.name!r} needs statistics; pass calibration data")
+        raise UsageError(f"criterion {criterion.name!r} needs stats; pass calibration data")
     costs = unit_parameters(graph) if costs is None else costs
     signals = []
     for group in graph.groups:

@@ -80,7 +80,7 @@ class GroupSignals:
                 prunes best: "positive" for single weights, "sample" for all else.
 
         Raises:
-            UsageError: the statistics lack a layer that the group needs.
+            UsageError: the stats lack a layer that the group needs.
         """
         part = part or ("positive" if self.single_weights else "sample")
         if self.group.blocks:
@@ -123,9 +123,7 @@ class GroupSignals:
 
     def _layer(self, layer: str) -> LayerRelevance:
         if self.stats is None or layer not in self.stats:
-            raise UsageError(
-                f"the statistics have no relevance of {layer!r}; calibrate this very model"
-            )
+            raise UsageError(f"the stats have no relevance of {layer!r}; calibrate this very model")
         return self.stats[layer]
 
 

@@ -1,6 +1,6 @@
 """What is written and read: packed files, exported networks, the report."""
 
-from flexrel.io.encode import encode, names_of
+from flexrel.io.encode import encode
 from flexrel.io.export import (
     EXPORTS,
     check_exports,
@@ -25,7 +25,6 @@ __all__ = [
     "fixed",
     "graph_notes",
     "load",
-    "names_of",
     "percent",
     "render",
 ]

@@ -52,10 +52,9 @@ def encode(
         model: whose parameters and persistent buffers are packed; tied ones once.
         values: "float32" packs every tensor as it is; "float16", "bfloat16", "int8" and "int4"
             round float32 tensors, the latter two to whole numbers times a scale for each output.
-        graph: a batch of inputs, with which what the network computes is written down too, as an
-            ONNX graph: so that `flexrel_edge.session` and `unpack` to `.onnx` need nothing else.
-        metadata: texts to keep with them, such as labels, pre-processing and licence.
-        codec: "pcodec-1", or "zstd-1" for devices that pcodec has no wheel for; larger files.
+        graph: a batch of inputs; the network's ONNX graph goes along.
+        metadata: texts to keep with them.
+        codec: of the tensors' bytes.
 
     Raises:
         UsageError: an unknown precision, a value that it can't hold, state that is no tensor,

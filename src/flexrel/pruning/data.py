@@ -131,14 +131,14 @@ class _FirstNorm(OpRecorder):
         self.found: InputShift | None = None
         self._names = names
 
-    def run(self, step: Op) -> Any:  # noqa: ANN401
+    def run(self, op: Op) -> Any:  # noqa: ANN401
         """Run the operation, and look at its input if it is such a norm."""
-        if self.found is None and step.name in _NORMS:
-            given = step.norm_arguments()
+        if self.found is None and op.name in _NORMS:
+            given = op.norm_arguments()
             name = self._names.get(id(given["running_mean"]))
             if name is not None:
                 self.found = _compared(name.rpartition(".")[0], given)
-        return super().run(step)
+        return super().run(op)
 
 
 def _compared(norm: str, given: Mapping[str, Any]) -> InputShift | None:

@@ -63,21 +63,26 @@ def pack(
     """Write the model to a packed file, whole or not at all; return its size and what it cost.
 
     Args:
-        model: as for `encode`; not changed.
+        model: whose parameters and persistent buffers are packed, tied ones once; not changed.
         path: of the file; replaced if it is there.
-        values: as for `encode`. "auto" takes the fewest bits a value that keep to the target,
-            and can hold every value.
+        values: "float32" packs every tensor as it is; "float16", "bfloat16", "int8" and "int4"
+            round float32 tensors, the latter two to whole numbers times a scale for each output.
+            "auto" takes the fewest bits a value that keep to the target, and can hold every value.
         calibration: batches of inputs, labels not needed. "int8" and "int4" round so that the
             outputs of each layer change least on them; 128, or a quarter, are held out, and tell
             how far the model's outputs moved.
         evaluate: `model -> accuracy` in [0, 1], on other data.
         target: how much accuracy may be lost.
-        graph: as for `encode`.
-        metadata: texts to keep with the tensors.
-        codec: as for `encode`.
+        graph: a batch of inputs, with which what the network computes is written down too, as an
+            ONNX graph: so that `flexrel_edge.session` and `unpack` to `.onnx` need nothing else.
+        metadata: texts to keep with the tensors, such as labels, pre-processing and licence.
+        codec: "pcodec-1", or "zstd-1" for devices that pcodec has no wheel for; larger files.
 
     Raises:
-        UsageError: as for `encode`; a target without `evaluate`, or "auto" without a target.
+        UsageError: an unknown precision, a value that it can't hold, state that is no tensor,
+            metadata under a name of ours, a graph without the extra "export", a target without
+            `evaluate`, or "auto" without a target.
+        ModelError: the model has no ONNX graph.
         BudgetError: more accuracy is lost than the target allows; nothing was written.
     """
     target = None if target is None else target_of(target)

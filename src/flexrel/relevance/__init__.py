@@ -16,12 +16,11 @@ from flexrel.relevance.rules import (
     ZPlus,
     rule_of,
 )
-from flexrel.relevance.stats import PARTS, LayerRelevance, Part, RelevanceStats
+from flexrel.relevance.stats import LayerRelevance, Part, RelevanceStats
 from flexrel.relevance.targets import OUTPUTS, Attribution, AttributionTarget
 
 __all__ = [
     "OUTPUTS",
-    "PARTS",
     "RULES",
     "Affine",
     "AttnLRP",

@@ -1,7 +1,7 @@
 """How relevance goes through everything between layers, under all rules but gradient x input.
 
 In terms of the modified gradient `G`, with `R(a) = a G(a)`, many operations need nothing: sums,
-concatenations, members, reshapes, padding, average and maximum pooling and (by its first-order
+concatenations, slices, reshapes, padding, average and maximum pooling and (by its first-order
 expansion) softmax send relevance on by their plain gradient. What is left is this table:
 
 - elementwise functions pass relevance on, but for what they give without an input, which is a

@@ -1,9 +1,9 @@
 """What brings accuracy back after a cut: repair in closed form, and training; and rounding."""
 
-from flexrel.repair.closed_form import LayerRepair, reconstruct_
+from flexrel.repair.closed_form import reconstruct_
 from flexrel.repair.finetune import FineTune
 from flexrel.repair.holder import MaskHolder
-from flexrel.repair.least_squares import LayerSolution, normal_solution
+from flexrel.repair.least_squares import normal_solution
 from flexrel.repair.moments import (
     SecondMoments,
     drawn_rows,
@@ -18,8 +18,6 @@ from flexrel.repair.rounding import round_
 __all__ = [
     "ClosedForm",
     "FineTune",
-    "LayerRepair",
-    "LayerSolution",
     "MaskHolder",
     "Recovery",
     "RepairResult",

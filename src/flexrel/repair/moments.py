@@ -2,7 +2,7 @@
 
 A layer is `z = a W + b` over rows: samples, and for a convolution samples and positions. All that
 least squares asks of the rows are their second moments, which are sums over rows, so those of
-batches, processes and devices add up, as statistics do. Neighbouring positions of a convolution
+batches, processes and devices add up, as stats do. Neighbouring positions of a convolution
 say much the same: a share of the rows, drawn at random, is unfolded, and never all of them.
 """
 

@@ -22,7 +22,7 @@ def round_(
     """Round the model's tensors, in place, to what its packed file will hold.
 
     Args:
-        model: cut_changes.
+        model: changed in place.
         values: precision, as `stored` takes it.
         calibration: batches of inputs, labels not needed. With them "int8" and "int4" round so that
             the outputs of each layer change least on them; without, each value by itself.

@@ -180,7 +180,7 @@ def _recurrent(d: DependencyBuilder, op: Operation) -> None:
 
 
 def _weight_norm(d: DependencyBuilder, op: Operation) -> None:
-    """Scale a weight's members along one axis, each by the norm of the rest."""
+    """Scale a weight's slices along one axis, each by the norm of the rest."""
     v, g, dim = op.args["v"], op.args["g"], op.args.get("dim", 0)
     for at, axis in enumerate(d.axes(v)):
         if at != dim:

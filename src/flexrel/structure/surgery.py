@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, fx, nn
 
+from flexrel.core.cost import removed_blocks
 from flexrel.core.graph import (
     PruningGraph,
     PruningGroup,
-    ResidualBlock,
     SizeAttribute,
     layer_of,
     weight_of,
@@ -110,7 +110,7 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
         plan: of a granularity whose units are removed for real.
     """
     tensors = named_tensors(model)
-    for block in blocks_gone(plan):
+    for block in removed_blocks(plan.graph, plan.masks):
         skip_(model, block.module, block.place)
     kept = kept_positions(tensors, plan)
     cut: dict[str, Tensor] = {}
@@ -150,16 +150,6 @@ def kept_positions(tensors: Mapping[str, Tensor], plan: Plan) -> dict[tuple[str,
             whole = torch.ones(tensors[member.tensor].shape[member.axis], dtype=torch.bool)
             kept.setdefault(where, whole)[member.index[gone].flatten()] = False
     return kept
-
-
-def blocks_gone(plan: Plan) -> list[ResidualBlock]:
-    """Return the blocks that the plan removes."""
-    return [
-        block
-        for group in plan.graph.groups
-        for unit, block in enumerate(group.blocks)
-        if not plan.masks[group.name][unit]
-    ]
 
 
 def absorbed(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:

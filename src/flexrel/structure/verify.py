@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch
+from flexrel.core.cost import removed_blocks
 from flexrel.core.graph import PruningGraph, PruningGroup, SizeAttribute
 from flexrel.core.plan import Plan
 from flexrel.core.running import call, duplicate, reason, tensors_of, undisturbed
@@ -23,7 +24,6 @@ from flexrel.structure.modules import pass_over_
 from flexrel.structure.surgery import (
     absorbed,
     add_to_bias_,
-    blocks_gone,
     masked,
     named_tensors,
     resize_,
@@ -120,7 +120,7 @@ def _masked(model: nn.Module, plan: Plan) -> nn.Module:
     resize_(expected, masked(tensors, plan, readers=True))
     for layer, shift in absorbed(tensors, plan).items():
         add_to_bias_(expected.get_submodule(layer), shift)
-    for block in blocks_gone(plan):
+    for block in removed_blocks(plan.graph, plan.masks):
         pass_over_(expected.get_submodule(block.module))
     return expected
 
