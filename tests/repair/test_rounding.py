@@ -12,7 +12,8 @@ import flexrel
 from flexrel import Magnitude, Sparsity, prune
 from flexrel.core.batches import fitted_and_judged
 from flexrel.core.precision import scales_of, to_grid
-from flexrel.io import encode, pack
+from flexrel.io import encode
+from flexrel.pruning import pack
 from flexrel.repair import round_
 from flexrel.repair.gptq import rounded
 from networks import Convolutional
