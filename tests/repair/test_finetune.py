@@ -44,6 +44,19 @@ def looking(make, look):
     return looked_at
 
 
+def watching(trained_on, held_out=None):
+    """Return a loss that notes which labels it is given, in training and else in validation."""
+
+    def loss(output, labels):
+        if torch.is_grad_enabled():
+            trained_on.append(id(labels))
+        elif held_out is not None:
+            held_out.append(id(labels))
+        return functional.cross_entropy(output, labels)
+
+    return loss
+
+
 def positive_zero(tensor):
     return bool((tensor.view(torch.int32) == 0).all())
 
@@ -54,17 +67,17 @@ def test_agrees_with_a_loop_written_by_hand(distillation):
     network, plan = pruned(dense, "channel")
     data = held_out = labelled(5)
     order = []
+    network.register_forward_pre_hook(lambda m, args: order.append(args[0]) if m.training else None)
 
     found = FineTune(
         2,
         validation=held_out,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-        augment=lambda x, _: order.append(x) or x,
         distillation=distillation,
         temperature=3.0,
     )(network, dense, plan, data)
 
-    student, labels = copy.deepcopy(network), {id(x): y for x, y in data}
+    student, labels = copy.deepcopy(network).eval(), {id(x): y for x, y in data}
     parameters = list(student.parameters())
     speeds = [torch.zeros_like(p) for p in parameters]
     for x in order:
@@ -110,10 +123,10 @@ def test_order_is_drawn_anew_in_each_epoch_and_each_batch_comes_once():
     data = labelled(6, samples=2)
     seen = []
 
-    run(3, batches=data, validation=labelled(1), augment=lambda x, _: seen.append(id(x)) or x)
+    run(3, batches=data, validation=labelled(1), loss=watching(seen))
 
     epochs = [seen[i : i + 6] for i in (0, 6, 12)]
-    assert all(sorted(epoch) == sorted(id(x) for x, _ in data) for epoch in epochs)
+    assert all(sorted(epoch) == sorted(id(y) for _, y in data) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
@@ -124,11 +137,10 @@ def test_a_loader_keeps_its_own_order():
 
     data = labelled(4, samples=2)
     seen = []
-    settings = {"validation": labelled(1), "augment": lambda x, _: seen.append(x) or x}
 
-    run(2, data=Loader(), **settings)
+    run(2, data=Loader(), validation=labelled(1), loss=watching(seen))
 
-    assert all(a is b for a, (b, _) in zip(seen, data * 2, strict=True))
+    assert seen == [id(y) for _, y in data * 2]
 
 
 def test_a_loader_may_give_more_batches_than_it_said():
@@ -247,11 +259,8 @@ def test_a_share_of_the_batches_is_held_out_and_never_trained_on():
     data = labelled(10, samples=2)
     trained_on, held_out = [], []
 
-    def seen(x, _):
-        (trained_on if torch.is_grad_enabled() else held_out).append(id(x))
-        return x
-
-    _, _, trained = run(2, batches=data, validation=0.25, augment=seen)
+    loss = watching(trained_on, held_out)
+    _, _, trained = run(2, batches=data, validation=0.25, loss=loss)
 
     assert len(set(trained_on)) == 8  # round(2.5) is 2
     assert len(set(held_out)) == 2
@@ -259,16 +268,16 @@ def test_a_share_of_the_batches_is_held_out_and_never_trained_on():
     assert trained.training.validated_on == "2 of 10 batches, held out"
 
 
-def test_what_is_held_out_is_seen_augmented_too_and_alike_each_time():
+def test_what_a_validation_loader_draws_is_the_same_each_time():
     noises = []
 
-    def noisy(x, draw):
-        noise = torch.randn(x.shape, generator=draw)
-        if not torch.is_grad_enabled():
-            noises.append(noise)
-        return x + noise
+    class Noisy:
+        def __iter__(self):
+            for x, y in labelled(1):
+                noises.append(torch.randn(x.shape))
+                yield x + noises[-1], y
 
-    run(2, batches=labelled(4), validation=0.25, augment=noisy)
+    run(2, validation=Noisy())
 
     assert len(noises) == 3  # before and after each epoch
     assert all(noise.equal(noises[0]) for noise in noises)
@@ -298,12 +307,12 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_the_best_so_far():
         scale = math.nan if len(calls) == 12 else 1.0  # in epoch 2: 3 + 1 batches, validated first
         return functional.cross_entropy(output, labels) * scale
 
-    network, _, trained = run(5, labelled(4), loss=loss, distillation=0.0, augment=None)
+    network, _, trained = run(5, labelled(4), loss=loss, distillation=0.0)
 
     found = trained.training
     assert found.stopped.startswith("the loss was nan in step ")
     assert "of epoch 3" in found.stopped
-    assert found.ran == 2
+    assert len(found.validation) == 1 + 2  # before, and after each epoch that was run whole
     assert all(tensor.isfinite().all() for tensor in weights(trained.model).values())
     assert network.training is False
 

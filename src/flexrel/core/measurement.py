@@ -44,15 +44,8 @@ class RecoveryStep:
 class Training:
     """What happened while a pruned network was trained."""
 
-    epochs: int  # asked for
     validation: tuple[float, ...]  # loss on the validation batches: before, and after each epoch
-    training: tuple[float, ...]  # mean loss of each epoch's steps
     best: int  # the epoch whose network was taken; 0: the network as it was given
     stopped: str  # why it ended
     validated_on: str
     distillation: float  # share of the loss that came from the dense network
-
-    @property
-    def ran(self) -> int:
-        """How many epochs were run whole."""
-        return len(self.training)

@@ -22,7 +22,7 @@ from flexrel.core.plan import Plan
 from flexrel.core.running import undisturbed
 from flexrel.repair.gptq import round_solution
 from flexrel.repair.layerwise import LayerStop, LayerwiseForward, plain_modes, stoppable
-from flexrel.repair.least_squares import solve
+from flexrel.repair.least_squares import LayerSolution, solve
 from flexrel.repair.moments import (
     RunningMoments,
     SecondMoments,
@@ -39,7 +39,6 @@ _ROWS = 30_000  # of each layer that are fitted, but
 _ENTRIES = 2e7  # fewer where that would be more numbers, though
 _ROWS_AN_INPUT = 16  # at least
 HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
-_EXAMPLE = 2  # samples
 _BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
 _LIVE = 5  # times a layer's inputs and outputs: what waits with them, of both networks
 _SAME = 1e-6  # of the size of the outputs: nothing to repair
@@ -99,7 +98,7 @@ def reconstruct_(
         stack.enter_context(plain_modes(device_of(dense), inference=inference))
         first = next(read_batches(batches[:1], dense))
         networks = stoppable(dense), stoppable(pruned)
-        uses, refused = _common(*networks, first_samples(first, _EXAMPLE))
+        uses, refused = _common(*networks, first_samples(first))
         by_name = {use.name: use for use in uses}
         sizes = [*accumulate(map(attrgetter("bytes"), reversed(uses)), max)][::-1]  # still to come
         zeros = plan is not None and plan.graph.pattern.zeros
@@ -249,30 +248,43 @@ def _refit_(
         plan: as for `reconstruct_`.
         largest: likewise; no layer is rounded whose scales the file would have by inputs.
     """
-    rounds = largest is not None and not use.transposed  # the file scales by axis 0
-    if rows.same and not rounds:
+    largest = None if use.transposed else largest  # the file scales by axis 0
+    if rows.same and largest is None:
         return None
-    weight, shape = call.weight, (len(rows.fit.x), -1, call.weight[0].numel())
-    bias = weight.new_zeros(len(weight)) if call.bias is None else call.bias
-    mask = _support(use, plan, weight)
-    support = None if mask is None else mask.reshape(shape)
-    old = weight.detach().reshape(shape), bias.detach().reshape(shape[0], -1)
-    free = use.bias or use.mean is not None
-    found = solve(rows.fit, rows.check, *old, free_bias=free, support=support)
-    changed = rounds or found.after < found.before
-    if rounds and largest is not None:
-        both = rows.fit + rows.check
-        found = round_solution(found, both, largest, free_bias=free, support=support)
+    found = _solution(use, call, rows, _support(use, plan, call.weight), largest)
+    changed = largest is not None or found.after < found.before
     if changed:
-        weight.copy_(found.weight.reshape(weight.shape))
-        shift = found.bias.flatten() - bias
-        if use.bias:
-            bias.add_(shift)
-        elif use.mean is not None:
-            pruned.get_buffer(use.mean).sub_(shift)
+        _write_(pruned, use, call, found)
     variance = max(float(rows.check.centred().yy.sum()), _TINY)
     errors = found.before / variance, found.after / variance
-    return LayerRepair(use.name, rows.fit.rows, shape[2], found.ridge, *errors, changed)
+    return LayerRepair(use.name, rows.fit.rows, rows.fit.x.shape[1], found.ridge, *errors, changed)
+
+
+def _solution(
+    use: LayerUse, call: AffineCall, rows: _Gathered, support: Tensor | None, largest: int | None
+) -> LayerSolution:
+    """Return the weights that suit the layer's rows best, rounded if `largest` is given."""
+    groups, inputs = rows.fit.x.shape
+    weight = call.weight.detach().reshape(groups, -1, inputs)
+    support = None if support is None else support.reshape(weight.shape)
+    bias = weight.new_zeros(len(call.weight)) if call.bias is None else call.bias.detach()
+    free = use.bias or use.mean is not None
+    old = weight, bias.reshape(groups, -1)
+    found = solve(rows.fit, rows.check, *old, free_bias=free, support=support)
+    if largest is None:
+        return found
+    every = rows.fit + rows.check
+    return round_solution(found, every, largest, free_bias=free, support=support)
+
+
+def _write_(pruned: nn.Module, use: LayerUse, call: AffineCall, found: LayerSolution) -> None:
+    """Put a solution into the layer; without a bias, into the mean of the norm behind it."""
+    call.weight.copy_(found.weight.reshape(call.weight.shape))
+    bias = found.bias.flatten()
+    if use.bias and call.bias is not None:
+        call.bias.add_(bias - call.bias)
+    elif use.mean is not None:
+        pruned.get_buffer(use.mean).sub_(bias)
 
 
 def _support(use: LayerUse, plan: Plan | None, weight: Tensor) -> Tensor | None:

@@ -1,27 +1,32 @@
 """Training a pruned network until it does its job again: short, with or without labels."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from operator import length_hint
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from flexrel.core.batches import Batch, RawBatch, device_of
+from flexrel.core.batches import Batch, RawBatch, device_of, read_batches
 from flexrel.core.measurement import Progress, Training, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate, reason, undisturbed, unwrapped
 from flexrel.errors import ModelError, UsageError
-from flexrel.repair.data import BatchSource, hold_out
 from flexrel.repair.holder import MaskHolder
-from flexrel.repair.objective import Loss, Objective, labels_of, share_of
-from flexrel.repair.optimizer import BatchNorm, MakeOptimizer, optimizer_of
+from flexrel.repair.objective import Loss, Objective, share_of
 from flexrel.repair.recovery import RepairResult
 from flexrel.structure import named_tensors
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]  # generator: of the tensor's device
-_SEEDED = ("cuda", "xpu")  # accelerators with a generator for each device
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+_BatchNorm = nn.modules.batchnorm._NormBase  # noqa: SLF001 - the base of all that keep statistics
+_RATE = 0.02
+_LARGEST = 2.0  # norm of all gradients together, so that this rate does for transformers too
+_MOMENTUM = 0.9
+_WARM_UP = 0.05  # share of all steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +40,14 @@ class FineTune:
 
     Attributes:
         epochs: through the data.
-        data: batches to train on, a list, which is shuffled anew in each epoch, or a loader, which
-            has its own order; None: the calibration batches.
+        data: batches to train on: a list, which is put on the network's device whole and shuffled
+            anew in each epoch, or a loader, which has its own order; None: the calibration batches.
         validation: other batches, or the share of a list's batches that is held out, in (0, 1).
+            If the dense network was trained on these very samples, it and what was cut from it
+            remember them as they are: pass loaders that augment, for `data` and for this.
         optimizer: from parameters to one of `torch.optim`, whose rates stay; None: SGD with
-            Nesterov momentum, gradients clipped by norm, and weight decay, which norms and biases
-            are spared; its rate goes up over the first twentieth, then down to 0 along a cosine.
+            Nesterov momentum, its gradients clipped by their norm, whose rate goes up over the
+            first twentieth of the steps, then down to 0 along a cosine.
         loss: from the network's output and labels to their mean loss, or one number a sample,
             `[samples]`, which samples with weights need; None: cross entropy of class scores.
         distillation: share of the loss, in [0, 1], that is the distance from the dense network's
@@ -48,12 +55,8 @@ class FineTune:
             of others the relative squared error. None: 0.5 with labels that there is a loss for,
             else 1.
         temperature: that class scores are divided by in that distance.
-        augment: from the first input tensor of a batch, and a generator on its device, to the
-            tensor that is trained on instead; both networks see it. What is held out of a list is
-            seen so too, the same in each epoch: if the dense network was trained on these very
-            samples, it and what was cut from it remember them as they are.
-        seed: of order, dropout, held-out batches and `augment`; the same seed on the same machine
-            gives the same network on the CPU.
+        seed: of order, dropout and held-out batches, and of what loaders draw, which is the same
+            in each validation; the same seed on the same machine gives the same network on the CPU.
     """
 
     epochs: int
@@ -64,7 +67,6 @@ class FineTune:
     loss: Loss | None = None
     distillation: float | None = None
     temperature: float = 2.0
-    augment: Augment | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,7 +78,7 @@ class FineTune:
             )
         if self.distillation is not None and not 0 <= self.distillation <= 1:
             raise UsageError(f"distillation={self.distillation} is no share in [0, 1] of the loss")
-        if not 0 < self.temperature < float("inf"):
+        if not 0 < self.temperature < math.inf:
             raise UsageError(f"temperature={self.temperature}; it is a number above 0")
 
     @property
@@ -92,140 +94,117 @@ class FineTune:
         batches: Sequence[RawBatch],
         progress: Progress = silent,
     ) -> RepairResult:
-        """Return a trained copy of the pruned network, in its modes.
-
-        Args:
-            pruned: that the plan was carried out on; not changed.
-            dense: the network before that, whose outputs are the goal; on the same device, and
-                not changed.
-            plan: of zeros, which are held after every step, or of anything else.
-            batches: for calibration; trained on if `data` is None.
-            progress: told after each epoch.
+        """Return a trained copy of the pruned network; see `Recovery` for the arguments.
 
         Raises:
             UsageError: data, labels or settings are wrong.
             ModelError: a network does not run, or no gradient goes back through it.
         """
         pruned, dense = unwrapped(pruned), unwrapped(dense)
-        device = device_of(pruned)
-        devices = [device.index] if device.type in _SEEDED else []
-        with (
-            torch.random.fork_rng(devices=devices, device_type=device.type),
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-        ):
-            _seed_(device, self.seed)
-            data = batches if self.data is None else self.data
-            train, held_out = hold_out(data, self.validation, device, self.seed)
+        data = batches if self.data is None else self.data
+        with torch.inference_mode(mode=False), torch.enable_grad():
             student = duplicate(pruned)
-            share = share_of(self.distillation, self.loss, dense, train.first())
-            held_out.first()
-            for source in (train, held_out):  # what can't be used is found before training
-                for batch in source.read() if source.places is not None else ():
-                    if share < 1:
-                        labels_of(batch, share)
-            objective = Objective(dense, self.loss, share, self.temperature)
-            optimizer = optimizer_of(student, self.optimizer, self.epochs * train.count())
-            with MaskHolder(student, plan).hold(optimizer), undisturbed(dense):
-                training = self._train_(student, objective, optimizer, train, held_out, progress)
-        for mine, given in zip(student.modules(), pruned.modules(), strict=True):
-            mine.training = given.training
-        first, best = training.validation[0], training.validation[training.best]
-        where = f"after epoch {training.best}, on {training.validated_on}"
+            train, held_out, validated_on = self._divided(data, student)
+            with undisturbed(dense), undisturbed(student):
+                _seed_(student, self.seed)
+                first = next(_read("data", train, student))
+                share = share_of(self.distillation, self.loss, dense, first)
+                objective = Objective(student, dense, self.loss, share, self.temperature)
+                steps = self.epochs * (length_hint(train) or sum(1 for _ in train))
+                optimizer = optimizer_of(student, self.optimizer, steps)
+                with MaskHolder(student, plan).hold(optimizer):
+                    losses, stopped = self._train_(objective, optimizer, train, held_out, progress)
+        best = losses.index(min(losses))
+        where = f"after epoch {best}, on {validated_on}"
         notes = (
-            f"{training.ran} of {training.epochs} epochs; {training.stopped}",
-            f"loss {first:.4g} before, {best:.4g} {where}",
+            f"{len(losses) - 1} of {self.epochs} epochs; {stopped}",
+            f"loss {losses[0]:.4g} before, {losses[best]:.4g} {where}",
         )
+        training = Training(tuple(losses), best, stopped, validated_on, share)
         return RepairResult(self.name, student, notes, training)
+
+    def _divided(
+        self, data: Iterable[RawBatch], network: nn.Module
+    ) -> tuple[Iterable[RawBatch], Iterable[RawBatch], str]:
+        """Return what to train on, what to validate on, and what the latter is, in words."""
+        data = _listed("data", data, network)
+        if not isinstance(self.validation, float | int):
+            validation = _listed("validation", self.validation, network)
+            return data, validation, "batches given as validation="
+        if not isinstance(data, list):
+            raise UsageError(
+                f"validation={self.validation:g} holds out a share of a list of batches, but data "
+                f"is a {type(data).__name__}, which may order its batches anew each time; pass "
+                "validation=batches"
+            )
+        if len(data) <= 1:
+            return data, data, "the training data, which is one batch"
+        count = min(max(round(self.validation * len(data)), 1), len(data) - 1)
+        drawn = _shuffled(data, torch.Generator().manual_seed(self.seed))
+        return drawn[count:], drawn[:count], f"{count} of {len(data)} batches, held out"
 
     def _train_(
         self,
-        student: nn.Module,
         objective: Objective,
         optimizer: Optimizer,
-        train: BatchSource,
-        held_out: BatchSource,
+        train: Iterable[RawBatch],
+        held_out: Iterable[RawBatch],
         progress: Progress,
-    ) -> Training:
-        """Train the network, leave it as it was best, and return what happened."""
-        device = device_of(student)
+    ) -> tuple[list[float], str]:
+        """Train the objective's network, and leave it as it was best.
+
+        Returns:
+            The loss on the validation batches, before and after each epoch; and why it ended.
+        """
+        network = objective.network
         order = torch.Generator().manual_seed(self.seed)
-        draw = torch.Generator(device).manual_seed(self.seed)
-        losses = [self._validated(student, objective, held_out)]
-        means: list[float] = []
-        best, stopped = 0, "all epochs were run"
-        tensors = named_tensors(student)
-        taken = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        tensors = named_tensors(network)
+        best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        losses = [_validated(objective, held_out, self.seed)]
+        stopped = "all epochs were run"
+        _train_mode_(network)
         for epoch in range(1, self.epochs + 1):
-            _train_mode_(student)
-            total, samples, loss = 0.0, 0, 0.0
-            for step, batch in enumerate(train.read(order), start=1):
-                seen = batch if self.augment is None else _augmented(batch, self.augment, draw)
-                loss = _step_(student, objective, optimizer, seen)
-                if not math.isfinite(loss):
-                    stopped = f"the loss was {loss} in step {step} of epoch {epoch}"
-                    break
-                total, samples = total + loss * batch.samples, samples + batch.samples
-            if not math.isfinite(loss):
+            batches = _shuffled(train, order) if isinstance(train, list) else train
+            failed = _epoch_(objective, optimizer, _read("data", batches, network))
+            if failed:
+                stopped = f"{failed} of epoch {epoch}"
                 break
-            means.append(_mean(total, samples, "data"))
-            losses.append(self._validated(student, objective, held_out))
-            if losses[-1] < losses[best]:
-                best = epoch
-                taken = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            losses.append(_validated(objective, held_out, self.seed))
+            if losses[-1] < min(losses[:-1]):
+                best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
             progress("fine-tuning", epoch, self.epochs)
-            if math.isinf(losses[-1]):
-                stopped = f"the validation loss was not finite after epoch {epoch}"
-                break
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(taken[name])
-        student.zero_grad(set_to_none=True)
-        return Training(
-            epochs=self.epochs,
-            validation=tuple(losses),
-            training=tuple(means),
-            best=best,
-            stopped=stopped,
-            validated_on=held_out.said,
-            distillation=objective.distillation,
-        )
-
-    def _validated(self, student: nn.Module, objective: Objective, held_out: BatchSource) -> float:
-        """Return the mean loss on the validation batches; infinity if it is not finite."""
-        device = device_of(student)
-        draw = torch.Generator(device).manual_seed(self.seed)  # always alike
-        augment = self.augment if isinstance(self.validation, float | int) else None
-        total, samples = 0.0, 0
-        with undisturbed(student), torch.no_grad():
-            _seed_(device, self.seed)  # a loader may draw
-            for batch in held_out.read():
-                seen = batch if augment is None else _augmented(batch, augment, draw)
-                loss = float(objective(student, seen, weighted=False))
-                total, samples = total + loss * batch.samples, samples + batch.samples
-        mean = _mean(total, samples, "validation")
-        return mean if math.isfinite(mean) else math.inf
+                tensor.copy_(best[name])
+        network.zero_grad(set_to_none=True)
+        return losses, stopped
 
 
-def _step_(student: nn.Module, objective: Objective, optimizer: Optimizer, batch: Batch) -> float:
-    """Return the loss on the batch; if it is finite, take a step against its gradient."""
-    optimizer.zero_grad()
-    loss = objective(student, batch)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        return value
-    try:
-        loss.backward()
-    except RuntimeError as error:
-        raise ModelError(f"no gradient goes back through the network: {reason(error)}") from error
-    optimizer.step()
-    return value
+def _epoch_(objective: Objective, optimizer: Optimizer, batches: Iterable[Batch]) -> str:
+    """Take a step for each batch, until a loss is not finite; return which was not, or ""."""
+    for step, batch in enumerate(batches, start=1):
+        optimizer.zero_grad()
+        loss = objective(batch)
+        if not loss.isfinite():
+            return f"the loss was {loss.item()} in step {step}"
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            message = f"no gradient goes back through the network: {reason(error)}"
+            raise ModelError(message) from error
+        optimizer.step()
+    return ""
 
 
-def _mean(total: float, samples: int, name: str) -> float:
-    if not samples:
-        raise UsageError(f"{name} gave no batch; pass one that gives its batches anew each time")
-    return total / samples
+def _validated(objective: Objective, held_out: Iterable[RawBatch], seed: int) -> float:
+    """Return the mean loss on the validation batches; infinity if it is not finite."""
+    total, samples = 0.0, 0
+    with undisturbed(objective.network), torch.no_grad():
+        _seed_(objective.network, seed)  # a loader may draw
+        for batch in _read("validation", held_out, objective.network):
+            loss = float(objective(replace(batch, weights=None)))
+            total, samples = total + loss * batch.samples, samples + batch.samples
+    return total / samples if math.isfinite(total) else math.inf
 
 
 def _train_mode_(network: nn.Module) -> None:
@@ -233,31 +212,76 @@ def _train_mode_(network: nn.Module) -> None:
     for module in network.modules():
         own = list(module.parameters(recurse=False))
         frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
-        module.training = not (isinstance(module, BatchNorm) and frozen)
+        module.training = not (isinstance(module, _BatchNorm) and frozen)
 
 
-def _seed_(device: torch.device, seed: int) -> None:
-    """Seed torch's generators, of which dropout and loaders draw, of the CPU and of the device."""
+def _seed_(network: nn.Module, seed: int) -> None:
+    """Seed what dropout and loaders draw from; `undisturbed` puts it back."""
     torch.default_generator.manual_seed(seed)
-    if device.type in _SEEDED:
-        torch.get_device_module(device).default_generators[device.index].manual_seed(seed)
+    device = device_of(network)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
-def _augmented(batch: Batch, augment: Augment, draw: torch.Generator) -> Batch:
-    """Return the batch with its first input tensor changed.
+def optimizer_of(network: nn.Module, make: MakeOptimizer | None, steps: int) -> Optimizer:
+    """Return an optimizer of the parameters that are not frozen: as made, or the built-in one.
+
+    Args:
+        network: that is trained.
+        make: gets those parameters; None: the built-in one, which `FineTune` tells of.
+        steps: in all epochs, over which the built-in one's rate rises and falls.
 
     Raises:
-        UsageError: `augment` does not return a tensor of as many samples.
+        UsageError: all parameters are frozen, or `make` returns no optimizer.
     """
-    first = batch.tensors[0]
-    made = augment(first, draw)
-    if not isinstance(made, Tensor) or made.shape[:1] != first.shape[:1]:
-        found = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not trained:
+        raise UsageError("all parameters of the network are frozen; there is nothing to train")
+    if make is not None:
+        optimizer = make(trained)
+        if not isinstance(optimizer, Optimizer):
+            raise UsageError(f"optimizer= must return an optimizer, not {type(optimizer).__name__}")
+        return optimizer
+    sgd = SGD(trained, lr=_RATE, momentum=_MOMENTUM, nesterov=True)
+    rise = max(round(_WARM_UP * steps), 1)
+    up = LinearLR(sgd, 1 / (rise + 1), total_iters=rise)
+    down = CosineAnnealingLR(sgd, max(steps - rise, 1))
+    schedule = SequentialLR(sgd, [up, down], [rise])
+
+    def clip_(*_: object) -> None:
+        nn.utils.clip_grad_norm_(trained, _LARGEST)
+
+    def next_rate_(*_: object) -> None:
+        if schedule.last_epoch < steps:  # a loader may give more batches than it said
+            schedule.step()
+
+    sgd.register_step_pre_hook(clip_)
+    sgd.register_step_post_hook(next_rate_)
+    return sgd
+
+
+def _listed(name: str, batches: Iterable[RawBatch], network: nn.Module) -> Iterable[RawBatch]:
+    """Return the batches of a list, read; and a loader as it is."""
+    if isinstance(batches, Iterator):
+        raise UsageError(f"{name} is an iterator, gone after one use; pass a list of batches")
+    listed = isinstance(batches, Sequence | Tensor)  # a tensor, `read_batches` refuses
+    return list(read_batches(batches, network)) if listed else batches
+
+
+def _shuffled(batches: list[RawBatch], order: torch.Generator) -> list[RawBatch]:
+    return [batches[place] for place in torch.randperm(len(batches), generator=order).tolist()]
+
+
+def _read(name: str, batches: Iterable[RawBatch], network: nn.Module) -> Iterator[Batch]:
+    """Yield each batch, those of a list with the numbers that they had when it was read.
+
+    Raises:
+        UsageError: there is no batch, or one that `read_batches` refuses.
+    """
+    batch = None
+    for batch in batches if isinstance(batches, list) else read_batches(batches, network):
+        yield batch
+    if batch is None:
         raise UsageError(
-            f"augment= must return a tensor of {len(first)} samples, but returned {found} for "
-            f"batch {batch.index}"
+            f"{name} gives no batch; pass a list, or a loader that gives them anew each time"
         )
-    if batch.args:
-        return replace(batch, args=(made, *batch.args[1:]))
-    kwargs = {name: made if value is first else value for name, value in batch.kwargs.items()}
-    return replace(batch, kwargs=kwargs)

@@ -41,12 +41,9 @@ class MaskHolder:
             UsageError: the model has no weight of the plan's name and shape.
         """
         self._model = unwrapped(model)
-        zeros = plan.graph.pattern.zeros
-        self._gone = {
-            weight_of(group.name): gone_entries(group, plan)
-            for group in (plan.graph.groups if zeros else ())
-            if not plan.masks[group.name].all()
-        }
+        groups = plan.graph.groups if plan.graph.pattern.zeros else ()
+        cut = [group for group in groups if not plan.masks[group.name].all()]
+        self._gone = {weight_of(group.name): gone_entries(group, plan) for group in cut}
         shapes = {name: list(p.shape) for name, p in self._model.named_parameters()}
         for name, gone in self._gone.items():
             if shapes.get(name) != list(gone.shape):
@@ -78,9 +75,8 @@ class MaskHolder:
         Raises:
             UsageError: neither `lightning` nor `pytorch_lightning` is installed.
         """
-        base = _optional(("lightning.pytorch", "pytorch_lightning"), "Callback", "lightning")
-
-        return self._callback(base, "on_train_start", "on_train_batch_end")
+        bases = ("lightning.pytorch.Callback", "pytorch_lightning.Callback")
+        return self._callback("lightning", bases, "on_train_start", "on_train_batch_end")
 
     def transformers_callback(self) -> Any:  # noqa: ANN401 - as above
         """Return a callback for Hugging Face's `Trainer` that applies the mask after each step.
@@ -88,22 +84,19 @@ class MaskHolder:
         Raises:
             UsageError: `transformers` is not installed.
         """
-        base = _optional(("transformers",), "TrainerCallback", "transformers")
-        return self._callback(base, "on_train_begin", "on_step_end")
+        bases = ("transformers.TrainerCallback",)
+        return self._callback("transformers", bases, "on_train_begin", "on_step_end")
 
-    def _callback(self, base: type, *hooks: str) -> Any:  # noqa: ANN401 - of a class made here
+    def _callback(self, package: str, bases: Sequence[str], *hooks: str) -> Any:  # noqa: ANN401
+        """Return an object of a class made here, of the first base that is installed."""
+
         def apply(*_: object, **__: object) -> None:
             self.apply_()
 
-        return type("HoldMask", (base,), dict.fromkeys(hooks, apply))()
-
-
-def _optional(modules: Sequence[str], name: str, package: str) -> type:
-    """Return a class of the first of the modules that is installed."""
-    for module in modules:
-        try:
-            found: type = getattr(importlib.import_module(module), name)
-        except ImportError:
-            continue
-        return found
-    raise UsageError(f"this callback needs {package}; install it with: pip install {package}")
+        for module, name in (base.rsplit(".", 1) for base in bases):
+            try:
+                found = getattr(importlib.import_module(module), name)
+            except ImportError:
+                continue
+            return type("HoldMask", (found,), dict.fromkeys(hooks, apply))()
+        raise UsageError(f"this callback needs {package}; install it with: pip install {package}")

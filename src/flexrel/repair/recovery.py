@@ -39,7 +39,16 @@ class Recovery(Protocol):
         batches: Sequence[RawBatch],
         progress: Progress = silent,
     ) -> RepairResult:
-        """Return a network of the same shapes and zeros; neither that is given is changed."""
+        """Return a network of the same shapes, zeros and modes as the pruned one.
+
+        Args:
+            pruned: that the plan was carried out on; not changed.
+            dense: the network before that, whose outputs are the goal; on the same device, and
+                not changed.
+            plan: of zeros, which stay zero, or of anything else.
+            batches: for calibration.
+            progress: told after each layer or epoch.
+        """
 
 
 @dataclass(frozen=True, slots=True)
