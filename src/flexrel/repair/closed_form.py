@@ -77,8 +77,7 @@ def reconstruct_(
     Args:
         pruned: what the plan made of `dense`.
         dense: the network as it came; not changed.
-        plan: says which outputs are left, and which weights must stay zero; None: all are left,
-            and the zeros there are stay.
+        plan: says which outputs are left; None: all are.
         batches: calibration data, without labels.
         progress: told after each layer.
         samples: no more than so many are used.
@@ -125,7 +124,7 @@ def reconstruct_(
             rows = _gathered(use, stops, [whole.samples for whole, _ in passes], kept, generator)
             changed = False
             if rows is not None:
-                found = _refit_(pruned, use, stops[0][1].call, rows, plan, largest)
+                found = _refit_(pruned, use, stops[0][1].call, rows, largest)
                 changed = found is not None and found.changed
                 made += [found] if found else []
             progress("repairing", done + 1, len(uses))
@@ -235,23 +234,24 @@ def _refit_(
     use: LayerUse,
     call: AffineCall,
     rows: _Gathered,
-    plan: Plan | None,
     largest: int | None,
 ) -> LayerRepair | None:
     """Put the weights into a layer that suit its rows best; None if there is nothing to repair.
+
+    Weights that are zero stay so, whoever made them zero.
 
     Args:
         pruned: the network.
         use: of the layer.
         call: that has its weight and bias.
         rows: that tell what it should give.
-        plan: as for `reconstruct_`.
-        largest: likewise; no layer is rounded whose scales the file would have by inputs.
+        largest: as for `reconstruct_`; no layer is rounded whose scales the file would have by
+            inputs.
     """
     largest = None if use.transposed else largest  # the file scales by axis 0
     if rows.same and largest is None:
         return None
-    found = _solution(use, call, rows, _support(use, plan, call.weight), largest)
+    found = _solution(use, call, rows, largest)
     changed = largest is not None or found.after < found.before
     if changed:
         _write_(pruned, use, call, found)
@@ -261,12 +261,12 @@ def _refit_(
 
 
 def _solution(
-    use: LayerUse, call: AffineCall, rows: _Gathered, support: Tensor | None, largest: int | None
+    use: LayerUse, call: AffineCall, rows: _Gathered, largest: int | None
 ) -> LayerSolution:
     """Return the weights that suit the layer's rows best, rounded if `largest` is given."""
     groups, inputs = rows.fit.x.shape
     weight = call.weight.detach().reshape(groups, -1, inputs)
-    support = None if support is None else support.reshape(weight.shape)
+    support = None if bool(weight.all()) else weight != 0
     bias = weight.new_zeros(len(call.weight)) if call.bias is None else call.bias.detach()
     free = use.bias or use.mean is not None
     old = weight, bias.reshape(groups, -1)
@@ -285,16 +285,3 @@ def _write_(pruned: nn.Module, use: LayerUse, call: AffineCall, found: LayerSolu
         call.bias.add_(bias - call.bias)
     elif use.mean is not None:
         pruned.get_buffer(use.mean).sub_(bias)
-
-
-def _support(use: LayerUse, plan: Plan | None, weight: Tensor) -> Tensor | None:
-    """Return which weights may be other than zero, as plan or weight say; None: all."""
-    if plan is None:
-        return None if bool(weight.all()) else weight != 0
-    mask = plan.masks.get(use.layer) if plan.graph.pattern.zeros else None
-    group = next((group for group in plan.graph.groups if group.name == use.layer), None)
-    if mask is None or group is None or bool(mask.all()):
-        return None
-    mask = group.layout.spread(mask) if group.layout else mask
-    mask = mask[use.rows[0] : use.rows[1]] if use.rows else mask
-    return (mask.t() if use.transposed else mask).to(weight.device)

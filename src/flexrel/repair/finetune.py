@@ -34,7 +34,7 @@ class FineTune:
     """Short training of a pruned network, by labels and by the dense network's outputs.
 
     The network with the lowest loss on validation batches is taken, the one that was given
-    included, so that on those training never makes it worse. What a plan set to zero stays zero.
+    included, so that on those training never makes it worse. What was zero before it stays zero.
     It is trained on its own device, in its own precision; for more than that, a trainer with the
     callbacks of `MaskHolder` holds the zeros too.
 

@@ -1,4 +1,4 @@
-"""Weights that a plan set to zero, held there while somebody else's loop trains the others."""
+"""Weights that are zero, held there while somebody else's loop trains the others."""
 
 import importlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from flexrel.structure import gone_entries
 
 
 class MaskHolder:
-    """Keeps the zeros of a plan exactly zero (+0.0) in a network that is trained.
+    """Keeps the zeros of a plan, and of before, exactly zero (+0.0) in a network that is trained.
 
     Whatever momentum, weight decay or an optimizer's own state do to them. For a loop of one's
     own, `holder.apply_()` after each `optimizer.step()`, or once
@@ -25,12 +25,12 @@ class MaskHolder:
             train(network, optimizer)
 
     and for trainers, `callbacks=[holder.lightning_callback()]` or
-    `callbacks=[holder.transformers_callback()]`. Of channels, heads and residual blocks, which
-    are removed for real, there is nothing to hold.
+    `callbacks=[holder.transformers_callback()]`. Channels, heads and residual blocks are removed
+    for real: of them nothing is held, but the zeros that matrices and kernels had before are.
     """
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
-        """Look up where the plan's zeros are; nothing of the model is changed yet.
+        """Look up where the zeros are; nothing of the model is changed yet.
 
         Args:
             model: that is trained: the plan's network, its copies on any device, also inside
@@ -51,9 +51,13 @@ class MaskHolder:
                 raise UsageError(
                     f"the plan is of another network: {has}, the plan's is {list(gone.shape)}"
                 )
+        for name, weight in self._model.named_parameters():
+            zero = weight.detach() == 0
+            if weight.ndim > 1 and zero.any():  # of biases and norms a zero is a number
+                self._gone[name] = zero | self._gone.get(name, zero).to(zero.device)
 
     def apply_(self) -> None:
-        """Set the plan's zeros in the model to zero again."""
+        """Set the zeros in the model to zero again."""
         with torch.no_grad():
             for name in self._gone:
                 weight = self._model.get_parameter(name)
