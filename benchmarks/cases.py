@@ -12,7 +12,7 @@ import published
 import rivals
 import sizes
 import tasks
-from flexrel import Bytes, MACs, prune
+from flexrel import Bytes, MACs, PruneOptions, prune
 from flexrel.io import encode
 
 OURS, BARE, PBX = "FlexRel", "FlexRel, not repaired", "PbX (paper)"
@@ -127,6 +127,7 @@ def by_pbx(case, task):
         budgets=[MACs(case.level)],
         criterion=published.Explained("label" if labelled else "auto"),
         recover="none",
+        options=PruneOptions(outputs=task.choose.outputs),
     )
     return result.model, time.monotonic() - began
 
@@ -143,6 +144,7 @@ def by_flexrel(recover, case, task, ruler):
         granularity=case.granularity,
         recover=recover,
         values=values,
+        options=PruneOptions(outputs=task.choose.outputs),
     )
     return result.model, time.monotonic() - began
 

@@ -62,7 +62,7 @@ class Workshop:
         fits = repair or finish is not None
         self.fitted, judged = fitted_and_judged(task.inputs, model, fits=fits)
         self.judged = sum(batch.samples for batch in read_batches(judged, model))
-        self.divergence = Divergence(model, judged)
+        self.divergence = Divergence(model, judged, task.choose.outputs)
         example = first_samples(next(read_batches(task.inputs[:1], model)), 2)
         graph = analyse(model, example, granularity)
         stats = calibrate(model, self.fitted)

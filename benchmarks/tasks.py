@@ -50,6 +50,7 @@ class Hits:
     """Judges a classifier: for each input whether its largest score is at the label."""
 
     unit = "top-1"
+    outputs = "classes"
 
     def __init__(self, batches):
         self.batches = batches
@@ -76,6 +77,7 @@ class Ranks:
     """Judges an encoder: how it ranks pairs of sentences by likeness, against what people said."""
 
     unit = "Spearman"
+    outputs = "values"
 
     def __init__(self, pairs, said):
         self.pairs, self.said = pairs, said

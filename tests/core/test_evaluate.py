@@ -90,7 +90,7 @@ def test_labels_that_are_no_class_numbers_are_refused(shape):
     [
         (Call(lambda x: x.argmax(1)), r"\[4\]"),
         (Call(lambda x: x[..., None]), r"\[4, 3, 1\]"),
-        (Call(lambda x: {"scores": x}), "dict"),
+        (Call(lambda x: {"scores": x, "boxes": x}), "dict"),
     ],
 )
 def test_outputs_that_are_no_class_scores_are_refused(model, found):
@@ -137,16 +137,16 @@ def test_divergence_of_class_scores_by_hand():
     """Dense p = softmax(ln 3, 0) = (3/4, 1/4); pruned q = (1/2, 1/2); KL(p, q) in nats."""
     dense, pruned = linear([math.log(3.0)], [0.0]), linear([0.0], [0.0])
 
-    found = Divergence(dense, [torch.ones(5, 1)])(pruned)
+    found = Divergence(dense, [torch.ones(5, 1)], "classes")(pruned)
 
     assert found == pytest.approx(0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
 
 
 def test_divergence_is_the_mean_over_samples_not_over_batches():
     dense, pruned = linear([math.log(3.0)], [0.0]), linear([0.0], [0.0])
-    one = Divergence(dense, [torch.ones(1, 1)])(pruned)
+    one = Divergence(dense, [torch.ones(1, 1)], "classes")(pruned)
 
-    mixed = Divergence(dense, [torch.zeros(3, 1), torch.ones(1, 1)])(pruned)
+    mixed = Divergence(dense, [torch.zeros(3, 1), torch.ones(1, 1)], "classes")(pruned)
 
     assert mixed == pytest.approx(one / 4)  # the three zeros have the same scores in both
 
@@ -154,7 +154,7 @@ def test_divergence_is_the_mean_over_samples_not_over_batches():
 def test_divergence_sees_differences_of_scores_only():
     dense, shifted = linear([1.0], [2.0]), linear([11.0], [12.0])
 
-    assert Divergence(dense, [torch.rand(6, 1)])(shifted) == pytest.approx(0, abs=1e-6)
+    assert Divergence(dense, [torch.rand(6, 1)], "classes")(shifted) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("output", ["scores", "one number", "image"])
@@ -194,13 +194,13 @@ def test_divergence_needs_a_tensor_of_numbers():
             Divergence(model, [SCORES])
 
 
-def test_divergence_of_several_outputs_is_their_squared_error_together():
+def test_divergence_of_several_outputs_weighs_each_by_its_own_size():
     dense = Call(lambda x: {"a": x, "b": (2 * x, x.argmax(1))})
     pruned = Call(lambda x: {"a": x + 1, "b": (x, x.argmax(1))})
     x = torch.tensor([[3.0, 4.0]])
 
-    # a: 1 + 1 of 9 + 16; b: 9 + 16 of 36 + 64
-    assert Divergence(dense, [x])(pruned) == pytest.approx((2 + 25) / (25 + 100))
+    # a: 1 + 1 of 9 + 16; b: 9 + 16 of 36 + 64; the mean of the two
+    assert Divergence(dense, [x])(pruned) == pytest.approx((2 / 25 + 25 / 100) / 2)
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 40.0])
@@ -211,7 +211,7 @@ def test_divergence_agrees_with_the_definition_on_random_scores(size):
     dense, pruned = torch.randn(5, 4, generator=draw), torch.randn(5, 4, generator=draw)
     pruned = dense + pruned
 
-    found = Divergence(Call(lambda x: x @ dense.T), [inputs[:3], inputs[3:]])(
+    found = Divergence(Call(lambda x: x @ dense.T), [inputs[:3], inputs[3:]], "classes")(
         Call(lambda x: x @ pruned.T * size)
     )
 
@@ -229,15 +229,17 @@ def test_divergence_agrees_with_the_definition_on_random_scores(size):
 def test_how_confident_all_scores_are_is_no_divergence(factor):
     inputs = torch.randn(9, 4)
 
-    assert Divergence(identity, [inputs])(Call(lambda x: x * factor)) == pytest.approx(0, abs=1e-9)
-    assert Divergence(identity, [inputs])(Call(lambda x: -x * factor)) > 0.1
+    assert Divergence(identity, [inputs], "classes")(Call(lambda x: x * factor)) == pytest.approx(
+        0, abs=1e-9
+    )
+    assert Divergence(identity, [inputs], "classes")(Call(lambda x: -x * factor)) > 0.1
 
 
 def test_no_factor_makes_divergence_of_scores_that_are_right_by_chance():
     """Scores that say nothing of the dense ones do best all alike: ln 2 less the entropy of p."""
     dense = torch.tensor([[math.log(3.0), 0.0], [math.log(3.0), 0.0]])
     chance = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    found = Divergence(Call(lambda _: dense), [torch.ones(2, 1)])(Call(lambda _: chance))
+    found = Divergence(Call(lambda _: dense), [torch.ones(2, 1)], "classes")(Call(lambda _: chance))
 
     entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
     assert found == pytest.approx(math.log(2) - entropy, rel=1e-4)
@@ -258,7 +260,7 @@ def test_divergence_of_scores_that_hardly_differ_is_above_0(moved, seed):
     draw = torch.Generator().manual_seed(seed)
     scores = torch.randn(8, 10, generator=draw)
     change = moved * torch.randn(8, 10, generator=draw)
-    divergence = Divergence(identity, [scores])(Call(lambda x: x + change))
+    divergence = Divergence(identity, [scores], "classes")(Call(lambda x: x + change))
 
     f, d = scores.double(), (scores + change).double() - scores.double()
     p = f.softmax(1)

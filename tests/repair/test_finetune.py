@@ -12,8 +12,8 @@ from torch.nn import functional
 
 import flexrel
 from flexrel import FineTune
-from flexrel.core.distance import apart
 from flexrel.core.graph import weight_of
+from flexrel.core.outputs import apart
 from flexrel.structure import gone_entries
 from networks import random_
 from trainings import (
@@ -361,7 +361,8 @@ def test_the_share_is_what_fits_the_data_unless_it_is_told():
 
     assert run(1)[2].training.distillation == 0.5
     assert run(1, distillation=0.2)[2].training.distillation == 0.2
-    assert share() == 1.0
+    assert share() == 0.5  # values, whose loss is the squared error
+    assert share(outputs=lambda goal, found: (goal - found).abs().mean()) == 1.0
     assert share(loss=lambda output, labels: (output - labels).square().mean()) == 0.5
 
 
@@ -384,14 +385,15 @@ def test_weights_say_how_often_a_sample_counts_in_training_and_not_in_validation
     assert one.training.validation == pytest.approx(other.training.validation)
 
 
+@pytest.mark.parametrize("outputs", ["classes", "logits", "values"])
 @pytest.mark.parametrize("shape", [(4, 3), (4, 2, 5), (4, 1)])
-def test_a_sample_of_weight_two_is_as_far_as_two_samples(shape):
+def test_a_sample_of_weight_two_is_as_far_as_two_samples(shape, outputs):
     draw = torch.Generator().manual_seed(3)
     goal, have = (torch.randn(shape, generator=draw) for _ in range(2))
     rows = [0, 2, 2, 3]
 
-    weighted = apart([goal], [have], weights=torch.tensor([1.0, 0.0, 2.0, 1.0]))
-    repeated = apart([goal[rows]], [have[rows]])
+    weighted = apart(outputs, [goal], [have], weights=torch.tensor([1.0, 0.0, 2.0, 1.0]))
+    repeated = apart(outputs, [goal[rows]], [have[rows]])
 
     assert [float(v) for v in weighted] == pytest.approx([float(v) for v in repeated])
 

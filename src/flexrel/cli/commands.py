@@ -29,6 +29,7 @@ from flexrel.cli.sources import read_data, read_model
 from flexrel.core.budgets import budget_of, target_of
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.granularity import GRANULARITIES
+from flexrel.core.outputs import OUTPUT_KINDS
 from flexrel.core.precision import VALUES
 from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import FlexrelError, UsageError
@@ -115,6 +116,9 @@ def prune_command(
     multiple_of: Annotated[int, typer.Option(help="round widths up to multiples of this")] = 1,
     rule: RuleOption = "gradient-input",
     output: OutputOption = "auto",
+    outputs: Annotated[
+        str, typer.Option(help=f"what the network returns: {', '.join(OUTPUT_KINDS)}")
+    ] = "auto",
     recover: Annotated[
         str, typer.Option(help="none, closed-form, or finetune:EPOCHS on the calibration data")
     ] = "closed-form",
@@ -164,13 +168,14 @@ def prune_command(
             criterion=criteria,
             granularity=granularity,
             recover=recover,
-            values=values,  # type: ignore[arg-type]  # checked, as the next two
+            values=values,  # type: ignore[arg-type]  # checked, as the next three
             keep=keep or (),
             seed=seed,
             options=PruneOptions(
                 allocation=allocation,  # type: ignore[arg-type]
                 multiple_of=multiple_of,
                 form=form,  # type: ignore[arg-type]
+                outputs=outputs,  # type: ignore[arg-type]
                 progress=progress,
             ),
         )

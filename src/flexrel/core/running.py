@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -136,19 +137,27 @@ def reason(error: Exception) -> str:
 
 
 def tensors_of(value: Any) -> list[Tensor]:  # noqa: ANN401 - what a model or operation returns
-    """Return the tensors in a value, in tuples, lists and mappings too."""
+    """Return the tensors in a value, in tuples, lists, mappings and dataclasses too."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
+    elif is_dataclass(value):
+        value = [getattr(value, field.name) for field in fields(value)]
     return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []
 
 
 def scores_in(result: Any) -> Any:  # noqa: ANN401 - whatever the model returns
-    """Return the "logits" or "last_hidden_state" of a mapping; else the result itself."""
+    """Return the "logits" or "last_hidden_state" of a mapping; else the one tensor of numbers.
+
+    The result itself, where there are several or none.
+    """
     if isinstance(result, Mapping):
-        return next((result[k] for k in ("logits", "last_hidden_state") if k in result), result)
-    return result
+        for key in ("logits", "last_hidden_state"):
+            if key in result:
+                return result[key]
+    numbers = [tensor for tensor in tensors_of(result) if tensor.is_floating_point()]
+    return numbers[0] if len(numbers) == 1 else result
 
 
 def is_class_scores(output: object) -> bool:

@@ -156,6 +156,9 @@ def _factors_on(
             "floating-point input or an embedding, or it runs under no_grad"
         )
     probes = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
+    if len(outputs) > 1:  # each by its own size, not by its units'
+        sizes = [t.detach().norm() / batch.samples**0.5 for t in outputs]
+        probes = [p / torch.where(s > 0, s, 1) for p, s in zip(probes, sizes, strict=True)]
     torch.autograd.grad(outputs, [*roots, *recorder.leaves], probes, allow_unused=True)
     found = {
         name: LayerFactors(recorder.inputs[name], squares, recorder.noise[name])

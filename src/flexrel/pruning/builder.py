@@ -100,6 +100,6 @@ class NetworkBuilder:
         """Return the network recovered, or as it is if that is closer to the dense one."""
         made = recover(network, self.model, plan, self.fitted, self.progress)
         before, after = self.divergence(network), self.divergence(made.model)
-        kept = made.training.best > 0 if made.training else after <= before
+        kept = after <= before and not (made.training and made.training.best == 0)
         step = RecoveryStep(made.name, before, after, kept, made.notes)
         return (made.model if kept else network), step

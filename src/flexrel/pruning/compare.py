@@ -2,18 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import cast
 
 from torch import nn
 
 from flexrel.core.batches import RawBatch
-from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, Progress, silent
+from flexrel.core.outputs import Outputs
 from flexrel.core.running import unwrapped
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
 from flexrel.errors import BudgetError
 from flexrel.pruning.data import calibration_data
-from flexrel.pruning.evaluator import evaluator_of
+from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.result import Result
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import measured_relevance, measured_signals
@@ -51,6 +52,8 @@ def compare(
     blend = chosen if isinstance(chosen, FlexRel) else FlexRel(rule=how.rule, output=how.output)
     criteria = (magnitude, relevance, blend)
     options = replace(result.request.options, stats=result.stats, progress=progress)
+    if not callable(options.outputs):
+        options = replace(options, outputs=cast("Outputs", result.outputs))
     asked = replace(result.request, criteria=criteria, values=result.values)
     request = replace(asked, evaluate=evaluate, options=options)
     model = unwrapped(model)
@@ -60,7 +63,7 @@ def compare(
         source = replace(Sources(model, data, request).exported(), graph=result.plan.graph)
     relevances = measured_relevance(model, request, data)
     signals = measured_signals(source, request, data, relevances)
-    evaluator = evaluator_of(signals, data, Divergence(model, data.judged))
+    evaluator = evaluator_of(signals, data, divergence_of(model, data, request))
     search = BudgetSearch(evaluator, signals.rank, result.limits, request.short)
     rivals = [one for one in (magnitude, relevance) if one.name != chosen.name]
     return replace(

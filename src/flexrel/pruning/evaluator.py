@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 
 import torch
 from torch import nn
 
 from flexrel.core import cost
 from flexrel.core.distance import Divergence
-from flexrel.core.evaluate import Evaluate, checked
+from flexrel.core.evaluate import Accuracy, Evaluate, checked
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Measurement
 from flexrel.core.plan import Plan
@@ -17,6 +18,7 @@ from flexrel.core.resources import Candidate
 from flexrel.errors import UsageError
 from flexrel.pruning.builder import NetworkBuilder, PrunedNetwork
 from flexrel.pruning.data import CalibrationData
+from flexrel.pruning.request import Request
 from flexrel.pruning.signals import NetworkSignals
 
 
@@ -95,6 +97,16 @@ class Evaluator:
 def _same(one: Plan, other: Plan) -> bool:
     masks = other.masks.items()
     return one is other or all(bool((one.masks[name] == mask).all()) for name, mask in masks)
+
+
+def divergence_of(model: nn.Module, data: CalibrationData, request: Request) -> Divergence:
+    """Return how far networks are from the model, on the samples that judge.
+
+    What its outputs are, labels say: of calibration, or else those that accuracy is measured by.
+    """
+    evaluate = request.evaluate
+    labelled = evaluate.batches if isinstance(evaluate, Accuracy) else ()
+    return Divergence(model, data.judged, request.options.outputs, tuple(islice(labelled, 1)))
 
 
 def evaluator_of(

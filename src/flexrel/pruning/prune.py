@@ -18,7 +18,7 @@ from flexrel.errors import BudgetError
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
 from flexrel.pruning.data import CalibrationData, calibration_data, input_shift
-from flexrel.pruning.evaluator import evaluator_of
+from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, measured_relevance, measured_signals
@@ -102,7 +102,7 @@ def prune(
     )
     model = unwrapped(model)
     data = calibration_data(model, calibration, fits=request.fits)
-    divergence = Divergence(model, data.judged)
+    divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
     source = sources.first()
     relevances = measured_relevance(model, request, data)
@@ -125,6 +125,7 @@ def prune(
         recovery=steps,
         warnings=(str(shift),) if shift and shift.warns else (),
         request=request.told(),
+        outputs=divergence.told,
         limits=limits,
         amounts=limits.counted(evaluator.dense, final),
         samples=evaluate.samples if isinstance(evaluate, Accuracy) else None,

@@ -8,13 +8,14 @@ from flexrel.core.budgets import PARAMETERS_LEFT, AccuracyDrop, budget_of, targe
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.granularity import Pattern
 from flexrel.core.measurement import Progress, silent
+from flexrel.core.outputs import RequestedOutputs, check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
 from flexrel.core.resources import Budget, Candidate, Resource
 from flexrel.criteria import ALLOCATIONS, Criterion
 from flexrel.errors import UsageError
 from flexrel.pruning.arguments import criteria_of, recoveries
 from flexrel.relevance import RelevanceStats
-from flexrel.repair import Recovery
+from flexrel.repair import FineTune, Recovery
 
 Form = Literal["auto", "module", "exported"]
 FORMS: tuple[Form, ...] = ("auto", "module", "exported")
@@ -34,6 +35,11 @@ class PruneOptions:
             self-contained program that `torch.export` makes of it, where numbers in its code are
             no obstacle, and which is in evaluation mode for good; "auto" takes the program only
             where the module can't be cut, or not enough for the budgets, and the program can.
+        outputs: what the network's outputs are, which says how far two networks are apart:
+            "classes", scores `[samples, classes]`; "logits", each a yes or no of its own; "values";
+            or a function (dense network's result, another's) -> their mean distance, of a batch.
+            "auto" goes by the labels of calibration or evaluation; without labels by a distance
+            that sees scale and shift, as of "values". `FineTune` follows it.
         stats: relevance of this very network, measured before: taken wherever a criterion needs
             relevance, and none is measured.
         progress: told after each step.
@@ -42,6 +48,7 @@ class PruneOptions:
     allocation: Literal["global", "per-layer"] = "global"
     multiple_of: int = 1
     form: Form = "auto"
+    outputs: RequestedOutputs = "auto"
     stats: RelevanceStats | None = None
     progress: Progress = silent
 
@@ -112,6 +119,7 @@ def requested(
     read = tuple(map(budget_of, budgets))
     goal = None if target is None else target_of(target)
     check_values(values, ("auto", *VALUES))
+    check_outputs(options.outputs)
     _check_known("form", options.form, FORMS)
     _check_known("allocation", options.allocation, ALLOCATIONS)
     if options.form == "exported" and granularity == "depth":
@@ -128,6 +136,8 @@ def requested(
             "heads can be rounded up to a multiple of 1 or more"
         )
     repair, training = recoveries(recover, seed)
+    if isinstance(training, FineTune) and training.outputs == "auto":
+        training = replace(training, outputs=options.outputs)
     return Request(
         evaluate=evaluate,
         target=goal,

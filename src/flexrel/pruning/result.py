@@ -38,6 +38,8 @@ class Result:
         recovery: what repair and training did, step by step.
         warnings: what may be wrong with the request, each in a line with its numbers.
         request: what was asked.
+        outputs: what the network's outputs are: "classes", "logits", "values", or "distance", the
+            caller's own.
         limits: what that came to.
         amounts: how much of each limited resource the dense network takes, and the pruned one.
         samples: how many samples accuracy was measured on, if `evaluate` tells.
@@ -60,6 +62,7 @@ class Result:
     recovery: tuple[RecoveryStep, ...]
     warnings: tuple[str, ...]
     request: Request
+    outputs: str
     limits: Limits
     amounts: Mapping[str, tuple[float, float]]
     samples: int | None
@@ -87,6 +90,7 @@ class Result:
             "chosen_from": [criterion.name for criterion in request.criteria],
             "keep": list(request.keep),
             "multiple_of": options.multiple_of,
+            "outputs": self.outputs,
             "rule": self.stats.rule if self.stats else None,
             "output": self.stats.output if self.stats else None,
             "allocation": options.allocation,

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from flexrel.core.batches import Batch
-from flexrel.core.running import is_class_scores, scores_in
+from flexrel.core.running import is_class_scores, scores_in, tensors_of
 from flexrel.errors import ModelError, UsageError
 from flexrel.relevance.rules import RuleLike, rule_of
 
@@ -74,12 +75,16 @@ def start(
 def _named(result: Any, batch: Batch, output: str) -> tuple[str, Tensor]:  # noqa: ANN401
     """Return what is asked for by name, and its scalars: one a sample, or one for all of them."""
     values = scores_in(result)
+    several = [t for t in tensors_of(values) if t.is_floating_point() and t.numel()]
+    if len(several) > 1 and output in ("auto", "norm"):
+        # Each by its own size: else the one of most units, or of the largest, is all that counts.
+        parts = [_half_square(t, batch) / _mean_square(t) for t in several]
+        return "norm", torch.stack(parts).sum(0)
     if not isinstance(values, Tensor) or not values.is_floating_point():
         fields = f" with {', '.join(map(str, result))}" if isinstance(result, Mapping) else ""
         raise ModelError(
             f"the model returns a {type(result).__name__}{fields}, not a tensor of scores; "
-            "pass output= as a callable (output, labels) -> one scalar per sample, "
-            "such as lambda output, labels: output[0].flatten(1).square().sum(1)"
+            "pass output= as a callable (output, labels) -> one scalar per sample"
         )
     scores = is_class_scores(values)
     if output == "auto":
@@ -105,6 +110,12 @@ def _half_square(values: Tensor, batch: Batch) -> Tensor:
             f"{batch.samples} samples; pass output= as a callable"
         )
     return values.reshape(batch.samples, -1).square().sum(1) / 2
+
+
+def _mean_square(values: Tensor) -> Tensor:
+    """Return the squared size of what a sample gives, which is no part of the gradient; not 0."""
+    size = values.detach().square().sum() / len(values)
+    return torch.where(size > 0, size, 1)
 
 
 def _of_labels(scores: Tensor, batch: Batch) -> Tensor:

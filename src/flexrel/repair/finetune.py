@@ -12,8 +12,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from flexrel.core.batches import Batch, RawBatch, device_of, read_batches
 from flexrel.core.measurement import Progress, Training, silent
+from flexrel.core.outputs import RequestedOutputs, check_outputs, numbers_in, resolved
 from flexrel.core.plan import Plan
-from flexrel.core.running import duplicate, reason, undisturbed, unwrapped
+from flexrel.core.running import call, duplicate, reason, undisturbed, unwrapped
 from flexrel.errors import ModelError, UsageError
 from flexrel.repair.holder import MaskHolder
 from flexrel.repair.objective import Loss, Objective, share_of
@@ -49,11 +50,13 @@ class FineTune:
             Nesterov momentum, its gradients clipped by their norm, whose rate goes up over the
             first twentieth of the steps, then down to 0 along a cosine.
         loss: from the network's output and labels to their mean loss, or one number a sample,
-            `[samples]`, which samples with weights need; None: cross entropy of class scores.
+            `[samples]`, which samples with weights need; None: what goes with `outputs`, cross
+            entropy of classes and of logits, the relative squared error of values.
+        outputs: what the network's outputs are, as `PruneOptions.outputs` has it.
         distillation: share of the loss, in [0, 1], that is the distance from the dense network's
-            outputs, which needs no labels: of class scores the divergence of the distributions,
-            of others the relative squared error. None: 0.5 with labels that there is a loss for,
-            else 1.
+            outputs, which needs no labels: of classes and logits the divergence of the
+            distributions, of values the relative squared error. None: 0.5 with labels that there
+            is a loss for, else 1.
         temperature: that class scores are divided by in that distance.
         seed: of order, dropout and held-out batches, and of what loaders draw, which is the same
             in each validation; the same seed on the same machine gives the same network on the CPU.
@@ -65,6 +68,7 @@ class FineTune:
     validation: Iterable[RawBatch] | float = 0.1
     optimizer: MakeOptimizer | None = None
     loss: Loss | None = None
+    outputs: RequestedOutputs = "auto"
     distillation: float | None = None
     temperature: float = 2.0
     seed: int = 0
@@ -78,6 +82,7 @@ class FineTune:
             )
         if self.distillation is not None and not 0 <= self.distillation <= 1:
             raise UsageError(f"distillation={self.distillation} is no share in [0, 1] of the loss")
+        check_outputs(self.outputs)
         if not 0 < self.temperature < math.inf:
             raise UsageError(f"temperature={self.temperature}; it is a number above 0")
 
@@ -108,8 +113,11 @@ class FineTune:
             with undisturbed(dense), undisturbed(student):
                 _seed_(student, self.seed)
                 first = next(_read("data", train, student))
-                share = share_of(self.distillation, self.loss, dense, first)
-                objective = Objective(student, dense, self.loss, share, self.temperature)
+                with torch.no_grad():
+                    output = call(dense, first)
+                outputs = resolved(self.outputs, [(numbers_in(output, first), first.labels)])
+                share = share_of(self.distillation, self.loss, outputs, output, first.labels)
+                objective = Objective(student, dense, outputs, self.loss, share, self.temperature)
                 steps = self.epochs * (length_hint(train) or sum(1 for _ in train))
                 optimizer = optimizer_of(student, self.optimizer, steps)
                 with MaskHolder(student, plan).hold(optimizer):

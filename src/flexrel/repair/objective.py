@@ -9,11 +9,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexrel.core.batches import Batch
-from flexrel.core.distance import apart, numbers_in
+from flexrel.core.distance import measured
+from flexrel.core.outputs import (
+    OutputDistance,
+    Outputs,
+    apart,
+    class_goals,
+    mean_apart,
+    numbers_in,
+)
 from flexrel.core.running import call, is_class_scores, scores_in
 from flexrel.errors import UsageError
 
 Loss = Callable[[Any, Tensor], Tensor]  # (output, labels) -> the mean, or one number a sample
+_IGNORED = -100  # in place of a class number: the sample does not count
 _WITH_LABELS = 0.5  # share of the loss from the dense network, if there are labels too
 
 
@@ -24,13 +33,15 @@ class Objective:
     Attributes:
         network: in the mode that it is to be run in.
         dense: the network before it was pruned.
-        loss: from output and labels; None: cross entropy of class scores.
+        outputs: what they are, or how far two networks' are apart.
+        loss: from output and labels; None: what goes with the outputs.
         distillation: share of the loss that is the distance from the dense network's outputs.
         temperature: of class scores, in that distance.
     """
 
     network: nn.Module
     dense: nn.Module
+    outputs: Outputs | OutputDistance
     loss: Loss | None
     distillation: float
     temperature: float
@@ -46,13 +57,20 @@ class Objective:
         loss = torch.zeros((), device=batch.tensors[0].device)
         if self.distillation > 0:
             with torch.no_grad():
-                goals = numbers_in(call(self.dense, batch), batch)
-            found = numbers_in(output, batch)
-            error, size = apart(goals, found, weights=batch.weights, temperature=self.temperature)
-            loss = loss + self.distillation * (error / size if size > 0 else error)
+                goal = call(self.dense, batch)
+            loss = loss + self.distillation * self._apart(goal, output, batch)
         if self.distillation < 1:
             loss = loss + (1 - self.distillation) * self._from_labels(output, batch)
         return loss
+
+    def _apart(self, goal: Any, output: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - of any model
+        if callable(self.outputs):
+            return measured(self.outputs(goal, output))
+        pair = numbers_in(goal, batch), numbers_in(output, batch)
+        temperature = self.temperature
+        return mean_apart(
+            *apart(self.outputs, *pair, weights=batch.weights, temperature=temperature)
+        )
 
     def _from_labels(self, output: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - of any model
         if batch.labels is None:
@@ -61,7 +79,8 @@ class Objective:
                 "comes from labels; pass tuples (inputs, labels), or distillation=1"
             )
         if self.loss is None:
-            values = _cross_entropy(output, batch.labels, batch.index)
+            outputs: Outputs = "values" if callable(self.outputs) else self.outputs
+            values = _own_loss(outputs, output, batch.labels, batch.index)
         else:
             values = self.loss(output, batch.labels)
         shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -76,32 +95,55 @@ class Objective:
         return (values.float() * batch.weights).sum() / batch.weights.sum()
 
 
-def _cross_entropy(output: Any, labels: Tensor, index: int) -> Tensor:  # noqa: ANN401 - of any model
-    """Return the cross entropy of each sample of batch `index`, in nats, `[samples]`."""
+def _own_loss(outputs: Outputs, output: Any, labels: Tensor, index: int) -> Tensor:  # noqa: ANN401
+    """Return the loss of each sample of batch `index` that goes with what outputs are, `[samples]`.
+
+    Cross entropy in nats of "classes", and of "logits", summed over them; of "values" the squared
+    error over the mean square of the labels.
+
+    Raises:
+        UsageError: labels do not fit outputs.
+    """
     scores = scores_in(output)
-    if not _are_classes(labels, scores):
+    goals = _goals(outputs, scores, labels)
+    if goals is None:
         found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise UsageError(
-            "without loss=, labels need class scores [samples, classes] and a class number for "
-            f"each sample, but batch {index} has outputs {found} and labels {list(labels.shape)}; "
-            "pass loss=, a function (output, labels) -> number, or distillation=1"
+            f"without loss=, labels must fit outputs, which are {outputs!r}, but batch {index} has "
+            f"outputs {found} and labels {list(labels.shape)}; pass loss=, a function (output, "
+            "labels) -> number, or distillation=1"
         )
-    goals = labels if labels.is_floating_point() else labels.long()
-    return functional.cross_entropy(scores.float(), goals, reduction="none")
+    scores = scores.float()
+    if outputs == "classes":
+        return functional.cross_entropy(scores, goals, reduction="none", ignore_index=_IGNORED)
+    if outputs == "logits":
+        values = functional.binary_cross_entropy_with_logits(scores, goals, reduction="none")
+        return values.reshape(len(scores), -1).sum(1)
+    size = goals.square().mean()
+    errors: Tensor = (scores - goals).square().reshape(len(scores), -1).mean(1)
+    return errors / torch.where(size > 0, size, 1)
 
 
-def _are_classes(labels: Tensor, scores: Any) -> bool:  # noqa: ANN401 - of any model
-    """Return whether labels are class numbers, or probabilities, for these class scores."""
-    if not is_class_scores(scores):
-        return False
-    if labels.is_floating_point():
-        return bool(labels.shape == scores.shape)
-    within = labels.shape == scores.shape[:1]
-    return within and bool(((labels >= 0) & (labels < scores.shape[1])).all())
+def _goals(outputs: Outputs, scores: Any, labels: Tensor) -> Tensor | None:  # noqa: ANN401
+    """Return labels as the loss takes them; None: they do not fit the outputs."""
+    if not isinstance(scores, Tensor):
+        return None
+    if outputs == "classes":
+        goals = class_goals(labels, scores) if is_class_scores(scores) else None
+        if goals is None or goals.is_floating_point():
+            return goals
+        return goals.masked_fill(goals < 0, _IGNORED)
+    if labels.numel() != scores.numel():
+        return None
+    return labels.reshape(scores.shape).float()
 
 
 def share_of(
-    distillation: float | None, loss: Loss | None, dense: nn.Module, batch: Batch
+    distillation: float | None,
+    loss: Loss | None,
+    outputs: Outputs | OutputDistance,
+    output: Any,  # noqa: ANN401 - of any model
+    labels: Tensor | None,
 ) -> float:
     """Return the share of the loss from the dense network: as asked, or else what fits the batch.
 
@@ -109,8 +151,11 @@ def share_of(
     """
     if distillation is not None:
         return distillation
-    if loss is None and batch.labels is not None:
-        with torch.no_grad():
-            fits = _are_classes(batch.labels, scores_in(call(dense, batch)))
-        return _WITH_LABELS if fits else 1.0
-    return _WITH_LABELS if loss else 1.0
+    if loss is not None:
+        return _WITH_LABELS
+    fits = (
+        labels is not None
+        and not callable(outputs)
+        and _goals(outputs, scores_in(output), labels) is not None
+    )
+    return _WITH_LABELS if fits else 1.0
