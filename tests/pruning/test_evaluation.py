@@ -113,7 +113,7 @@ def test_samples_of_one_class_are_warned_of():
 
     result = prune(network(), Accuracy([(x, [0] * len(x))]), target=AccuracyDrop(0.2))
 
-    assert f"all {len(x)} evaluation samples have the same label" in result.warnings[0]
+    assert f"all {len(x)} evaluation samples that count have the same label" in result.warnings[0]
     assert result.as_json()["warnings"] == list(result.warnings)
     json.dumps(result.as_json())
     assert "have the same label" in result.report()
@@ -150,7 +150,8 @@ def test_ignored_samples_do_not_count_as_measured():
     result = prune(network(), Accuracy([(X, labels)]), target=AccuracyDrop(0.01))
 
     assert result.samples == 30
-    assert "measured on 30 samples" in result.warnings[0]
+    assert result.warnings[0].startswith("60 of 90 evaluation samples are labelled -1 or -100")
+    assert "measured on 30 samples" in result.warnings[1]
 
 
 def test_a_function_of_ones_own_tells_nothing_to_warn_of():

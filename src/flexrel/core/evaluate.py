@@ -23,8 +23,8 @@ class Accuracy:
     largest of the scores `[samples, classes]`. A network with one score a sample, `[samples]` or
     `[samples, 1]`, says 1 where it is above the threshold, else 0. Labels `[samples, labels]` of 0
     and 1 are several for each sample, and an answer is right where all of them are; where each
-    sample has just one, they are classes. Samples with the label -1 or -100 are left out, but
-    where labels are -1 and 1, -1 is the other class.
+    sample has just one, they are classes. Samples with the label -1 or -100 are left out; but
+    where labels for yes and no are -1 and 1, and none is 0, -1 means no.
 
     Attributes:
         batches: that can be gone through again and again, with labels; never the calibration set.

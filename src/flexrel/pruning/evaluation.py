@@ -42,7 +42,19 @@ def evaluation_data(
     if chance and target is not None:
         raise UsageError(chance)
     fine = "" if target is None else _too_fine(tally, target.amount)
-    return EvaluationData(tally.samples, tuple(filter(None, (_one_label(tally), chance, fine))))
+    warnings = (_left_out(tally), _one_label(tally), chance, fine)
+    return EvaluationData(tally.samples, tuple(filter(None, warnings)))
+
+
+def _left_out(tally: Tally) -> str:
+    """Return a warning if samples are left out of the count; else nothing."""
+    if not tally.ignored:
+        return ""
+    every = tally.ignored + tally.samples
+    return (
+        f"{tally.ignored:,} of {every:,} evaluation samples are labelled -1 or -100 and left out "
+        "of the count"
+    )
 
 
 def _one_label(tally: Tally) -> str:
@@ -50,8 +62,8 @@ def _one_label(tally: Tally) -> str:
     if tally.labels > 1:
         return ""
     return (
-        f"all {tally.samples:,} evaluation samples have the same label, which says nothing of "
-        "others; pass samples of all classes"
+        f"all {tally.samples:,} evaluation samples that count have the same label, which says "
+        "nothing of others; pass samples of all classes"
     )
 
 
