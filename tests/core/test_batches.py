@@ -9,12 +9,16 @@ import torch
 from torch import nn
 
 from flexrel import FlexrelError, ModelError, UsageError
-from flexrel.core.batches import divided, first_samples, joined, read_batches
+from flexrel.core.batches import divided, first_samples, joined, missing_labels, read_batches
 from flexrel.core.running import call
 
 X = torch.arange(6.0).view(3, 2)
 LABELS = torch.tensor([2, 0, 1])
 Pair = namedtuple("Pair", "x y")  # noqa: PYI024 - as loaders make them
+
+
+def weighted(weights):
+    return {"x": X, "labels": LABELS, "sample_weight": weights}
 
 
 def read(raw):
@@ -52,7 +56,86 @@ def test_inputs_with_labels_are_read_from_any_form(raw):
     assert batch.labels.tolist() == [2, 0, 1]
 
 
-@pytest.mark.parametrize("raw", [(X, LABELS, X[:, 1]), {"x": X, "mask": X, "labels": LABELS}])
+@pytest.mark.parametrize(
+    "rest",
+    [(torch.tensor([7, 8, 9]),), (["a.png"] * 3,), (None,), (3,), (X + 1, {"id": [1, 2, 3]}, X)],
+)
+def test_what_follows_the_labels_of_a_tuple_is_left_alone(rest):
+    batch = read((X, LABELS, *rest))
+
+    assert [t.tolist() for t in batch.tensors] == [X.tolist()]
+    assert batch.labels.tolist() == [2, 0, 1]
+    assert batch.weights is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["a.png", "b.png", "c.png"], "has labels that are a list, no tensor of numbers"),
+        ("abc", "has labels that are a str"),
+        ({"boxes": X}, "has labels that are a dict"),
+        ([{"boxes": X}, {"boxes": X[:1]}, {}], "has labels that are a list"),
+        ([[1], [2, 3], []], "has labels that are a list"),
+        (object(), "has labels that are a object"),
+        (LABELS[:2], "has 3 inputs but 2 labels"),  # as boxes of all images in one tensor
+        (1, "has 3 inputs but one label for all"),
+    ],
+)
+def test_labels_of_any_kind_are_read_and_said_where_they_are_needed(labels, says):
+    for raw in ((X, labels), {"x": X, "labels": labels}):
+        batch = read(raw)
+
+        assert batch.args or batch.kwargs
+        assert (batch.samples, batch.labels) == (3, None)
+        assert missing_labels(batch).startswith(f"batch 0 {says}")
+        assert missing_labels(first_samples(batch, 1)) == missing_labels(batch)
+        assert missing_labels(read(batch)) == missing_labels(batch)
+
+
+def test_several_inputs_come_in_a_tuple_or_dict_of_their_own():
+    other = X + 1
+
+    for raw in (((X, other), LABELS), [[X, other], LABELS, "rest"], ((X, other),)):
+        assert [t.tolist() for t in read(raw).args] == [X.tolist(), other.tolist()]
+    assert read(((X, other), LABELS)).labels.tolist() == [2, 0, 1]
+    named = read(({"x": X, "y": other}, LABELS))
+    assert list(named.kwargs) == ["x", "y"]
+    assert named.labels.tolist() == [2, 0, 1]
+    assert read(({"x": X, "labels": LABELS},)).labels.tolist() == [2, 0, 1]
+
+
+class Two(nn.Module):
+    def forward(self, ids, mask=None):
+        return ids if mask is None else ids * mask
+
+
+class Both(nn.Module):
+    def forward(self, left, right):
+        return left + right
+
+
+def test_a_tuple_whose_second_entry_may_be_an_input_is_refused_with_what_to_write():
+    with pytest.raises(UsageError, match=r"tuple of 3.*takes ids, mask; pass .*\(\(a, b\), labels"):
+        list(read_batches([(X, X > 1, LABELS)], Two()))
+
+    assert len(list(read_batches([(X, LABELS, LABELS), ((X, X), LABELS, 3)], Two()))) == 2
+    assert len(list(read_batches([(X, X + 1, LABELS)], nn.Linear(2, 1)))) == 1  # takes one
+
+
+def test_inputs_that_are_missing_are_said_with_what_to_write():
+    with pytest.raises(ModelError, match=r"'right'; pass several inputs as \(\(a, b\), labels\)"):
+        call(Both(), read((X, X + 1, LABELS)))
+
+    assert call(Both(), read(((X, X + 1), LABELS))).tolist() == (2 * X + 1).tolist()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"x": X, "sample_weight": X[:, 1], "labels": LABELS},
+        {"x": X, "mask": X, "labels": LABELS},
+    ],
+)
 def test_a_batch_that_was_read_goes_where_another_model_is(raw):
     (batch,) = read_batches([read(raw)], nn.Linear(2, 1, device="meta"))
 
@@ -107,29 +190,26 @@ def test_tensors_of_inference_mode_become_ordinary_ones():
         (None, "is a NoneType"),
         (np.ones((2, 2)), "is a ndarray"),
         ((), "is a tuple"),
-        ((X, LABELS, X, X), "is a tuple"),
-        ((X, LABELS, X), r"weights of batch 2 must be 3 numbers .* are \[3, 2\] of float32"),
-        ((X, LABELS, [1.0, 2.0]), r"are \[2\] of float32"),
-        ((X, LABELS, [0.0, 0.0, 0.0]), "not all 0"),
-        ((X, LABELS, [1.0, -1.0, 0.0]), "from 0 on"),
-        ((X, LABELS, [1.0, math.nan, 0.0]), "from 0 on"),
-        ((X, LABELS, [True, False, True]), "of bool"),
+        (weighted(X), r"weights of batch 2 must be 3 numbers .* are \[3, 2\] of float32"),
+        (weighted([1.0, 2.0]), r"are \[2\] of float32"),
+        (weighted([0.0, 0.0, 0.0]), "not all 0"),
+        (weighted([1.0, -1.0, 0.0]), "from 0 on"),
+        (weighted([1.0, math.nan, 0.0]), "from 0 on"),
+        (weighted([True, False, True]), "of bool"),
+        (weighted(3), r"are \[\] of int64"),
         ({"x": X, "sample_weight": "abc"}, "weights of batch 2 are a str"),
         ({}, "no input tensor, but nothing"),
         ({"labels": LABELS}, "no input tensor, but nothing"),
         ({"x": 1}, "no input tensor, but int"),
         ((None, LABELS), "no input tensor, but NoneType"),
-        (([X, X], LABELS), "no input tensor, but list"),
+        (([X, 3], LABELS), "no input tensor, but Tensor, int"),
+        (([], LABELS), "no input tensor, but list"),
         (X[:0], r"shape \(0, 2\): no sample"),
         (X[:, :0], r"shape \(3, 0\): no sample"),
         (torch.tensor(3.0), r"shape \(\): no sample"),
         ({"x": X, "y": X[:0]}, r"shape \(0, 2\): no sample"),
         (X / 0, r"6 NaN or infinite values of 6$"),
         ({"x": X, "y": X.where(X < 5, torch.nan)}, "1 NaN or infinite values of 6$"),
-        ((X, LABELS[:2]), "3 inputs but 2 labels"),
-        ((X, 1), "3 inputs but one label for all"),
-        ((X, "abc"), "are a str that is no tensor of numbers"),
-        ((X, [[1], [2, 3], []]), "are a list that is no tensor of numbers"),
     ],
 )
 def test_what_is_no_batch_is_refused_with_its_index(raw, says):

@@ -76,7 +76,7 @@ def test_an_evaluation_set_without_batches_or_labels_is_refused():
         Accuracy([(SCORES, torch.zeros(4)), SCORES])(identity)
 
 
-@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (4, 3)])
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (4, 2), (4, 3, 1)])
 def test_labels_that_are_no_class_numbers_are_refused(shape):
     """A column of labels would be compared with every prediction."""
     labels = torch.zeros(shape, dtype=torch.long)

@@ -127,3 +127,53 @@ def test_the_result_and_its_report_say_it():
     assert bad.as_json()["warnings"] == [warning]
     assert "standard deviations off" in bad.report()
     assert "standard deviations off" not in good.report()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [f"{at}.png" for at in range(16)],
+        {"boxes": torch.ones(3, 4)},
+        [{"boxes": torch.ones(at, 4)} for at in range(16)],
+        torch.ones(40, 6),  # boxes of all images in one tensor
+        torch.rand(16, 2),  # for 3 classes
+        7,
+    ],
+)
+def test_labels_of_any_kind_change_nothing_where_none_are_needed(labels):
+    request = {"budgets": [Parameters(0.8)], "recover": "finetune:1"}
+    x = images(16)
+
+    plain = flexrel.prune(network(), calibration=[x, x + 0.1], **request)
+    found = flexrel.prune(network(), calibration=[(x, labels, x), (x + 0.1, labels)], **request)
+
+    assert found.plan.as_json() == plain.plan.as_json()
+    for one, other in zip(found.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(5, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, left, right):
+        return self.head((self.left(left) + self.right(right)).relu())
+
+
+@pytest.mark.parametrize("granularity", ["channel", "element"])
+def test_a_network_of_two_inputs_is_pruned_with_a_pair_as_with_a_dict(granularity):
+    torch.manual_seed(0)
+    model, a, b = Pair().eval(), torch.randn(32, 5), torch.randn(32, 4)
+    labels = torch.arange(32) % 3
+    request = {"budgets": [Parameters(0.6)], "granularity": granularity}
+
+    found, expected = (
+        flexrel.prune(model, calibration=[batch], **request)
+        for batch in (((a, b), labels), {"left": a, "right": b, "labels": labels})
+    )
+
+    assert found.plan.as_json() == expected.plan.as_json()
+    assert found.model(a, b).allclose(expected.model(a, b))
+    with pytest.raises(flexrel.ModelError, match=r"pass several inputs as \(\(a, b\), labels\)"):
+        flexrel.prune(model, calibration=[(a, b, labels)], **request)

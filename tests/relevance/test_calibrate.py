@@ -56,6 +56,30 @@ def test_labels_may_be_any_whole_numbers(dtype):
     assert stats[""].output.tolist() == [-3, 1]
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [["a", "b"], {"boxes": [1]}, [{"boxes": torch.ones(2)}, {}], torch.ones(5, 6), 3],
+)
+def test_labels_that_are_not_needed_may_be_anything(labels):
+    layer, x = nn.Linear(2, 2), torch.ones(2, 2)
+
+    found, expected = (calibrate(layer, [batch], output="predicted") for batch in ((x, labels), x))
+
+    assert found[""].input.tolist() == expected[""].input.tolist()
+    assert found.samples == 2
+
+
+def test_the_third_entry_of_a_tuple_weighs_nothing():
+    """Data sets give the index of each sample there: the first would count 0 times."""
+    layer, x, labels = nn.Linear(2, 2), torch.randn(3, 2), torch.tensor([0, 1, 0])
+
+    found = calibrate(layer, [(x, labels, torch.arange(3))], output="label")
+
+    expected = calibrate(layer, [(x, labels)], output="label")
+    assert found[""].input.tolist() == expected[""].input.tolist()
+    assert found.samples == 3
+
+
 def test_labels_may_be_a_list():
     layer, x = two_by_two()
 
@@ -211,23 +235,23 @@ def identity(x):
         (identity, ROWS, {}, r"one tensor of shape \(2, 3\); pass an iterable of batches"),
         (identity, [ROWS, ROWS / 0], {}, "batch 1 .*6 NaN or infinite values of 6"),
         (identity, [ROWS * float("nan")], {}, "batch 0 .*6 NaN"),
-        (identity, [(ROWS, LABELS), ROWS], {"output": "label"}, "batch 1 has none"),
+        (identity, [(ROWS, LABELS), ROWS], {"output": "label"}, "batch 1 has no labels"),
         (identity, [(ROWS, LABELS + 1)], {"output": "label"}, r"labels of batch 0.*0 \.\.\. 2"),
         (identity, [(ROWS, LABELS - 1)], {"output": "label"}, "labels of batch 0"),
         (identity, [(ROWS, LABELS.float())], {"output": "label"}, "whole numbers"),
         (identity, [(ROWS, LABELS[:, None])], {"output": "label"}, "2 whole numbers"),
         (lambda x: x[:1], [(ROWS, LABELS)], {"output": "label"}, "1 whole numbers"),
-        (identity, [(ROWS, LABELS[:1])], {}, "2 inputs but 1 labels"),
-        (identity, [(ROWS, 1)], {}, "2 inputs but one label"),
-        (identity, [(ROWS, ["a", "b"])], {}, "labels of batch 0 are a list"),
-        (identity, [(ROWS, {"a": 1})], {}, "labels of batch 0 are a dict"),
+        (identity, [(ROWS, LABELS[:1])], {"output": "label"}, "2 inputs but 1 labels"),
+        (identity, [(ROWS, 1)], {"output": "label"}, "2 inputs but one label"),
+        (identity, [(ROWS, ["a", "b"])], {"output": "label"}, "batch 0 has labels that are a list"),
+        (identity, [(ROWS, {"a": 1})], {"output": "label"}, "batch 0 has labels that are a dict"),
         (identity, [ROWS], {"output": lambda out, _: out}, r"must return \[2\].*\[2, 3\]"),
         (identity, [ROWS], {"output": lambda out, _: out.sum()}, r"must return \[2\].*\[\]"),
         (identity, [ROWS], {"output": lambda out, _: 1.0}, r"must return \[2\].*float"),
         (identity, ["text"], {}, "batch 0 is a str"),
         (identity, [ROWS, None], {}, "batch 1 is a NoneType"),
-        (identity, [(ROWS, LABELS, 3)], {}, "weights of batch 0 must be 2 numbers"),
-        (identity, [(ROWS, LABELS, None, None)], {}, "batch 0 is a tuple"),
+        (identity, [{"x": ROWS, "sample_weight": 3}], {}, "weights of batch 0 must be 2 numbers"),
+        (identity, [()], {}, "batch 0 is a tuple"),
         (identity, [ROWS[:0]], {}, r"shape \(0, 3\): no sample"),
         (identity, [torch.tensor(1.0)], {}, r"shape \(\): no sample"),
         (identity, [{}], {}, "batch 0 has no input tensor, but nothing"),

@@ -137,7 +137,8 @@ def test_a_sample_of_weight_two_counts_twice(rule):
     twice = x[[0, 1, 1]], labels[[0, 2, 2]]
 
     for output in ("label", "predicted", "norm"):
-        found = calibrate(classifier(), [(x, labels, weights)], rule, output)
+        batch = {"input": x, "labels": labels, "sample_weight": weights}
+        found = calibrate(classifier(), [batch], rule, output)
         expected = calibrate(classifier(), [(twice[0], labels[[0, 1, 1]])], rule, output)
         assert_close(found, expected)
         assert found.samples == 3.0
@@ -170,7 +171,7 @@ def test_weights_need_an_output_with_a_row_a_sample():
     model = nn.Sequential(nn.Linear(3, 3), nn.Flatten(0))
 
     with pytest.raises(ModelError, match=r"returns \[6\] for 2 samples"):
-        calibrate(model, [(torch.ones(2, 3), None, [1.0, 2.0])])
+        calibrate(model, [{"input": torch.ones(2, 3), "sample_weight": [1.0, 2.0]}])
 
 
 # --- what models may be -------------------------------------------------------------------------

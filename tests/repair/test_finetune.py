@@ -377,7 +377,8 @@ def test_weights_say_how_often_a_sample_counts_in_training_and_not_in_validation
         tune = FineTune(1, validation=[held_out], optimizer=sgd)
         return tune(network, dense, plan, [batch])
 
-    one = trained((x, y, w), (x, y, w))
+    batch = {"input": x, "labels": y, "sample_weight": w}
+    one = trained(batch, batch)
     other = trained((x[twice], y[twice]), (x, y))
 
     for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flexrel.core.forms import check_further, numbers_of, parts_of
 from flexrel.errors import UsageError
 
-RawBatch = Any  # a tensor, a tuple (inputs, labels), a dict as transformers give it, or a Batch
-_LABELS = ("labels", "label")
-_WEIGHTS = "sample_weight"
+RawBatch = Any  # a tensor, a tuple (inputs, labels, ...), a dict as transformers have it, a Batch
 EXAMPLE_SAMPLES = 2  # that structure is read on, and exports are made with
 _JUDGED = 128  # calibration samples that judge and fit nothing, or
 _MOST_JUDGED = 0.25  # of all
@@ -25,8 +24,9 @@ class Batch:
     index: int  # counting from 0
     args: tuple[Tensor, ...]
     kwargs: Mapping[str, Any]
-    labels: Tensor | None
+    labels: Tensor | None  # numbers, one or more for each sample
     weights: Tensor | None = None  # how often each sample counts
+    unread: str = ""  # why there are no labels, where something else was given
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -38,7 +38,7 @@ class Batch:
         """Return the batch with each argument, labels and weights changed."""
         kwargs = {name: change(value) for name, value in self.kwargs.items()}
         args, rest = tuple(map(change, self.args)), (change(self.labels), change(self.weights))
-        return Batch(self.index, args, kwargs, *rest)
+        return Batch(self.index, args, kwargs, *rest, self.unread)
 
     @property
     def samples(self) -> int:
@@ -70,9 +70,11 @@ def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batc
     """Yield each batch on the model's device, checked.
 
     Args:
-        batches: tensors, tuples `(inputs, labels)` or `(inputs, labels, weights)`, or dicts
-            with the model's keyword arguments and, under "labels" or "label", labels, under
-            "sample_weight" how often each sample counts.
+        batches: tensors; tuples `(inputs, labels, ...)`, where what follows the labels is left
+            alone, and several inputs are a tuple or a dict of their own, `((a, b), labels)`; or
+            dicts with the model's keyword arguments and, under "labels" or "label", labels, under
+            "sample_weight" how often each sample counts. Labels that are no numbers, or not as
+            many as samples, are left to whoever needs labels to refuse.
         model: tells the device that inputs go to.
 
     Raises:
@@ -81,6 +83,7 @@ def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batc
     _check_iterable(batches)
     device = device_of(model)
     for index, raw in enumerate(batches):
+        check_further(raw, index, model)
         yield read_batch(raw, index, device)
 
 
@@ -94,38 +97,24 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _parts(raw: RawBatch, index: int) -> tuple[tuple[Any, ...], dict[str, Any], Any, Any]:
-    """Return positional and named arguments, labels and weights, as they were given."""
-    if isinstance(raw, Tensor):
-        return (raw,), {}, None, None
-    if isinstance(raw, Mapping):
-        kwargs = {k: v for k, v in raw.items() if k not in (*_LABELS, _WEIGHTS)}
-        labels = next((raw[k] for k in _LABELS if k in raw), None)
-        return (), kwargs, labels, raw.get(_WEIGHTS)
-    if isinstance(raw, tuple | list) and 1 <= len(raw) <= 3:  # noqa: PLR2004
-        first, labels, weights = (*raw, None, None)[:3]
-        return (first,), {}, labels, weights
-    raise UsageError(
-        f"batch {index} is a {type(raw).__name__}; a batch is a tensor, a tuple "
-        "(inputs, labels) or (inputs, labels, weights), or a dict of the model's arguments"
-    )
-
-
 def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
     """Return the batch of that number on the device, checked; raises as `read_batches` does."""
     if isinstance(raw, Batch):
         there = all(tensor.device == device for tensor in raw.tensors)
         return replace(raw if there else _moved(raw, device), index=index)
-    args, kwargs, labels, weights = _parts(raw, index)
+    args, kwargs, labels, weights = parts_of(raw, index)
     given = [*args, *kwargs.values()]
     tensors = [v for v in given if isinstance(v, Tensor)]
     if not tensors or not all(isinstance(v, Tensor) for v in args):
         found = ", ".join(type(v).__name__ for v in given) or "nothing"
         raise UsageError(f"batch {index} has no input tensor, but {found}")
-    labels = None if labels is None else _numbers("labels", labels, index)
-    weights = None if weights is None else _numbers("weights", weights, index)
-    batch = _moved(Batch(index, args, kwargs, labels, weights), device)
-    labels, weights = batch.labels, batch.weights
+    counts = None if weights is None else numbers_of(weights)
+    if weights is not None and counts is None:
+        kind = type(weights).__name__
+        raise UsageError(f"weights of batch {index} are a {kind} that is no tensor of numbers")
+    whole = Batch(index, args, kwargs, None if labels is None else numbers_of(labels), counts)
+    batch = _with_fitting(_moved(whole, device), labels)
+    weights = batch.weights
     for tensor in batch.tensors:
         if tensor.ndim == 0 or tensor.numel() == 0:
             raise UsageError(
@@ -137,10 +126,6 @@ def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
                 f"batch {index} (counting from 0) has {bad:,} NaN or infinite values "
                 f"of {tensor.numel():,}"
             )
-    if labels is not None and labels.ndim == 0:
-        raise UsageError(f"batch {index} has {batch.samples} inputs but one label for all")
-    if labels is not None and len(labels) != batch.samples:
-        raise UsageError(f"batch {index} has {batch.samples} inputs but {len(labels)} labels")
     if weights is not None and not _are_weights(weights, batch.samples):
         raise UsageError(
             f"weights of batch {index} must be {batch.samples} numbers from 0 on, not all 0, but "
@@ -165,13 +150,21 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     return batch.mapped(placed)
 
 
-def _numbers(what: str, values: Any, index: int) -> Tensor:  # noqa: ANN401 - of the loader
-    try:
-        return torch.as_tensor(values)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{what} of batch {index} are a {type(values).__name__} that is no tensor of numbers"
-        ) from error
+def _with_fitting(batch: Batch, given: Any) -> Batch:  # noqa: ANN401 - of the loader
+    """Return the batch with labels, or with the reason why those given are none."""
+    labels, unread = batch.labels, ""
+    if given is not None and labels is None:
+        unread = f"has labels that are a {type(given).__name__}, no tensor of numbers"
+    elif labels is not None and labels.ndim == 0:
+        unread = f"has {batch.samples} inputs but one label for all"
+    elif labels is not None and len(labels) != batch.samples:
+        unread = f"has {batch.samples} inputs but {len(labels)} labels"
+    return replace(batch, labels=None, unread=unread) if unread else batch
+
+
+def missing_labels(batch: Batch) -> str:
+    """Return what a batch has instead of labels, to be said where they are needed."""
+    return f"batch {batch.index} {batch.unread or 'has no labels'}"
 
 
 def divided(
@@ -235,6 +228,7 @@ def _joined(group: Sequence[Batch]) -> Batch:
         {name: cat([batch.kwargs[name] for batch in group]) for name in first.kwargs},
         cat([batch.labels for batch in group]),
         cat([batch.weights for batch in group]),
+        first.unread,
     )
 
 

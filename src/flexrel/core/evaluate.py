@@ -5,25 +5,35 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from flexrel.core.batches import Batch, RawBatch, read_batches, samples_of
-from flexrel.core.running import call, duplicate, scores_in, undisturbed
-from flexrel.errors import ModelError, UsageError
+from flexrel.core.answers import Tally, answers_of, tally_of
+from flexrel.core.batches import RawBatch, read_batches, samples_of
+from flexrel.core.running import call, duplicate, undisturbed
+from flexrel.errors import UsageError
 
 Evaluate = Callable[[nn.Module], float]
-_RANK = 2  # of class scores: [samples, classes]
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Top-1 accuracy on labelled batches, in [0, 1]: an `evaluate` for networks that classify.
+    """The share of labelled samples that a network answers right, in [0, 1]: an `evaluate`.
+
+    Labels `[samples]` are class numbers, as whole or floating-point numbers, and the answer is the
+    largest of the scores `[samples, classes]`. A network with one score a sample, `[samples]` or
+    `[samples, 1]`, says 1 where it is above the threshold, else 0. Labels `[samples, labels]` of 0
+    and 1 are several for each sample, and an answer is right where all of them are; where each
+    sample has just one, they are classes. Samples with the label -1 or -100 are left out; but
+    where labels for yes and no are -1 and 1, and none is 0, -1 means no.
 
     Attributes:
         batches: that can be gone through again and again, with labels; never the calibration set.
+        threshold: above which a score says yes: 0 for logits, 0.5 for probabilities. Class numbers
+            need none.
     """
 
     batches: Iterable[RawBatch]
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         if iter(self.batches) is self.batches:
@@ -31,41 +41,23 @@ class Accuracy:
 
     @property
     def samples(self) -> int:
-        """How many inputs there are."""
+        """How many inputs there are, those without a label that counts too."""
         return samples_of(self.batches, nn.Module())
 
     def __call__(self, model: nn.Module) -> float:
-        """Return the share of inputs whose largest score is at their label.
+        """Return the share of samples that the model answers right; raises as `tally` does."""
+        return self.tally(model).accuracy
+
+    def tally(self, model: nn.Module) -> Tally:
+        """Return how many samples the model answers right, and what their labels are.
 
         Raises:
-            UsageError: no batch, or one without a class number for each input.
-            ModelError: the model returns no class scores `[samples, classes]`.
+            UsageError: no batch, one without labels, or labels that the model can't give.
+            ModelError: the model returns no scores.
         """
-        right, samples = 0, 0
         with undisturbed(model), torch.no_grad():
-            for batch in read_batches(self.batches, model):
-                if batch.labels is None:
-                    raise UsageError(f"evaluation batch {batch.index} has no labels")
-                right += _hits(scores_in(call(model, batch)), batch, batch.labels)
-                samples += batch.samples
-        if samples == 0:
-            raise UsageError("the evaluation set is empty; pass at least one batch with labels")
-        return right / samples
-
-
-def _hits(scores: object, batch: Batch, labels: Tensor) -> int:
-    if not isinstance(scores, Tensor) or scores.ndim != _RANK:
-        found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ModelError(
-            f"accuracy needs class scores [samples, classes], but the model returns {found} for "
-            f"batch {batch.index}; pass a function of your own as evaluate="
-        )
-    if labels.shape != scores.shape[:1]:
-        raise UsageError(
-            f"labels of evaluation batch {batch.index} have the shape {list(labels.shape)}; "
-            f"give one class number for each of the {len(scores)} inputs"
-        )
-    return int((scores.argmax(dim=1) == labels).sum())
+            batches = read_batches(self.batches, model)
+            return tally_of([answers_of(call(model, b), b, self.threshold) for b in batches])
 
 
 def standard_error(accuracy: float, samples: int) -> float:

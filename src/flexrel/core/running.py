@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch
+from flexrel.core.forms import SEVERAL_INPUTS, signature_of
 from flexrel.errors import FlexrelError, ModelError
 
 
@@ -127,8 +128,17 @@ def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the 
         shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
         raise ModelError(
             f"the model does not run on batch {batch.index} (inputs of shape {shapes}): "
-            f"{reason(error)}"
+            f"{reason(error)}{_too_few(model, batch)}"
         ) from error
+
+
+def _too_few(model: nn.Module, batch: Batch) -> str:
+    """Return what to do if a model does not take these arguments; else nothing."""
+    try:
+        signature_of(model).bind(*batch.args, **batch.kwargs)
+    except TypeError:
+        return f"; pass {SEVERAL_INPUTS}"
+    return ""
 
 
 def reason(error: Exception) -> str:

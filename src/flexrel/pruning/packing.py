@@ -22,6 +22,7 @@ from flexrel.core.resources import TOLERANCE
 from flexrel.core.running import duplicate
 from flexrel.errors import BudgetError, PrecisionError, UsageError
 from flexrel.io import encode
+from flexrel.pruning.evaluation import evaluation_data, floor_of
 from flexrel.repair import round_
 from flexrel_edge.files import replace_file
 from flexrel_edge.format import NO_METADATA
@@ -81,7 +82,8 @@ def pack(
     Raises:
         UsageError: an unknown precision, a value that it can't hold, state that is no tensor,
             metadata under a name of ours, a graph without the extra "export", a target without
-            `evaluate`, or "auto" without a target.
+            `evaluate` or that allows any accuracy, an accuracy no better than chance, or "auto"
+            without a target.
         ModelError: the model has no ONNX graph.
         BudgetError: more accuracy is lost than the target allows; nothing was written.
     """
@@ -94,7 +96,10 @@ def pack(
     batches = collect(calibration)
     fitted, judged = fitted_and_judged(batches, model) if batches else ((), ())
     before = checked(evaluate, model) if evaluate else None
-    floor = -math.inf if target is None or before is None else max(before - target.amount, 0.0)
+    floor = -math.inf
+    if target is not None and before is not None:
+        evaluation_data(evaluate, model, target)
+        floor = floor_of(before, target)
     for precision in FINEST_FIRST[::-1] if values == "auto" else (values,):
         try:
             rounded = _rounded(model, precision, fitted)

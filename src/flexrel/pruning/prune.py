@@ -8,7 +8,7 @@ from torch import nn
 from flexrel.core.batches import RawBatch
 from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.distance import Divergence
-from flexrel.core.evaluate import Accuracy, Evaluate
+from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.precision import RequestedPrecision
 from flexrel.core.resources import Budget
@@ -18,6 +18,7 @@ from flexrel.errors import BudgetError
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
 from flexrel.pruning.data import CalibrationData, calibration_data, input_shift
+from flexrel.pruning.evaluation import evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
 from flexrel.pruning.result import Result
@@ -53,7 +54,8 @@ def prune(
             the samples 128, or a quarter, are held out: nothing is fitted to them, and criteria,
             repair and training are judged by how far they bring the outputs on these from the
             dense network's. Where nothing is repaired or trained all measure, and 512 judge.
-        evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it.
+        evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it. Samples
+            that are too few for it, or of one class, are among the result's warnings.
         target: how much accuracy may be lost, as `AccuracyDrop(0.01)` or "accuracy-drop=1%"; with
             it, as much as possible is removed.
         budgets: what the network may cost at most, as `MACs(0.5)` or "macs=50%"; with them alone,
@@ -84,7 +86,8 @@ def prune(
         options: the rarer ones.
 
     Raises:
-        UsageError: the request, the data or the evaluation is wrong.
+        UsageError: the request, the data or the evaluation is wrong: with a target also if the
+            network's accuracy is no better than chance, or may drop to nothing.
         BudgetError: the target or a budget can't be met; says the closest that can.
         ModelError: the network can't be analysed, or its cut does not verify.
     """
@@ -102,6 +105,7 @@ def prune(
     )
     model = unwrapped(model)
     data = calibration_data(model, calibration, fits=request.fits)
+    evaluation = evaluation_data(evaluate, model, request.target)
     divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
     source = sources.first()
@@ -123,12 +127,12 @@ def prune(
         dense=dense,
         achieved=evaluator.measure(solution.criterion.name, final),
         recovery=steps,
-        warnings=(str(shift),) if shift and shift.warns else (),
+        warnings=(*evaluation.warnings, *([str(shift)] if shift and shift.warns else ())),
         request=request.told(),
         outputs=divergence.told,
         limits=limits,
         amounts=limits.counted(evaluator.dense, final),
-        samples=evaluate.samples if isinstance(evaluate, Accuracy) else None,
+        samples=evaluation.samples,
         stats=next(iter(relevances.values()), None),
         samples_a_call=source.samples,
         calibration_samples=data.samples,

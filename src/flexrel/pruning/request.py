@@ -14,6 +14,7 @@ from flexrel.core.resources import Budget, Candidate, Resource
 from flexrel.criteria import ALLOCATIONS, Criterion
 from flexrel.errors import UsageError
 from flexrel.pruning.arguments import criteria_of, recoveries
+from flexrel.pruning.evaluation import floor_of
 from flexrel.relevance import RelevanceStats
 from flexrel.repair import FineTune, Recovery
 
@@ -193,10 +194,14 @@ class Limits:
 
 
 def limits_of(request: Request, dense: Candidate, accuracy: float | None) -> Limits:
-    """Return the limits that a request comes to for a dense network of this accuracy."""
+    """Return the limits that a request comes to for a dense network of this accuracy.
+
+    Raises:
+        UsageError: the target allows any accuracy.
+    """
     floor = None
     if request.target is not None and accuracy is not None:
-        floor = max(accuracy - request.target.amount, 0.0)
+        floor = floor_of(accuracy, request.target)
     return Limits(
         floor, tuple((b.resource, b.limit(b.resource.count(dense))) for b in request.budgets)
     )

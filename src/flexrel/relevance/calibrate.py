@@ -45,9 +45,9 @@ def calibrate(
             linear, convolutions (grouped, transposed), embeddings, by module or by function.
             Runs in evaluation mode; hooks, modes, gradients and the random state are put back,
             also when an exception passes.
-        data: iterable of batches: tensors, tuples `(inputs, labels)` or `(inputs, labels,
-            weights)` (how often each sample counts), or dicts of arguments; of any length, read
-            once.
+        data: iterable of batches, of any length, read once: tensors, tuples `(inputs, labels,
+            ...)`, or dicts of arguments, where "sample_weight" says how often each sample counts.
+            Only "label" and a callable need labels, which are None where they are no numbers.
         rule: how relevance goes back through a layer: a name of `flexrel.RULES`, an object that
             fits `flexrel.Rule`, or a mapping of name patterns of layers to either.
         output: what relevance starts from: "label", "predicted", "norm" (half the squared norm

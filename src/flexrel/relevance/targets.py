@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexrel.core.batches import Batch
+from flexrel.core.batches import Batch, missing_labels
 from flexrel.core.running import is_class_scores, scores_in, tensors_of
 from flexrel.errors import ModelError, UsageError
 from flexrel.relevance.rules import RuleLike, rule_of
@@ -122,7 +122,7 @@ def _of_labels(scores: Tensor, batch: Batch) -> Tensor:
     labels = batch.labels
     if labels is None:
         raise UsageError(
-            f"output='label' needs labels, but batch {batch.index} has none; pass tuples "
+            f"output='label' needs labels, but {missing_labels(batch)}; pass tuples "
             "(inputs, labels), or use output='predicted'"
         )
     whole = labels.shape == scores.shape[:1] and not labels.is_floating_point()
