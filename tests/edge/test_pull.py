@@ -420,17 +420,37 @@ def test_what_is_not_signed_is_refused_by_its_header(server, target, keys):
 
 
 def test_an_older_version_comes_only_if_asked_for(server, target, keys):
+    trust = keys / "ours.pub"
     for counter, tensors in ((5, OLD), (4, NEW)):
         server.files["net.flexrel"] = signed(tensors, keys, counter)
         if counter == 5:
-            pull(server, target)
+            pull(server, target, trust=trust)
     with pytest.raises(PackError, match="older version: it has counter 4"):
-        pull(server, target)
+        pull(server, target, trust=trust)
     assert flexrel_edge.inspect(target).counter == 5
 
-    pull(server, target, allow_older=True)
+    pull(server, target, trust=trust, allow_older=True)
 
     assert flexrel_edge.inspect(target).counter == 4
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("content", [OLD, NEW], ids=["other content", "same content"])
+def test_a_counter_that_came_without_a_key_holds_no_genuine_update_off(
+    server, target, keys, trusted, content
+):
+    genuine = signed(NEW, keys, 5)
+    write_keys(keys / "stranger.key", keys / "stranger.pub")
+    flexrel_edge.write(keys / "signed", content)
+    flexrel_edge.sign(keys / "signed", keys / "stranger.key", 9999999999999999999)
+    server.files["net.flexrel"] = (keys / "signed").read_bytes()
+    pull(server, target)
+    assert flexrel_edge.inspect(target).counter == 9999999999999999999
+    server.files["net.flexrel"] = genuine
+
+    pull(server, target, trust=keys / "ours.pub" if trusted else None)
+
+    assert target.read_bytes() == genuine
 
 
 def test_a_file_that_was_signed_anew_takes_no_more_than_its_header(server, target, keys):

@@ -12,9 +12,16 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Final
 
-from flexrel_edge.container import FILE, Header, Trust, announced, is_update
+from flexrel_edge.container import (
+    FILE,
+    Header,
+    Trust,
+    announced,
+    check_not_older,
+    is_update,
+)
 from flexrel_edge.errors import FlexrelError, PackError
-from flexrel_edge.files import check_not_older, opened, replacing
+from flexrel_edge.files import opened, replacing
 from flexrel_edge.format import Reader
 from flexrel_edge.remote import MissingError, Remote, Unreachable, beside, remote_of
 from flexrel_edge.source import OnDisk, Piece
@@ -85,7 +92,8 @@ def pull(
         url: http(s), a local path, or what fsspec knows, with the extra of that name.
         path: of the file here; it need not be there yet.
         trust: PEM file of public keys, one of which must have signed the file.
-        allow_older: whether its counter may be lower than that of the file here.
+        allow_older: whether its counter may be lower than that of the file here. Without `trust`,
+            or where no key of it signed the file here, no counter is compared.
         patience: with connections that fail.
 
     Returns:
@@ -103,8 +111,7 @@ def pull(
     with suppress(FileNotFoundError, PackError), opened(target) as file:
         have = file.header
     if have is not None and not allow_older:
-        offered = None if header.signed is None else header.signed.counter
-        check_not_older(None if have.signed is None else have.signed.counter, offered)
+        check_not_older(keys, have, header.signed)
     length, whole = header.start + header.index + header.parts, header.sha256[:_DIGITS]
     if have is not None and have.sha256 == header.sha256:
         if have != header:  # signed anew

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flexrel_edge.container import is_update
+from flexrel_edge.container import check_not_older, is_update
 from flexrel_edge.difference import difference
 from flexrel_edge.errors import PackError
 from flexrel_edge.format import NO_METADATA, Contents, Packed, Reader, encode
@@ -156,7 +156,8 @@ def patch(
         update: as `diff` writes it.
         new: to write, whole or not at all: a failure leaves what was there.
         trust: PEM file of public keys, one of which must have signed the new file.
-        allow_older: whether its counter may be lower than the old one's.
+        allow_older: whether its counter may be lower than the old one's. Without `trust`, or
+            where no key of it signed the old file, no counter is compared.
 
     Returns:
         Length of the new file in bytes.
@@ -175,24 +176,10 @@ def patch(
             made = Update(source, keys) if is_update(source) else Reader(source, keys)
             signed = made.signed if isinstance(made, Update) else made.header.signed
             if not allow_older:
-                check_not_older(base.contents.counter, None if signed is None else signed.counter)
+                check_not_older(keys, base.header, signed)
             pieces = made.pieces(base) if isinstance(made, Update) else made.pieces()
             with replacing(new) as out:
                 return sum(out.write(piece) for piece in pieces)
-
-
-def check_not_older(have: int | None, offered: int | None) -> None:
-    """Refuse a version below the one that is there; unsigned ones have no order.
-
-    Raises:
-        PackError: the counter offered is lower, or there is none any more.
-    """
-    if have is not None and (offered is None or offered < have):
-        what = "no counter" if offered is None else f"counter {offered}"
-        raise PackError(
-            f"is an older version: it has {what}, the file that it would replace {have}; "
-            "allow older versions if that is meant"
-        )
 
 
 def sign(path: FilePath, key: FilePath, counter: int | None = None) -> int:
@@ -201,8 +188,8 @@ def sign(path: FilePath, key: FilePath, counter: int | None = None) -> int:
     Args:
         path: of the file; all of it is verified first.
         key: PEM file of an Ed25519 private key.
-        counter: of versions: devices take none that is lower than what they have. None: the
-            seconds since 1970.
+        counter: of versions: devices with the public key take none that is lower than what they
+            have. None: the seconds since 1970.
 
     Returns:
         The counter.
