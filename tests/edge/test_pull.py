@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         start, stop = int(start), min(int(stop or len(data)), len(data) - 1)
         if start >= len(data):
             return self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
-        headers["Content-Range"] = f"bytes {start}-{stop}/{len(data)}"
+        headers = {"Content-Range": f"bytes {start}-{stop}/{len(data)}"} | headers
         return self.answer(206, data[start : stop + 1], headers)
 
     def answer(self, status, data, headers):
@@ -289,6 +289,38 @@ def test_without_ranges_it_starts_again(server, target):
     assert done.transferred == PROBE + 3000 + size
 
 
+@pytest.mark.parametrize("cause", ["no ranges", "another tag each time"])
+@pytest.mark.parametrize("further", [0, 1, 500])
+def test_beginning_anew_is_no_progress(server, target, cause, further):
+    """However far each answer gets, `attempts` of them are made, and the waits grow."""
+    size, waits = len(server.files["net.flexrel"]), []
+    server.cuts = [None, *(2000 + further * n for n in range(size))]
+    if cause == "no ranges":
+        server.ranges = False
+    else:
+        server.look = lambda: server.headers.update(ETag=f'"{len(server.asked)}"')
+        server.cuts.pop(0)  # the probe's answer is no longer than what is cut
+
+    with pytest.raises(FlexrelError, match=r"ended early, 5 times in a row; it began anew 4 times"):
+        pull(server, target, patience=Patience(attempts=5, sleep=waits.append))
+
+    assert len(server.asked) == 1 + 5
+    assert [0.5 * 2**n / 2 <= wait <= 2**n / 2 for n, wait in enumerate(waits, 1)] == [True] * 4
+    assert not target.exists()
+
+
+def test_anew_and_on_by_turns_comes_to_an_end(server, target):
+    server.headers = {"ETag": '"same"'}
+    server.cuts = [1000] * 1000
+
+    def look():
+        server.ranges = len(server.asked) % 2 == 1
+
+    server.look = look
+    with pytest.raises(FlexrelError, match="began anew"):
+        pull(server, target, patience=Patience(attempts=5, sleep=lambda _: None))
+
+
 @pytest.mark.parametrize("same_length", [False, True])
 def test_a_file_that_changes_under_way_is_refused_and_comes_the_next_time(
     server, target, same_length
@@ -387,6 +419,73 @@ def test_a_length_that_is_not_told_is_refused(server, target):
 
     with pytest.raises(FlexrelError, match="does not say how long"):
         pull(server, target)
+
+
+NINES = "9" * 5000  # more digits than Python takes for an int
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1.5", "0x10", "", NINES])
+def test_a_length_that_is_no_number_is_refused_at_once_and_named(server, target, length):
+    server.headers, server.ranges = {"Content-Length": length}, False
+
+    with pytest.raises(
+        FlexrelError, match=r"net\.flexrel: the server says .* Content-Length"
+    ) as caught:
+        pull(server, target)
+
+    assert len(server.asked) == 1
+    assert repr(length[:20])[:-1] in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "",
+        "abc",
+        "bytes",
+        "bytes 0-511",
+        "bytes 0-511/abc",
+        "bytes 0-511/" + NINES,
+        f"bytes {NINES}-{NINES}/{NINES}",
+        "bytes 0-511/100",
+        "bytes 5-2/100",
+        "items 0-511/9000",
+        "bytes */9000",
+    ],
+)
+def test_a_range_that_makes_no_sense_is_refused_at_once_and_named(server, target, found):
+    server.headers = {"Content-Range": found}
+
+    with pytest.raises(
+        FlexrelError, match=r"net\.flexrel: the server says .* Content-Range"
+    ) as caught:
+        pull(server, target)
+
+    assert len(server.asked) == 1
+    assert repr(found[:20])[:-1] in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_part_of_a_file_whose_length_is_not_told_is_refused(server, target):
+    server.headers = {"Content-Range": "bytes 0-511/*"}
+
+    with pytest.raises(FlexrelError, match="does not say how long"):
+        pull(server, target)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[::1/net", "http://here:port/net", "http://a b/net", "http://" + "a" * 70 + "/net"],
+)
+def test_an_address_that_is_none_is_said_at_once(server, target, url):
+    waits = []
+    with pytest.raises(FlexrelError, match="is no address"):
+        flexrel_edge.pull(url, target, patience=Patience(sleep=waits.append))
+    server.redirects["latest"] = url
+    with pytest.raises(FlexrelError, match="is no address"):
+        pull(server, target, "latest", patience=Patience(sleep=waits.append))
+    assert waits == []
 
 
 def test_another_encoding_is_refused(server, target):

@@ -136,7 +136,7 @@ def _add_updaters(parsers: Parsers) -> None:
     )
     command.add_argument("url", help="http(s), a path, or what fsspec knows")
     command.add_argument("file")
-    command.add_argument("--attempts", type=int, default=8, help="that bring nothing, in a row")
+    command.add_argument("--attempts", type=int, default=8, help="that bring nothing new, in a row")
     command.add_argument(
         "--allow-older", action="store_true", help="with --trust: a lower counter too"
     )

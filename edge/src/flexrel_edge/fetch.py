@@ -39,7 +39,8 @@ class Patience:
     """How long to go on where a connection fails.
 
     Attributes:
-        attempts: in a row that bring nothing, before giving up.
+        attempts: in a row that bring nothing, before giving up. One that begins the file anew
+            brings nothing, however many bytes come again.
         timeout: seconds to wait for a server to say something.
         sleep: waits so many seconds.
     """
@@ -148,7 +149,7 @@ class _There:
         self.name = remote.name
         self.transferred = 0
         self._remote, self._patience = remote, patience
-        self._tag, self._failures = "", 0
+        self._tag, self._failures, self._anew = "", 0, 0
 
     def header(self, keys: Trust | None) -> Header:
         """Return the header of the packed file, from its first bytes.
@@ -178,8 +179,8 @@ class _There:
             PackError: it is longer.
         """
         have, total = file.seek(0, os.SEEK_END), most + 1
+        furthest = have
         while have < total:
-            before = have
             try:
                 with closing(self._remote.open(have, None, self._tag)) as answer:
                     total = most if answer.total is None else answer.total
@@ -187,7 +188,8 @@ class _There:
                         raise PackError(f"{self.name}: has {total} bytes, {most} are expected")
                     self._tag = answer.tag
                     if answer.start != have:
-                        have = before = file.truncate(file.seek(answer.start))
+                        have = file.truncate(file.seek(answer.start))
+                        self._anew += 1
                     for chunk in answer.chunks:
                         self.transferred += len(chunk)
                         have += file.write(chunk)
@@ -199,10 +201,19 @@ class _There:
                 if have < total:
                     raise Unreachable("the connection ended early")  # noqa: TRY301
             except Unreachable as error:
-                self._failures = 0 if have > before else self._failures
-                self._wait(error, f"; {have} bytes are here, and pulling again goes on from there")
+                if have > furthest:
+                    furthest, self._failures = have, self._anew
+                self._wait(error, self._so_far(have))
         file.flush()
         os.fsync(file.fileno())
+
+    def _so_far(self, have: int) -> str:
+        if self._anew:
+            return (
+                f"; it began anew {self._anew} times: the server has no ranges, or names another "
+                "version each time"
+            )
+        return f"; {have} bytes are here, and pulling again goes on from there"
 
     def _head(self) -> _Head:
         with closing(self._remote.open(0, _PROBE, "")) as answer:
