@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import Request
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.edge.killed import killed_before
 
 import flexrel_edge
 from flexrel_edge import FlexrelError, PackError, Patience
@@ -22,6 +24,7 @@ RNG = np.random.default_rng(0)
 OLD = {"w": RNG.standard_normal((60, 50)).astype(np.float32)}
 NEW = {"w": np.where(RNG.random((60, 50)) < 0.02, 0, OLD["w"])}
 PROBE = 512
+POSIX = pytest.mark.skipif(os.name != "posix", reason="modes, links and locks as POSIX has them")
 QUICK = Patience(attempts=3, timeout=10, sleep=lambda _: None)
 
 
@@ -166,6 +169,95 @@ def test_rollback_puts_the_previous_version_back_and_forth(server, target, behin
     flexrel_edge.rollback(target)
     assert target.read_bytes() == new
     assert only(target, "net.flexrel.previous")
+
+
+@POSIX
+def test_pull_and_rollback_keep_the_mode_of_what_they_replace(server, target, behind):
+    update = server.files.pop(behind)
+    target.chmod(0o600)
+    modes = []
+
+    def seen():
+        modes.append({stat.S_IMODE(path.stat().st_mode) for path in target.parent.iterdir()})
+
+    server.look = seen
+    pull(server, target)
+    seen()
+    assert modes == [{0o600}] * 3  # what came so far too
+
+    flexrel_edge.write(target, OLD)
+    server.files[behind] = update
+    assert pull(server, target).how == "update"
+    seen()
+    target.with_name("net.flexrel.previous").chmod(0o644)
+    flexrel_edge.rollback(target)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert modes[-1] == {0o600}
+
+
+@POSIX
+def test_a_new_file_has_the_mode_that_umask_says(server, target):
+    before = os.umask(0o007)
+    try:
+        pull(server, target)
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(target.stat().st_mode) == 0o660
+
+
+@POSIX
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("after", ["rollback", "pull of the older", "pull of the newer"])
+@pytest.mark.parametrize("links", [True, False])
+def test_a_rollback_killed_anywhere_loses_no_version(
+    server, target, behind, after, links, monkeypatch
+):
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    old, new = target.read_bytes(), server.files["net.flexrel"]
+    pull(server, target)
+    previous, number = target.with_name("net.flexrel.previous"), 1
+    while killed_before(number, lambda: flexrel_edge.rollback(target)):
+        number += 1
+        assert target.read_bytes() in (old, new)
+        flexrel_edge.write(target.with_name("net"), OLD)  # others clean what is theirs alone
+        if after == "rollback":
+            flexrel_edge.rollback(target)
+        else:
+            server.files["net.flexrel"] = old if "older" in after else new
+            pull(server, target)
+            assert target.read_bytes() == server.files["net.flexrel"]
+        assert {target.read_bytes(), previous.read_bytes()} == {old, new}
+        assert only(target, "net.flexrel.previous", "net")
+        target.write_bytes(new)
+        previous.write_bytes(old)
+    assert number > 3
+
+
+def no_links(*_):
+    raise OSError(95, "Operation not supported")
+
+
+@POSIX
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("by_update", [True, False])
+def test_a_pull_killed_anywhere_leaves_nothing_behind_once_the_next_is_done(
+    server, target, behind, by_update
+):
+    old, new, number = target.read_bytes(), server.files["net.flexrel"], 1
+    if not by_update:
+        server.files.pop(behind)
+    while killed_before(number, lambda: pull(server, target)):
+        number += 1
+        assert target.read_bytes() in (old, new)
+        pull(server, target)
+        assert target.read_bytes() == new
+        assert target.with_name("net.flexrel.previous").read_bytes() == old
+        assert only(target, "net.flexrel.previous")
+        target.with_name("net.flexrel.previous").unlink()
+        target.write_bytes(old)
+    assert number > 3
 
 
 def test_rollback_without_a_whole_previous_version_changes_nothing(server, target):

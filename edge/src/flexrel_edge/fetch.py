@@ -27,7 +27,7 @@ from flexrel_edge.remote import MissingError, Remote, Unreachable, beside, remot
 from flexrel_edge.source import OnDisk, Piece
 from flexrel_edge.trust import FilePath, read_keys
 from flexrel_edge.update import Update
-from flexrel_edge.versions import forget, keep, partial, settle
+from flexrel_edge.versions import forget, keep, partial, resume, settle, switch
 
 _PROBE: Final = 512  # bytes; no header of version 1 is longer, unless its file is of petabytes
 _DIGITS: Final = 16  # of a checksum, in names of files
@@ -107,6 +107,7 @@ def pull(
     """
     keys = None if trust is None else read_keys(trust)
     target, have = Path(os.path.realpath(path)), None
+    resume(target)
     there = _There(remote_of(url, patience.timeout), patience)
     header = there.header(keys)
     with suppress(FileNotFoundError, PackError), opened(target) as file:
@@ -114,12 +115,13 @@ def pull(
     if have is not None and not allow_older:
         check_not_older(keys, have, header.signed)
     length, whole = header.start + header.index + header.parts, header.sha256[:_DIGITS]
-    if have is not None and have.sha256 == header.sha256:
+    same = have is not None and have.sha256 == header.sha256
+    forget(target, () if same else (whole, f"{whole}.fxd"))
+    if same:
         if have != header:  # signed anew
             with opened(target) as file, replacing(target) as out:
                 out.writelines(file.resealed(header.signed))
         return Pulled("kept", header.sha256, length, there.transferred)
-    forget(target, (whole, f"{whole}.fxd"))
     if have is not None:
         update = remote_of(update_name(url, have.sha256), patience.timeout)
         changes = _There(update, patience)
@@ -132,7 +134,7 @@ def pull(
         _check(Reader(OnDisk(file), keys).header, header, there.name)
         if have is not None:
             keep(target)
-        came.replace(target)
+        switch(came, target)
     settle(target)
     return Pulled("whole", header.sha256, length, there.transferred)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from flexrel_edge.format import NO_METADATA, Contents, Packed, Reader, encode
 from flexrel_edge.records import PCODEC, Array, Bfloat16
 from flexrel_edge.source import OnDisk
 from flexrel_edge.trust import FilePath, Keys, read_keys, signature_of
+from flexrel_edge.underway import clean, created, mode_of
 from flexrel_edge.update import Update
 
 
@@ -216,16 +216,27 @@ def replace_file(path: FilePath, data: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: FilePath) -> Iterator[BufferedIOBase]:
-    """Open a file beside that is renamed over this one when the block ends without an error."""
+def replacing(path: FilePath, like: Path | None = None) -> Iterator[BufferedIOBase]:
+    """Open a file beside that is renamed over this one when the block ends without an error.
+
+    What somebody who was killed left there is removed first.
+
+    Args:
+        path: of the file that is replaced.
+        like: whose permissions it gets; None: those of the file that it replaces. If there is no
+            such file, as umask says.
+    """
     target = Path(os.path.realpath(path))
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    clean(target)
+    beside, file = created(target, mode_of(target if like is None else like))
     try:
-        with beside.open("xb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(target)
+            if os.name != "posix":
+                file.close()  # no open file can be renamed there; here it is locked until it was
+            beside.replace(target)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
