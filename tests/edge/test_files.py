@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.edge.killed import killed_before
 
 import flexrel_edge
 from flexrel_edge import FlexrelError, PackError
 from flexrel_edge.files import replace_file, replacing
 from flexrel_edge.format import describe
 from flexrel_edge.trust import write_keys
+from kills import killed_before
 
 TENSORS = {"w": np.float32([[0, 1], [2, 0]])}
 POSIX = pytest.mark.skipif(os.name != "posix", reason="modes, links and locks as POSIX has them")

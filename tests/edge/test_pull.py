@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.edge.killed import killed_before
 
 import flexrel_edge
 from flexrel_edge import FlexrelError, PackError, Patience
@@ -19,6 +18,7 @@ from flexrel_edge.cli import main
 from flexrel_edge.format import describe
 from flexrel_edge.remote import MissingError, _Redirect, beside
 from flexrel_edge.trust import write_keys
+from kills import killed_before
 
 RNG = np.random.default_rng(0)
 OLD = {"w": RNG.standard_normal((60, 50)).astype(np.float32)}
