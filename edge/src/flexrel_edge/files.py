@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedIOBase
 from pathlib import Path
 
@@ -213,6 +213,24 @@ def replace_file(path: FilePath, data: bytes) -> None:
     """Write beside the file, then rename over it, so that no reader ever sees a part of it."""
     with replacing(path) as file:
         file.write(data)
+
+
+def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files of a folder beside those that they replace; when all are on the disk, rename."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with ExitStack() as stack:
+            for name, data in files.items():
+                out = stack.enter_context(replacing(folder / name))
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 @contextmanager
