@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedIOBase
@@ -15,6 +16,7 @@ from flexrel_edge.container import check_not_older, is_update
 from flexrel_edge.difference import difference
 from flexrel_edge.errors import PackError
 from flexrel_edge.format import NO_METADATA, Contents, Packed, Reader, encode
+from flexrel_edge.graph import lost
 from flexrel_edge.records import PCODEC, Array, Bfloat16
 from flexrel_edge.source import OnDisk
 from flexrel_edge.trust import FilePath, Keys, read_keys, signature_of
@@ -116,6 +118,8 @@ def write(
 def diff(old: FilePath, new: FilePath, update: FilePath) -> int:
     """Write what makes one packed file of another: an update, or the new file if that is shorter.
 
+    Warns of what the new file lacks of the old one: an ONNX graph, metadata of one's own.
+
     Args:
         old: packed file that devices have.
         new: packed file that they are to have.
@@ -138,6 +142,8 @@ def diff(old: FilePath, new: FilePath, update: FilePath) -> int:
         if len(data) >= result.contents.bytes:
             data = b"".join(result.pieces())
     replace_file(update, data)
+    for note in lost(base.contents, result.contents):
+        warnings.warn(f"{os.fspath(new)}: {note}", stacklevel=2)
     return len(data)
 
 
