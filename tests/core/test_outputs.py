@@ -27,6 +27,8 @@ identity = Call(lambda x: x)
         (torch.randn(12, 4).softmax(1), "classes"),
         ((torch.randn(12, 4) > 0).float(), "logits"),
         ((torch.randn(12, 4) > 0).long(), "logits"),
+        (torch.randn(12, 4).sign().long(), "logits"),
+        (functional.one_hot(torch.arange(12) % 4, 4), "classes"),
         (torch.randn(12, 4), "values"),
         (torch.randn(12), "values"),
         (torch.arange(12), "values"),  # 12 classes, of which the network has 4
@@ -183,6 +185,27 @@ def test_training_that_takes_a_regressor_away_from_the_dense_network_is_undone()
     assert step.name == "finetune:20"
     assert step.after > step.before
     assert not step.kept
+
+
+def test_relevance_of_several_outputs_weighs_each_by_its_own_size():
+    """By hand: that of each output alone, over its mean square."""
+    inputs = torch.randn(1, 4, generator=DRAW)
+    layers = random_(nn.Linear(4, 5)).eval()
+
+    class Several(nn.Module):
+        def __init__(self, *scales):
+            super().__init__()
+            self.layer, self.scales = layers, scales
+
+        def forward(self, x):
+            outputs = {"boxes": self.layer(x)[:, :1], "scores": self.layer(x)[:, 1:]}
+            return {key: s * outputs[key] for key, s in zip(outputs, self.scales, strict=True)}
+
+    small, large = (
+        flexrel.calibrate(Several(1.0, scale), [inputs])["layer"].output for scale in (1.0, 100.0)
+    )
+
+    assert torch.allclose(small, large, rtol=1e-4)
 
 
 @pytest.mark.parametrize("wrap", [lambda y: (y,), lambda y: {"out": y}, lambda y: [{"out": (y,)}]])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import Request
@@ -17,11 +18,13 @@ from flexrel_edge.cli import main
 from flexrel_edge.format import describe
 from flexrel_edge.remote import MissingError, _Redirect, beside
 from flexrel_edge.trust import write_keys
+from kills import killed_before
 
 RNG = np.random.default_rng(0)
 OLD = {"w": RNG.standard_normal((60, 50)).astype(np.float32)}
 NEW = {"w": np.where(RNG.random((60, 50)) < 0.02, 0, OLD["w"])}
 PROBE = 512
+POSIX = pytest.mark.skipif(os.name != "posix", reason="modes, links and locks as POSIX has them")
 QUICK = Patience(attempts=3, timeout=10, sleep=lambda _: None)
 
 
@@ -71,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         start, stop = int(start), min(int(stop or len(data)), len(data) - 1)
         if start >= len(data):
             return self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
-        headers["Content-Range"] = f"bytes {start}-{stop}/{len(data)}"
+        headers = {"Content-Range": f"bytes {start}-{stop}/{len(data)}"} | headers
         return self.answer(206, data[start : stop + 1], headers)
 
     def answer(self, status, data, headers):
@@ -166,6 +169,95 @@ def test_rollback_puts_the_previous_version_back_and_forth(server, target, behin
     flexrel_edge.rollback(target)
     assert target.read_bytes() == new
     assert only(target, "net.flexrel.previous")
+
+
+@POSIX
+def test_pull_and_rollback_keep_the_mode_of_what_they_replace(server, target, behind):
+    update = server.files.pop(behind)
+    target.chmod(0o600)
+    modes = []
+
+    def seen():
+        modes.append({stat.S_IMODE(path.stat().st_mode) for path in target.parent.iterdir()})
+
+    server.look = seen
+    pull(server, target)
+    seen()
+    assert modes == [{0o600}] * 3  # what came so far too
+
+    flexrel_edge.write(target, OLD)
+    server.files[behind] = update
+    assert pull(server, target).how == "update"
+    seen()
+    target.with_name("net.flexrel.previous").chmod(0o644)
+    flexrel_edge.rollback(target)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert modes[-1] == {0o600}
+
+
+@POSIX
+def test_a_new_file_has_the_mode_that_umask_says(server, target):
+    before = os.umask(0o007)
+    try:
+        pull(server, target)
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(target.stat().st_mode) == 0o660
+
+
+@POSIX
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("after", ["rollback", "pull of the older", "pull of the newer"])
+@pytest.mark.parametrize("links", [True, False])
+def test_a_rollback_killed_anywhere_loses_no_version(
+    server, target, behind, after, links, monkeypatch
+):
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    old, new = target.read_bytes(), server.files["net.flexrel"]
+    pull(server, target)
+    previous, number = target.with_name("net.flexrel.previous"), 1
+    while killed_before(number, lambda: flexrel_edge.rollback(target)):
+        number += 1
+        assert target.read_bytes() in (old, new)
+        flexrel_edge.write(target.with_name("net"), OLD)  # others clean what is theirs alone
+        if after == "rollback":
+            flexrel_edge.rollback(target)
+        else:
+            server.files["net.flexrel"] = old if "older" in after else new
+            pull(server, target)
+            assert target.read_bytes() == server.files["net.flexrel"]
+        assert {target.read_bytes(), previous.read_bytes()} == {old, new}
+        assert only(target, "net.flexrel.previous", "net")
+        target.write_bytes(new)
+        previous.write_bytes(old)
+    assert number > 3
+
+
+def no_links(*_):
+    raise OSError(95, "Operation not supported")
+
+
+@POSIX
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("by_update", [True, False])
+def test_a_pull_killed_anywhere_leaves_nothing_behind_once_the_next_is_done(
+    server, target, behind, by_update
+):
+    old, new, number = target.read_bytes(), server.files["net.flexrel"], 1
+    if not by_update:
+        server.files.pop(behind)
+    while killed_before(number, lambda: pull(server, target)):
+        number += 1
+        assert target.read_bytes() in (old, new)
+        pull(server, target)
+        assert target.read_bytes() == new
+        assert target.with_name("net.flexrel.previous").read_bytes() == old
+        assert only(target, "net.flexrel.previous")
+        target.with_name("net.flexrel.previous").unlink()
+        target.write_bytes(old)
+    assert number > 3
 
 
 def test_rollback_without_a_whole_previous_version_changes_nothing(server, target):
@@ -289,6 +381,38 @@ def test_without_ranges_it_starts_again(server, target):
     assert done.transferred == PROBE + 3000 + size
 
 
+@pytest.mark.parametrize("cause", ["no ranges", "another tag each time"])
+@pytest.mark.parametrize("further", [0, 1, 500])
+def test_beginning_anew_is_no_progress(server, target, cause, further):
+    """However far each answer gets, `attempts` of them are made, and the waits grow."""
+    size, waits = len(server.files["net.flexrel"]), []
+    server.cuts = [None, *(2000 + further * n for n in range(size))]
+    if cause == "no ranges":
+        server.ranges = False
+    else:
+        server.look = lambda: server.headers.update(ETag=f'"{len(server.asked)}"')
+        server.cuts.pop(0)  # the probe's answer is no longer than what is cut
+
+    with pytest.raises(FlexrelError, match=r"ended early, 5 times in a row; it began anew 4 times"):
+        pull(server, target, patience=Patience(attempts=5, sleep=waits.append))
+
+    assert len(server.asked) == 1 + 5
+    assert [0.5 * 2**n / 2 <= wait <= 2**n / 2 for n, wait in enumerate(waits, 1)] == [True] * 4
+    assert not target.exists()
+
+
+def test_anew_and_on_by_turns_comes_to_an_end(server, target):
+    server.headers = {"ETag": '"same"'}
+    server.cuts = [1000] * 1000
+
+    def look():
+        server.ranges = len(server.asked) % 2 == 1
+
+    server.look = look
+    with pytest.raises(FlexrelError, match="began anew"):
+        pull(server, target, patience=Patience(attempts=5, sleep=lambda _: None))
+
+
 @pytest.mark.parametrize("same_length", [False, True])
 def test_a_file_that_changes_under_way_is_refused_and_comes_the_next_time(
     server, target, same_length
@@ -389,6 +513,73 @@ def test_a_length_that_is_not_told_is_refused(server, target):
         pull(server, target)
 
 
+NINES = "9" * 5000  # more digits than Python takes for an int
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1.5", "0x10", "", NINES])
+def test_a_length_that_is_no_number_is_refused_at_once_and_named(server, target, length):
+    server.headers, server.ranges = {"Content-Length": length}, False
+
+    with pytest.raises(
+        FlexrelError, match=r"net\.flexrel: the server says .* Content-Length"
+    ) as caught:
+        pull(server, target)
+
+    assert len(server.asked) == 1
+    assert repr(length[:20])[:-1] in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "",
+        "abc",
+        "bytes",
+        "bytes 0-511",
+        "bytes 0-511/abc",
+        "bytes 0-511/" + NINES,
+        f"bytes {NINES}-{NINES}/{NINES}",
+        "bytes 0-511/100",
+        "bytes 5-2/100",
+        "items 0-511/9000",
+        "bytes */9000",
+    ],
+)
+def test_a_range_that_makes_no_sense_is_refused_at_once_and_named(server, target, found):
+    server.headers = {"Content-Range": found}
+
+    with pytest.raises(
+        FlexrelError, match=r"net\.flexrel: the server says .* Content-Range"
+    ) as caught:
+        pull(server, target)
+
+    assert len(server.asked) == 1
+    assert repr(found[:20])[:-1] in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_part_of_a_file_whose_length_is_not_told_is_refused(server, target):
+    server.headers = {"Content-Range": "bytes 0-511/*"}
+
+    with pytest.raises(FlexrelError, match="does not say how long"):
+        pull(server, target)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[::1/net", "http://here:port/net", "http://a b/net", "http://" + "a" * 70 + "/net"],
+)
+def test_an_address_that_is_none_is_said_at_once(server, target, url):
+    waits = []
+    with pytest.raises(FlexrelError, match="is no address"):
+        flexrel_edge.pull(url, target, patience=Patience(sleep=waits.append))
+    server.redirects["latest"] = url
+    with pytest.raises(FlexrelError, match="is no address"):
+        pull(server, target, "latest", patience=Patience(sleep=waits.append))
+    assert waits == []
+
+
 def test_another_encoding_is_refused(server, target):
     server.headers = {"Content-Encoding": "gzip"}
 
@@ -420,17 +611,37 @@ def test_what_is_not_signed_is_refused_by_its_header(server, target, keys):
 
 
 def test_an_older_version_comes_only_if_asked_for(server, target, keys):
+    trust = keys / "ours.pub"
     for counter, tensors in ((5, OLD), (4, NEW)):
         server.files["net.flexrel"] = signed(tensors, keys, counter)
         if counter == 5:
-            pull(server, target)
+            pull(server, target, trust=trust)
     with pytest.raises(PackError, match="older version: it has counter 4"):
-        pull(server, target)
+        pull(server, target, trust=trust)
     assert flexrel_edge.inspect(target).counter == 5
 
-    pull(server, target, allow_older=True)
+    pull(server, target, trust=trust, allow_older=True)
 
     assert flexrel_edge.inspect(target).counter == 4
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("content", [OLD, NEW], ids=["other content", "same content"])
+def test_a_counter_that_came_without_a_key_holds_no_genuine_update_off(
+    server, target, keys, trusted, content
+):
+    genuine = signed(NEW, keys, 5)
+    write_keys(keys / "stranger.key", keys / "stranger.pub")
+    flexrel_edge.write(keys / "signed", content)
+    flexrel_edge.sign(keys / "signed", keys / "stranger.key", 9999999999999999999)
+    server.files["net.flexrel"] = (keys / "signed").read_bytes()
+    pull(server, target)
+    assert flexrel_edge.inspect(target).counter == 9999999999999999999
+    server.files["net.flexrel"] = genuine
+
+    pull(server, target, trust=keys / "ours.pub" if trusted else None)
+
+    assert target.read_bytes() == genuine
 
 
 def test_a_file_that_was_signed_anew_takes_no_more_than_its_header(server, target, keys):

@@ -87,6 +87,28 @@ def test_no_byte_of_a_signed_file_is_free(place):
             flexrel_edge.read(path, trust=place / "ours.pub")
 
 
+def test_without_a_key_the_digits_of_counter_and_signature_alone_are_free(place):
+    path = place / "small.flexrel"
+    flexrel_edge.write(path, {"w": np.float32([1, 0])})
+    flexrel_edge.sign(path, place / "ours.key", 33)
+    whole = path.read_bytes()
+    free = set()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            flexrel_edge.read(path)
+        except PackError:
+            continue
+        free.add(at)
+
+    counter, signature = whole.index(b'"counter":"') + 11, whole.index(b'"signature":"') + 13
+    assert (
+        {counter, counter + 1}
+        <= free
+        <= {counter, counter + 1} | {*range(signature, signature + 128)}
+    )
+
+
 def test_what_is_not_trusted_is_refused_before_a_tensor_is_decoded(place, monkeypatch):
     path = place / "old.flexrel"
     flexrel_edge.sign(path, place / "stranger.key")
@@ -197,13 +219,39 @@ def test_an_older_version_is_taken_only_if_asked_for(update, whole, counter, cap
         flexrel_edge.sign(older, update / "ours.key", counter)
     sent = older if whole else update / "back.fxd"
     flexrel_edge.diff(newer, older, update / "back.fxd")
-    argv = ["patch", str(newer), str(sent), str(out)]
+    argv = ["patch", str(newer), str(sent), str(out), "--trust", str(update / "ours.pub")]
 
     assert main(argv) == 5
-    assert "older version" in capsys.readouterr().err
+    assert ("older version" if counter else "is not signed") in capsys.readouterr().err
     assert not out.exists()
-    assert main([*argv, "--allow-older"]) == 0
+    assert main([*argv, "--allow-older"]) == (0 if counter else 5)
+    assert main([*argv[:-2], "--allow-older"]) == 0
     assert out.read_bytes() == older.read_bytes()
+
+
+@pytest.mark.parametrize("author", ["nobody", "stranger"])
+@pytest.mark.parametrize("keys", [None, "ours.pub"])
+def test_a_counter_that_no_key_of_ours_signed_holds_no_update_off(update, author, keys):
+    old, trust = update / "old.flexrel", None if keys is None else update / keys
+    if author == "stranger":
+        flexrel_edge.sign(old, update / "stranger.key", 10**19 - 1)
+    else:
+        old.write_bytes(edited(old.read_bytes(), 10**19 - 1))
+    assert flexrel_edge.inspect(old).counter == 10**19 - 1
+
+    flexrel_edge.patch(old, update / "up.fxd", update / "out", trust=trust)
+
+    assert flexrel_edge.inspect(update / "out", update / "ours.pub").counter == 5
+
+
+def edited(data, counter):
+    """Return a signed file with another counter, as who has no key can make it."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    marks = json.loads(data[8:start])
+    marks["__metadata__"]["counter"] = str(counter)
+    header = json.dumps(marks, sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[start:]
 
 
 @pytest.mark.parametrize("texts", [["5"], ["05", "a" * 128], "5", ["5", "a"], [5, "a" * 128]])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tracemalloc
+import warnings
 import zlib
 
 import numpy as np
@@ -228,6 +229,46 @@ def test_diff_says_what_it_takes(three, capsys):
 
     share = len(update.read_bytes()) / len(new.read_bytes())
     assert f"{share:.1%} of" in capsys.readouterr().out
+
+
+WITH = {"onnx": "x", "onnx_weights": "1", "labels": "cat, dog", "tied": "{}", "fingerprint": "f"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (WITH, WITH, []),
+        ({}, WITH, []),
+        ({"tied": "{}", "attributes": "{}"}, {}, []),
+        (WITH, {"labels": "other"}, ["lacks the ONNX graph"]),
+        (WITH, {"onnx": "y", "onnx_weights": "1"}, ["lacks the metadata 'labels'"]),
+        (WITH, {}, ["lacks the ONNX graph", "lacks the metadata 'labels'"]),
+        (WITH, {**WITH, "onnx_samples": "8"}, ["takes 8 samples a call, the old one's any number"]),
+        ({**WITH, "onnx_samples": "8"}, {**WITH, "onnx_samples": "8"}, []),
+        ({**WITH, "onnx_samples": "8"}, WITH, []),
+        (
+            {**WITH, "onnx_samples": "8"},
+            {**WITH, "onnx_samples": "9"},
+            ["takes 9 samples a call, the old one's 8"],
+        ),
+    ],
+)
+def test_diff_says_what_devices_lose(tmp_path, capsys, before, after, said):
+    old, new, update = (str(tmp_path / name) for name in ("old", "new", "update"))
+    flexrel_edge.write(old, {"w": np.float32([1])}, metadata=before)
+    flexrel_edge.write(new, {"w": np.float32([2])}, metadata=after)
+
+    assert main(["diff", old, new, update]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        flexrel_edge.diff(old, new, update)
+
+    assert len(lines) == len(caught) == len(said)
+    for line, warning, text in zip(lines, caught, said, strict=True):
+        assert line == f"warning: {warning.message}"
+        assert line.startswith(f"warning: {new}: ")
+        assert text in line
 
 
 def test_an_update_for_another_file_is_refused_and_nothing_is_written(three, tmp_path, capsys):

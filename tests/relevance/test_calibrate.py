@@ -280,8 +280,13 @@ def breaks_autograd(x):
 @pytest.mark.parametrize(
     ("model", "batch", "options", "says"),
     [
-        (Returns(lambda x: (x, x)), ROWS, {}, "returns a tuple, not a tensor of scores.*output="),
-        (Returns(lambda x: {"rows": x, "b": 0}), ROWS, {}, "returns a dict with rows, b, not"),
+        (
+            Returns(lambda x: (x, x)),
+            ROWS,
+            {"output": "predicted"},
+            "returns a tuple, not .*output=",
+        ),
+        (Returns(lambda x: {"a": x, "b": x}), ROWS, {"output": "label"}, "a dict with a, b, not"),
         (Returns(lambda x: x.argmax(1)), ROWS, {}, "returns a Tensor, not a tensor of scores"),
         (Returns(lambda x: x[..., None]), ROWS, {"output": "predicted"}, r"\[2, 3, 1\]"),
         (Returns(lambda x: x[:, :1]), (ROWS, LABELS), {"output": "label"}, r"\[2, 1\].*'norm'"),

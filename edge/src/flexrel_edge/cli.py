@@ -121,7 +121,9 @@ def _add_updaters(parsers: Parsers) -> None:
     command.add_argument("old")
     command.add_argument("update")
     command.add_argument("new", help="to write; it may be the old one's path")
-    command.add_argument("--allow-older", action="store_true", help="take a lower counter too")
+    command.add_argument(
+        "--allow-older", action="store_true", help="with --trust: a lower counter too"
+    )
     _add_trust(command)
     command.set_defaults(run=commands.do_patch)
 
@@ -134,8 +136,10 @@ def _add_updaters(parsers: Parsers) -> None:
     )
     command.add_argument("url", help="http(s), a path, or what fsspec knows")
     command.add_argument("file")
-    command.add_argument("--attempts", type=int, default=8, help="that bring nothing, in a row")
-    command.add_argument("--allow-older", action="store_true", help="take a lower counter too")
+    command.add_argument("--attempts", type=int, default=8, help="that bring nothing new, in a row")
+    command.add_argument(
+        "--allow-older", action="store_true", help="with --trust: a lower counter too"
+    )
     command.add_argument("--json", action="store_true", help="one JSON object on stdout")
     _add_trust(command)
     command.set_defaults(run=commands.do_pull)

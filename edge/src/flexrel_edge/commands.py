@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -101,7 +103,11 @@ def _arrays(path: str) -> Array | dict[str, Array]:
 
 def do_diff(args: argparse.Namespace) -> int:
     update = update_name(args.new, inspect(args.old).sha256) if args.beside else args.update
-    size = diff(args.old, args.new, update)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        size = diff(args.old, args.new, update)
+    for warning in caught:
+        print(f"warning: {_line(str(warning.message))}", file=sys.stderr)
     share = size / Path(args.new).stat().st_size
     print(f"{update}: {size:,} bytes, {share:.1%} of {args.new}")
     return 0

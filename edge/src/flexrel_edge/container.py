@@ -39,7 +39,7 @@ class Signed:
     """What a signature adds to a header.
 
     Attributes:
-        counter: of versions, below 10^19; a device takes no lower one than it has, unless asked to.
+        counter: of versions, below 10^19; a device with keys takes none below one that they signed.
         signature: Ed25519, of counter and checksum, 128 hexadecimal digits.
     """
 
@@ -145,8 +145,28 @@ def check_trust(trust: Trust, sha256: str, signed: Signed | None) -> None:
     """
     if signed is None:
         raise PackError("is not signed, and a key was given to trust: sign it, or pass no key")
-    if not trust.check(signed_text(sha256, signed.counter), bytes.fromhex(signed.signature)):
+    if not _is_signed(trust, sha256, signed):
         raise PackError("its signature is by none of the keys that are trusted, or damaged")
+
+
+def check_not_older(trust: Trust | None, have: Header, offered: Signed | None) -> None:
+    """Refuse a version below the one that is there; only counters that a key vouches for count.
+
+    Args:
+        trust: keys, one of which signed what is offered; None: no counter can be believed.
+        have: of the file that is there; it counts if one of the same keys signed it.
+        offered: instead of it.
+
+    Raises:
+        PackError: the counter offered is lower.
+    """
+    if trust is None or have.signed is None or offered is None:
+        return
+    if offered.counter < have.signed.counter and _is_signed(trust, have.sha256, have.signed):
+        raise PackError(
+            f"is an older version: it has counter {offered.counter}, the file that it would "
+            f"replace {have.signed.counter}; allow older versions if that is meant"
+        )
 
 
 def is_update(source: Source) -> bool:
@@ -157,6 +177,10 @@ def is_update(source: Source) -> bool:
         _declared(source, FILE)
         return False
     return True
+
+
+def _is_signed(trust: Trust, sha256: str, signed: Signed) -> bool:
+    return trust.check(signed_text(sha256, signed.counter), bytes.fromhex(signed.signature))
 
 
 def _sha256(source: Source, start: int) -> str:

@@ -12,15 +12,22 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Final
 
-from flexrel_edge.container import FILE, Header, Trust, announced, is_update
+from flexrel_edge.container import (
+    FILE,
+    Header,
+    Trust,
+    announced,
+    check_not_older,
+    is_update,
+)
 from flexrel_edge.errors import FlexrelError, PackError
-from flexrel_edge.files import check_not_older, opened, replacing
+from flexrel_edge.files import opened, replacing
 from flexrel_edge.format import Reader
 from flexrel_edge.remote import MissingError, Remote, Unreachable, beside, remote_of
 from flexrel_edge.source import OnDisk, Piece
 from flexrel_edge.trust import FilePath, read_keys
 from flexrel_edge.update import Update
-from flexrel_edge.versions import forget, keep, partial, settle
+from flexrel_edge.versions import forget, keep, partial, resume, settle, switch
 
 _PROBE: Final = 512  # bytes; no header of version 1 is longer, unless its file is of petabytes
 _DIGITS: Final = 16  # of a checksum, in names of files
@@ -32,7 +39,8 @@ class Patience:
     """How long to go on where a connection fails.
 
     Attributes:
-        attempts: in a row that bring nothing, before giving up.
+        attempts: in a row that bring nothing, before giving up. One that begins the file anew
+            brings nothing, however many bytes come again.
         timeout: seconds to wait for a server to say something.
         sleep: waits so many seconds.
     """
@@ -85,7 +93,8 @@ def pull(
         url: http(s), a local path, or what fsspec knows, with the extra of that name.
         path: of the file here; it need not be there yet.
         trust: PEM file of public keys, one of which must have signed the file.
-        allow_older: whether its counter may be lower than that of the file here.
+        allow_older: whether its counter may be lower than that of the file here. Without `trust`,
+            or where no key of it signed the file here, no counter is compared.
         patience: with connections that fail.
 
     Returns:
@@ -98,20 +107,21 @@ def pull(
     """
     keys = None if trust is None else read_keys(trust)
     target, have = Path(os.path.realpath(path)), None
+    resume(target)
     there = _There(remote_of(url, patience.timeout), patience)
     header = there.header(keys)
     with suppress(FileNotFoundError, PackError), opened(target) as file:
         have = file.header
     if have is not None and not allow_older:
-        offered = None if header.signed is None else header.signed.counter
-        check_not_older(None if have.signed is None else have.signed.counter, offered)
+        check_not_older(keys, have, header.signed)
     length, whole = header.start + header.index + header.parts, header.sha256[:_DIGITS]
-    if have is not None and have.sha256 == header.sha256:
+    same = have is not None and have.sha256 == header.sha256
+    forget(target, () if same else (whole, f"{whole}.fxd"))
+    if same:
         if have != header:  # signed anew
             with opened(target) as file, replacing(target) as out:
                 out.writelines(file.resealed(header.signed))
         return Pulled("kept", header.sha256, length, there.transferred)
-    forget(target, (whole, f"{whole}.fxd"))
     if have is not None:
         update = remote_of(update_name(url, have.sha256), patience.timeout)
         changes = _There(update, patience)
@@ -124,7 +134,7 @@ def pull(
         _check(Reader(OnDisk(file), keys).header, header, there.name)
         if have is not None:
             keep(target)
-        came.replace(target)
+        switch(came, target)
     settle(target)
     return Pulled("whole", header.sha256, length, there.transferred)
 
@@ -141,7 +151,7 @@ class _There:
         self.name = remote.name
         self.transferred = 0
         self._remote, self._patience = remote, patience
-        self._tag, self._failures = "", 0
+        self._tag, self._failures, self._anew = "", 0, 0
 
     def header(self, keys: Trust | None) -> Header:
         """Return the header of the packed file, from its first bytes.
@@ -171,8 +181,8 @@ class _There:
             PackError: it is longer.
         """
         have, total = file.seek(0, os.SEEK_END), most + 1
+        furthest = have
         while have < total:
-            before = have
             try:
                 with closing(self._remote.open(have, None, self._tag)) as answer:
                     total = most if answer.total is None else answer.total
@@ -180,7 +190,8 @@ class _There:
                         raise PackError(f"{self.name}: has {total} bytes, {most} are expected")
                     self._tag = answer.tag
                     if answer.start != have:
-                        have = before = file.truncate(file.seek(answer.start))
+                        have = file.truncate(file.seek(answer.start))
+                        self._anew += 1
                     for chunk in answer.chunks:
                         self.transferred += len(chunk)
                         have += file.write(chunk)
@@ -192,10 +203,19 @@ class _There:
                 if have < total:
                     raise Unreachable("the connection ended early")  # noqa: TRY301
             except Unreachable as error:
-                self._failures = 0 if have > before else self._failures
-                self._wait(error, f"; {have} bytes are here, and pulling again goes on from there")
+                if have > furthest:
+                    furthest, self._failures = have, self._anew
+                self._wait(error, self._so_far(have))
         file.flush()
         os.fsync(file.fileno())
+
+    def _so_far(self, have: int) -> str:
+        if self._anew:
+            return (
+                f"; it began anew {self._anew} times: the server has no ranges, or names another "
+                "version each time"
+            )
+        return f"; {have} bytes are here, and pulling again goes on from there"
 
     def _head(self) -> _Head:
         with closing(self._remote.open(0, _PROBE, "")) as answer:

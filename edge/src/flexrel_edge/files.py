@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
 
-from flexrel_edge.container import is_update
+from flexrel_edge.container import check_not_older, is_update
 from flexrel_edge.difference import difference
 from flexrel_edge.errors import PackError
 from flexrel_edge.format import NO_METADATA, Contents, Packed, Reader, encode
+from flexrel_edge.graph import lost
 from flexrel_edge.records import PCODEC, Array, Bfloat16
 from flexrel_edge.source import OnDisk
 from flexrel_edge.trust import FilePath, Keys, read_keys, signature_of
+from flexrel_edge.underway import clean, created, mode_of
 from flexrel_edge.update import Update
 
 
@@ -116,6 +118,8 @@ def write(
 def diff(old: FilePath, new: FilePath, update: FilePath) -> int:
     """Write what makes one packed file of another: an update, or the new file if that is shorter.
 
+    Warns of what the new file lacks of the old one: an ONNX graph, metadata of one's own.
+
     Args:
         old: packed file that devices have.
         new: packed file that they are to have.
@@ -138,6 +142,8 @@ def diff(old: FilePath, new: FilePath, update: FilePath) -> int:
         if len(data) >= result.contents.bytes:
             data = b"".join(result.pieces())
     replace_file(update, data)
+    for note in lost(base.contents, result.contents):
+        warnings.warn(f"{os.fspath(new)}: {note}", stacklevel=2)
     return len(data)
 
 
@@ -156,7 +162,8 @@ def patch(
         update: as `diff` writes it.
         new: to write, whole or not at all: a failure leaves what was there.
         trust: PEM file of public keys, one of which must have signed the new file.
-        allow_older: whether its counter may be lower than the old one's.
+        allow_older: whether its counter may be lower than the old one's. Without `trust`, or
+            where no key of it signed the old file, no counter is compared.
 
     Returns:
         Length of the new file in bytes.
@@ -175,24 +182,10 @@ def patch(
             made = Update(source, keys) if is_update(source) else Reader(source, keys)
             signed = made.signed if isinstance(made, Update) else made.header.signed
             if not allow_older:
-                check_not_older(base.contents.counter, None if signed is None else signed.counter)
+                check_not_older(keys, base.header, signed)
             pieces = made.pieces(base) if isinstance(made, Update) else made.pieces()
             with replacing(new) as out:
                 return sum(out.write(piece) for piece in pieces)
-
-
-def check_not_older(have: int | None, offered: int | None) -> None:
-    """Refuse a version below the one that is there; unsigned ones have no order.
-
-    Raises:
-        PackError: the counter offered is lower, or there is none any more.
-    """
-    if have is not None and (offered is None or offered < have):
-        what = "no counter" if offered is None else f"counter {offered}"
-        raise PackError(
-            f"is an older version: it has {what}, the file that it would replace {have}; "
-            "allow older versions if that is meant"
-        )
 
 
 def sign(path: FilePath, key: FilePath, counter: int | None = None) -> int:
@@ -201,8 +194,8 @@ def sign(path: FilePath, key: FilePath, counter: int | None = None) -> int:
     Args:
         path: of the file; all of it is verified first.
         key: PEM file of an Ed25519 private key.
-        counter: of versions: devices take none that is lower than what they have. None: the
-            seconds since 1970.
+        counter: of versions: devices with the public key take none that is lower than what they
+            have. None: the seconds since 1970.
 
     Returns:
         The counter.
@@ -228,17 +221,46 @@ def replace_file(path: FilePath, data: bytes) -> None:
         file.write(data)
 
 
-@contextmanager
-def replacing(path: FilePath) -> Iterator[BufferedIOBase]:
-    """Open a file beside that is renamed over this one when the block ends without an error."""
-    target = Path(os.path.realpath(path))
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files of a folder beside those that they replace; when all are on the disk, rename."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with beside.open("xb") as file:
+        with ExitStack() as stack:
+            for name, data in files.items():
+                out = stack.enter_context(replacing(folder / name))
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def replacing(path: FilePath, like: Path | None = None) -> Iterator[BufferedIOBase]:
+    """Open a file beside that is renamed over this one when the block ends without an error.
+
+    What somebody who was killed left there is removed first.
+
+    Args:
+        path: of the file that is replaced.
+        like: whose permissions it gets; None: those of the file that it replaces. If there is no
+            such file, as umask says.
+    """
+    target = Path(os.path.realpath(path))
+    clean(target)
+    beside, file = created(target, mode_of(target if like is None else like))
+    try:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(target)
+            if os.name != "posix":
+                file.close()  # no open file can be renamed there; here it is locked until it was
+            beside.replace(target)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

@@ -28,6 +28,11 @@ _WEIGHTS: Final = "onnx_weights"
 _SAMPLES: Final = "onnx_samples"
 _HOW: Final = "flexrel pack --graph DATA, or flexrel.pack(..., graph=batch)"
 
+# keys of the metadata that `flexrel` writes; all others are its users' own
+OURS: Final = frozenset(
+    {_GRAPH, _WEIGHTS, _SAMPLES, "attributes", "fingerprint", "form", "passed_over", "tied"}
+)
+
 # dtype as the index names it -> TensorProto.DataType
 DATA_TYPES: Final[Mapping[str, int]] = {
     "float32": 1,
@@ -99,6 +104,26 @@ def graph_in(contents: Contents) -> Graph:
         raise FlexrelError(f"there is no ONNX graph in this packed file; pack it with one: {_HOW}")
     weights = _wanted(metadata.get(_WEIGHTS, ""), [entry.name for entry in contents.tensors])
     return Graph(_inflated(metadata[_GRAPH]), weights, _samples(metadata.get(_SAMPLES)))
+
+
+def lost(old: Contents, new: Contents) -> tuple[str, ...]:
+    """Say what devices that have the old file could do, and with the new one can't, a line each."""
+    notes = []
+    if _GRAPH in old.metadata and _GRAPH not in new.metadata:
+        notes.append(
+            "lacks the ONNX graph that the old file has: devices that run it no longer can; "
+            f"pack it with one: {_HOW}"
+        )
+    before, after = old.metadata.get(_SAMPLES), new.metadata.get(_SAMPLES)
+    if _GRAPH in old.metadata and after not in (None, before):
+        was = "any number" if before is None else show(before).strip("'")
+        now = show(after).strip("'")
+        notes.append(f"its ONNX graph takes {now} samples a call, the old one's {was}")
+    notes += (
+        f"lacks the metadata {show(key)} that the old file has; pack it with --metadata"
+        for key in sorted(old.metadata.keys() - new.metadata.keys() - OURS)
+    )
+    return tuple(notes)
 
 
 def write_onnx(packed: Reader, out: BufferedIOBase) -> int:

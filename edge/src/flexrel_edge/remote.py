@@ -16,7 +16,9 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from flexrel_edge.errors import FlexrelError
 
 _CHUNK: Final = 2**16  # bytes that are asked for at once
-_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_BYTES: Final = re.compile(r"[0-9]{1,19}")
+_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
+_SHOWN: Final = 60  # characters of what a server says, in messages
 _PASSING: Final = frozenset({408, 425, 429})  # of the 4xx, those that may not come again
 _CLIENT: Final = range(400, 500)
 
@@ -74,8 +76,19 @@ class Remote(Protocol):
 
 
 def remote_of(url: str, timeout: float) -> Remote:
-    """Return the file at a URL, or at a local path; `timeout` in seconds, of each wait."""
-    scheme = urlsplit(url).scheme
+    """Return the file at a URL, or at a local path.
+
+    Args:
+        url: of it.
+        timeout: in seconds, of each wait.
+
+    Raises:
+        FlexrelError: the URL is none.
+    """
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:
+        raise FlexrelError(f"{url}: is no address: {_line(error)}") from error
     if scheme in ("http", "https"):
         return _Http(url, timeout)
     if scheme == "file":
@@ -161,26 +174,51 @@ class _Http:
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and "Range" in headers:
                 return self.open(0, None, "")  # it is shorter than that, by now
             raise self._refused(error) from error
+        except (ValueError, http.client.InvalidURL) as error:  # of a redirect too
+            raise FlexrelError(
+                f"{self.name}: is no address, or leads to none: {_line(error)}"
+            ) from error
         except _LINK as error:
             raise Unreachable(_line(error)) from error
-        return self._answer(found, start)
+        try:
+            return self._answer(found, start)
+        except BaseException:
+            found.close()
+            raise
 
     def _answer(self, found: Any, asked: int) -> Answer:  # noqa: ANN401 - urllib has no type for it
         headers = found.headers
         if headers.get("Content-Encoding", "identity") != "identity":
-            found.close()
             raise FlexrelError(f"{self.name}: the server sends it in another encoding")
         tag = headers.get("ETag") or headers.get("Last-Modified") or ""
         tag = "" if tag.startswith("W/") else tag  # a weak one does not tell byte from byte
-        start, total = 0, headers.get("Content-Length")
+        length = headers.get("Content-Length")
+        if length is not None and not _BYTES.fullmatch(length):
+            raise self._senseless("Content-Length", length)
+        start, total = 0, None if length is None else int(length)
         if found.status == http.client.PARTIAL_CONTENT:
-            at = _RANGE.fullmatch(headers.get("Content-Range", ""))
-            if at is None or int(at[1]) != asked:
-                found.close()
+            start, total = self._range(headers.get("Content-Range", ""))
+            if start != asked:
                 raise Unreachable("the server answers with another range than was asked for")
-            start, total = asked, at[2]
-        length = None if total is None else int(total)
-        return Answer(start, length, tag, _chunks(found.read1, _LINK), found.close)
+        return Answer(start, total, tag, _chunks(found.read1, _LINK), found.close)
+
+    def _range(self, text: str) -> tuple[int, int | None]:
+        """Return the first byte of an answer, and the length of the whole file if that is told."""
+        found = _RANGE.fullmatch(text)
+        if found is None:
+            raise self._senseless("Content-Range", text)
+        first, last = int(found[1]), int(found[2])
+        total = None if found[3] == "*" else int(found[3])
+        if last < first or (total is not None and last >= total):
+            raise self._senseless("Content-Range", text)
+        return first, total
+
+    def _senseless(self, header: str, text: str) -> FlexrelError:
+        shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+        return FlexrelError(
+            f"{self.name}: the server says {shown} for {header}, which makes no sense; "
+            "pull from another one, or mend what stands between"
+        )
 
     def _refused(self, error: urllib.error.HTTPError) -> MissingError | Unreachable:
         what = f"{error.code} {error.reason}"

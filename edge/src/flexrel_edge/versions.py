@@ -3,42 +3,80 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 
 from flexrel_edge.errors import FlexrelError, PackError
-from flexrel_edge.files import opened
+from flexrel_edge.files import opened, replacing
 from flexrel_edge.remote import MissingError
 from flexrel_edge.trust import FilePath
+from flexrel_edge.underway import (
+    clean,
+    lock,
+    mode_of,
+    name_beside,
+    remove_unless_locked,
+)
 
 
 def rollback(path: FilePath) -> None:
     """Put the previous version of a pulled file back; the present one becomes the previous.
+
+    One that was killed half-way is brought to its end instead.
 
     Raises:
         PackError: the previous version is damaged.
         OSError: there is none, or files can't be written.
     """
     target = Path(os.path.realpath(path))
-    previous = _previous(target)
+    if resume(target):
+        return
+    previous, present = _previous(target), _present(target)
     with opened(previous):
-        kept = _linked(target)
+        mode = mode_of(target)
+        if not _link(target, present):
+            _copy(target, present)
+    if mode is not None:
+        previous.chmod(mode)
     previous.replace(target)
-    kept.replace(previous)
+    resume(target)
+
+
+def resume(target: Path) -> bool:
+    """End a rollback that was killed, and remove what is left over; whether it had gone half-way.
+
+    It gives the present version a third name first, and then the previous one's to none: where
+    both are there, nothing has changed yet.
+    """
+    previous, present = _previous(target), _present(target)
+    for path in (target, previous, present):
+        clean(path)
+    if not present.exists():
+        return False
+    half_way = not previous.exists()
+    if half_way:
+        present.replace(previous)
+    present.unlink(missing_ok=True)
     settle(target)
+    return half_way
 
 
 @contextmanager
 def partial(target: Path, what: str) -> Iterator[tuple[Path, BufferedRandom]]:
     """Open what came so far of a file; it stays for the next time unless it is refused."""
-    path = target.with_name(_partial_name(target, what))
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+    path, mode = target.with_name(_partial_name(target, what)), mode_of(target)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags, 0o666 if mode is None else mode | 0o600)
     with os.fdopen(handle, "r+b") as file:
-        _lock(file, target)
+        try:
+            lock(file)
+        except BlockingIOError as error:
+            raise FlexrelError(f"{target}: another pull of it is under way; wait for it") from error
+        if mode is not None:
+            path.chmod(mode | 0o600)
         try:
             yield path, file
         except (MissingError, PackError):
@@ -46,25 +84,21 @@ def partial(target: Path, what: str) -> Iterator[tuple[Path, BufferedRandom]]:
             raise
 
 
-def _lock(file: BufferedRandom, target: Path) -> None:
-    """Refuse to write what another process is writing, where the system can tell."""
-    try:
-        import fcntl  # noqa: PLC0415 - POSIX alone has it
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise FlexrelError(f"{target}: another pull of it is under way; wait for it") from error
+def switch(came: Path, target: Path) -> None:
+    """Put a file that came whole in the place of the present one, with its permissions."""
+    mode = mode_of(target)
+    if mode is not None:
+        came.chmod(mode)
+    came.replace(target)
 
 
 def forget(target: Path, but: Collection[str]) -> None:
-    """Remove what came of versions that are no longer wanted."""
+    """Remove what came of versions that are no longer wanted, and that nobody is fetching."""
     wanted = {_partial_name(target, what) for what in but}
-    for other in target.parent.iterdir():
+    for other in list(target.parent.iterdir()):
         ours = other.name.startswith(f".{target.name}.") and other.name.endswith(".part")
         if ours and other.name not in wanted:
-            other.unlink(missing_ok=True)
+            remove_unless_locked(other)
 
 
 def _partial_name(target: Path, what: str) -> str:
@@ -75,19 +109,34 @@ def _previous(target: Path) -> Path:
     return target.with_name(f"{target.name}.previous")
 
 
+def _present(target: Path) -> Path:
+    return target.with_name(f".{target.name}.present")
+
+
 def keep(target: Path) -> None:
     """Let the previous version be the present one; both names lead to it."""
-    _linked(target).replace(_previous(target))
+    previous, link = _previous(target), name_beside(target)
+    with target.open("rb") as file, suppress(BlockingIOError):
+        lock(file)  # of the link too
+        if _link(target, link):
+            link.replace(previous)
+            link.unlink(missing_ok=True)  # a rename does nothing where both are one file
+            return
+    _copy(target, previous)
 
 
-def _linked(target: Path) -> Path:
-    """Return another name of a file, or a copy where files can have but one."""
-    name = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+def _link(target: Path, name: Path) -> bool:
+    """Give a file another name; False where files can have but one."""
     try:
         os.link(target, name)
     except OSError:
-        shutil.copyfile(target, name)
-    return name
+        return False
+    return True
+
+
+def _copy(target: Path, name: Path) -> None:
+    with target.open("rb") as file, replacing(name, like=target) as out:
+        shutil.copyfileobj(file, out)
 
 
 def settle(target: Path) -> None:

@@ -30,6 +30,7 @@ from flexrel.core.budgets import budget_of, target_of
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.granularity import GRANULARITIES
 from flexrel.core.outputs import OUTPUT_KINDS
+from flexrel.core.plan import check_model
 from flexrel.core.precision import VALUES
 from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import FlexrelError, UsageError
@@ -261,8 +262,10 @@ def report_command(
     except ValueError as error:
         raise UsageError(f"{directory}: its records are damaged: {error}") from error
     try:
+        for name, record in zip(_RECORDS, records, strict=True):
+            check_model(directory / name, record.get("model", ""))
         page = render(*records)
-    except (KeyError, TypeError, ValueError, UndefinedError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, UndefinedError) as error:
         raise UsageError(f"{directory}: its records lack something: {error}") from error
     path = directory / "report.html"
     replace_file(path, page.encode())

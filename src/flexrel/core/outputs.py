@@ -19,6 +19,7 @@ OutputDistance = Callable[[Any, Any], Tensor]
 RequestedOutputs = Literal["auto"] | Outputs | OutputDistance
 
 OUTPUT_KINDS: Final = ("auto", "classes", "logits", "values")
+_YES_OR_NO: Final = ({0, 1}, {-1, 1}, {0}, {1})
 _SCALES: Final = math.log(1e6)  # of scores of unit size, at most, and one over it at least
 _BISECTIONS: Final = 48
 
@@ -64,7 +65,8 @@ def outputs_told(numbers: Sequence[Tensor], labels: Tensor | None) -> Outputs | 
     """Return what labels say that a batch's outputs are; None if there are no labels.
 
     Class numbers in range, or probabilities, for `[samples, classes]` say "classes"; zeros and
-    ones, one for each output, say "logits", of which each is one of its own; all else "values".
+    ones, or minus ones and ones, one for each output, say "logits", of which each is one of its
+    own; all else "values".
     """
     if labels is None:
         return None
@@ -73,7 +75,7 @@ def outputs_told(numbers: Sequence[Tensor], labels: Tensor | None) -> Outputs | 
     scores = numbers[0]
     if is_class_scores(scores) and class_goals(labels, scores) is not None:
         return "classes"
-    if labels.numel() == scores.numel() and bool(((labels == 0) | (labels == 1)).all()):
+    if labels.numel() == scores.numel() and set(labels.unique().tolist()) in _YES_OR_NO:
         return "logits"
     return "values"
 
@@ -89,11 +91,12 @@ def class_goals(labels: Tensor, scores: Float[Tensor, "samples classes"]) -> Ten
         known = numbers[numbers >= 0]
         fits = whole and len(known) > 0 and int(known.max()) < scores.shape[1]
         return numbers if fits else None
-    if labels.shape != scores.shape or not labels.is_floating_point():
+    if labels.shape != scores.shape:
         return None
-    sums = labels.sum(1)
-    fits = bool((labels >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-    return labels if fits else None
+    shares = labels.to(scores.dtype)
+    sums = shares.sum(1)
+    fits = bool((shares >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+    return shares if fits else None
 
 
 def resolved(

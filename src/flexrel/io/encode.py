@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -20,20 +20,8 @@ from flexrel.io.onnx import onnx_graph
 from flexrel.io.state import state_of, stored_as_is, written
 from flexrel.structure import cut_changes, passed_over
 from flexrel_edge.format import NO_METADATA
+from flexrel_edge.graph import OURS
 from flexrel_edge.records import PCODEC
-
-OURS: Final = frozenset(
-    {
-        "attributes",
-        "fingerprint",
-        "form",
-        "onnx",
-        "onnx_samples",
-        "onnx_weights",
-        "passed_over",
-        "tied",
-    }
-)
 
 
 def encode(

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 import flexrel_edge
 from flexrel.core.graph import weight_of
 from flexrel.errors import PackError, UsageError
-from flexrel.io.state import Numbers, read, state_of
+from flexrel.io.state import Numbers, check_casts, read, state_of
 from flexrel.structure import (
     LinearOrConv,
     SizePlace,
@@ -38,8 +38,8 @@ def load(path: str | Path, into: nn.Module, *, trust: str | Path | None = None) 
         trust: file of public keys, one of which must have signed it.
 
     Raises:
-        UsageError: there is no such file, or its tensors do not fit the model; `into` is as
-            it was.
+        UsageError: there is no such file, or its tensors do not fit the model: names, shapes, or
+            values that a dtype of the model can't hold; `into` is as it was.
         PackError: the file is damaged, or not trusted.
     """
     if not Path(path).is_file():
@@ -114,11 +114,14 @@ def fit(
         numbers: in modules, that the cut made smaller.
 
     Raises:
-        UsageError: names, shapes or numbers do not fit; the model is as it was.
+        UsageError: names, shapes, numbers or values do not fit; the model is as it was.
     """
     state = state_of(model, tensors)
     biases = _new_biases(model, tensors, numbers, source)
     _check_names(state, tensors.keys() - biases.keys(), source)
+    dtypes = {name: slot.dtype for name, slot in state.items()}
+    dtypes |= {name: layer.get_parameter("weight").dtype for name, layer in biases.items()}
+    check_casts(tensors, dtypes, source)
     tied: dict[int, str] = {}
     for name, slot in state_of(model, tensors, keep_vars=True).items():
         other = tied.setdefault(id(slot), name)

@@ -4,10 +4,9 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from torch import nn
@@ -22,7 +21,8 @@ from flexrel.criteria import Criterion, FlexRel
 from flexrel.io import EXPORTS, check_exports, encode, exported, fixed, graph_notes, render
 from flexrel.pruning.request import Limits, Request
 from flexrel.relevance import RelevanceStats
-from flexrel_edge.files import replace_file
+from flexrel_edge.files import replace_files
+from flexrel_edge.format import describe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,6 +183,9 @@ class Result:
     def save(self, directory: str | Path, export: Sequence[str] = ()) -> tuple[str, ...]:
         """Write `model.flexrel`, `plan.json`, `result.json` and `report.html`, all or none.
 
+        Plan and result carry the checksum of the model: a process that is killed while it switches
+        from old files to new ones may leave some of each; `Plan.load` and `flexrel report` tell.
+
         For an exported program also `model.pt2`, for `torch.export.load`.
 
         Args:
@@ -209,10 +212,11 @@ class Result:
                     f"model.flexrel has {len(packed):,} bytes with its ONNX graph; the budget of "
                     f"{limit:,.0f} counts it without"
                 )
+        sha256 = describe(packed).sha256
         files = {
             "model.flexrel": packed,
-            "plan.json": self.plan.encode(),
-            "result.json": _dump(self.as_json()),
+            "plan.json": replace(self.plan, model=sha256).encode(),
+            "result.json": _dump({**self.as_json(), "model": sha256}),
             "report.html": self.report().encode(),
         }
         if self.program is not None:
@@ -222,13 +226,7 @@ class Result:
             if kind in export and name not in files:
                 files[name], samples = exported(self.model, self.example, kind)
                 notes += [] if samples is None else [fixed(name, samples)]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-            for name, data in files.items():
-                replace_file(Path(beside) / name, data)
-            folder.mkdir(exist_ok=True)
-            for name in files:
-                (Path(beside) / name).replace(folder / name)
+        replace_files(folder, files)
         return tuple(notes)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexrel.core.batches import Batch
+from flexrel.core.batches import Batch, missing_labels
 from flexrel.core.distance import measured
 from flexrel.core.outputs import (
     OutputDistance,
@@ -75,7 +75,7 @@ class Objective:
     def _from_labels(self, output: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - of any model
         if batch.labels is None:
             raise UsageError(
-                f"batch {batch.index} has no labels, but {1 - self.distillation:.4g} of the loss "
+                f"{missing_labels(batch)}, but {1 - self.distillation:.4g} of the loss "
                 "comes from labels; pass tuples (inputs, labels), or distillation=1"
             )
         if self.loss is None:
@@ -135,7 +135,8 @@ def _goals(outputs: Outputs, scores: Any, labels: Tensor) -> Tensor | None:  # n
         return goals.masked_fill(goals < 0, _IGNORED)
     if labels.numel() != scores.numel():
         return None
-    return labels.reshape(scores.shape).float()
+    goals = labels.reshape(scores.shape).float()
+    return goals.clamp_min(0) if outputs == "logits" else goals  # of -1 and 1
 
 
 def share_of(

@@ -13,9 +13,11 @@ from flexrel.core.plan.explain import GroupChange, changes, explain, named, tota
 from flexrel.core.plan.read import parse
 from flexrel.core.plan.write import as_json, dump
 from flexrel.errors import PackError, UsageError
+from flexrel_edge.container import announced
 from flexrel_edge.files import replace_file
+from flexrel_edge.source import OnDisk
 
-__all__ = ["GroupChange", "Plan", "changes", "named", "totals"]
+__all__ = ["GroupChange", "Plan", "changes", "check_model", "named", "totals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Plan:
     Attributes:
         graph: what could be pruned, with what goes along, and what was left alone.
         masks: one for each group of the graph, of the group's shape, on the CPU; True = keep.
+        model: checksum of the packed file that it was saved beside; empty: none is known.
 
     Raises:
         UsageError: a mask is missing or of another shape, or keeps no unit.
@@ -34,6 +37,7 @@ class Plan:
 
     graph: PruningGraph
     masks: Mapping[str, Bool[Tensor, "..."]]
+    model: str = ""
 
     def __post_init__(self) -> None:
         for group in self.graph.groups:
@@ -56,7 +60,7 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `plan.json`; docs/format.md says what is in it."""
-        return as_json(self.graph, self.masks)
+        return as_json(self.graph, self.masks, self.model)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file, whole or not at all."""
@@ -72,11 +76,40 @@ class Plan:
 
         Raises:
             UsageError: there is no such file.
-            PackError: the file is damaged, or holds something else.
+            PackError: the file is damaged, or holds something else; or a `model.flexrel` that
+                it was not saved with lies beside it.
         """
         if not Path(path).is_file():
             raise UsageError(f"{path}: no such file of a plan")
         try:
-            return Plan(*parse(Path(path).read_bytes()))
+            plan = Plan(*parse(Path(path).read_bytes()))
         except (ValueError, UsageError, RecursionError) as error:
             raise PackError(f"{path}: is no plan, or it is damaged: {error}") from error
+        check_model(Path(path), plan.model)
+        return plan
+
+
+def check_model(record: Path, sha256: str) -> None:
+    """Refuse a record beside a `model.flexrel` that it was not saved with.
+
+    Args:
+        record: a file of the folder that `Result.save` wrote.
+        sha256: checksum of the packed file, as the record has it; empty: none is known.
+
+    Raises:
+        PackError: the checksums differ.
+    """
+    model = record.with_name("model.flexrel")
+    if not sha256 or not model.is_file():
+        return
+    with model.open("rb") as file:
+        try:
+            found = announced(OnDisk(file)).sha256
+        except PackError as error:
+            raise PackError(f"{model}: {error}") from error
+    if found != sha256:
+        raise PackError(
+            f"{record}: was saved with a model.flexrel of checksum {sha256[:16]}..., the one "
+            f"beside it has {found[:16]}...: saving was cut off, or one of them was replaced; "
+            f"save the result again, or move {record.name} to a folder of its own"
+        )

@@ -41,8 +41,8 @@ _OF_MEMBER = "tensor axis role each by index values"
 _POSITIONS = 2**28  # in all runs of a plan
 
 
-def parse(data: bytes) -> tuple[PruningGraph, dict[str, Tensor]]:
-    """Return the graph and the masks of what `dump` wrote.
+def parse(data: bytes) -> tuple[PruningGraph, dict[str, Tensor], str]:
+    """Return the graph, the masks and the model's checksum of what `dump` wrote.
 
     Raises:
         ValueError: it is something else; says what is wrong where.
@@ -56,6 +56,7 @@ def parse(data: bytes) -> tuple[PruningGraph, dict[str, Tensor]]:
             f"it is {show(found[0])} version {show(found[1])}, "
             f"expected {FORMAT!r} version {VERSION}"
         )
+    model = text_in(content.pop("model", ""), "its model")
     _, _, network, granularity, groups, protected, attributes, shapes, uses, work = fields_of(
         content,
         "the plan",
@@ -86,7 +87,7 @@ def parse(data: bytes) -> tuple[PruningGraph, dict[str, Tensor]]:
         tuple(_attribute(entry) for entry in list_in(attributes, "attributes")),
         text_in(network, "its network"),
     )
-    return graph, {group.name: mask for group, mask in read}
+    return graph, {group.name: mask for group, mask in read}, model
 
 
 class _Groups:

@@ -20,11 +20,12 @@ FORMAT, VERSION = "flexrel-plan", 1
 Whole = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-def as_json(graph: PruningGraph, masks: Masks) -> dict[str, Any]:
+def as_json(graph: PruningGraph, masks: Masks, model: str) -> dict[str, Any]:
     """Return the content of `plan.json`."""
     return {
         "format": FORMAT,
         "version": VERSION,
+        **({"model": model} if model else {}),
         "network": graph.fingerprint,
         "granularity": graph.granularity,
         "groups": [_group(group, masks[group.name]) for group in graph.groups],
