@@ -237,7 +237,7 @@ class Reader:
 
 def _encode_tensor(name: str, tensor: Tensor, codec: str) -> tuple[Entry, Coded]:
     dtype, values = _stored(name, tensor)
-    coded = encode_tensor(np.ascontiguousarray(values).reshape(values.shape), codec)
+    coded = encode_tensor(np.ascontiguousarray(values).reshape(values.shape), dtype, codec)
     entry = Entry(
         name=name,
         dtype=dtype,

@@ -66,7 +66,7 @@ def pack(
         model: whose parameters and persistent buffers are packed, tied ones once; not changed.
         path: of the file; replaced if it is there.
         values: "float32" packs every tensor as it is; "float16", "bfloat16", "int8" and "int4"
-            round float32 tensors, the latter two to whole numbers times a scale for each output.
+            round what has more bits, the latter two to whole numbers times a scale for each output.
             "auto" takes the fewest bits a value that keep to the target, and can hold every value.
         calibration: batches of inputs, labels not needed. "int8" and "int4" round so that the
             outputs of each layer change least on them; 128, or a quarter, are held out, and tell

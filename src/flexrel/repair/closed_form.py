@@ -262,7 +262,7 @@ def _refit_(
     changed = rounds or found.after < found.before
     if rounds and largest is not None:
         both = rows.fit + rows.check
-        found = round_solution(found, both, largest, free_bias=free, support=support)
+        found = round_solution(found, both, largest, weight.dtype, free_bias=free, support=support)
     if changed:
         weight.copy_(found.weight.reshape(weight.shape))
         shift = found.bias.flatten() - bias
