@@ -28,7 +28,7 @@ def on_grid(values: Array, dtype: str = "float32") -> tuple[Array, Array] | None
 
     Args:
         values: `[rows, columns]`, as `STORAGE` has the dtype.
-        dtype: one of `SCALED`.
+        dtype: one of `FLOATING`.
 
     Returns:
         `[rows, columns]`, int8 in -127 ... 127, and `[rows]`, float32 above 0, whose products are

@@ -19,8 +19,8 @@ from flexrel_edge.positions import (
     positions_from,
 )
 from flexrel_edge.records import (
+    FLOATING,
     GROUP,
-    SCALED,
     SCALES,
     Array,
     Blocks,
@@ -123,7 +123,7 @@ def encode_stored(
 def _ways(tensor: Array, dtype: str) -> Iterator[tuple[Array, Array | None]]:
     """Yield what can stand for the elements, and the scales it takes."""
     yield tensor, None
-    if dtype in SCALED and tensor.ndim >= _MATRIX and tensor.size:
+    if dtype in FLOATING and tensor.ndim >= _MATRIX and tensor.size:
         grid = on_grid(tensor.reshape(len(tensor), -1), dtype)
         if grid is not None:
             yield grid[0].reshape(tensor.shape), grid[1]
