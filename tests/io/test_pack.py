@@ -175,7 +175,8 @@ def test_buffers_whole_numbers_and_odd_values_survive(tmp_path):
     model = odd()
     model[1].num_batches_tracked.fill_(12345)
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[0.5, -torch.inf], [1e-42, torch.nan]]))
+        model[0].weight.copy_(torch.tensor([[0.5, -torch.inf], [1e-42, 0.0]]))
+        model[1].running_mean.copy_(torch.tensor([torch.nan, -1.0]))
     pack(model, tmp_path / "m")
 
     fresh = load(tmp_path / "m", into=odd())

@@ -9,7 +9,7 @@ from flexrel.core.batches import RawBatch
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, Progress, silent
-from flexrel.core.running import unwrapped
+from flexrel.core.network import plain_network
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
 from flexrel.errors import BudgetError
 from flexrel.pruning.data import calibration_data
@@ -53,7 +53,7 @@ def compare(
     options = replace(result.request.options, stats=result.stats, progress=progress)
     asked = replace(result.request, criteria=criteria, values=result.values)
     request = replace(asked, evaluate=evaluate, options=options)
-    model = unwrapped(model)
+    model = plain_network(model).network
     data = calibration_data(model, calibration, fits=request.fits)
     source = PruneTarget(model, result.plan.graph, (data.example,))
     if result.form == "exported":

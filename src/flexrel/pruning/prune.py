@@ -10,9 +10,9 @@ from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Accuracy, Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
+from flexrel.core.network import plain_network
 from flexrel.core.precision import RequestedPrecision
 from flexrel.core.resources import Budget
-from flexrel.core.running import unwrapped
 from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
 from flexrel.pruning.builder import PrunedNetwork
@@ -47,7 +47,8 @@ def prune(
     """Return the smallest network found that keeps to the target and the budgets.
 
     Args:
-        model: trained; never changed.
+        model: trained; never changed. Taken out of `DataParallel` and `torch.compile`; masks of
+            `torch.nn.utils.prune` are applied to a copy, and `Result.warnings` says so.
         calibration: batches of inputs as the network will see them, labels not needed; all of
             them are kept in memory. The first is the example for multiply-adds and structure. Of
             the samples 128, or a quarter, are held out: nothing is fitted to them, and criteria,
@@ -86,7 +87,8 @@ def prune(
     Raises:
         UsageError: the request, the data or the evaluation is wrong.
         BudgetError: the target or a budget can't be met; says the closest that can.
-        ModelError: the network can't be analysed, or its cut does not verify.
+        ModelError: the network can't be analysed, as one of TorchScript, already quantised or with
+            weights that are NaN can't; or its cut does not verify.
     """
     request = requested(
         evaluate=evaluate,
@@ -100,7 +102,8 @@ def prune(
         seed=seed,
         options=options,
     )
-    model = unwrapped(model)
+    plain = plain_network(model)
+    model = plain.network
     data = calibration_data(model, calibration, fits=request.fits)
     divergence = Divergence(model, data.judged)
     sources = Sources(model, data, request)
@@ -123,7 +126,7 @@ def prune(
         dense=dense,
         achieved=evaluator.measure(solution.criterion.name, final),
         recovery=steps,
-        warnings=(str(shift),) if shift and shift.warns else (),
+        warnings=(*plain.warnings, *((str(shift),) if shift and shift.warns else ())),
         request=request.told(),
         limits=limits,
         amounts=limits.counted(evaluator.dense, final),
