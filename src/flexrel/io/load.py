@@ -28,6 +28,7 @@ from flexrel_edge.files import read_packed
 from flexrel_edge.records import Array
 
 _NO_NUMBERS: Numbers = {}
+_SHOWN = 3  # names in an error
 
 
 def load(path: str | Path, into: nn.Module, *, trust: str | Path | None = None) -> nn.Module:
@@ -198,13 +199,20 @@ def _new_biases(
 
 
 def _check_names(state: Mapping[str, Tensor], names: AbstractSet[str], source: str) -> None:
-    for what, strange in (
-        ("lacks", state.keys() - names),
-        ("has, and the model has not,", names - state.keys()),
-    ):
-        if strange:
-            shown = ", ".join(sorted(strange)[:3]) + (" ..." if len(strange) > 3 else "")  # noqa: PLR2004
-            raise UsageError(f"{source} does not fit the model: it {what} {shown}")
+    found = [
+        f"it {what} {len(strange)} of the {len(of)} tensors in the {where}: {_shown(strange)}"
+        for what, strange, of, where in (
+            ("lacks", state.keys() - names, state, "model"),
+            ("has, and the model has not,", names - state.keys(), names, "file"),
+        )
+        if strange
+    ]
+    if found:
+        raise UsageError(f"{source} does not fit the model: {'; '.join(found)}")
+
+
+def _shown(names: AbstractSet[str]) -> str:
+    return ", ".join(sorted(names)[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
 
 
 def _check_number(model: nn.Module, number: SizePlace, value: int, source: str) -> None:
