@@ -241,7 +241,7 @@ def large(stored, mask):
     found = {}
     for name, tensor in stored.items():
         if tensor.dtype == np.float16 and tensor.size > LARGE and not tensor.all():
-            ours = len(encode_tensor(np.ascontiguousarray(tensor), PCODEC))
+            ours = len(encode_tensor(np.ascontiguousarray(tensor), tensor.dtype.name, PCODEC))
             found[name] = [ours / bound for bound in bounds({name: tensor}, mask)]
     return found
 

@@ -172,6 +172,130 @@ def test_weights_come_from_three_kinds_of_file(net, tmp_path, capsys, name):
     assert all(torch.equal(found[k], v) for k, v in model.state_dict().items())
 
 
+def packed_weights(net, path, tmp_path):
+    """What `flexrel pack --weights` makes of a file of weights."""
+    out = tmp_path / "out.flexrel"
+    assert main(["pack", f"{net}:make", "--weights", str(path), "-o", str(out)]) == 0
+    return flexrel_edge.read(out)
+
+
+def other_weights(net):
+    return {name: tensor * 3 for name, tensor in load_factory(net)().state_dict().items()}
+
+
+def same_weights(found, state):
+    return found.keys() == state.keys() and all(
+        np.array_equal(found[name], tensor.numpy()) for name, tensor in state.items()
+    )
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_weights_are_found_in_checkpoints_and_under_the_names_of_wrappers(
+    net, tmp_path, key, prefix
+):
+    state = other_weights(net)
+    named = {prefix + name: tensor for name, tensor in state.items()}
+    content = named if key is None else {"epoch": 3, "optimizer": {"lr": 0.1}, key: named}
+    torch.save(content, tmp_path / "w.pt")
+
+    assert same_weights(packed_weights(net, tmp_path / "w.pt", tmp_path), state)
+
+
+def test_weights_of_a_model_that_has_such_names_itself_stay_as_they_are(tmp_path):
+    net = tmp_path / "own.py"
+    net.write_text(
+        "from torch import nn\ndef make():\n    return nn.ModuleDict({'model': nn.Linear(3, 2)})\n"
+    )
+    state = other_weights(net)
+    save_file(state, tmp_path / "w.safetensors")
+
+    assert list(state) == ["model.weight", "model.bias"]
+    assert same_weights(packed_weights(net, tmp_path / "w.safetensors", tmp_path), state)
+
+
+def sharded(state, folder, prefix=""):
+    """Two shards of a state, and their index as Hugging Face writes it."""
+    named = {prefix + name: tensor for name, tensor in state.items()}
+    places = {name: f"part-{at % 2}.safetensors" for at, name in enumerate(named)}
+    for file in set(places.values()):
+        save_file({name: named[name] for name in named if places[name] == file}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_weights_come_from_an_index_of_shards(net, tmp_path, prefix):
+    state = other_weights(net)
+
+    assert same_weights(packed_weights(net, sharded(state, tmp_path, prefix), tmp_path), state)
+
+
+def test_a_shard_that_is_not_there_or_elsewhere_and_an_index_that_is_none_are_named(
+    net, tmp_path, capsys
+):
+    index = sharded(other_weights(net), tmp_path)
+    command = ["pack", f"{net}:make", "--weights", str(index), "-o", str(tmp_path / "x")]
+
+    (tmp_path / "part-1.safetensors").unlink()
+    assert main(command) == 2
+    assert "shard part-1.safetensors is not beside it; 2 are needed" in capsys.readouterr().err
+    save_file({"other": torch.zeros(1)}, tmp_path / "part-1.safetensors")
+    assert main(command) == 2
+    assert "shard part-1.safetensors has no " in one_line(capsys.readouterr().err)
+    for content, said in (
+        ({"weight_map": {"a": "../secret.safetensors"}}, "in another folder"),
+        ({"weights": {}}, "no index of shards"),
+        ([], "no index of shards"),
+    ):
+        index.write_text(json.dumps(content))
+        assert main(command) == 5
+        assert said in one_line(capsys.readouterr().err)
+
+
+def test_a_tied_weight_that_a_file_has_once_is_the_models_under_both_names(tmp_path):
+    net = tmp_path / "tied.py"
+    net.write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))\n"
+        "    model[1].weight = model[0].weight\n"
+        "    return model\n"
+    )
+    state = {"1.weight": torch.randn(3, 3)}
+    save_file(state, tmp_path / "w.safetensors")
+
+    found = packed_weights(net, tmp_path / "w.safetensors", tmp_path)
+
+    assert np.array_equal(found["0.weight"], state["1.weight"].numpy())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"epoch": 3, "net": {"w": torch.ones(1)}}, "it has 'epoch': int, 'net': dict"),
+        ({}, "it has nothing"),
+        ({"model": {"0.weight": torch.ones(6, 1, 3, 3), "extra": 5}}, "'extra': int"),
+    ],
+)
+def test_a_checkpoint_without_a_state_says_what_it_has(net, tmp_path, capsys, content, said):
+    torch.save(content, tmp_path / "w.pt")
+
+    assert prune(net, "--weights", str(tmp_path / "w.pt"), "--budget", "macs=60%") == 2
+    assert said in one_line(capsys.readouterr().err)
+
+
+def test_weights_of_other_names_say_what_the_file_has(net, tmp_path, capsys):
+    state = {f"head.{name}": tensor for name, tensor in other_weights(net).items()}
+    save_file(state, tmp_path / "w.safetensors")
+
+    assert prune(net, "--weights", str(tmp_path / "w.safetensors"), "--budget", "macs=60%") == 2
+    said = one_line(capsys.readouterr().err)
+    assert "it lacks 6 of the 6 tensors in the model: 0.bias, 0.weight, 2.bias ..." in said
+    assert "it has, and the model has not, 6 of the 6 tensors in the file: head.0.bias" in said
+
+
 def test_pack_rounds_on_the_calibration_data(net, tmp_path, capsys):
     expected, packed = tmp_path / "expected.flexrel", tmp_path / "out.flexrel"
     make, inputs = load_factory(net), load_factory(net, "inputs")

@@ -140,10 +140,88 @@ def test_zeros_stay_zeros_and_a_row_of_them_is_no_trouble():
         assert not bool(torch.signbit(found[found == 0]).any())
 
 
-def test_only_float32_is_rounded():
+def test_whole_numbers_and_what_has_few_bits_already_stay():
+    half, brain = torch.randn(2, 3).half(), torch.randn(2, 3).bfloat16()
+
     for values in VALUES:
-        for tensor in (torch.arange(6).view(2, 3), torch.ones(2, 3).double(), torch.ones(2).half()):
-            assert stored("w", tensor, values) is tensor
+        assert stored("w", torch.arange(6).view(2, 3), values).dtype == torch.int64
+        assert torch.equal(stored("w", half[0], values), half[0])
+        assert torch.equal(stored("w", brain[0], values), brain[0])
+    for values in ("float32", "float16", "bfloat16"):
+        assert stored("w", half, values) is half
+        assert stored("w", brain, values) is brain
+    wide = torch.randn(2, 3, dtype=torch.float64)
+    assert stored("w", wide, "float32") is wide
+    assert torch.equal(stored("w", wide, "float16"), wide.half())
+    assert torch.equal(stored("w", wide, "bfloat16"), wide.bfloat16())
+
+
+@given(values=hnp.arrays(np.float64, st.integers(0, 20), elements=ordinary))
+def test_vectors_of_float64_keep_11_significant_bits(values):
+    found = shortened(torch.from_numpy(values))
+
+    assert found.tolist() == [short(v) for v in values.tolist()]
+
+
+HALVES = [torch.float16, torch.bfloat16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("values", ["int8", "int4"])
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 1e4, "most"])
+def test_products_of_scales_and_whole_numbers_are_numbers_of_the_dtype(dtype, values, size):
+    torch.manual_seed(0)
+    top = min(torch.finfo(dtype).max, 1e36) if size == "most" else size
+    rows = torch.randn(40, 30, dtype=torch.float64)
+    rows = (rows / rows.abs().amax(1, keepdim=True) * top).to(dtype)
+
+    found = stored("w", rows, values)
+
+    assert found.dtype == dtype
+    assert bool(found.isfinite().all())
+    for row in found.tolist():
+        exact = [Fraction(value) for value in row]
+        below = math.lcm(*[f.denominator for f in exact])
+        whole = [int(f * below) for f in exact]
+        assert max(map(abs, whole)) / max(math.gcd(*whole), 1) <= LARGEST[values]
+    step = top / LARGEST[values] * (2 if dtype == torch.bfloat16 else 1.13)
+    step = max(step, 2.0**-24 if dtype == torch.float16 else 0)  # float16 has none finer
+    assert float((found.double() - rows.double()).abs().max()) <= 0.6 * step + 0.11 * top
+    assert torch.equal(stored("w", found, values), found)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("values", ["int8", "int4"])
+@pytest.mark.parametrize("seen", [0, 40])
+def test_networks_of_any_precision_take_the_bytes_of_float32_and_load_bit_for_bit(
+    dtype, values, seen, tmp_path
+):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(100, 90), nn.ReLU(), nn.Linear(90, 60)).to(dtype)
+    batches = [torch.randn(seen, 100, dtype=dtype)] if seen else []
+    rounded = copy.deepcopy(model)
+    round_(rounded, values, batches)
+    wide = copy.deepcopy(model).float()
+    round_(wide, values, [batch.float() for batch in batches])
+    pack(rounded, tmp_path / "m", values)
+    fresh = load(tmp_path / "m", into=copy.deepcopy(model))
+
+    assert (tmp_path / "m").read_bytes() == encode(rounded)  # all of it is on the grid already
+    assert len(encode(rounded)) < 1.05 * len(encode(wide))
+    x = torch.randn(64, 100, dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(fresh(x), rounded(x))
+        apart = [float((net(x) - model(x)).double().square().mean()) for net in (rounded, fresh)]
+        apart += [float((wide(x.float()) - model(x)).double().square().mean())]
+    assert apart[0] == apart[1] < 4.5 * apart[2] + 1e-4
+    for name, tensor in rounded.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], tensor)
+        assert fresh.state_dict()[name].dtype == dtype
+
+
+def test_what_scales_can_not_reach_is_refused_by_its_size():
+    with pytest.raises(UsageError, match=r"w has a value of 1e\+300, which int8 can't hold"):
+        stored("w", torch.tensor([[1.0, 1e300]], dtype=torch.float64), "int8")
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf])

@@ -5,11 +5,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flexrel_edge import decode, encode
+from flexrel_edge import Bfloat16, decode, encode
 from flexrel_edge.codec import RUN
 from flexrel_edge.format import describe
 from flexrel_edge.scales import LARGEST, MAX_SCALE, on_grid, scaled
@@ -117,7 +118,7 @@ def test_rounded_weights_take_hardly_more_than_the_entropy_of_the_whole_numbers(
     [
         np.float32([[1, 2], [4, 3]]),  # scales would take more than they save
         np.arange(100, dtype=np.float32),  # a vector has no rows
-        np.arange(100).reshape(10, 10),  # only float32 is scaled
+        np.arange(100).reshape(10, 10),  # only floating dtypes are scaled
         np.zeros((0, 5), np.float32),
         np.zeros((5, 0), np.float32),
         np.array(5, np.float32),
@@ -128,6 +129,57 @@ def test_where_scales_bring_nothing_there_are_none(tensor):
 
     assert describe(data).tensors[0].scales_codec is None
     assert np.array_equal(decode(data).tensors["w"], tensor)
+
+
+def bfloat16_of(values):
+    """The upper halves of float32 values that need no more."""
+    bits = values.astype(np.float32).view(np.uint32)
+    assert not (bits & 0xFFFF).any()
+    return Bfloat16((bits >> 16).astype(np.uint16))
+
+
+@pytest.mark.parametrize("make", [np.float16, bfloat16_of, np.float64])
+@pytest.mark.parametrize("zeros", [0.0, 0.9])
+def test_other_floating_dtypes_are_scaled_too_and_come_back_bit_for_bit(make, zeros):
+    rng = np.random.default_rng(0)
+    whole = rng.integers(-127, 128, (64, 300)) * (rng.random((64, 300)) >= zeros)
+    steps = 2.0 ** rng.integers(-12, -7, (64, 1))
+    tensor = make(whole * steps)
+
+    data = encode({"w": tensor})
+    found = decode(data).tensors["w"]
+
+    assert len(data) < len(encode({"w": np.float32(whole * steps)})) + 60
+    (entry,) = describe(data).tensors
+    assert entry.scales_codec is not None
+    bits = [t.bits if isinstance(t, Bfloat16) else t for t in (found, tensor)]
+    assert bits[0].dtype == bits[1].dtype
+    assert bits[0].tobytes() == bits[1].tobytes()
+
+
+@given(
+    whole=hnp.arrays(np.int8, 20, elements=st.integers(-127, 127)),
+    step=st.floats(2.0**-149, MAX_SCALE, width=32, exclude_min=True),
+)
+@settings(max_examples=200)
+def test_a_product_that_a_half_does_not_hold_is_the_nearest_of_it(whole, step):
+    steps = np.float32([step])
+    wide = torch.from_numpy(whole.astype(np.float32) * steps)
+
+    bits = scaled(whole, steps, "bfloat16")
+    assert np.array_equal(bits.view(np.int16), wide.bfloat16().view(torch.int16).numpy())
+    assert np.array_equal(scaled(whole, steps, "float16"), wide.half().numpy())
+    assert np.array_equal(scaled(whole, steps, "float64"), wide.double().numpy())
+
+
+@pytest.mark.parametrize("odd", [1 / 3, np.nan, np.inf, 1e300, 1 + 2.0**-40])
+def test_float64_that_is_no_float32_is_on_no_grid(odd):
+    values = np.tile(np.float64([0.5, -1, 0, 63.5]), (4, 1))
+    assert on_grid(values, "float64") is not None
+
+    values[2, 1] = odd
+
+    assert on_grid(values, "float64") is None
 
 
 @pytest.mark.parametrize("count", [4, 16, 64])

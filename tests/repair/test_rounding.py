@@ -211,3 +211,19 @@ def test_rounding_comes_after_training():
     assert names[0] == "closed-form"
     last = result.recovery[-1]
     assert last.name == "rounding to int8" or not last.kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_auto_goes_on_to_whole_numbers_where_float16_brings_nothing(dtype):
+    model = trained_like().to(dtype)
+    batches = [images(64, seed).to(dtype) for seed in range(3)]
+
+    result = prune(
+        model,
+        calibration=batches,
+        budgets=[Sparsity(0.3)],
+        criterion=Magnitude(),
+        values="auto",
+    )
+
+    assert result.values in ("int8", "int4")

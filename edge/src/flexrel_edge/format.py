@@ -10,12 +10,13 @@ from typing import Final, Union
 
 import numpy as np
 
-from flexrel_edge.codec import Part
+from flexrel_edge.codec import Part, bits_of
 from flexrel_edge.container import FILE, VERSION, Signed, Trust, header_of, read_header
 from flexrel_edge.errors import FlexrelError, PackError
 from flexrel_edge.index import check_growth, decode_index, encode_index, is_metadata
 from flexrel_edge.records import (
     CODERS,
+    FLOATING,
     PCODEC,
     STORAGE,
     ZSTD,
@@ -82,7 +83,7 @@ def encode(
     metadata: Mapping[str, str] = NO_METADATA,
     codec: str = PCODEC,
 ) -> bytes:
-    """Pack tensors without losing a bit.
+    """Pack tensors without losing a bit, but for the sign of zeros: -0.0 returns as 0.0.
 
     Args:
         tensors: by name; of bool, an integer or floating dtype of 8 to 64 bits, or `Bfloat16`;
@@ -121,7 +122,7 @@ def decode(data: bytes) -> Packed:
         data: the whole file.
 
     Returns:
-        What `encode` got, bit for bit. bfloat16 tensors are `Bfloat16` records.
+        What `encode` got, bit for bit; -0.0 is 0.0. bfloat16 tensors are `Bfloat16` records.
 
     Raises:
         PackError: the bytes are not what `encode` writes; the message says where.
@@ -237,7 +238,9 @@ class Reader:
 
 def _encode_tensor(name: str, tensor: Tensor, codec: str) -> tuple[Entry, Coded]:
     dtype, values = _stored(name, tensor)
-    coded = encode_tensor(np.ascontiguousarray(values).reshape(values.shape), codec)
+    if dtype in FLOATING:
+        values = _plus_zeros(values)
+    coded = encode_tensor(np.ascontiguousarray(values).reshape(values.shape), dtype, codec)
     entry = Entry(
         name=name,
         dtype=dtype,
@@ -271,6 +274,15 @@ def _stored(name: str, tensor: Tensor) -> tuple[str, Array]:
     if (bits > 1).any():
         raise FlexrelError(f"can't pack tensor {show(name)}: a bool in it is neither 0 nor 1")
     return dtype, bits
+
+
+def _plus_zeros(values: Array) -> Array:
+    """Return the values with 0.0 in place of -0.0: so that what is zero is never kept."""
+    bits = bits_of(values)
+    minus = bits == bits.dtype.type(1 << 8 * values.itemsize - 1)
+    if not minus.any():
+        return values
+    return np.where(minus, bits.dtype.type(0), bits).view(values.dtype)
 
 
 def _joined(index: bytes, parts: list[Piece]) -> bytes:

@@ -41,7 +41,7 @@ STORAGE: Final[Mapping[str, np.dtype[Any]]] = {
     "uint32": np.dtype("<u4"),
     "uint64": np.dtype("<u8"),
 }
-SCALED: Final = STORAGE["float32"]  # the one dtype that whole numbers can stand for
+FLOATING: Final = ("bfloat16", "float16", "float32", "float64")  # whole numbers can stand for them
 WHOLE: Final = STORAGE["int8"]  # they
 SCALES: Final = STORAGE["float32"]  # what they are multiplied by
 GROUP: Final = STORAGE["uint8"]  # a bit for each element of a group
@@ -111,7 +111,7 @@ class Entry:
         positions_codec: one of `CODECS`; None for a dense tensor.
         positions_bytes: length of the part that says which elements are kept.
         scales_codec: one of `CODECS`; None where the values are as they are. Else they are int8,
-            and the float32 that each stands for is it times the scale of its row.
+            and what each stands for is it times the scale of its row.
         scales_bytes: length of the part with the scales, one an entry of the first axis.
         pattern: by what positions are said; None: by gaps between elements.
     """
@@ -253,10 +253,10 @@ class Entry:
     def _check_scales(self) -> None:
         if self.scales_codec is None:
             return
-        if self.storage != SCALED or not self.shape or not self.total:
+        if self.dtype not in FLOATING or not self.shape or not self.total:
             raise PackError(
                 f"has scales, but is {self.dtype} of shape {show(list(self.shape))}; "
-                f"they are for {SCALED} that has rows"
+                f"they are for {', '.join(FLOATING)} that have rows"
             )
         check_part("scales", self.scales_codec, self.scales_bytes, self.rows, SCALES)
 

@@ -19,8 +19,8 @@ from flexrel_edge.positions import (
     positions_from,
 )
 from flexrel_edge.records import (
+    FLOATING,
     GROUP,
-    SCALED,
     SCALES,
     Array,
     Blocks,
@@ -64,18 +64,19 @@ class Coded:
         return sum(map(len, self.parts))
 
 
-def encode_tensor(tensor: Array, codec: str) -> Coded:
+def encode_tensor(tensor: Array, dtype: str, codec: str) -> Coded:
     """Code a tensor in the shortest of the ways there are; dense and unscaled when all are equal.
 
     Args:
-        tensor: contiguous, of a dtype in `STORAGE`.
+        tensor: contiguous, as `STORAGE` has the dtype.
+        dtype: a key of it.
         codec: of parts that are not raw.
 
     Returns:
         The parts, and how many elements have a bit pattern other than zero.
     """
     found = []
-    for values, scales in _ways(tensor):
+    for values, scales in _ways(tensor, dtype):
         found.append(encode_stored(values, scales, codec, sparse=False))
         if not bits_of(values).all():
             by_gaps = encode_stored(values, scales, codec, sparse=True)
@@ -119,11 +120,11 @@ def encode_stored(
     return Coded(count, encode_part(stored, codec), encode_part(positions, codec), coded, pattern)
 
 
-def _ways(tensor: Array) -> Iterator[tuple[Array, Array | None]]:
+def _ways(tensor: Array, dtype: str) -> Iterator[tuple[Array, Array | None]]:
     """Yield what can stand for the elements, and the scales it takes."""
     yield tensor, None
-    if tensor.dtype == SCALED and tensor.ndim >= _MATRIX and tensor.size:
-        grid = on_grid(tensor.reshape(len(tensor), -1))
+    if dtype in FLOATING and tensor.ndim >= _MATRIX and tensor.size:
+        grid = on_grid(tensor.reshape(len(tensor), -1), dtype)
         if grid is not None:
             yield grid[0].reshape(tensor.shape), grid[1]
 
@@ -144,7 +145,8 @@ def decode_tensor(coded: Coded, entry: Entry) -> Array:
     values, scales = decode_stored(coded, entry)
     if scales is None:
         return values.reshape(entry.shape)
-    return scaled(values.reshape(entry.rows, -1), scales[:, None]).reshape(entry.shape)
+    rows = values.reshape(entry.rows, -1)
+    return scaled(rows, scales[:, None], entry.dtype).reshape(entry.shape)
 
 
 def decode_stored(coded: Coded, entry: Entry) -> tuple[Array, Array | None]:

@@ -11,7 +11,8 @@ ModelArgument = Annotated[
     str, typer.Argument(help="file.py:factory, package.module:factory or demo:digits")
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option(help=".safetensors, .flexrel, or a state dict saved by torch")
+    Path | None,
+    typer.Option(help=".safetensors, an index of some (.json), .flexrel, or a checkpoint of torch"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 SeedOption = Annotated[int, typer.Option(help="of every random number")]

@@ -76,7 +76,8 @@ def pack_command(
         typer.echo(f"accuracy {percent(done.accuracy_before)} -> {percent(done.accuracy)}")
     if done.divergence is not None:
         typer.echo(f"divergence of its outputs from the network's: {done.divergence:.3g}")
-    for line in graph_notes(str(out), out.read_bytes()) if graph else ():
+    notes = graph_notes(str(out), out.read_bytes()) if graph else ()
+    for line in (*done.warnings, *notes):
         typer.echo(f"warning: {line}", err=True)
 
 

@@ -3,8 +3,7 @@
 import importlib
 import importlib.util
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,15 +11,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from flexrel.cli import demo
+from flexrel.cli.weights import read_weights
 from flexrel.core.batches import RawBatch
 from flexrel.core.measurement import Progress
-from flexrel.errors import PackError, UsageError
-from flexrel.io import fit, load
+from flexrel.errors import UsageError
 
 _BATCH = 64  # samples, where the data do not come in batches
 _FORMS = "file.py:factory, package.module:factory"
@@ -31,8 +28,7 @@ def read_model(spec: str, weights: Path | None, seed: int, progress: Progress) -
 
     Args:
         spec: `file.py:factory`, `package.module:factory` or `demo:digits`.
-        weights: a safetensors file, a state saved by torch, or a packed file; None leaves the
-            model as the factory made it.
+        weights: a file as `read_weights` takes it; None leaves the model as the factory made it.
         seed: of the demo's training.
         progress: told while the demo trains.
 
@@ -79,41 +75,6 @@ def first_batch(batches: Iterable[RawBatch]) -> RawBatch:
     for batch in batches:
         return batch
     raise UsageError("the data hold no batch; one is needed as an example")
-
-
-def read_weights(path: Path, model: nn.Module) -> None:
-    """Copy the weights of a file into the model, in place."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file of weights")
-    if path.suffix == ".flexrel":
-        load(path, into=model)
-        return
-    fit(model, _safetensors(path) if path.suffix == ".safetensors" else _saved(path), str(path))
-
-
-def _safetensors(path: Path) -> Mapping[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise PackError(f"{path}: is no safetensors file, or it is damaged: {error}") from error
-
-
-def _saved(path: Path) -> Mapping[str, Tensor]:
-    refused = PackError(
-        f"{path}: is damaged, or holds pickled objects, which can run code, and is refused. "
-        "Convert it where it was made: "
-        'safetensors.torch.save_file(model.state_dict(), "weights.safetensors")'
-    )
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of old pickles; they are refused anyway
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in any way
-        raise refused from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise refused
-    return state
 
 
 def _npz(path: Path) -> list[RawBatch]:

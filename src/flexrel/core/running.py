@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from flexrel.core.batches import Batch
 from flexrel.core.forms import SEVERAL_INPUTS, signature_of
 from flexrel.errors import FlexrelError, ModelError
+
+_NONE: Mapping[int, Tensor] = MappingProxyType({})
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -27,8 +30,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return unwrapped(model.get_submodule("module")) if isinstance(model, wrappers) else model
 
 
-def duplicate(model: nn.Module, *, share: bool = False) -> nn.Module:
+def duplicate(
+    model: nn.Module, *, share: bool = False, instead: Mapping[int, Tensor] = _NONE
+) -> nn.Module:
     """Return a deep copy of the model; with `share`, one of the same parameters and buffers.
+
+    Args:
+        model: not changed.
+        share: whether parameters and buffers are the model's own.
+        instead: of a tensor's `id`, what the copy has in its place.
 
     Raises:
         ModelError: it can't be copied.
@@ -37,7 +47,7 @@ def duplicate(model: nn.Module, *, share: bool = False) -> nn.Module:
     try:
         with warnings.catch_warnings():  # torch deprecates a part of its own exported programs
             warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-            return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+            return copy.deepcopy(model, {**instead, **{id(tensor): tensor for tensor in tensors}})
     except (RuntimeError, TypeError) as error:
         raise ModelError(f"the model can't be copied: {reason(error)}") from error
 

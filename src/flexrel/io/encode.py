@@ -39,7 +39,7 @@ def encode(
     Args:
         model: whose parameters and persistent buffers are packed; tied ones once.
         values: "float32" packs every tensor as it is; "float16", "bfloat16", "int8" and "int4"
-            round float32 tensors, the latter two to whole numbers times a scale for each output.
+            round what has more bits, the latter two to whole numbers times a scale for each output.
         graph: a batch of inputs; the network's ONNX graph goes along.
         metadata: texts to keep with them.
         codec: of the tensors' bytes.

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 import flexrel_edge
 from flexrel.core.graph import weight_of
+from flexrel.core.running import unwrapped
 from flexrel.errors import PackError, UsageError
 from flexrel.io.state import Numbers, check_casts, read, state_of
 from flexrel.structure import (
@@ -27,6 +28,7 @@ from flexrel_edge.files import read_packed
 from flexrel_edge.records import Array
 
 _NO_NUMBERS: Numbers = {}
+_SHOWN = 3  # names in an error
 
 
 def load(path: str | Path, into: nn.Module, *, trust: str | Path | None = None) -> nn.Module:
@@ -34,7 +36,9 @@ def load(path: str | Path, into: nn.Module, *, trust: str | Path | None = None) 
 
     Args:
         path: of a packed file.
-        into: the dense architecture, changed in place.
+        into: the dense architecture, changed in place. What is on the meta device gets its values
+            on the CPU, and a buffer of it that no file has does not fit; of a network in
+            `DataParallel` or `torch.compile` the one inside is loaded.
         trust: file of public keys, one of which must have signed it.
 
     Raises:
@@ -45,7 +49,8 @@ def load(path: str | Path, into: nn.Module, *, trust: str | Path | None = None) 
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file")
     packed = read_packed(path, trust)
-    if packed.metadata.get("form") == "exported" and not isinstance(into, fx.GraphModule):
+    network = unwrapped(into)
+    if packed.metadata.get("form") == "exported" and not isinstance(network, fx.GraphModule):
         raise UsageError(
             f"{path} is of an exported program, whose code was cut too, which no class can take; "
             "use torch.export.load on the model.pt2 beside it"
@@ -64,8 +69,8 @@ def load(path: str | Path, into: nn.Module, *, trust: str | Path | None = None) 
         over = _places(json.loads(packed.metadata.get("passed_over", "{}")))
     except (ValueError, AttributeError, RecursionError) as error:
         raise PackError(f"{path}: its list of blocks is damaged: {error}") from error
-    with _without(into, over, str(path)):
-        fit(into, tensors, str(path), numbers)
+    with _without(network, over, str(path)):
+        fit(network, tensors, str(path), numbers)
     return into
 
 
@@ -107,7 +112,7 @@ def fit(
     """Copy weights into a model in place, its shapes cut first where they are larger.
 
     Args:
-        model: the dense architecture.
+        model: the dense architecture; what of it is on the meta device comes to be on the CPU.
         tensors: state of a network of the same names and the same or smaller shapes; buffers
             that are not persistent may be with it.
         source: said in errors.
@@ -122,6 +127,7 @@ def fit(
     dtypes = {name: slot.dtype for name, slot in state.items()}
     dtypes |= {name: layer.get_parameter("weight").dtype for name, layer in biases.items()}
     check_casts(tensors, dtypes, source)
+    _check_meta(model, tensors, source)
     tied: dict[int, str] = {}
     for name, slot in state_of(model, tensors, keep_vars=True).items():
         other = tied.setdefault(id(slot), name)
@@ -149,7 +155,7 @@ def fit(
 def _smaller(
     state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
 ) -> dict[str, Tensor]:
-    """Return empty tensors in place of those that have to shrink."""
+    """Return empty tensors in place of those that have to shrink, or to leave the meta device."""
     smaller: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         have, want = tuple(state[name].shape), tuple(tensor.shape)
@@ -158,9 +164,19 @@ def _smaller(
                 f"{source} does not fit the model: {name} is {list(want)}, "
                 f"the model's is {list(have)}"
             )
-        if have != want:
-            smaller[name] = torch.empty(want, dtype=state[name].dtype, device=state[name].device)
+        if have != want or state[name].is_meta:
+            device = "cpu" if state[name].is_meta else state[name].device
+            smaller[name] = torch.empty(want, dtype=state[name].dtype, device=device)
     return smaller
+
+
+def _check_meta(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta and name not in tensors:
+            raise UsageError(
+                f"{source} holds no {name}, which no state has and which is on the meta device, "
+                "without values; make the network on the CPU"
+            )
 
 
 def _new_biases(
@@ -186,13 +202,20 @@ def _new_biases(
 
 
 def _check_names(state: Mapping[str, Tensor], names: AbstractSet[str], source: str) -> None:
-    for what, strange in (
-        ("lacks", state.keys() - names),
-        ("has, and the model has not,", names - state.keys()),
-    ):
-        if strange:
-            shown = ", ".join(sorted(strange)[:3]) + (" ..." if len(strange) > 3 else "")  # noqa: PLR2004
-            raise UsageError(f"{source} does not fit the model: it {what} {shown}")
+    found = [
+        f"it {what} {len(strange)} of the {len(of)} tensors in the {where}: {_shown(strange)}"
+        for what, strange, of, where in (
+            ("lacks", state.keys() - names, state, "model"),
+            ("has, and the model has not,", names - state.keys(), names, "file"),
+        )
+        if strange
+    ]
+    if found:
+        raise UsageError(f"{source} does not fit the model: {'; '.join(found)}")
+
+
+def _shown(names: AbstractSet[str]) -> str:
+    return ", ".join(sorted(names)[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
 
 
 def _check_number(model: nn.Module, number: SizePlace, value: int, source: str) -> None:

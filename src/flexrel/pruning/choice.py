@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from flexrel.core.plan import Plan
-from flexrel.core.precision import FINEST_FIRST
+from flexrel.core.precision import finest_first
 from flexrel.criteria import Criterion, Magnitude
 from flexrel.errors import BudgetError, PrecisionError
 from flexrel.pruning.builder import PrunedNetwork
@@ -64,7 +64,8 @@ def best_solution(evaluator: Evaluator, signals: NetworkSignals, limits: Limits)
     criteria, values = request.criteria, request.values
     found: list[Solution] = []
     failed: list[BudgetError] = []
-    for precision in FINEST_FIRST if values == "auto" else (values,):
+    tensors = evaluator.builder.model.state_dict().values()
+    for precision in finest_first(tensors) if values == "auto" else (values,):
         try:
             search = BudgetSearch(evaluator.at(precision), signals.rank, limits, request.short)
             one = _chosen(search, criteria)

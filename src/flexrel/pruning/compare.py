@@ -9,8 +9,8 @@ from torch import nn
 from flexrel.core.batches import RawBatch
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, Progress, silent
+from flexrel.core.network import plain_network
 from flexrel.core.outputs import Outputs
-from flexrel.core.running import unwrapped
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
 from flexrel.errors import BudgetError
 from flexrel.pruning.data import calibration_data
@@ -56,7 +56,7 @@ def compare(
         options = replace(options, outputs=cast("Outputs", result.outputs))
     asked = replace(result.request, criteria=criteria, values=result.values)
     request = replace(asked, evaluate=evaluate, options=options)
-    model = unwrapped(model)
+    model = plain_network(model).network
     data = calibration_data(model, calibration, fits=request.fits)
     source = PruneTarget(model, result.plan.graph, (data.example,))
     if result.form == "exported":

@@ -11,6 +11,7 @@ from flexrel.core.batches import RawBatch, collect, fitted_and_judged
 from flexrel.core.budgets import AccuracyDrop, target_of
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate, checked
+from flexrel.core.network import plain_network
 from flexrel.core.precision import (
     FINEST_FIRST,
     VALUES,
@@ -40,6 +41,7 @@ class PackReport:
         accuracy_before: of the network as it was.
         divergence: how far the outputs moved on calibration samples that nothing was fitted to:
             as `flexrel.core.distance.Divergence` has it; None without such samples.
+        warnings: what was done to the network first, each in a line.
     """
 
     bytes: int
@@ -47,6 +49,7 @@ class PackReport:
     accuracy: float | None
     accuracy_before: float | None
     divergence: float | None
+    warnings: tuple[str, ...] = ()
 
 
 def pack(
@@ -65,9 +68,11 @@ def pack(
 
     Args:
         model: whose parameters and persistent buffers are packed, tied ones once; not changed.
+            Taken out of `DataParallel` and `torch.compile`, whose names no file has; masks of
+            `torch.nn.utils.prune` are applied to a copy.
         path: of the file; replaced if it is there.
         values: "float32" packs every tensor as it is; "float16", "bfloat16", "int8" and "int4"
-            round float32 tensors, the latter two to whole numbers times a scale for each output.
+            round what has more bits, the latter two to whole numbers times a scale for each output.
             "auto" takes the fewest bits a value that keep to the target, and can hold every value.
         calibration: batches of inputs, labels not needed. "int8" and "int4" round so that the
             outputs of each layer change least on them; 128, or a quarter, are held out, and tell
@@ -84,7 +89,9 @@ def pack(
             metadata under a name of ours, a graph without the extra "export", a target without
             `evaluate` or that allows any accuracy, an accuracy no better than chance, or "auto"
             without a target.
-        ModelError: the model has no ONNX graph.
+        ModelError: the model has no ONNX graph; or a tensor of it can't be packed: on the meta
+            device, sparse, of a class or dtype of its own, with NaN, in a TorchScript or quantised
+            module.
         BudgetError: more accuracy is lost than the target allows; nothing was written.
     """
     target = None if target is None else target_of(target)
@@ -93,6 +100,8 @@ def pack(
     if target is None and values == "auto":
         raise UsageError("values 'auto' needs target=, such as AccuracyDrop(0.01)")
     check_values(values, ("auto", *VALUES))
+    plain = plain_network(model)
+    model = plain.network
     batches = collect(calibration)
     fitted, judged = fitted_and_judged(batches, model) if batches else ((), ())
     before = checked(evaluate, model) if evaluate else None
@@ -116,7 +125,7 @@ def pack(
     data = encode(rounded, precision, graph, metadata, codec)
     replace_file(Path(path), data)
     divergence = Divergence(model, judged)(rounded) if judged else None
-    return PackReport(len(data), precision, accuracy, before, divergence)
+    return PackReport(len(data), precision, accuracy, before, divergence, plain.warnings)
 
 
 def _rounded(model: nn.Module, values: Values, fitted: Sequence[RawBatch]) -> nn.Module:

@@ -10,14 +10,14 @@ from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
+from flexrel.core.network import plain_network
 from flexrel.core.precision import RequestedPrecision
 from flexrel.core.resources import Budget
-from flexrel.core.running import unwrapped
 from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
-from flexrel.pruning.data import CalibrationData, calibration_data, input_shift
+from flexrel.pruning.data import CalibrationData, calibration_data, input_warnings
 from flexrel.pruning.evaluation import evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
@@ -48,7 +48,8 @@ def prune(
     """Return the smallest network found that keeps to the target and the budgets.
 
     Args:
-        model: trained; never changed.
+        model: trained; never changed. Taken out of `DataParallel` and `torch.compile`; masks of
+            `torch.nn.utils.prune` are applied to a copy, and `Result.warnings` says so.
         calibration: batches of inputs as the network will see them, labels not needed; all of
             them are kept in memory. The first is the example for multiply-adds and structure. Of
             the samples 128, or a quarter, are held out: nothing is fitted to them, and criteria,
@@ -89,7 +90,8 @@ def prune(
         UsageError: the request, the data or the evaluation is wrong: with a target also if the
             network's accuracy is no better than chance, or may drop to nothing.
         BudgetError: the target or a budget can't be met; says the closest that can.
-        ModelError: the network can't be analysed, or its cut does not verify.
+        ModelError: the network can't be analysed, as one of TorchScript, already quantised or with
+            weights that are NaN can't; or its cut does not verify.
     """
     request = requested(
         evaluate=evaluate,
@@ -103,7 +105,8 @@ def prune(
         seed=seed,
         options=options,
     )
-    model = unwrapped(model)
+    plain = plain_network(model)
+    model = plain.network
     data = calibration_data(model, calibration, fits=request.fits)
     evaluation = evaluation_data(evaluate, model, request.target)
     divergence = divergence_of(model, data, request)
@@ -119,7 +122,6 @@ def prune(
     evaluator, limits = solution.evaluator, solution.search.limits
     network, steps = _finished(solution, request.training)
     final = evaluator.candidate(solution.plan, network)
-    shift = input_shift(model, data.batches)
     return Result(
         model=network.rounded,
         plan=solution.plan,
@@ -127,7 +129,7 @@ def prune(
         dense=dense,
         achieved=evaluator.measure(solution.criterion.name, final),
         recovery=steps,
-        warnings=(*evaluation.warnings, *([str(shift)] if shift and shift.warns else ())),
+        warnings=(*plain.warnings, *evaluation.warnings, *input_warnings(model, data.batches)),
         request=request.told(),
         outputs=divergence.told,
         limits=limits,

@@ -274,7 +274,8 @@ def _solution(
     if largest is None:
         return found
     every = rows.fit + rows.check
-    return round_solution(found, every, largest, free_bias=free, support=support)
+    kind = call.weight.dtype
+    return round_solution(found, every, largest, kind, free_bias=free, support=support)
 
 
 def _write_(pruned: nn.Module, use: LayerUse, call: AffineCall, found: LayerSolution) -> None:

@@ -23,6 +23,7 @@ def round_solution(
     solution: LayerSolution,
     rows: SecondMoments,
     largest: int,
+    dtype: torch.dtype,
     *,
     free_bias: bool,
     support: Bool[Tensor, "g j k"] | None = None,
@@ -33,14 +34,15 @@ def round_solution(
         solution: of a layer.
         rows: moments of all its rows.
         largest: whole number allowed.
+        dtype: of the layer's weight, which has to hold the rounded ones exactly.
         free_bias: whether the bias can change.
         support: which weights may be other than 0; None: all.
     """
     if not free_bias:
-        weight = rounded(solution.weight, rows.about_zero().xx, largest, support)
+        weight = rounded(solution.weight, rows.about_zero().xx, largest, support, dtype)
         return replace(solution, weight=weight)
     m = rows.centred()
-    weight = rounded(solution.weight, m.xx, largest, support)
+    weight = rounded(solution.weight, m.xx, largest, support, dtype)
     return replace(solution, weight=weight, bias=m.y - (weight @ m.x[:, :, None]).squeeze(2))
 
 
@@ -49,6 +51,7 @@ def rounded(
     xx: Float[Tensor, "g k k"],
     largest: int,
     support: Bool[Tensor, "g j k"] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "g j k"]:
     """Return whole numbers times a scale for each output that change the layer's outputs least.
 
@@ -57,6 +60,7 @@ def rounded(
         xx: mean of the products of inputs, from which their means may have been taken.
         largest: whole number allowed.
         support: which weights may be other than 0; None: all.
+        dtype: that has to hold the products exactly.
     """
     squares = xx.diagonal(dim1=1, dim2=2)
     order = squares.argsort(dim=1, descending=True, stable=True)
@@ -69,7 +73,7 @@ def rounded(
     vary = squares.any(1, keepdim=True)  # where nothing does, all weights count the same
     weights = squares.gather(1, order).where(vary, 1.0)[:, None].expand_as(rest)
     flat = ((rest * free).flatten(0, 1).float(), largest, weights.flatten(0, 1).float())
-    scales = scales_of(*flat).to(rest).view(*rest.shape[:2], 1)
+    scales = scales_of(*flat, dtype).to(rest).view(*rest.shape[:2], 1)
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(xx)), upper=True)
     found = torch.empty_like(rest)
     for start in range(0, rest.shape[2], _TOGETHER):

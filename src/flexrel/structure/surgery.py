@@ -14,6 +14,7 @@ from flexrel.core.graph import (
     layer_of,
     weight_of,
 )
+from flexrel.core.network import unmasked
 from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate, fingerprint, unwrapped
 from flexrel.errors import UsageError
@@ -40,7 +41,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         UsageError: the plan is of another network; says where they differ.
         ModelError: the model can't be copied.
     """
-    model = unwrapped(model)
+    model = unmasked(unwrapped(model))
     _check_fit(model, plan.graph)
     pruned = duplicate(model)
     if plan.graph.pattern.zeros:

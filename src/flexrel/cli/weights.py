@@ -1,0 +1,131 @@
+"""Files of weights as people have them, under the names of a model. Nothing is unpickled."""
+
+import json
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flexrel.core.running import unwrapped
+from flexrel.errors import PackError, UsageError
+from flexrel.io import fit, load
+
+_STATES: Final = ("state_dict", "model_state_dict", "model")  # where checkpoints have it
+_PREFIXES: Final = ("module.", "model.")  # of DataParallel; of Lightning and other holders
+_COMPILED: Final = "_orig_mod."  # what torch.compile puts before the names of what it holds
+_SHOWN: Final = 5  # names in an error
+
+
+def read_weights(path: Path, model: nn.Module) -> None:
+    """Copy the weights of a file into the model, in place.
+
+    Args:
+        path: of a packed file, of safetensors, of an index of several of these (`.json`), or of
+            what `torch.save` wrote: a state, alone or as "state_dict", "model_state_dict" or
+            "model". Names may begin with "module.", "_orig_mod." or "model.".
+        model: taken out of its wrappers.
+
+    Raises:
+        UsageError: there is no such file, or it does not fit the model.
+        PackError: it is damaged, or has pickled objects.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file of weights")
+    if path.suffix == ".flexrel":
+        load(path, into=model)
+        return
+    network = unwrapped(model)
+    slots = network.state_dict(keep_vars=True)
+    tensors = _renamed(_shards(path) if path.suffix == ".json" else _one(path), slots.keys())
+    fit(network, {**_tied(tensors, slots), **tensors}, str(path))
+
+
+def _renamed(tensors: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, Tensor]:
+    """Return the tensors without what wrappers put before their names, unless the model has it."""
+    if not any(_COMPILED in name for name in known):
+        tensors = {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
+    while tensors and not any(name in known for name in tensors):
+        common = [p for p in _PREFIXES if all(name.startswith(p) for name in tensors)]
+        if not common:
+            break
+        tensors = {name.removeprefix(common[0]): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _tied(tensors: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that the file has once and the model under more names, by the others."""
+    first = {id(slot): tensors[name] for name, slot in slots.items() if name in tensors}
+    return {name: first[id(slot)] for name, slot in slots.items() if id(slot) in first}
+
+
+def _one(path: Path) -> Mapping[str, Tensor]:
+    return _safetensors(path) if path.suffix == ".safetensors" else _saved(path)
+
+
+def _shards(path: Path) -> Mapping[str, Tensor]:
+    try:
+        places = json.loads(path.read_text())["weight_map"]
+        names = sorted(set(places.values()))
+        plain = all(Path(name).name == name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PackError(
+            f"{path}: is no index of shards, which has "
+            f'{{"weight_map": {{"tensor": "file in the same folder"}}}}: {error!r}'
+        ) from error
+    if not plain:
+        raise PackError(f"{path}: names a shard in another folder; all have to lie beside it")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        shard = path.parent / name
+        if not shard.is_file():
+            raise UsageError(f"{path}: its shard {name} is not beside it; {len(names)} are needed")
+        held = _one(shard)
+        wanted = [tensor for tensor, place in places.items() if place == name]
+        if missing := [tensor for tensor in wanted if tensor not in held]:
+            raise UsageError(f"{path}: its shard {name} has no {missing[0]}, as the index says")
+        tensors |= {tensor: held[tensor] for tensor in wanted}
+    return tensors
+
+
+def _safetensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise PackError(f"{path}: is no safetensors file, or it is damaged: {error}") from error
+
+
+def _saved(path: Path) -> Mapping[str, Tensor]:
+    refused = PackError(
+        f"{path}: is damaged, or holds pickled objects, which can run code, and is refused. "
+        "Convert it where it was made: "
+        'safetensors.torch.save_file(model.state_dict(), "weights.safetensors")'
+    )
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of old pickles; they are refused anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle fails in any way
+        raise refused from error
+    if not isinstance(state, Mapping):
+        raise refused
+    held: Mapping[str, Any] = state
+    while not _is_state(held):
+        inner = [held[key] for key in _STATES if isinstance(held.get(key), Mapping)]
+        if not inner:
+            shown = ", ".join(f"{k!r}: {type(v).__name__}" for k, v in [*held.items()][:_SHOWN])
+            more = " ..." if len(held) > _SHOWN else ""
+            raise UsageError(
+                f"{path}: holds no tensors by name, alone or as {', '.join(map(repr, _STATES))}; "
+                f"it has {shown or 'nothing'}{more}"
+            )
+        held = inner[0]
+    return held
+
+
+def _is_state(state: Mapping[str, object]) -> bool:
+    every = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    return bool(state) and every
