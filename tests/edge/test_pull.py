@@ -235,6 +235,31 @@ def test_a_rollback_killed_anywhere_loses_no_version(
     assert number > 3
 
 
+@POSIX
+@pytest.mark.parametrize("links", [True, False])
+def test_a_rollback_under_way_is_left_alone(server, target, behind, links, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    old, new = target.read_bytes(), server.files["net.flexrel"]
+    pull(server, target)
+    rename, refused = os.replace, []
+
+    def meanwhile(source, to):
+        if str(to) == str(target):
+            for other in (flexrel_edge.rollback, lambda path: pull(server, path)):
+                with pytest.raises(FlexrelError, match="somebody else is changing it"):
+                    other(target)
+                refused.append(other)
+        rename(source, to)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    flexrel_edge.rollback(target)
+
+    assert len(refused) == 2
+    assert target.read_bytes() == old
+    assert target.with_name("net.flexrel.previous").read_bytes() == new
+
+
 def no_links(*_):
     raise OSError(95, "Operation not supported")
 

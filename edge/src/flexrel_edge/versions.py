@@ -29,6 +29,7 @@ def rollback(path: FilePath) -> None:
 
     Raises:
         PackError: the previous version is damaged.
+        FlexrelError: somebody else is changing the file.
         OSError: there is none, or files can't be written.
     """
     target = Path(os.path.realpath(path))
@@ -39,29 +40,54 @@ def rollback(path: FilePath) -> None:
         mode = mode_of(target)
         if not _link(target, present):
             _copy(target, present)
-    if mode is not None:
-        previous.chmod(mode)
-    previous.replace(target)
-    resume(target)
+    with _held(present, target):
+        if mode is not None:
+            previous.chmod(mode)
+        previous.replace(target)
+        _end(target)
 
 
 def resume(target: Path) -> bool:
     """End a rollback that was killed, and remove what is left over; whether it had gone half-way.
 
+    Raises:
+        FlexrelError: it is under way.
+    """
+    for path in (target, _previous(target), _present(target)):
+        clean(path)
+    if not _present(target).exists():
+        return False
+    with _held(_present(target), target):
+        return _end(target)
+
+
+def _end(target: Path) -> bool:
+    """End a rollback; whether it had gone half-way.
+
     It gives the present version a third name first, and then the previous one's to none: where
     both are there, nothing has changed yet.
     """
     previous, present = _previous(target), _present(target)
-    for path in (target, previous, present):
-        clean(path)
-    if not present.exists():
-        return False
     half_way = not previous.exists()
     if half_way:
         present.replace(previous)
     present.unlink(missing_ok=True)
     settle(target)
     return half_way
+
+
+@contextmanager
+def _held(path: Path, target: Path) -> Iterator[None]:
+    """Let nobody else exchange the versions of a file meanwhile, where the system can tell."""
+    if os.name != "posix":  # no open file can be renamed there
+        yield
+        return
+    with path.open("rb") as file:
+        try:
+            lock(file)
+        except BlockingIOError as error:
+            raise FlexrelError(f"{target}: somebody else is changing it; try again") from error
+        yield
 
 
 @contextmanager
@@ -129,6 +155,8 @@ def _link(target: Path, name: Path) -> bool:
     """Give a file another name; False where files can have but one."""
     try:
         os.link(target, name)
+    except FileExistsError:
+        raise
     except OSError:
         return False
     return True
