@@ -117,7 +117,7 @@ class ProgramSize:
 
 @dataclass(frozen=True, slots=True)
 class ProductMacs:
-    """Multiply-adds of one sample in which no weight takes part, as in attention.
+    """Multiply-adds of one sample in which no parameter takes part, as in attention.
 
     Each of the axes multiplied has a length, and shrinks as units go: group -> by how much.
     """

@@ -44,7 +44,7 @@ class AxisDependencies:
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     uses: list[tuple[str, int]] = field(default_factory=list)  # weight, multiply-adds an entry
     rows: list[tuple[Axis, ...]] = field(default_factory=list)  # that each use runs over
-    products: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)  # of no weight
+    products: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)  # of no parameter
     spent: list[tuple[int, int]] = field(default_factory=list)  # uses, products at each operation
     sizes: dict[str, list[Axis]] = field(default_factory=dict)  # module -> axes its code sizes
     nodes: dict[str, list[list[Axis]]] = field(default_factory=dict)  # of a graph -> what it makes
@@ -124,9 +124,9 @@ class DependencyBuilder:
         if not inputs or not all(self.is_weight(ref) for ref in inputs):
             return
         for ref in operation.outputs:
-            same = (i for i in inputs if prod(i.shape) == prod(ref.shape) and self._origin[i.key])
-            origin = next(same, None)
-            self._origin[ref.key] = self._origin[origin.key] if origin else ""
+            same = [self._origin[i.key] for i in inputs if prod(i.shape) == prod(ref.shape)]
+            trained = (name for name in same if name in self._parameters)
+            self._origin[ref.key] = next(trained, next(filter(None, same), ""))
 
     def join(self, one: Axis, two: Axis) -> Axis:
         """Say that two axes of equal length are cut together; return the finer of them."""
@@ -205,15 +205,19 @@ class DependencyBuilder:
     def count(self, weight: Ref, multiply_adds: int, *rows: Axis) -> None:
         """Count the multiply-adds that a weight takes part in, for all samples of the trace.
 
+        A weight that is no parameter, nor stands for one, has its own axes for its size.
         `rows` are axes that it runs over and that may be cut too, as in a mixer.
         """
         name = self._origin.get(weight.key)
-        if name in self._parameters:
-            self.said.uses.append((name, multiply_adds // prod(weight.shape) // self._samples))
+        times, rest = divmod(multiply_adds, max(prod(weight.shape), 1) * self._samples)
+        if name in self._parameters and not rest:
+            self.said.uses.append((name, times))
             self.said.rows.append(rows)
+        else:
+            self.multiply(multiply_adds, *rows, *self.axes(weight))
 
     def multiply(self, multiply_adds: int, *axes: Axis) -> None:
-        """Count multiply-adds of no weight, for all samples, and the axes that they are along."""
+        """Count multiply-adds of no parameter, for all samples, and the axes that they are along."""
         self.said.products.append((multiply_adds // self._samples, axes))
 
     def sized(self, operation: Operation, axes: Iterable[Axis] | None = None) -> None:

@@ -143,12 +143,15 @@ def _product(d: DependencyBuilder, op: Operation) -> None:
     *batch, rows, inner = d.axes(a)
     *other, met, columns = d.axes(b)
     size = prod(out.shape) * a.shape[-1]
-    for ref, reads, makes, over in ((b, met, columns, rows), (a, inner, rows, columns)):
+    for ref, reads, makes in ((b, met, columns), (a, inner, rows)):
         if d.is_weight(ref):
-            d.count(ref, size, *batch, over)
             d.role(reads, "consumer")
             d.role(makes, "producer")
-    if not (d.is_weight(a) or d.is_weight(b)):
+    if d.is_weight(b):
+        d.count(b, size, rows)
+    elif d.is_weight(a):
+        d.count(a, size, columns)
+    else:
         d.multiply(size, *batch, rows, inner, columns)
         d.bar(inner, f"{op.name} sums over it what is made on the way")
     d.join(inner, met)
