@@ -7,6 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import conv2d, linear, scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
+import flexrel
 from flexrel.core import cost
 from flexrel.structure import analyse, apply
 from networks import batch, random_, random_plan
@@ -150,3 +151,96 @@ def test_the_count_of_a_cut_is_torchs_own_of_the_cut_network(kind, seed):
     plan = random_plan(graph, seed)
 
     assert cost.macs(graph, plan.masks) == by_torch(apply(model, plan), inputs)
+
+
+# --- parts without gradients --------------------------------------------------------------------
+
+
+class Frozen(nn.Module):
+    """A backbone run without gradients, and a head."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.mode = mode
+        self.body = nn.Sequential(
+            nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.Flatten()
+        )
+        self.head = nn.Sequential(nn.Linear(288, 10), nn.ReLU(), nn.Linear(10, 3))
+
+    def forward(self, x):
+        with self.mode():
+            features = self.body(x)
+        return self.head(features.clone())
+
+
+NO_GRADIENTS = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+
+
+def seen(graph):
+    return [(g.name, g.shape) for g in graph.groups], graph.protected, cost.macs(graph)
+
+
+@NO_GRADIENTS
+@pytest.mark.parametrize("granularity", ["channel", "element", "2:4"])
+def test_a_part_run_without_gradients_is_seen_as_any_other(mode, granularity):
+    plain, frozen = random_(Frozen(torch.enable_grad)), random_(Frozen(mode))
+
+    graph = analyse(frozen, batch(IMAGES), granularity)
+
+    assert seen(graph) == seen(analyse(plain, batch(IMAGES), granularity))
+    assert cost.macs(graph) == by_torch(plain, IMAGES)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "element"])
+def test_a_network_is_seen_under_inference_mode_as_outside(granularity):
+    model, inputs = KINDS["attention layer"]()
+    outside = analyse(model, batch(inputs), granularity)
+
+    with torch.inference_mode():
+        assert seen(analyse(model, batch(inputs), granularity)) == seen(outside)
+
+
+@NO_GRADIENTS
+def test_magnitude_needs_no_gradients(mode):
+    model = random_(Frozen(mode))
+
+    result = flexrel.prune(
+        model,
+        calibration=[torch.randn(8, 4, 8, 8)],
+        budgets=["sparsity=60%"],
+        criterion="magnitude",
+        granularity="element",
+        recover="none",
+    )
+
+    weights = [p.flatten() for n, p in model.named_parameters() if n.endswith("weight")]
+    gone = int(0.6 * sum(map(len, weights)) + 1)
+    last = torch.cat(weights).abs().sort().values[gone - 1]
+    for name, pruned in result.model.named_parameters():
+        if name.endswith("weight"):
+            assert torch.equal(pruned == 0, model.get_parameter(name).abs() <= last)
+
+
+@NO_GRADIENTS
+def test_obs_scores_what_is_run_with_gradients(mode):
+    result = flexrel.prune(
+        random_(Frozen(mode)),
+        calibration=[torch.randn(8, 4, 8, 8)],
+        budgets=["sparsity=20%"],
+        criterion="obs",
+    )
+
+    assert [group.name for group in result.plan.graph.groups] == ["body.2", "head.0"]
+    assert {p.name for p in result.plan.graph.protected} == {"body.0", "head.2"}
+
+
+def test_pruning_under_inference_mode_returns_an_ordinary_network():
+    model = random_(Frozen(torch.enable_grad))
+
+    with torch.inference_mode():
+        result = flexrel.prune(
+            model, calibration=[torch.ones(8, 4, 8, 8)], budgets=["macs=60%"], criterion="relevance"
+        )
+
+    assert not any(p.is_inference() for p in result.model.parameters())
+    result.model(torch.ones(2, 4, 8, 8)).sum().backward()

@@ -202,6 +202,8 @@ class _FactorRecorder(OpRecorder):
                 return result
         elif op.name != "embedding":
             return result
+        if not torch.is_grad_enabled():  # a part run under no_grad: nothing comes back through it
+            return result
         if not result.requires_grad:
             self.leaves.append(result.detach().requires_grad_())
             result = self.leaves[-1].clone()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from flexrel.core.batches import RawBatch
@@ -29,6 +30,7 @@ from flexrel.structure import program_bytes
 _DEFAULTS = PruneOptions()
 
 
+@torch.inference_mode(mode=False)
 def prune(
     model: nn.Module,
     *,

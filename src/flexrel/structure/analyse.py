@@ -85,7 +85,7 @@ def analyse(
         fingerprint=fingerprint(network),
     )
     if pattern.zeros:
-        used = {name for name, _ in dependencies.uses}
+        used = {*dependencies.weights, *(name for name, _ in dependencies.uses)}
         groups, protected = groups_of_weights(model, pattern, weights, used, graph.shapes)
     else:
         units = resolve(dependencies)

@@ -180,6 +180,10 @@ class _Variation(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - as the operation
         kwargs = kwargs or {}
+        with self:  # under inference mode, operations arrive whole that are made of others
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
         given = tensors_of([args, kwargs])
         flags = [self.of(tensor) for tensor in given]  # before it runs: it may overwrite them
         result = func(*args, **kwargs)

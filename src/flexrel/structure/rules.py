@@ -28,7 +28,8 @@ def dependencies_of(traced: Trace) -> AxisDependencies:
         except (LookupError, ValueError, TypeError):
             give_up(builder, operation, f"{operation.name} is called in a way that has no rule yet")
         builder.made_of_weights(operation)
-        builder.said.spent.append((len(builder.said.uses), len(builder.said.products)))
+        said = builder.said
+        said.spent.append((len(said.uses), len(said.products), len(said.weights)))
     builder.bar_all(traced.outputs, "it is the network's output")
     for name, refs in traced.nodes.items():
         builder.said.nodes[name] = [builder.axes(ref) for ref in refs]
@@ -149,6 +150,7 @@ def _product(d: DependencyBuilder, op: Operation) -> None:
             d.role(makes, "producer")
     if d.is_weight(b):
         d.count(b, size, rows)
+        d.multiplied(a)
     elif d.is_weight(a):
         d.count(a, size, columns)
     else:

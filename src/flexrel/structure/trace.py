@@ -162,6 +162,10 @@ class _Recorder(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - as the operation
+        with self:  # under inference mode, operations arrive whole that are made of others
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         result = func(*args, **(kwargs or {}))
         outputs = tuple(self.ref(tensor) for tensor in tensors_of(result))
         names = (argument.name for argument in func._schema.arguments)  # noqa: SLF001
