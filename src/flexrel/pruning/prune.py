@@ -24,6 +24,7 @@ from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
+from flexrel.pruning.warnings import left_warnings
 from flexrel.repair import Recovery
 from flexrel.structure import program_bytes
 
@@ -125,7 +126,10 @@ def prune(
         dense=dense,
         achieved=evaluator.measure(solution.criterion.name, final),
         recovery=steps,
-        warnings=(str(shift),) if shift and shift.warns else (),
+        warnings=(
+            *((str(shift),) if shift and shift.warns else ()),
+            *left_warnings(solution.plan.graph),
+        ),
         request=request.told(),
         limits=limits,
         amounts=limits.counted(evaluator.dense, final),

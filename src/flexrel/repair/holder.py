@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from flexrel.core.graph import weight_of
+from flexrel.core.graph import tensor_of
 from flexrel.core.plan import Plan
 from flexrel.core.running import unwrapped
 from flexrel.errors import UsageError
@@ -43,7 +43,7 @@ class MaskHolder:
         self._model = unwrapped(model)
         zeros = plan.graph.pattern.zeros
         self._gone = {
-            weight_of(group.name): gone_entries(group, plan)
+            tensor_of(group.name, plan.graph.shapes): gone_entries(group, plan)
             for group in (plan.graph.groups if zeros else ())
             if not plan.masks[group.name].all()
         }

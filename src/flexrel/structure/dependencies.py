@@ -23,11 +23,11 @@ Indices = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Axis = tuple[Indices, ...]  # factors, the slowest first; () is an axis of length 1
 
 
-_MOVES = frozenset(
+_MOVES = (  # operations that make no new entries
     "detach alias clone contiguous _to_copy view _unsafe_view reshape _reshape_alias squeeze "
     "unsqueeze flatten unflatten permute transpose t swapaxes movedim numpy_T expand repeat split "
-    "split_with_sizes chunk unbind select slice narrow".split()
-)  # operations that make no new entries
+    "split_with_sizes chunk unbind select slice narrow"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,7 +137,7 @@ class DependencyBuilder:
             same = [self._origin[i.key] for i in inputs if prod(i.shape) == prod(ref.shape)]
             trained = (name for name in same if name in self._parameters)
             self._origin[ref.key] = next(trained, next(filter(None, same), ""))
-            if inputs[0].key in self._entries and operation.name.removeprefix("aten.") in _MOVES:
+            if inputs[0].key in self._entries and operation.name[5:] in _MOVES.split():
                 self._entries[ref.key] = self._entries[inputs[0].key]
 
     def join(self, one: Axis, two: Axis) -> Axis:
