@@ -42,6 +42,17 @@ class Own(nn.Module):
         return self.last(torch.relu(self.middle(self, torch.relu(self.first(x)))))
 
 
+class Bags(nn.Module):
+    """A classifier of bags of words."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag, self.last = nn.EmbeddingBag(40, 8), nn.Linear(8, 3)
+
+    def forward(self, words):
+        return self.last(torch.relu(self.bag(words)))
+
+
 class Attention(nn.Module):
     def __init__(self, self_attention):
         super().__init__()
@@ -69,6 +80,7 @@ NETWORKS = {
         ),
         TOKENS,
     ),
+    "bags": (Bags, torch.arange(160).view(32, 5) % 40),
     "self-attention": (lambda: Attention(self_attention=True), TOKENS),
     "cross-attention": (lambda: Attention(self_attention=False), TOKENS),
 }
@@ -224,3 +236,22 @@ def test_a_plan_of_weights_of_no_layer_is_read_as_it_was_written(kind, tmp_path)
     for group in graph.groups:
         weight = pruned.get_parameter(tensor_of(group.name, graph.shapes))
         assert torch.equal(weight != 0, plan.masks[group.name])
+
+
+@EVERY
+def test_zeros_in_weights_of_no_layer_are_held_in_training(kind):
+    model, inputs = network(kind)
+    plan = random_plan(analyse(model, batch(inputs), "element"), 0)
+    pruned = flexrel.apply(model, plan)
+    optimizer = torch.optim.SGD(pruned.parameters(), 0.1)
+
+    with flexrel.MaskHolder(pruned, plan).hold(optimizer):
+        pruned(inputs).square().sum().backward()
+        optimizer.step()
+
+    for group in plan.graph.groups:
+        weight = pruned.get_parameter(tensor_of(group.name, plan.graph.shapes))
+        assert not weight[~plan.masks[group.name]].any()
+        assert not torch.equal(
+            weight, model.get_parameter(tensor_of(group.name, plan.graph.shapes))
+        )

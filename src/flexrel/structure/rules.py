@@ -268,6 +268,7 @@ def _table() -> dict[str, AxisRule]:
         ("mv dot", _vector_product),
         ("mkldnn_rnn_layer _cudnn_rnn lstm gru rnn_tanh rnn_relu", _recurrent),
         ("embedding", move_rules.look_up),
+        ("_embedding_bag _embedding_bag_forward_only", move_rules.bag),
         ("native_layer_norm _fused_rms_norm", axis_rules.layer_norm),
         ("native_group_norm", axis_rules.group_norm),
         ("_weight_norm_interface", _weight_norm),
