@@ -137,7 +137,10 @@ class DependencyBuilder:
             same = [self._origin[i.key] for i in inputs if prod(i.shape) == prod(ref.shape)]
             trained = (name for name in same if name in self._parameters)
             self._origin[ref.key] = next(trained, next(filter(None, same), ""))
-            if inputs[0].key in self._entries and operation.name[5:] in _MOVES.split():
+            if (
+                inputs[0].key in self._entries
+                and operation.name.removeprefix("aten.") in _MOVES.split()
+            ):
                 self._entries[ref.key] = self._entries[inputs[0].key]
 
     def join(self, one: Axis, two: Axis) -> Axis:
