@@ -37,7 +37,7 @@ def test_elements_of_all_layers_that_are_called_can_go_and_nothing_else():
         "4": (2, 144),
     }
     assert graph.units == 4 * 27 + 4 * 2 + 288
-    assert reasons(graph) == {"extra": "it is not the weight of a Linear or Conv layer"}
+    assert reasons(graph) == {"extra": "no product multiplies by its entries"}
 
 
 def test_a_model_that_is_one_linear_layer():

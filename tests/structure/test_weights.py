@@ -105,7 +105,7 @@ def test_a_head_that_shares_an_embeddings_weight_is_pruned_with_it(granularity, 
 
 
 @pytest.mark.parametrize("granularity", ["element", "2:4"])
-def test_a_weight_that_is_no_layers_own_is_left_alone(granularity):
+def test_a_weight_with_another_name_first_goes_by_that(granularity):
     model = Mixer(nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]), lambda f, x: f[1](f[0](x)))
     table = nn.Parameter(torch.ones(4, 4))
     model.table = table
@@ -115,8 +115,8 @@ def test_a_weight_that_is_no_layers_own_is_left_alone(granularity):
 
     graph = analyse(model, batch(torch.ones(2, 4)), granularity)
 
-    assert len(graph.groups) == 1
-    assert "'table', a parameter that is no layer's own" in graph.protected[0].reason
+    assert [group.name for group in graph.groups] == ["table", "layer.1"]
+    assert not graph.protected
 
 
 # --- carried out --------------------------------------------------------------------------------

@@ -136,9 +136,10 @@ class Bytes:
 class Sparsity:
     """At least this fraction of the prunable units removed, in [0, 1), or "80%".
 
-    For elements and N:M these are weights. For channels they are channels (a pruning ratio), which
-    take another share of the parameters with them; for blocks they are blocks, of which those at
-    the end of a weight may be smaller.
+    What can't be pruned does not count; `Measurement.weights_removed` says what share of all
+    weights went. For elements and N:M units are weights. For channels they are channels (a
+    pruning ratio), which take another share of the parameters with them; for blocks they are
+    blocks, of which those at the end of a weight may be smaller.
 
     Raises:
         UsageError: it is no such fraction.

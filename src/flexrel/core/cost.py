@@ -4,7 +4,7 @@ Multiply-adds are those of convolutions and of all products of matrices, for one
 cost as many of them as any other value: only removed units make a network faster.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import prod
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexrel.core.graph import Masks, ProductMacs, PruningGraph, ResidualBlock
+from flexrel.core.graph import Masks, ProductMacs, PruningGraph, ResidualBlock, tensor_of
 
 Cost = float | Float[Tensor, "units"]
 
@@ -101,6 +101,39 @@ def unit_macs(graph: PruningGraph) -> dict[str, Cost]:
 def sparsity(graph: PruningGraph, masks: Masks) -> float:
     """Return the share of prunable units removed: weights, blocks, channels or heads."""
     return sum(int((~masks[group.name]).sum()) for group in graph.groups) / graph.units
+
+
+def weights_removed(graph: PruningGraph, masks: Masks) -> float:
+    """Return the share of all weights that is gone or zero, of those too that can't be pruned.
+
+    Weights are the parameters of two axes or more; tied ones count once.
+    """
+    dense = _weights(graph.shapes)
+    zeroed = _zeroed(graph, masks) if graph.pattern.zeros else 0
+    return (dense - _weights(_shapes(graph, masks)) + zeroed) / max(dense, 1)
+
+
+def _weights(shapes: Mapping[str, Sequence[int]]) -> int:
+    return sum(prod(shape) for shape in shapes.values() if len(shape) > 1)
+
+
+def left_whole(graph: PruningGraph) -> dict[str, float]:
+    """Return the modules with weights that no group has a part of, and their share of all.
+
+    Returns:
+        Module as in `model.named_modules()`, or parameter that is none's -> share, as of
+        `weights_removed`.
+    """
+    touched = {member.tensor for group in graph.groups for member in group.members}
+    touched |= {name for group in graph.groups for b in group.blocks for name in b.tensors}
+    touched |= {tensor_of(group.name, graph.shapes) for group in graph.groups if group.is_weight}
+    found: dict[str, float] = {}
+    for name, shape in graph.shapes.items():
+        if len(shape) > 1 and name not in touched:
+            module = name.rpartition(".")[0] or name
+            share = prod(shape) / _weights(graph.shapes)
+            found[module] = found.get(module, 0.0) + share
+    return found
 
 
 def removed_blocks(graph: PruningGraph, masks: Masks) -> list[ResidualBlock]:

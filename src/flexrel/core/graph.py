@@ -1,6 +1,6 @@
 """What of a network can be pruned, and what goes together. Frozen, validated when made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -19,6 +19,16 @@ Masks = Mapping[str, Tensor]  # group name -> which units stay, of the group's s
 def weight_of(layer: str) -> str:
     """Return the name of a layer's weight, as in `model.named_parameters()`."""
     return f"{layer}.weight" if layer else "weight"
+
+
+def tensor_of(layer: str, names: Container[str]) -> str:
+    """Return the name of a layer's weight; of a parameter that is no layer's weight, that name.
+
+    Args:
+        layer: as `layer_of` returns it.
+        names: of all tensors.
+    """
+    return weight if (weight := weight_of(layer)) in names else layer
 
 
 def layer_of(weight: str) -> str:
@@ -71,7 +81,7 @@ class PruningGroup:
     when it goes; for `depth`, one of its `blocks`: there is one such group in a network.
     """
 
-    name: str  # of the layer that makes the units, as in `model.named_modules()`
+    name: str  # of the layer that makes the units, or of the parameter that is no layer's weight
     shape: tuple[int, ...]  # of a mask over the units
     members: tuple[GroupMember, ...] = ()
     kind: GroupKind = "channel"
@@ -83,6 +93,11 @@ class PruningGroup:
     def units(self) -> int:
         """How many units there are."""
         return prod(self.shape)
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a mask over a weight, and no channels, heads or residual blocks."""
+        return not (self.members or self.blocks)
 
     @property
     def readers(self) -> set[str]:
@@ -117,7 +132,7 @@ class ProgramSize:
 
 @dataclass(frozen=True, slots=True)
 class ProductMacs:
-    """Multiply-adds of one sample in which no weight takes part, as in attention.
+    """Multiply-adds of one sample in which no parameter takes part, as in attention.
 
     Each of the axes multiplied has a length, and shrinks as units go: group -> by how much.
     """

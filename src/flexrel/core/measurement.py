@@ -27,6 +27,7 @@ class Measurement:
     bytes: int  # of the packed file
     accuracy: float | None = None  # what `evaluate` said, in [0, 1]
     divergence: float | None = None  # from dense, on calibration data; lower is better
+    weights_removed: float = 0.0  # share of all weights gone or zero, prunable or not
 
 
 @dataclass(frozen=True, slots=True)

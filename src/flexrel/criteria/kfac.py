@@ -48,16 +48,21 @@ class LayerFactors:
         noise: `[g]`, float64: how far the products of different inputs, summed over the rows, are
             expected to be from what as many rows of other samples would give: the sum of the
             squared distances.
+        transposed: whether the weight is `[in, out]`, as of Hugging Face's Conv1D.
     """
 
     inputs: SecondMoments
     outputs: Float[Tensor, "g j j"]
     noise: Float[Tensor, "g"]
+    transposed: bool = False
 
     def __add__(self, other: "LayerFactors") -> "LayerFactors":
         """Return the factors on both sets of samples."""
         return LayerFactors(
-            self.inputs + other.inputs, self.outputs + other.outputs, self.noise + other.noise
+            self.inputs + other.inputs,
+            self.outputs + other.outputs,
+            self.noise + other.noise,
+            self.transposed,
         )
 
     def covariance(self) -> Float[Tensor, "g k k"]:
@@ -161,7 +166,9 @@ def _factors_on(
         probes = [p / torch.where(s > 0, s, 1) for p, s in zip(probes, sizes, strict=True)]
     torch.autograd.grad(outputs, [*roots, *recorder.leaves], probes, allow_unused=True)
     found = {
-        name: LayerFactors(recorder.inputs[name], squares, recorder.noise[name])
+        name: LayerFactors(
+            recorder.inputs[name], squares, recorder.noise[name], name in recorder.transposed
+        )
         for name, squares in recorder.outputs.items()
     }
     return KFACFactors(found, batch.samples)
@@ -174,6 +181,7 @@ class _FactorRecorder(OpRecorder):
         inputs: layer -> second moments of its inputs, as `LayerFactors` has them.
         noise: layer -> noise of these, likewise.
         outputs: layer -> products of the gradients, likewise; filled as gradients come.
+        transposed: layers whose weight is `[in, out]`.
         leaves: results that depend on no input of the network, from which gradients are followed.
     """
 
@@ -190,6 +198,7 @@ class _FactorRecorder(OpRecorder):
         self.noise: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self.leaves: list[Tensor] = []
+        self.transposed: set[str] = set()
         self._weights, self._layers, self._samples = weights, layers, samples
         self._rows, self._gradients = ceil(share * _ROWS), ceil(share * _GRADIENTS)
         self._generator = generator
@@ -205,10 +214,13 @@ class _FactorRecorder(OpRecorder):
                 return result
         elif op.name != "embedding":
             return result
+        if not torch.is_grad_enabled():  # a part run under no_grad: nothing comes back through it
+            return result
         if not result.requires_grad:
             self.leaves.append(result.detach().requires_grad_())
             result = self.leaves[-1].clone()
         if found is not None:
+            self.transposed |= {found.layer} if found.transposed else set()
             self._add_inputs(found, result)
             result.register_hook(partial(self._add_outputs, found))
         return result

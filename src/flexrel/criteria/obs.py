@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from flexrel.core.graph import GroupMember, PruningGroup, layer_of, weight_of
+from flexrel.core.graph import GroupMember, PruningGroup, layer_of, tensor_of
 from flexrel.criteria.kfac import KFACFactors, LayerFactors
 from flexrel.repair import normal_solution
 
@@ -45,7 +45,8 @@ def predicted_saliency(
         Hassibi and Stork, 1993; the greedy order over groups is ours.
     """
     if not group.members:
-        return _weight_saliency(tensors[weight_of(group.name)], factors.layers[group.name])
+        weight = tensors[tensor_of(group.name, tensors)]
+        return _weight_saliency(weight, factors.layers[group.name])
     readers = [
         _RefittedReader(member, tensors[member.tensor], factors.layers[layer_of(member.tensor)])
         for member in group.members
@@ -147,7 +148,7 @@ class _RefittedReader:
 
 def _weight_saliency(weight: Tensor, factors: LayerFactors) -> Float[Tensor, "..."]:
     """Return what the removal of each single weight costs, of the weight's shape."""
-    transposed = weight.ndim == 2 and weight.shape[1] != factors.inputs.x.shape[1]  # noqa: PLR2004
+    transposed = factors.transposed
     rows = _matrices(weight, int(not transposed), factors)
     xx = _ridged_(factors.covariance().cpu().double())
     left = 1 / torch.linalg.inv(xx).diagonal(dim1=1, dim2=2)  # [g, k]

@@ -1,6 +1,6 @@
 """What is known of the units of a group: what criteria make scores of."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from flexrel.core.graph import (
     PruningGroup,
     ResidualBlock,
     layer_of,
-    weight_of,
+    tensor_of,
 )
 from flexrel.core.measurement import Saliency
 from flexrel.errors import UsageError
@@ -43,7 +43,7 @@ class GroupSignals:
     @property
     def single_weights(self) -> bool:
         """Whether a unit is one entry of a weight, and no channel, head or residual block."""
-        return not (self.group.members or self.group.blocks)
+        return self.group.is_weight
 
     def magnitude(self) -> Float[Tensor, "*units"]:
         """Return how large each unit's weights are, in weight units. Higher means keep.
@@ -56,7 +56,7 @@ class GroupSignals:
         if self.group.blocks:
             return torch.stack([self._block_magnitude(block) for block in self.group.blocks])
         if self.single_weights:
-            return self._tensor(weight_of(self.group.name)).abs()
+            return self._tensor(tensor_of(self.group.name, self.tensors)).abs()
         total = torch.zeros(self.group.units)
         for member in self.group.members:
             if member.makes:
@@ -90,7 +90,8 @@ class GroupSignals:
             ]
             return torch.tensor(given, dtype=torch.float32)
         if self.single_weights:
-            return self._layer(self.group.name).parameter_relevance(part, torch.float32)
+            layers = [self._layer(name) for name in _layers_of(self.group, self.stats or {})]
+            return torch.cat([one.parameter_relevance(part, torch.float32) for one in layers])
         arrived = [
             self._layer(layer_of(member.tensor)).along(member.axis, part)[member.index].sum(dim=1)
             for member in self.group.members
@@ -127,6 +128,22 @@ class GroupSignals:
         return self.stats[layer]
 
 
+def _layers_of(group: PruningGroup, stats: Container[str]) -> list[str]:
+    """Return the layers whose relevance a group needs.
+
+    Of single weights it is their own, or the rows of it that the stats have, if these are all.
+    """
+    if group.members or group.name in stats:
+        return sorted(group.readers)
+    length = (group.layout.shape if group.layout else group.shape)[0]
+    rows, first = [], 0
+    while first < length:
+        names = ((f"{group.name}[{first}:{end}]", end) for end in range(first + 1, length + 1))
+        name, first = next(((name, end) for name, end in names if name in stats), ("", length))
+        rows.append(name)
+    return rows if all(rows) else [group.name]
+
+
 def without_unmeasured(graph: PruningGraph, stats: RelevanceStats) -> PruningGraph:
     """Return the graph without the groups whose relevance was not measured, which it protects.
 
@@ -141,7 +158,7 @@ def without_unmeasured(graph: PruningGraph, stats: RelevanceStats) -> PruningGra
         if group.blocks:
             needed = {block.module: list(block.makers) for block in group.blocks}
         else:
-            needed = {group.name: sorted(group.readers)}
+            needed = {group.name: _layers_of(group, stats)}
         missing = {name: [n for n in layers if n not in stats] for name, layers in needed.items()}
         protected += [
             Protected(name, f"the relevance of {layers[0]} was not measured: none came to it")

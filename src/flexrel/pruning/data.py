@@ -123,12 +123,6 @@ def input_shift(model: nn.Module, batches: Sequence[RawBatch]) -> InputShift | N
     return norm.found
 
 
-def input_warnings(model: nn.Module, batches: Sequence[RawBatch]) -> tuple[str, ...]:
-    """Return what to warn of in calibration data, a line each."""
-    shift = input_shift(model, batches)
-    return (str(shift),) if shift and shift.warns else ()
-
-
 class _FirstNorm(OpRecorder):
     """Compares what comes to the first norm that remembers training."""
 

@@ -88,6 +88,7 @@ class Evaluator:
             macs=cost.macs(self.graph, masks),
             bytes=len(candidate.packed),
             accuracy=self.accuracy(network) if self._evaluate else None,
+            weights_removed=cost.weights_removed(self.graph, masks),
             divergence=0.0 if network is self.builder.model else self.builder.divergence(network),
         )
         self.builder.progress(f"measuring {name}", 1, 1)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from flexrel.core.batches import RawBatch
@@ -17,19 +18,21 @@ from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
-from flexrel.pruning.data import CalibrationData, calibration_data, input_warnings
+from flexrel.pruning.data import CalibrationData, calibration_data
 from flexrel.pruning.evaluation import evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
+from flexrel.pruning.warnings import warnings_of
 from flexrel.repair import Recovery
 from flexrel.structure import program_bytes
 
 _DEFAULTS = PruneOptions()
 
 
+@torch.inference_mode(mode=False)
 def prune(
     model: nn.Module,
     *,
@@ -129,7 +132,7 @@ def prune(
         dense=dense,
         achieved=evaluator.measure(solution.criterion.name, final),
         recovery=steps,
-        warnings=(*plain.warnings, *evaluation.warnings, *input_warnings(model, data.batches)),
+        warnings=warnings_of(plain, evaluation, data, solution.plan),
         request=request.told(),
         outputs=divergence.told,
         limits=limits,

@@ -130,6 +130,7 @@ class Result:
                 "accuracy_standard_error": self.standard_error,
                 "samples": self.samples,
                 "sparsity": achieved.removed,
+                "weights_removed": achieved.weights_removed,
                 "parameters": achieved.parameters,
                 "parameters_dense": dense.parameters,
                 "macs": achieved.macs,
@@ -234,6 +235,7 @@ def _measurement(m: Measurement) -> dict[str, Any]:
     return {
         "criterion": m.criterion,
         "removed": m.removed,
+        "weights_removed": m.weights_removed,
         "accuracy": m.accuracy,
         "divergence": _finite(m.divergence),
         "parameters": m.parameters,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from flexrel.core.graph import weight_of
+from flexrel.core.graph import tensor_of
 from flexrel.core.plan import Plan
 from flexrel.core.running import unwrapped
 from flexrel.errors import UsageError
@@ -41,9 +41,12 @@ class MaskHolder:
             UsageError: the model has no weight of the plan's name and shape.
         """
         self._model = unwrapped(model)
-        groups = plan.graph.groups if plan.graph.pattern.zeros else ()
-        cut = [group for group in groups if not plan.masks[group.name].all()]
-        self._gone = {weight_of(group.name): gone_entries(group, plan) for group in cut}
+        zeros = plan.graph.pattern.zeros
+        self._gone = {
+            tensor_of(group.name, plan.graph.shapes): gone_entries(group, plan)
+            for group in (plan.graph.groups if zeros else ())
+            if not plan.masks[group.name].all()
+        }
         shapes = {name: list(p.shape) for name, p in self._model.named_parameters()}
         for name, gone in self._gone.items():
             if shapes.get(name) != list(gone.shape):

@@ -16,7 +16,8 @@ from flexrel.core.graph import (
     PruningGraph,
     PruningGroup,
     SizeAttribute,
-    weight_of,
+    layer_of,
+    tensor_of,
 )
 from flexrel.core.running import fingerprint
 from flexrel.errors import UnprunableError, UsageError
@@ -30,12 +31,16 @@ from flexrel.structure.groups import (
     reason_for,
     resolve,
 )
-from flexrel.structure.modules import LinearOrConv
 from flexrel.structure.program_sizes import program_sizes_of
 from flexrel.structure.rules import dependencies_of
 from flexrel.structure.trace import trace
 from flexrel.structure.verify import probe
-from flexrel.structure.weights import LayerWeights, groups_of_weights
+from flexrel.structure.weights import (
+    LayerWeights,
+    groups_of_weights,
+    weights_in_products,
+    weights_of_layers,
+)
 
 Shrinkage = tuple[tuple[str, int], ...]  # group -> by how much with each unit of it that goes
 
@@ -65,10 +70,9 @@ def analyse(
         ModelError: the model does not run on the example.
     """
     pattern = Pattern.of(granularity)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, LinearOrConv))
-    weights = {name: names.get(id(layer.weight)) for name, layer in layers}
-    _check_names(keep, tuple(weights))
+    weights = weights_of_layers(model)
+    if not pattern.zeros:
+        _check_names(keep, tuple(weights))
     network = program or model
     traced = trace(network, example)
     dependencies = dependencies_of(traced)
@@ -85,14 +89,16 @@ def analyse(
         fingerprint=fingerprint(network),
     )
     if pattern.zeros:
-        used = {name for name, _ in dependencies.uses}
-        groups, protected = groups_of_weights(model, pattern, weights, used, graph.shapes)
+        weights = weights_in_products(model, dependencies)
+        _check_names(keep, tuple(weights))
+        groups, protected = groups_of_weights(model, pattern, weights, dependencies, graph.shapes)
     else:
         units = resolve(dependencies)
         every = groups_of(dependencies, units)
         graph = _with_shrinkage(graph, network, program, dependencies, units, every)
         groups = [group for group in every if granularity in ("channel", group.kind)]
         cut, wanted = _layers(every, weights), set(_layers(groups, weights))
+        weights = {**weights, **_others(graph, every, weights)}
         candidates = {n: w for n, w in weights.items() if w in touched and n not in cut}
         protected = _barred(dependencies, units, candidates)
         protected += [
@@ -125,7 +131,7 @@ def _check_names(keep: Sequence[str], layers: Sequence[str]) -> None:
         if name not in layers:
             close = difflib.get_close_matches(name, layers, n=3) or layers[:3]
             raise UsageError(
-                f"there is no layer {name!r} to keep among {len(layers)} Linear and Conv layers; "
+                f"there is no layer {name!r} to keep among {len(layers)} layers; "
                 f"did you mean {', '.join(close) or 'none'}?"
             )
 
@@ -142,7 +148,8 @@ def _layers(groups: Iterable[PruningGroup], weights: LayerWeights) -> list[str]:
     for group in groups:
         makers = [member.tensor for member in group.members if member.makes]
         followers = [m.tensor for m in group.members if m.role == "follower" and m.axis == 0]
-        for tensor in (*makers, *followers) if group.members else (weight_of(group.name),):
+        alone = tensor_of(group.name, {*filter(None, weights.values())})  # of single weights
+        for tensor in (*makers, *followers) if group.members else (alone,):
             layers = [name for name, weight in weights.items() if weight == tensor]
             names += layers or ([tensor] if tensor in makers else [])
     return names
@@ -159,6 +166,18 @@ def _barred(
             if why := reason_for(dependencies, units, weight, axis):
                 protected.append(Protected(name, why))
     return protected
+
+
+def _others(
+    graph: PruningGraph, groups: Iterable[PruningGroup], weights: LayerWeights
+) -> LayerWeights:
+    """Return the weights of no Linear and no Conv layer that no group has a part of."""
+    known = {member.tensor for group in groups for member in group.members} | {*weights.values()}
+    return {
+        layer_of(name): name
+        for name, shape in graph.shapes.items()
+        if len(shape) > 1 and name not in known
+    }
 
 
 def _untouched(

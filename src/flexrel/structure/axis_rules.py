@@ -55,6 +55,9 @@ def attention(d: DependencyBuilder, op: Operation) -> None:
     query, key, value = (op.args[name] for name in ("query", "key", "value"))
     out = op.outputs[0]
     samples, heads, length, width = d.axes(query)
+    keys = key.shape[2]
+    d.multiply(prod(query.shape) * keys, samples, heads, length)
+    d.multiply(prod(out.shape) * keys, samples, heads, length, d.axes(value)[3])
     for ref in (key, value):
         d.join(samples, d.axes(ref)[0])
     for axis in (width, d.axes(key)[3]):
@@ -72,9 +75,6 @@ def attention(d: DependencyBuilder, op: Operation) -> None:
         d.join(parts[0], shared)
         heads = (*parts[0], *parts[1])
     d.head(heads)
-    keys = key.shape[2]
-    d.multiply(prod(query.shape) * keys, samples, heads, length)
-    d.multiply(prod(out.shape) * keys, samples, heads, length, d.axes(value)[3])
     for mask in op.inputs[3:]:
         for axis, made in zip(reversed(d.axes(mask)), (None, None, heads, samples), strict=False):
             if made is not None and axis and prod(map(len, axis)) == prod(map(len, made)):

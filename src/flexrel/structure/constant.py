@@ -20,7 +20,7 @@ from flexrel.core.plan import Plan
 from flexrel.core.running import call, duplicate, tensors_of, undisturbed
 from flexrel.structure.modules import Conv, LinearOrConv, TransposedConv
 from flexrel.structure.surgery import named_tensors, shrink_
-from flexrel.structure.trace import slow_path
+from flexrel.structure.trace import is_made_of_others, run_as_others, slow_path
 from flexrel.structure.verify import disagreement
 
 _FORWARDS = tuple(kind.forward for kind in get_args(LinearOrConv))
@@ -180,6 +180,9 @@ class _Variation(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - as the operation
         kwargs = kwargs or {}
+        if is_made_of_others(func):
+            with self:
+                return run_as_others(func, args, kwargs)
         given = tensors_of([args, kwargs])
         flags = [self.of(tensor) for tensor in given]  # before it runs: it may overwrite them
         result = func(*args, **kwargs)

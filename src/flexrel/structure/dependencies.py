@@ -23,6 +23,13 @@ Indices = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Axis = tuple[Indices, ...]  # factors, the slowest first; () is an axis of length 1
 
 
+_MOVES = (  # operations that make no new entries
+    "detach alias clone contiguous _to_copy view _unsafe_view reshape _reshape_alias squeeze "
+    "unsqueeze flatten unflatten permute transpose t swapaxes movedim numpy_T expand repeat split "
+    "split_with_sizes chunk unbind select slice narrow"
+)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FlattenedAxis:
     """A flat axis and the factors that it is made of."""
@@ -44,8 +51,9 @@ class AxisDependencies:
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     uses: list[tuple[str, int]] = field(default_factory=list)  # weight, multiply-adds an entry
     rows: list[tuple[Axis, ...]] = field(default_factory=list)  # that each use runs over
-    products: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)  # of no weight
-    spent: list[tuple[int, int]] = field(default_factory=list)  # uses, products at each operation
+    products: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)  # of no parameter
+    weights: list[str] = field(default_factory=list)  # whose own entries a product multiplies by
+    spent: list[tuple[int, int, int]] = field(default_factory=list)  # uses, products, weights then
     sizes: dict[str, list[Axis]] = field(default_factory=dict)  # module -> axes its code sizes
     nodes: dict[str, list[list[Axis]]] = field(default_factory=dict)  # of a graph -> what it makes
 
@@ -60,6 +68,7 @@ class DependencyBuilder:
         self._flattened: dict[tuple[int, ...], FlattenedAxis] = {}
         self._split: dict[tuple[int, int], tuple[Indices, Indices]] = {}
         self._origin: dict[int, str] = {}  # a tensor made of parameters alone -> the one it is
+        self._entries: dict[int, str] = {}  # a tensor -> the one whose entries it has, and no other
         self._starts: list[int] = []  # first index of each parameter's axis, and
         self._slots: list[tuple[str, int]] = []  # which axis that is
         self.said = AxisDependencies({})
@@ -72,6 +81,7 @@ class DependencyBuilder:
                 self._slots.append((name, at))
                 axes.append(self.fresh(size))
             self._origin[ref.key] = name
+            self._entries[ref.key] = name
             self._axes[ref.key] = axes
             self.said.parameters[name] = tuple(axes)
         for ref in traced.inputs:
@@ -124,9 +134,14 @@ class DependencyBuilder:
         if not inputs or not all(self.is_weight(ref) for ref in inputs):
             return
         for ref in operation.outputs:
-            same = (i for i in inputs if prod(i.shape) == prod(ref.shape) and self._origin[i.key])
-            origin = next(same, None)
-            self._origin[ref.key] = self._origin[origin.key] if origin else ""
+            same = [self._origin[i.key] for i in inputs if prod(i.shape) == prod(ref.shape)]
+            trained = (name for name in same if name in self._parameters)
+            self._origin[ref.key] = next(trained, next(filter(None, same), ""))
+            if (
+                inputs[0].key in self._entries
+                and operation.name.removeprefix("aten.") in _MOVES.split()
+            ):
+                self._entries[ref.key] = self._entries[inputs[0].key]
 
     def join(self, one: Axis, two: Axis) -> Axis:
         """Say that two axes of equal length are cut together; return the finer of them."""
@@ -205,15 +220,25 @@ class DependencyBuilder:
     def count(self, weight: Ref, multiply_adds: int, *rows: Axis) -> None:
         """Count the multiply-adds that a weight takes part in, for all samples of the trace.
 
+        A weight that is no parameter, nor stands for one, has its own axes for its size.
         `rows` are axes that it runs over and that may be cut too, as in a mixer.
         """
+        self.multiplied(weight)
         name = self._origin.get(weight.key)
-        if name in self._parameters:
-            self.said.uses.append((name, multiply_adds // prod(weight.shape) // self._samples))
+        times, rest = divmod(multiply_adds, max(prod(weight.shape), 1) * self._samples)
+        if name in self._parameters and not rest:
+            self.said.uses.append((name, times))
             self.said.rows.append(rows)
+        else:
+            self.multiply(multiply_adds, *rows, *self.axes(weight))
+
+    def multiplied(self, weight: Ref) -> None:
+        """Note that a product multiplies by a tensor: by a parameter's entries, if it has those."""
+        if self._entries.get(weight.key) in self._parameters:
+            self.said.weights.append(self._entries[weight.key])
 
     def multiply(self, multiply_adds: int, *axes: Axis) -> None:
-        """Count multiply-adds of no weight, for all samples, and the axes that they are along."""
+        """Count multiply-adds of no parameter, for all samples, and the axes they are along."""
         self.said.products.append((multiply_adds // self._samples, axes))
 
     def sized(self, operation: Operation, axes: Iterable[Axis] | None = None) -> None:

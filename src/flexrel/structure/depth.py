@@ -152,7 +152,7 @@ def _adds(traced: Trace, call: Call) -> bool:
 
 def _makers(traced: Trace, dependencies: AxisDependencies, call: Call) -> tuple[str, ...]:
     """Return the layers that make what a block adds: the last before the sums, going back."""
-    spent = [(0, 0), *dependencies.spent]
+    spent = [(0, 0, 0), *dependencies.spent]
     made, given = call.made, call.given
     wanted = {made.key} if made else set()
     stop = {given.key} if given else set()
@@ -162,8 +162,10 @@ def _makers(traced: Trace, dependencies: AxisDependencies, call: Call) -> tuple[
         outputs = {ref.key for ref in operation.outputs}
         if not outputs & wanted:
             continue
-        weights = dependencies.uses[spent[at][0] : spent[at + 1][0]]
-        makers += [layer_of(name) for name, _ in weights]
+        before, after = spent[at], spent[at + 1]
+        weights = [name for name, _ in dependencies.uses[before[0] : after[0]]]
+        weights += dependencies.weights[before[2] : after[2]]
+        makers += [layer_of(name) for name in weights]
         wanted -= outputs
         if not weights:
             wanted |= {ref.key for ref in operation.inputs} - stop
@@ -190,7 +192,7 @@ def _block(
         if any(_within(other, call.module) for other in holders[id(parameter)])
         and all(any(_within(n, m) for m in modules) for n in holders[id(parameter)])
     ]
-    spent = [(0, 0), *dependencies.spent]
+    spent = [(0, 0, 0), *dependencies.spent]
     macs = 0
     for before, after in pairwise(spent[call.operations.start : call.operations.stop + 1]):
         for name, times in dependencies.uses[before[0] : after[0]]:

@@ -207,6 +207,12 @@ def index(d: DependencyBuilder, op: Operation) -> None:
     d.set(out, [*axes[:first], *made, *axes[first + len(looked) :]])
 
 
+def bag(d: DependencyBuilder, op: Operation) -> None:
+    """Add up rows of a table, which is a product with how often each is in the bag."""
+    d.multiplied(op.args["weight"])
+    give_up(d, op)
+
+
 def look_up(d: DependencyBuilder, op: Operation) -> None:
     """Take rows of a table: the features of the rows go on, all rows stay."""
     table, indices, (out,) = op.args["weight"], op.args["indices"], op.outputs

@@ -28,7 +28,8 @@ def dependencies_of(traced: Trace) -> AxisDependencies:
         except (LookupError, ValueError, TypeError):
             give_up(builder, operation, f"{operation.name} is called in a way that has no rule yet")
         builder.made_of_weights(operation)
-        builder.said.spent.append((len(builder.said.uses), len(builder.said.products)))
+        said = builder.said
+        said.spent.append((len(said.uses), len(said.products), len(said.weights)))
     builder.bar_all(traced.outputs, "it is the network's output")
     for name, refs in traced.nodes.items():
         builder.said.nodes[name] = [builder.axes(ref) for ref in refs]
@@ -143,12 +144,16 @@ def _product(d: DependencyBuilder, op: Operation) -> None:
     *batch, rows, inner = d.axes(a)
     *other, met, columns = d.axes(b)
     size = prod(out.shape) * a.shape[-1]
-    for ref, reads, makes, over in ((b, met, columns, rows), (a, inner, rows, columns)):
+    for ref, reads, makes in ((b, met, columns), (a, inner, rows)):
         if d.is_weight(ref):
-            d.count(ref, size, *batch, over)
             d.role(reads, "consumer")
             d.role(makes, "producer")
-    if not (d.is_weight(a) or d.is_weight(b)):
+    if d.is_weight(b):
+        d.count(b, size, rows)
+        d.multiplied(a)
+    elif d.is_weight(a):
+        d.count(a, size, columns)
+    else:
         d.multiply(size, *batch, rows, inner, columns)
         d.bar(inner, f"{op.name} sums over it what is made on the way")
     d.join(inner, met)
@@ -263,6 +268,7 @@ def _table() -> dict[str, AxisRule]:
         ("mv dot", _vector_product),
         ("mkldnn_rnn_layer _cudnn_rnn lstm gru rnn_tanh rnn_relu", _recurrent),
         ("embedding", move_rules.look_up),
+        ("_embedding_bag _embedding_bag_forward_only", move_rules.bag),
         ("native_layer_norm _fused_rms_norm", axis_rules.layer_norm),
         ("native_group_norm", axis_rules.group_norm),
         ("_weight_norm_interface", _weight_norm),

@@ -12,6 +12,7 @@ from flexrel.core.graph import (
     PruningGroup,
     SizeAttribute,
     layer_of,
+    tensor_of,
     weight_of,
 )
 from flexrel.core.network import unmasked
@@ -63,7 +64,7 @@ def _check_fit(model: nn.Module, graph: PruningGraph) -> None:
             raise _stranger(f"{name} is {list(parameters[name])}, the plan's is {list(shape)}")
     for group in graph.groups:
         shape = group.layout.shape if group.layout else group.shape
-        if graph.pattern.zeros and shapes.get(weight_of(group.name)) != shape:
+        if graph.pattern.zeros and shapes.get(tensor_of(group.name, shapes)) != shape:
             raise _stranger(f"the model has no layer {group.name!r} of shape {list(shape)}")
         _check_members(group, shapes)
         for block in group.blocks:
@@ -209,10 +210,11 @@ def masked(
         gone = ~plan.masks[group.name]
         if not gone.any():
             continue
-        if not (group.members or group.blocks):
-            weight = tensors[weight_of(group.name)].detach()
+        if group.is_weight:
+            name = tensor_of(group.name, tensors)
+            weight = tensors[name].detach()
             entries = gone_entries(group, plan).to(weight.device)
-            zeroed[weight_of(group.name)] = weight.masked_fill(entries, 0)  # times 0 leaves -0.0
+            zeroed[name] = weight.masked_fill(entries, 0)  # times 0 leaves -0.0
         for member in group.members:
             if member.reads or not readers:
                 tensor = zeroed.get(member.tensor, tensors[member.tensor].detach())

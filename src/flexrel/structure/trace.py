@@ -162,6 +162,9 @@ class _Recorder(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - as the operation
+        if is_made_of_others(func):
+            with self:
+                return run_as_others(func, args, kwargs or {})
         result = func(*args, **(kwargs or {}))
         outputs = tuple(self.ref(tensor) for tensor in tensors_of(result))
         names = (argument.name for argument in func._schema.arguments)  # noqa: SLF001
@@ -177,6 +180,23 @@ class _Recorder(TorchDispatchMode):
             )
         )
         return result
+
+
+_MADE_OF_OTHERS = torch._C.DispatchKey.CompositeImplicitAutograd  # noqa: SLF001
+
+
+def is_made_of_others(func: torch._ops.OpOverload) -> bool:
+    """Return whether torch runs the operation as others; only inference mode shows it whole."""
+    return bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _MADE_OF_OTHERS)  # noqa: SLF001
+    )
+
+
+def run_as_others(
+    func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:  # noqa: ANN401 - as the operation
+    """Return the result of an operation that is made of others, which are run one by one."""
+    return func._op_dk(_MADE_OF_OTHERS, *args, **kwargs)  # noqa: SLF001
 
 
 class _Watched(nn.Module):

@@ -20,7 +20,7 @@ from flexrel.core.graph import (
     ResidualBlock,
     Role,
     SizeAttribute,
-    weight_of,
+    tensor_of,
 )
 from flexrel.core.plan.values import (
     MAX_COUNT,
@@ -151,7 +151,7 @@ class _Groups:
                 raise ValueError(f"{what} has a layout {show(value)}, but no groups or blocks")
             return None
         groups, transposed = fields_of(value, f"the layout of {what}", "groups", "transposed")
-        shape = self._shapes.get(weight_of(name))
+        shape = self._shapes.get(tensor_of(name, self._shapes))
         if shape is None or not isinstance(transposed, bool):
             raise ValueError(f"{what} has weight {shape}, and a layout {show(value)}")
         block = self._pattern.size if self._pattern.unit == "block" else None

@@ -1,0 +1,37 @@
+"""What the user of a result should know, a line each."""
+
+from flexrel.core.cost import left_whole
+from flexrel.core.graph import PruningGraph
+from flexrel.core.network import PlainNetwork
+from flexrel.core.plan import Plan
+from flexrel.pruning.data import CalibrationData, input_shift
+from flexrel.pruning.evaluation import EvaluationData
+
+_MUCH = 0.05  # of all weights
+
+
+def warnings_of(
+    plain: PlainNetwork, evaluation: EvaluationData, data: CalibrationData, plan: Plan
+) -> tuple[str, ...]:
+    """Return all that may be wrong with a request, or that a plan left."""
+    shift = input_shift(plain.network, data.batches)
+    unlike = (str(shift),) if shift and shift.warns else ()
+    return (*plain.warnings, *evaluation.warnings, *unlike, *left_warnings(plan.graph))
+
+
+def left_warnings(graph: PruningGraph) -> tuple[str, ...]:
+    """Return which modules hold more than 5 % of the weights and were left whole, and why.
+
+    Args:
+        graph: of the plan; what is kept on request is no surprise.
+    """
+    reasons = {one.name: one.reason for one in graph.protected}
+    found = []
+    for module, share in left_whole(graph).items():
+        inside = (name for name in reasons if name == module or name.startswith(f"{module}."))
+        reason = reasons.get(next(inside, ""), "nothing of it can be cut")
+        if share > _MUCH and reason != "kept on request":
+            found.append(
+                f"{module} holds {share:.0%} of the weights and was left as it is: {reason}"
+            )
+    return tuple(found)
