@@ -41,7 +41,7 @@ def _packed_bytes(candidate: Candidate) -> int:
 
 
 def _share_removed(candidate: Candidate) -> float:
-    return candidate.removed / candidate.graph.units
+    return candidate.removed / candidate.units
 
 
 def _macs_advice(graph: PruningGraph) -> str:

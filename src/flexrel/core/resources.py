@@ -36,13 +36,15 @@ class Candidate:
     """A network that a search might return, made only as far as a resource looks at it.
 
     Attributes:
-        graph: what could be pruned of the dense network.
+        graph: the plan's: what a criterion could score of the dense network.
+        units: how many units of it could be pruned, those too that the criterion could not score.
         make_plan: what goes and what stays.
         build: a plan's network.
         known_removed: how many units the plan removes, if that is known without making it.
     """
 
     graph: PruningGraph
+    units: int
     make_plan: Callable[[], Plan]
     build: Callable[[Plan], Built]
     known_removed: int | None = None

@@ -61,7 +61,7 @@ def best_solution(evaluator: Evaluator, signals: NetworkSignals, limits: Limits)
         PrecisionError: the one precision that was asked for can't hold a value.
     """
     request = signals.request
-    criteria, values = request.criteria, request.values
+    criteria, values = signals.criteria, request.values
     found: list[Solution] = []
     failed: list[BudgetError] = []
     tensors = evaluator.builder.model.state_dict().values()
@@ -148,7 +148,10 @@ def _closest(
     evaluator = search.evaluator
 
     def divergence(index: int) -> float:
-        plan = plan_of(criteria[index])
+        try:
+            plan = plan_of(criteria[index])
+        except BudgetError:  # it can't score enough of the network
+            plan = None
         evaluator.builder.progress("choosing a criterion", index + 1, len(criteria))
         if plan is None:
             return float("inf")

@@ -1,6 +1,6 @@
 """The evidence beside a result: magnitude and relevance alone, for the same request."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -65,11 +65,12 @@ def compare(
     signals = measured_signals(source, request, data, relevances)
     evaluator = evaluator_of(signals, data, divergence_of(model, data, request))
     search = BudgetSearch(evaluator, signals.rank, result.limits, request.short)
-    rivals = [one for one in (magnitude, relevance) if one.name != chosen.name]
+    scored = [one for one in criteria if one in signals.criteria]
+    rivals = [one for one in scored if one is not blend and one.name != chosen.name]
     return replace(
         result,
         rivals=tuple(filter(None, (_at_limits(search, one) for one in rivals))),
-        curves=tuple(_curves(search, criteria, result.dense)),
+        curves=tuple(_curves(search, scored, result.dense)),
     )
 
 
@@ -90,7 +91,7 @@ def _at_limits(search: BudgetSearch, criterion: Criterion) -> Measurement | None
 
 
 def _curves(
-    search: BudgetSearch, criteria: tuple[Criterion, ...], dense: Measurement
+    search: BudgetSearch, criteria: Sequence[Criterion], dense: Measurement
 ) -> list[Measurement]:
     """Measure each criterion at several shares of units removed."""
     points: list[Measurement] = []

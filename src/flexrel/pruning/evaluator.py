@@ -23,7 +23,7 @@ from flexrel.pruning.signals import NetworkSignals
 
 
 class Evaluator:
-    """Makes and measures networks of plans of one graph; the last one is kept.
+    """Makes and measures networks of plans of one network; the last one is kept.
 
     A repair takes long, and the same plan is asked for again: for its bytes, its accuracy, its
     divergence, and in the end to be returned.
@@ -50,12 +50,14 @@ class Evaluator:
         whole = PrunedNetwork(model, model, self.builder.values)
         masks = {g.name: torch.ones(g.shape, dtype=torch.bool) for g in self.graph.groups}
         plan = Plan(self.graph, masks)
-        return Candidate(self.graph, lambda: plan, lambda _: whole, known_removed=0)
+        return Candidate(
+            self.graph, self.graph.units, lambda: plan, lambda _: whole, known_removed=0
+        )
 
     def candidate(self, plan: Plan, network: PrunedNetwork | None = None) -> Candidate:
         """Return a plan as resources look at it; its network is not yet made, if none is given."""
         build = self.network_of if network is None else lambda _: network
-        return Candidate(self.graph, lambda: plan, build)
+        return Candidate(plan.graph, self.graph.units, lambda: plan, build)
 
     def network_of(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network, repaired where that helps."""
@@ -80,15 +82,15 @@ class Evaluator:
     def measure(self, name: str, candidate: Candidate) -> Measurement:
         """Return what a network costs and does; `name` is its criterion's, or "dense"."""
         self.builder.progress(f"measuring {name}", 0, 1)
-        network, masks = candidate.network, candidate.plan.masks
+        network, graph, masks = candidate.network, candidate.graph, candidate.plan.masks
         measured = Measurement(
             criterion=name,
-            removed=cost.sparsity(self.graph, masks),
-            parameters=cost.parameters(self.graph, masks),
-            macs=cost.macs(self.graph, masks),
+            removed=candidate.removed / candidate.units,
+            parameters=cost.parameters(graph, masks),
+            macs=cost.macs(graph, masks),
             bytes=len(candidate.packed),
             accuracy=self.accuracy(network) if self._evaluate else None,
-            weights_removed=cost.weights_removed(self.graph, masks),
+            weights_removed=cost.weights_removed(graph, masks),
             divergence=0.0 if network is self.builder.model else self.builder.divergence(network),
         )
         self.builder.progress(f"measuring {name}", 1, 1)
@@ -97,7 +99,10 @@ class Evaluator:
 
 def _same(one: Plan, other: Plan) -> bool:
     masks = other.masks.items()
-    return one is other or all(bool((one.masks[name] == mask).all()) for name, mask in masks)
+    alike = one.masks.keys() == other.masks.keys()
+    return one is other or (
+        alike and all(torch.equal(one.masks[name], mask) for name, mask in masks)
+    )
 
 
 def divergence_of(model: nn.Module, data: CalibrationData, request: Request) -> Divergence:
@@ -123,4 +128,4 @@ def evaluator_of(
         repair=request.repair,
         fitted=data.fitted,
     )
-    return Evaluator(builder, signals.graph, request.evaluate)
+    return Evaluator(builder, signals.target.graph, request.evaluate)

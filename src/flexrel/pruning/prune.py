@@ -23,7 +23,7 @@ from flexrel.pruning.evaluation import evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
 from flexrel.pruning.result import Result
-from flexrel.pruning.signals import Relevances, measured_relevance, measured_signals
+from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
 from flexrel.pruning.warnings import warnings_of
 from flexrel.repair import Recovery
@@ -117,10 +117,10 @@ def prune(
     source = sources.first()
     relevances = measured_relevance(model, request, data)
     try:
-        dense, solution = _searched(source, request, data, relevances, divergence)
+        dense, solution, untried = _searched(source, request, data, relevances, divergence)
     except BudgetError as error:
         source = sources.instead(source, error)
-        dense, solution = _searched(source, request, data, relevances, divergence)
+        dense, solution, untried = _searched(source, request, data, relevances, divergence)
     source.verify(solution.plan)
     evaluator, limits = solution.evaluator, solution.search.limits
     network, steps = _finished(solution, request.training)
@@ -132,13 +132,13 @@ def prune(
         dense=dense,
         achieved=evaluator.measure(solution.criterion.name, final),
         recovery=steps,
-        warnings=warnings_of(plain, evaluation, data, solution.plan),
+        warnings=(*warnings_of(plain, evaluation, data, solution.plan), *untried),
         request=request.told(),
         outputs=divergence.told,
         limits=limits,
         amounts=limits.counted(evaluator.dense, final),
         samples=evaluation.samples,
-        stats=next(iter(relevances.values()), None),
+        stats=first_stats(relevances),
         samples_a_call=source.samples,
         calibration_samples=data.samples,
         example=data.first,
@@ -154,8 +154,8 @@ def _searched(
     data: CalibrationData,
     relevances: Relevances,
     divergence: Divergence,
-) -> tuple[Measurement, Solution]:
-    """Return what a network costs and does as it came, and what keeps to the request.
+) -> tuple[Measurement, Solution, tuple[str, ...]]:
+    """Return what a network costs and does as it came, what keeps to the request, and warnings.
 
     Raises:
         BudgetError: nothing does.
@@ -164,7 +164,7 @@ def _searched(
     evaluator = evaluator_of(signals, data, divergence)
     dense = evaluator.measure("dense", evaluator.dense)
     limits = limits_of(request, evaluator.dense, dense.accuracy)
-    return dense, best_solution(evaluator, signals, limits)
+    return dense, best_solution(evaluator, signals, limits), signals.untried
 
 
 def _finished(

@@ -122,7 +122,8 @@ class BudgetSearch:
         exact = isinstance(ranking, UnitRanking) and ranking.multiple_of == 1
         evaluator = self.evaluator
         return Candidate(
-            evaluator.graph,
+            ranking.graph,
+            evaluator.graph.units,
             lambda: ranking.plan(count),
             evaluator.builder.rough if rough else evaluator.network_of,
             known_removed=count if exact else None,
@@ -202,7 +203,7 @@ class BudgetSearch:
         channels do. Of those removed the best come back first.
         """
         plan = ranking.plan(count)
-        graph = self.evaluator.graph
+        graph = ranking.graph
         if graph.pattern.zeros or not isinstance(ranking, UnitRanking) or not limits:
             return plan
         if ranking.multiple_of > 1:

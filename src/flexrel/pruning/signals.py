@@ -1,11 +1,12 @@
 """What is measured of a network for the criteria, and the rankings that these make of it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
-from flexrel.core.graph import PruningGraph
+from flexrel.core.graph import Protected, PruningGraph
 from flexrel.core.measurement import Saliency
 from flexrel.core.running import fingerprint
 from flexrel.criteria import (
@@ -19,14 +20,14 @@ from flexrel.criteria import (
     scores_of,
     without_unmeasured,
 )
-from flexrel.errors import UsageError
+from flexrel.errors import ModelError, UsageError
 from flexrel.pruning.data import CalibrationData
 from flexrel.pruning.request import Request
 from flexrel.pruning.sources import PruneTarget
 from flexrel.relevance import Attribution, RelevanceStats, calibrate, rule_of
 from flexrel.structure import named_tensors
 
-Relevances = Mapping[Attribution, RelevanceStats]
+Relevances = Mapping[Attribution, RelevanceStats | ModelError]  # the latter: why there is none
 
 
 def measured_relevance(model: nn.Module, request: Request, data: CalibrationData) -> Relevances:
@@ -41,9 +42,18 @@ def measured_relevance(model: nn.Module, request: Request, data: CalibrationData
         for one in wanted:
             _check_stats(options.stats, one, model)
         return dict.fromkeys(wanted, options.stats)
-    return {
-        one: calibrate(model, data.fitted, one.rule, one.output, options.progress) for one in wanted
-    }
+    found: dict[Attribution, RelevanceStats | ModelError] = {}
+    for one in wanted:
+        try:
+            found[one] = calibrate(model, data.fitted, one.rule, one.output, options.progress)
+        except ModelError as error:  # other criteria may not need it
+            found[one] = error
+    return found
+
+
+def first_stats(relevances: Relevances) -> RelevanceStats | None:
+    """Return the first relevance that was measured."""
+    return next((one for one in relevances.values() if isinstance(one, RelevanceStats)), None)
 
 
 def _check_stats(stats: RelevanceStats, wanted: Attribution, model: nn.Module) -> None:
@@ -64,43 +74,96 @@ class NetworkSignals:
 
     Attributes:
         target: the network.
-        graph: what of it can be scored: without what could not be measured, which it protects.
         relevances: by what was asked for.
         saliency: if a criterion needs it.
+        no_saliency: the groups without, and why.
         request: says how units are compared.
+        criteria: of the request's, those that can score something.
+        untried: why others can't, a line each.
     """
 
     target: PruneTarget
-    graph: PruningGraph
     relevances: Relevances
     saliency: Saliency | None
+    no_saliency: Sequence[Protected]
     request: Request
+    criteria: tuple[Criterion, ...] = ()
+    untried: tuple[str, ...] = ()
+
+    def graph_of(self, criterion: Criterion) -> PruningGraph:
+        """Return what the criterion can score; all else is protected, for this criterion alone.
+
+        Raises:
+            ModelError: that is nothing.
+        """
+        graph = self.target.graph
+        attribution = attribution_of(criterion)
+        if attribution is not None:
+            found = self.relevances[attribution]
+            if isinstance(found, ModelError):
+                raise found
+            graph = without_unmeasured(graph, found)
+        if SALIENCY in criterion.needs:
+            saliency = self.saliency or {}
+            graph = graph.only([g for g in graph.groups if g.name in saliency], self.no_saliency)
+        return graph
 
     def rank(self, criterion: Criterion) -> Ranking:
         """Return the order in which the criterion lets units go, or layers take N:M."""
+        graph = self.graph_of(criterion)
         attribution = attribution_of(criterion)
-        stats = None if attribution is None else self.relevances.get(attribution)
+        stats = None if attribution is None else self.relevances[attribution]
+        stats = stats if isinstance(stats, RelevanceStats) else None
         unit_costs = self.request.short.unit_costs
-        costs = unit_costs(self.graph) if unit_costs else None
+        costs = unit_costs(graph) if unit_costs else None
         tensors = named_tensors(self.target.network)
-        scores = scores_of(criterion, self.graph, tensors, stats, self.saliency, costs)
+        scores = scores_of(criterion, graph, tensors, stats, self.saliency, costs)
         options = self.request.options
-        return rank_units(self.graph, ALLOCATIONS[options.allocation](scores), options.multiple_of)
+        return rank_units(graph, ALLOCATIONS[options.allocation](scores), options.multiple_of)
 
 
 def measured_signals(
     target: PruneTarget, request: Request, data: CalibrationData, relevances: Relevances
 ) -> NetworkSignals:
-    """Return what the criteria of a request need of a network, besides its weights."""
-    graph = target.graph
-    for stats in relevances.values():
-        graph = without_unmeasured(graph, stats)
-    saliency = None
+    """Return what the criteria of a request need of a network, besides its weights.
+
+    Raises:
+        ModelError: none of them can score anything.
+    """
+    saliency, unknown = None, list[Protected]()
     if any(SALIENCY in criterion.needs for criterion in request.criteria):
         progress = request.options.progress
-        saliency, unknown = measure_saliency(
-            target.network, graph, data.fitted, progress, seed=request.seed
-        )
-        groups = [group for group in graph.groups if group.name in saliency]
-        graph = graph.only(groups, unknown)
-    return NetworkSignals(target, graph, relevances, saliency, request)
+        try:
+            saliency, unknown = measure_saliency(
+                target.network, target.graph, data.fitted, progress, seed=request.seed
+            )
+        except ModelError as error:  # other criteria may not need it
+            unknown = [Protected(group.name, str(error)) for group in target.graph.groups]
+    signals = NetworkSignals(target, relevances, saliency, unknown, request)
+    return replace(signals, **_scorable(signals))
+
+
+def _scorable(signals: NetworkSignals) -> dict[str, Any]:
+    """Return which criteria can score something, and why others can't.
+
+    Of N:M, which all layers have that can, only those that can score the most layers.
+    """
+    known: list[tuple[Criterion, int]] = []
+    failed: dict[str, ModelError] = {}
+    for criterion in signals.request.criteria:
+        try:
+            known.append((criterion, len(signals.graph_of(criterion).groups)))
+        except ModelError as error:
+            failed[criterion.name] = error
+    if not known:
+        raise next(iter(failed.values()))
+    untried = [f"criterion {name} was not tried: {error}" for name, error in failed.items()]
+    if signals.target.graph.pattern.unit == "n:m":
+        most = max(count for _, count in known)
+        untried += [
+            f"criterion {criterion.name} was not tried: it can score {count} of {most} layers"
+            for criterion, count in known
+            if count < most
+        ]
+        known = [pair for pair in known if pair[1] == most]
+    return {"criteria": tuple(one for one, _ in known), "untried": tuple(untried)}
