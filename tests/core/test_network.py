@@ -60,11 +60,17 @@ def test_masks_are_applied_to_a_copy_that_is_as_if_it_never_had_any():
     assert "3 masks of torch.nn.utils.prune (0.weight, 0.bias, 2.weight)" in line
 
 
-def test_a_network_without_masks_is_taken_as_it_is():
+def test_a_network_without_masks_is_a_copy_of_the_same_weights():
     model = plain()
 
-    assert plain_network(model).network is model
-    assert plain_network(nn.DataParallel(model)).network is model
+    found = plain_network(model).network
+
+    assert found is not model
+    for one, other in zip(found.parameters(), model.parameters(), strict=True):
+        assert one is not other
+        assert one.data_ptr() == other.data_ptr()
+    inside = plain_network(nn.DataParallel(model)).network
+    assert [*inside.state_dict()] == [*model.state_dict()]
     assert plain_network(model).warnings == ()
 
 

@@ -192,7 +192,8 @@ inputs = [x for x, _ in labelled(3)]
         ({"loss": lambda o, y: o, "distillation": 0.0}, r"loss= must return one number.*\[8, 3\]"),
         ({"optimizer": lambda p: None}, "optimizer= must return an optimizer, not NoneType"),
         ({"batches": [*labelled(2), (torch.full((2, 8), math.nan), torch.zeros(2).long())]}, "NaN"),
-        ({"batches": [(x, y, torch.ones(8)) for x, y in labelled(2)], "distillation": 0.0,
+        ({"batches": [{"input": x, "labels": y, "sample_weight": torch.ones(8)}
+                      for x, y in labelled(2)], "distillation": 0.0,
           "loss": functional.cross_entropy}, r"one number a sample, \[8\], .* returned \[\] for"),
     ],
 )  # fmt: skip

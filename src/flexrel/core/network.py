@@ -21,7 +21,8 @@ class PlainNetwork:
     """A network that can be read.
 
     Attributes:
-        network: the model that was given, or what its wrapper holds, or a copy without masks.
+        network: a private copy of the model that was given, or of what its wrapper holds, without
+            masks.
         warnings: what its owner has to know, each in a line.
     """
 
@@ -30,7 +31,7 @@ class PlainNetwork:
 
 
 def plain_network(model: nn.Module) -> PlainNetwork:
-    """Return the network inside wrappers, with its masks of torch.nn.utils.prune applied to a copy.
+    """Return a private copy of what is inside wrappers, masks of torch.nn.utils.prune applied.
 
     Raises:
         ModelError: it is a TorchScript module or quantised already; or a tensor of it is on the
@@ -46,13 +47,27 @@ def plain_network(model: nn.Module) -> PlainNetwork:
         _check_tensor(name, tensor, saved=name in saved)
     masks = _masks(model)
     if not masks:
-        return PlainNetwork(model, ())
+        return PlainNetwork(private_copy(model), ())
     shown = ", ".join(masks[:_SHOWN]) + (" ..." if len(masks) > _SHOWN else "")
     warning = (
         f"the network carries {len(masks)} masks of torch.nn.utils.prune ({shown}); they were "
         "applied to a copy, whose weights have their plain names and the masks' zeros"
     )
     return PlainNetwork(unmasked(model), (warning,))
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Return the network to be run and listened to: the model's own stays as it is.
+
+    Parameters share the model's memory, and nothing writes there; buffers that `forward` writes,
+    attributes, hooks and modes are the copy's own. So two threads may share the model.
+    """
+    shared = {
+        id(p): nn.Parameter(p.detach(), p.requires_grad)
+        for p in model.parameters()
+        if type(p) is nn.Parameter
+    }
+    return duplicate(unmasked(unwrapped(model)), instead=shared)
 
 
 def unmasked(model: nn.Module) -> nn.Module:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from flexrel.core.batches import Batch, RawBatch, read_batches
 from flexrel.core.graph import layer_of
 from flexrel.core.measurement import Progress, silent
-from flexrel.core.running import backward_to_inputs, call, fingerprint, reason, rooted, unwrapped
+from flexrel.core.network import private_copy
+from flexrel.core.running import backward_to_inputs, call, fingerprint, reason, rooted
 from flexrel.errors import ModelError, UsageError
 from flexrel.relevance.balance import Balance, Ledger, NaNFinder, merged
 from flexrel.relevance.follow import RelevanceRecorder
@@ -73,7 +74,7 @@ def calibrate(
         raise UsageError(f"max_batches={max_batches} must be a whole number, at least 1")
     if max_seconds is not None and not max_seconds > 0:
         raise UsageError(f"max_seconds={max_seconds} must be above 0")
-    calibration = _Calibration(unwrapped(model), rule_of(wanted.rule), wanted.output, check)
+    calibration = _Calibration(private_copy(model), rule_of(wanted.rule), wanted.output, check)
     began = time.monotonic()
     with backward_to_inputs(calibration.model):
         for batch in islice(read_batches(data, calibration.model), max_batches):
