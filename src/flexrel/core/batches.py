@@ -64,6 +64,11 @@ def _check_iterable(batches: Iterable[RawBatch]) -> None:
             f"the batches are one tensor of shape {tuple(batches.shape)}; "
             "pass an iterable of batches, for one batch a list of one"
         )
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        raise UsageError(
+            f"the batches are a {type(batches).__name__}; pass an iterable of batches, such as a "
+            "list or a loader"
+        )
 
 
 def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batch]:

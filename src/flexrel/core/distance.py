@@ -20,8 +20,8 @@ from flexrel.core.outputs import (
     numbers_in,
     resolved,
 )
-from flexrel.core.running import call, undisturbed
-from flexrel.errors import UsageError
+from flexrel.core.running import call, tensors_of, undisturbed
+from flexrel.errors import ModelError, UsageError
 
 
 class Divergence:
@@ -55,10 +55,17 @@ class Divergence:
 
         Raises:
             UsageError: they were said to be class scores, and are not.
+            ModelError: there is a NaN in them.
         """
         self._batches, self._whole = batches, callable(outputs)
         runs = list(self._run(dense, batches))
         self._goals = [goal for _, goal in runs]
+        for batch, goal in runs:
+            if any(bool(tensor.isnan().any()) for tensor in tensors_of(goal)):
+                raise ModelError(
+                    f"the network returns NaN for calibration batch {batch.index} as it is; check "
+                    "its weights and how the inputs are scaled"
+                )
         if not callable(outputs):
             told = [(goal, batch.labels) for batch, goal in runs]
             if outputs == "auto" and all(labels is None for _, labels in told):
@@ -105,7 +112,8 @@ def _far(outputs: Outputs, pairs: Sequence[tuple[list[Tensor], list[Tensor]]]) -
             check_shapes(goals, found)
         dense, other = (torch.cat([pair[side][0] for pair in pairs]) for side in (0, 1))
         return apart_but_for_scale(dense, other)
-    sums = [torch.stack(apart(outputs, *pair)).double() for pair in pairs]
+    exact = [[[tensor.double() for tensor in side] for side in pair] for pair in pairs]
+    sums = [torch.stack(apart(outputs, goals, found)) for goals, found in exact]
     most = max(each.shape[1] for each in sums)  # batches of fewer samples may give fewer tensors
     errors, sizes = torch.stack([pad(each, (0, most - each.shape[1])) for each in sums]).sum(0)
     return float(mean_apart(errors, sizes))

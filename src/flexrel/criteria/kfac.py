@@ -65,6 +65,12 @@ class LayerFactors:
             self.transposed,
         )
 
+    @property
+    def finite(self) -> bool:
+        """Whether none of the sums is infinite or NaN, as of inputs whose squares are."""
+        sums = (self.inputs.xx, self.inputs.x, self.outputs, self.noise)
+        return all(bool(each.isfinite().all()) for each in sums)
+
     def covariance(self) -> Float[Tensor, "g k k"]:
         """Return the covariance of the inputs, shrunk as far as it is noise.
 

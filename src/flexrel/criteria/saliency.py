@@ -54,6 +54,7 @@ def measure_saliency(
     held = min(_HELD_OUT / max(samples, 1), _MOST_HELD)
     layers = {reader for group in graph.groups for reader in group.readers}
     factors = measure_factors(model, batches, layers, progress, held=held, seed=seed)
+    lost = {name for name, one in factors.layers.items() if not one.finite}
     tensors = named_tensors(model)
     predicted: dict[str, Tensor] = {}
     unknown: list[Protected] = []
@@ -62,6 +63,9 @@ def measure_saliency(
         if group.blocks or missing:
             layer = group.name if group.blocks else missing[0]
             reason = f"what a refit of {layer} can make up for was not measured"
+            unknown.append(Protected(group.name, reason))
+        elif large := sorted(group.readers & lost):
+            reason = f"the inputs of {large[0]}, or gradients there, are too large to be squared"
             unknown.append(Protected(group.name, reason))
         else:
             total = predicted_saliency(group, tensors, factors)

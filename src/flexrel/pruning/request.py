@@ -131,9 +131,13 @@ def requested(
     if goal is not None and evaluate is None:
         raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
     width = options.multiple_of
-    if width < 1 or (width > 1 and pattern.unit not in ("channel", "head")):
+    if (
+        not isinstance(width, int)
+        or width < 1
+        or (width > 1 and pattern.unit not in ("channel", "head"))
+    ):
         raise UsageError(
-            f"multiple_of={width} of granularity {granularity!r}; the widths of channels and "
+            f"multiple_of={width!r} of granularity {granularity!r}; the widths of channels and "
             "heads can be rounded up to a multiple of 1 or more"
         )
     repair, training = recoveries(recover, seed)
