@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import flexrel
-from flexrel import FlexrelError, ModelError, PruneOptions, UsageError
+from flexrel import BudgetError, FlexrelError, ModelError, PruneOptions, UsageError
 from networks import Call, random_
 from repairs import normal
 
@@ -74,3 +74,15 @@ def test_names_with_brackets_are_names():
     )
 
     assert torch.equal(odd.plan.masks["a[0]"], usual.plan.masks["0"])
+
+
+def test_a_budget_that_can_not_be_met_names_the_layer_that_holds_most_of_the_rest():
+    layers = nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)
+    model = random_(nn.Sequential(*layers)).eval()
+
+    # '0' holds 192 of 864 weights.
+    says = r"keeps its best unit\. '0', 22% of the weights, is left alone: kept on request"
+    with pytest.raises(BudgetError, match=says):
+        flexrel.prune(
+            model, calibration=DATA, budgets=["macs=1%"], criterion="magnitude", keep=["0"]
+        )

@@ -14,6 +14,7 @@ from flexrel.criteria import Criterion, Ranking, UnitRanking
 from flexrel.errors import BudgetError
 from flexrel.pruning.evaluator import Evaluator
 from flexrel.pruning.request import Limits
+from flexrel.pruning.warnings import left_alone
 
 _FILLS = 100  # units tried that may stay within the limits after all
 _ROOM = 0.01  # of a limit left over: not worth filling
@@ -190,8 +191,10 @@ class BudgetSearch:
         elif isinstance(ranking, UnitRanking) and ranking.multiple_of > 1:
             advice = f"Every layer keeps a multiple of {ranking.multiple_of}."
         closest = resource.count(self._candidate(ranking, ranking.removable))
-        more = resource.advice(graph)
-        text = f"{advice} {more}".rstrip()
+        left = max(left_alone(ranking.graph), key=itemgetter(1), default=None)
+        if left is not None:
+            advice += f" {left[0]!r}, {left[1]:.0%} of the weights, is left alone: {left[2]}."
+        text = f"{advice} {resource.advice(graph)}".rstrip()
         return BudgetError(resource.name, limit, closest, text, resource.at_least)
 
     def _filled(

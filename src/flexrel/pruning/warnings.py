@@ -25,13 +25,18 @@ def left_warnings(graph: PruningGraph) -> tuple[str, ...]:
     Args:
         graph: of the plan; what is kept on request is no surprise.
     """
+    return tuple(
+        f"{module} holds {share:.0%} of the weights and was left as it is: {reason}"
+        for module, share, reason in left_alone(graph)
+        if share > _MUCH and reason != "kept on request"
+    )
+
+
+def left_alone(graph: PruningGraph) -> list[tuple[str, float, str]]:
+    """Return the modules that are left whole, their share of the weights, and why."""
     reasons = {one.name: one.reason for one in graph.protected}
-    found = []
+    found: list[tuple[str, float, str]] = []
     for module, share in left_whole(graph).items():
         inside = (name for name in reasons if name == module or name.startswith(f"{module}."))
-        reason = reasons.get(next(inside, ""), "nothing of it can be cut")
-        if share > _MUCH and reason != "kept on request":
-            found.append(
-                f"{module} holds {share:.0%} of the weights and was left as it is: {reason}"
-            )
-    return tuple(found)
+        found.append((module, share, reasons.get(next(inside, ""), "nothing of it can be cut")))
+    return found
