@@ -144,6 +144,28 @@ def attributes_are_true(model):
             assert len(module.bias) == len(module.weight)
 
 
+class Witness:
+    """Is the same in every copy of a network, and so tells what became of the copies.
+
+    Attributes:
+        calls: how many there were.
+        failure: what the network raises, if anything, in
+        failing: this call of it.
+    """
+
+    def __init__(self):
+        self.calls, self.failure, self.failing = 0, None, 0
+
+    def __deepcopy__(self, _):
+        return self
+
+    def see(self):
+        """Count a call."""
+        self.calls += 1
+        if self.failure is not None and self.calls == self.failing:
+            raise self.failure
+
+
 class Call(nn.Module):
     """A function as a module: the functional spelling of a layer."""
 

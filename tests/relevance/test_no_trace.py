@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from flexrel import ModelError, UsageError, calibrate
+from networks import Witness
 from probes import IMAGES, assert_same, classifier
 
 
@@ -13,13 +14,10 @@ class Careless(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.calls_left, self.failure = 0, None
+        self.witness = Witness()
 
     def forward(self, x):
-        if self.failure is not None:
-            self.calls_left -= 1
-            if self.calls_left == 0:
-                raise self.failure
+        self.witness.see()
         return x + 1e-3 * torch.rand_like(x)
 
 
@@ -95,13 +93,14 @@ class Ran(Exception):
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_an_exception_in_the_model_leaves_no_trace(failure, seen, call):
     model = model_in_use()
-    model[3].failure, model[3].calls_left = failure, call
+    witness = model[3].witness
+    witness.failure, witness.failing = failure, call
     before = trace(model)
 
     with pytest.raises(seen):
         calibrate(model, drawing(3))
 
-    assert model[3].calls_left == 0
+    assert witness.calls == call
     assert trace(model) == before
 
 

@@ -63,7 +63,7 @@ def private_copy(model: nn.Module) -> nn.Module:
     attributes, hooks and modes are the copy's own. So two threads may share the model.
     """
     shared = {
-        id(p): nn.Parameter(p.detach(), p.requires_grad)
+        id(p): p if p.is_inference() else nn.Parameter(p.detach(), p.requires_grad)
         for p in model.parameters()
         if type(p) is nn.Parameter
     }

@@ -25,7 +25,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside `torch.compile`, `DataParallel` or `DistributedDataParallel`."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     dynamo = sys.modules.get("torch._dynamo")  # not loaded unless something was compiled
-    if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
+    compiled = getattr(dynamo, "OptimizedModule", None)  # another thread may be loading it
+    if compiled is not None and isinstance(model, compiled):
         return unwrapped(model.get_submodule("_orig_mod"))
     return unwrapped(model.get_submodule("module")) if isinstance(model, wrappers) else model
 
