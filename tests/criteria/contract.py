@@ -8,7 +8,6 @@ class TestMine(CriterionContract):
 
 from dataclasses import dataclass
 
-import pytest
 import torch
 from torch import nn
 
@@ -87,10 +86,6 @@ class Signals:
 
 class CriterionContract:
     granularities = ("element", "2:4", "block:2x3", "channel", "depth")
-
-    @pytest.fixture
-    def criterion(self):
-        raise NotImplementedError
 
     def test_it_is_a_criterion(self, criterion):
         assert isinstance(criterion, Criterion)

@@ -98,11 +98,6 @@ def unit_macs(graph: PruningGraph) -> dict[str, Cost]:
     return found
 
 
-def sparsity(graph: PruningGraph, masks: Masks) -> float:
-    """Return the share of prunable units removed: weights, blocks, channels or heads."""
-    return sum(int((~masks[group.name]).sum()) for group in graph.groups) / graph.units
-
-
 def weights_removed(graph: PruningGraph, masks: Masks) -> float:
     """Return the share of all weights that is gone or zero, of those too that can't be pruned.
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from flexrel.core.answers import IGNORED
 from flexrel.core.batches import Batch
 from flexrel.core.running import is_class_scores, tensors_of
 from flexrel.errors import ModelError, UsageError
@@ -83,13 +84,14 @@ def outputs_told(numbers: Sequence[Tensor], labels: Tensor | None) -> Outputs | 
 def class_goals(labels: Tensor, scores: Float[Tensor, "samples classes"]) -> Tensor | None:
     """Return labels as cross entropy takes them: numbers or probabilities; None: they are neither.
 
-    Numbers below 0 stand for samples that do not count.
+    Numbers in `IGNORED` stand for samples that do not count.
     """
     if labels.shape == scores.shape[:1]:
         numbers = labels.long()
         whole = bool((numbers == labels).all())
-        known = numbers[numbers >= 0]
-        fits = whole and len(known) > 0 and int(known.max()) < scores.shape[1]
+        known = numbers[~torch.isin(numbers, numbers.new_tensor(IGNORED))]
+        fits = whole and len(known) > 0 and int(known.min()) >= 0
+        fits = fits and int(known.max()) < scores.shape[1]
         return numbers if fits else None
     if labels.shape != scores.shape:
         return None

@@ -19,10 +19,12 @@ class EvaluationData:
 
     Attributes:
         samples: that are counted; None if `evaluate` does not tell.
+        accuracy: of the dense network, in [0, 1]; None likewise.
         warnings: what it can't tell, each in a line with its numbers.
     """
 
     samples: int | None
+    accuracy: float | None
     warnings: tuple[str, ...]
 
 
@@ -36,14 +38,14 @@ def evaluation_data(
             is no better than if it always gave the most frequent label.
     """
     if not isinstance(evaluate, Accuracy):
-        return EvaluationData(None, ())
+        return EvaluationData(None, None, ())
     tally = evaluate.tally(model)
     chance = _no_better(tally)
     if chance and target is not None:
         raise UsageError(chance)
     fine = "" if target is None else _too_fine(tally, target.amount)
     warnings = (_left_out(tally), _one_label(tally), chance, fine)
-    return EvaluationData(tally.samples, tuple(filter(None, warnings)))
+    return EvaluationData(tally.samples, tally.accuracy, tuple(filter(None, warnings)))
 
 
 def _left_out(tally: Tally) -> str:

@@ -79,9 +79,19 @@ class Evaluator:
             raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
         return checked(self._evaluate, network)
 
-    def measure(self, name: str, candidate: Candidate) -> Measurement:
-        """Return what a network costs and does; `name` is its criterion's, or "dense"."""
+    def measure(
+        self, name: str, candidate: Candidate, accuracy: float | None = None
+    ) -> Measurement:
+        """Return what a network costs and does.
+
+        Args:
+            name: its criterion's, or "dense".
+            candidate: the network.
+            accuracy: of it, in [0, 1], if that is known already.
+        """
         self.builder.progress(f"measuring {name}", 0, 1)
+        if accuracy is None and self._evaluate:
+            accuracy = self.accuracy(candidate.network)
         network, graph, masks = candidate.network, candidate.graph, candidate.plan.masks
         measured = Measurement(
             criterion=name,
@@ -89,7 +99,7 @@ class Evaluator:
             parameters=cost.parameters(graph, masks),
             macs=cost.macs(graph, masks),
             bytes=len(candidate.packed),
-            accuracy=self.accuracy(network) if self._evaluate else None,
+            accuracy=accuracy,
             weights_removed=cost.weights_removed(graph, masks),
             divergence=0.0 if network is self.builder.model else self.builder.divergence(network),
         )

@@ -19,7 +19,7 @@ from flexrel.errors import BudgetError
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
 from flexrel.pruning.data import CalibrationData, calibration_data
-from flexrel.pruning.evaluation import evaluation_data
+from flexrel.pruning.evaluation import EvaluationData, evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
 from flexrel.pruning.result import Result
@@ -117,10 +117,10 @@ def prune(
     source = sources.first()
     relevances = measured_relevance(model, request, data)
     try:
-        dense, solution, untried = _searched(source, request, data, relevances, divergence)
+        dense, solution, notes = _solved(source, request, data, relevances, divergence, evaluation)
     except BudgetError as error:
         source = sources.instead(source, error)
-        dense, solution, untried = _searched(source, request, data, relevances, divergence)
+        dense, solution, notes = _solved(source, request, data, relevances, divergence, evaluation)
     source.verify(solution.plan)
     evaluator, limits = solution.evaluator, solution.search.limits
     network, steps = _finished(solution, request.training)
@@ -132,7 +132,7 @@ def prune(
         dense=dense,
         achieved=evaluator.measure(solution.criterion.name, final),
         recovery=steps,
-        warnings=(*warnings_of(plain, evaluation, data, solution.plan), *untried),
+        warnings=(*warnings_of(plain, evaluation, data, solution.plan), *notes),
         request=request.told(),
         outputs=divergence.told,
         limits=limits,
@@ -148,12 +148,13 @@ def prune(
     )
 
 
-def _searched(
+def _solved(
     source: PruneTarget,
     request: Request,
     data: CalibrationData,
     relevances: Relevances,
     divergence: Divergence,
+    evaluation: EvaluationData,
 ) -> tuple[Measurement, Solution, tuple[str, ...]]:
     """Return what a network costs and does as it came, what keeps to the request, and warnings.
 
@@ -162,7 +163,7 @@ def _searched(
     """
     signals = measured_signals(source, request, data, relevances)
     evaluator = evaluator_of(signals, data, divergence)
-    dense = evaluator.measure("dense", evaluator.dense)
+    dense = evaluator.measure("dense", evaluator.dense, evaluation.accuracy)
     limits = limits_of(request, evaluator.dense, dense.accuracy)
     return dense, best_solution(evaluator, signals, limits), signals.untried
 

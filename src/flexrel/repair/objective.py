@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flexrel.core.answers import IGNORED
 from flexrel.core.batches import Batch, missing_labels
 from flexrel.core.distance import measured
 from flexrel.core.outputs import (
@@ -22,7 +23,6 @@ from flexrel.core.running import call, is_class_scores, scores_in
 from flexrel.errors import UsageError
 
 Loss = Callable[[Any, Tensor], Tensor]  # (output, labels) -> the mean, or one number a sample
-_IGNORED = -100  # in place of a class number: the sample does not count
 _WITH_LABELS = 0.5  # share of the loss from the dense network, if there are labels too
 
 
@@ -115,7 +115,7 @@ def _own_loss(outputs: Outputs, output: Any, labels: Tensor, index: int) -> Tens
         )
     scores = scores.float()
     if outputs == "classes":
-        return functional.cross_entropy(scores, goals, reduction="none", ignore_index=_IGNORED)
+        return functional.cross_entropy(scores, goals, reduction="none", ignore_index=IGNORED[0])
     if outputs == "logits":
         values = functional.binary_cross_entropy_with_logits(scores, goals, reduction="none")
         return values.reshape(len(scores), -1).sum(1)
@@ -132,7 +132,7 @@ def _goals(outputs: Outputs, scores: Any, labels: Tensor) -> Tensor | None:  # n
         goals = class_goals(labels, scores) if is_class_scores(scores) else None
         if goals is None or goals.is_floating_point():
             return goals
-        return goals.masked_fill(goals < 0, _IGNORED)
+        return goals.masked_fill(goals < 0, IGNORED[0])
     if labels.numel() != scores.numel():
         return None
     goals = labels.reshape(scores.shape).float()
