@@ -541,18 +541,21 @@ def test_a_length_that_is_not_told_is_refused(server, target):
 NINES = "9" * 5000  # more digits than Python takes for an int
 
 
+def refused_at_once(server, target, header, value):
+    """Check that a pull ends with the first answer, and names the header and what it says."""
+    with pytest.raises(FlexrelError, match=rf"net\.flexrel: the server says .* {header}") as caught:
+        pull(server, target)
+
+    assert len(server.asked) == 1
+    assert repr(value[:20])[:-1] in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("length", ["abc", "-5", "1.5", "0x10", "", NINES])
 def test_a_length_that_is_no_number_is_refused_at_once_and_named(server, target, length):
     server.headers, server.ranges = {"Content-Length": length}, False
 
-    with pytest.raises(
-        FlexrelError, match=r"net\.flexrel: the server says .* Content-Length"
-    ) as caught:
-        pull(server, target)
-
-    assert len(server.asked) == 1
-    assert repr(length[:20])[:-1] in str(caught.value)
-    assert len(str(caught.value)) < 300
+    refused_at_once(server, target, "Content-Length", length)
 
 
 @pytest.mark.parametrize(
@@ -574,14 +577,7 @@ def test_a_length_that_is_no_number_is_refused_at_once_and_named(server, target,
 def test_a_range_that_makes_no_sense_is_refused_at_once_and_named(server, target, found):
     server.headers = {"Content-Range": found}
 
-    with pytest.raises(
-        FlexrelError, match=r"net\.flexrel: the server says .* Content-Range"
-    ) as caught:
-        pull(server, target)
-
-    assert len(server.asked) == 1
-    assert repr(found[:20])[:-1] in str(caught.value)
-    assert len(str(caught.value)) < 300
+    refused_at_once(server, target, "Content-Range", found)
 
 
 def test_a_part_of_a_file_whose_length_is_not_told_is_refused(server, target):

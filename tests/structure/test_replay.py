@@ -66,15 +66,20 @@ def test_a_cut_network_loads_into_a_fresh_one(name, seed, tmp_path):
     trains(loaded)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_prune_saves_what_loads_and_what_its_plan_makes_again(name, tmp_path):
-    result = flexrel.prune(
+def pruned_family(name, **options):
+    return flexrel.prune(
         family(name),
         calibration=[INPUTS],
         budgets=[flexrel.MACs(0.6)],
         criterion=Magnitude(),
         recover="none",
+        **options,
     )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prune_saves_what_loads_and_what_its_plan_makes_again(name, tmp_path):
+    result = pruned_family(name)
     result.save(tmp_path)
 
     same_network(flexrel.load(tmp_path / "model.flexrel", family(name, seed=9)), result.model)
@@ -115,14 +120,7 @@ def test_a_cut_network_may_be_copied_and_built_into_another(tmp_path):
 
 @pytest.mark.parametrize("name", ["scaled", "transformer"])
 def test_rounded_networks_load_as_they_are_too(name, tmp_path):
-    result = flexrel.prune(
-        family(name),
-        calibration=[INPUTS],
-        budgets=[flexrel.MACs(0.6)],
-        criterion=Magnitude(),
-        recover="none",
-        values="float16",
-    )
+    result = pruned_family(name, values="float16")
     result.save(tmp_path)
 
     same_network(flexrel.load(tmp_path / "model.flexrel", family(name, seed=9)), result.model)
