@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -195,11 +196,33 @@ def divided(
         )
 
 
-def joined(batches: Iterable[Batch]) -> list[Batch]:
-    """Return fewer, larger batches: neighbours in one where all that they hold is by samples."""
+def spread(batches: Sequence[RawBatch], model: nn.Module, count: int) -> list[Batch]:
+    """Return so many samples, evenly from all of the data, in batches that are no larger.
+
+    Args:
+        batches: as `read_batches` takes them; all of them are returned where they are no more.
+        model: likewise.
+        count: of samples.
+    """
+    share = count / max(samples_of(batches, model), 1)
+    if share >= 1:
+        return list(read_batches(batches, model))
+    most = max(batch.samples for batch in read_batches(batches, model))
+    found = (part for _, part in divided(batches, model, share) if part is not None)
+    return joined(found, most)
+
+
+def joined(batches: Iterable[Batch], most: float = inf) -> list[Batch]:
+    """Return fewer, larger batches: neighbours in one where all that they hold is by samples.
+
+    Args:
+        batches: in order.
+        most: samples that one may have that several are joined in.
+    """
     groups: list[list[Batch]] = []
     for batch in batches:
-        if groups and _alike(groups[-1][0], batch):
+        size = sum(each.samples for each in groups[-1]) if groups else 0
+        if groups and size + batch.samples <= most and _alike(groups[-1][0], batch):
             groups[-1].append(batch)
         else:
             groups.append([batch])

@@ -26,12 +26,14 @@ class PrunedNetwork:
         rounded: with the values that its packed file holds; the same object where none is rounded.
         values: precision of these.
         steps: what repair, training and rounding did.
+        divergence: of the rounded network, if it was measured.
     """
 
     exact: nn.Module
     rounded: nn.Module
     values: Values
     steps: tuple[RecoveryStep, ...] = ()
+    divergence: float | None = None
 
     @cached_property
     def packed(self) -> bytes:
@@ -51,6 +53,7 @@ class NetworkBuilder:
         repair: of every network; None: none is repaired.
         fitted: calibration data that repairs, and rounding to whole numbers, are fitted to; without
             them each value is rounded by itself.
+        few: some of these, for networks that are only compared.
     """
 
     model: nn.Module
@@ -59,6 +62,7 @@ class NetworkBuilder:
     progress: Progress
     repair: Recovery | None = None
     fitted: Sequence[RawBatch] = ()
+    few: Sequence[RawBatch] = ()
 
     def build(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network, repaired where that helps."""
@@ -66,6 +70,13 @@ class NetworkBuilder:
             return self.rough(plan)
         network, step = self._improved(apply(self.model, plan), self.repair, plan)
         return self._rounded(network, (step,), self.fitted)
+
+    def sketch(self, plan: Plan) -> nn.Module:
+        """Return what a plan's network is about like: repaired on few samples, and not rounded."""
+        network = apply(self.model, plan)
+        if self.repair is None:
+            return network
+        return self.repair(network, self.model, plan, self.few, self.progress).model
 
     def rough(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network cut and rounded, each value by itself, and no more."""
@@ -83,16 +94,17 @@ class NetworkBuilder:
     def _rounded(
         self, network: nn.Module, steps: tuple[RecoveryStep, ...], fitted: Sequence[RawBatch]
     ) -> PrunedNetwork:
+        before = None
+        if steps:
+            before = steps[-1].after if steps[-1].kept else steps[-1].before
         if self.values == "float32":
-            return PrunedNetwork(network, network, self.values, steps)
-        rounded = duplicate(network)
+            return PrunedNetwork(network, network, self.values, steps, before)
+        rounded, after = duplicate(network), None
         round_(rounded, self.values, fitted, self.progress)
-        if steps and self.values in LARGEST:
-            last = steps[-1]
-            before = last.after if last.kept else last.before
+        if before is not None and self.values in LARGEST:
             name, after = f"rounding to {self.values}", self.divergence(rounded)
             steps = (*steps, RecoveryStep(name, before, after, kept=True))
-        return PrunedNetwork(network, rounded, self.values, steps)
+        return PrunedNetwork(network, rounded, self.values, steps, after)
 
     def _improved(
         self, network: nn.Module, recover: Recovery, plan: Plan

@@ -138,7 +138,7 @@ def _closest(
     criteria: Sequence[Criterion],
     plan_of: Callable[[Criterion], Plan | None],
 ) -> Criterion:
-    """Return the criterion whose plan's network diverges least; a tie goes to the earlier.
+    """Return the criterion whose plan's sketch diverges least; a tie goes to the earlier.
 
     Args:
         search: judges.
@@ -155,6 +155,6 @@ def _closest(
         evaluator.builder.progress("choosing a criterion", index + 1, len(criteria))
         if plan is None:
             return float("inf")
-        return evaluator.divergence(plan)
+        return evaluator.sketched_divergence(plan)
 
     return criteria[min(range(len(criteria)), key=divergence)]

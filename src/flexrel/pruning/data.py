@@ -20,11 +20,13 @@ from flexrel.core.batches import (
     fitted_and_judged,
     read_batches,
     samples_of,
+    spread,
 )
 from flexrel.core.running import call, undisturbed
 from flexrel.errors import UsageError
 from flexrel.tracing import Op, OpRecorder
 
+_FEW = 64  # samples that networks are repaired with that are only compared
 _SAMPLES = 64  # looked at, of the first batch
 _NORMS = ("batch_norm", "instance_norm")
 _FAR = 1.0  # standard deviations that means may be off
@@ -38,6 +40,7 @@ class CalibrationData:
     Attributes:
         batches: all of them, as they were given.
         fitted: what scores and repairs are fitted to.
+        few: some of these, of all parts alike: enough to tell better plans from worse.
         judged: what criteria, repair and training are judged by.
         first: the first batch, which exports are made with.
         samples: how many inputs there are in all.
@@ -45,6 +48,7 @@ class CalibrationData:
 
     batches: Sequence[RawBatch]
     fitted: Sequence[RawBatch]
+    few: Sequence[RawBatch]
     judged: Sequence[RawBatch]
     first: Batch
     samples: int
@@ -73,7 +77,8 @@ def calibration_data(
     if first is None:
         raise UsageError("the calibration set is empty; pass at least one batch")
     fitted, judged = fitted_and_judged(batches, model, fits=fits)
-    return CalibrationData(batches, fitted, judged, first, samples_of(batches, model))
+    few = spread(fitted, model, _FEW)
+    return CalibrationData(batches, fitted, few, judged, first, samples_of(batches, model))
 
 
 @dataclass(frozen=True, slots=True)

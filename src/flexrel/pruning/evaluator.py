@@ -67,7 +67,20 @@ class Evaluator:
 
     def divergence(self, plan: Plan) -> float:
         """Return how far outputs of a plan's network are from the dense one's; lower is better."""
-        return self.builder.divergence(self.network_of(plan).rounded)
+        return self._divergence(self.network_of(plan).rounded)
+
+    def sketched_divergence(self, plan: Plan) -> float:
+        """Return about that, sooner: to compare plans by."""
+        return self.builder.divergence(self.builder.sketch(plan))
+
+    def _divergence(self, network: nn.Module) -> float:
+        """Return that of a network, which may be known since it was made."""
+        if network is self.builder.model:
+            return 0.0
+        last = None if self._last is None else self._last[1]
+        if last is not None and last.rounded is network and last.divergence is not None:
+            return last.divergence
+        return self.builder.divergence(network)
 
     def accuracy(self, network: nn.Module) -> float:
         """Return what `evaluate` says of a network.
@@ -101,7 +114,7 @@ class Evaluator:
             bytes=len(candidate.packed),
             accuracy=accuracy,
             weights_removed=cost.weights_removed(graph, masks),
-            divergence=0.0 if network is self.builder.model else self.builder.divergence(network),
+            divergence=self._divergence(network),
         )
         self.builder.progress(f"measuring {name}", 1, 1)
         return measured
@@ -137,5 +150,6 @@ def evaluator_of(
         progress=request.options.progress,
         repair=request.repair,
         fitted=data.fitted,
+        few=data.few,
     )
     return Evaluator(builder, signals.target.graph, request.evaluate)

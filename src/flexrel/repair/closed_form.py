@@ -124,7 +124,8 @@ def reconstruct_(
             rows = _gathered(use, stops, [whole.samples for whole, _ in passes], kept, generator)
             changed = False
             if rows is not None:
-                found = _refit_(pruned, use, stops[0][1].call, rows, largest)
+                near = next((one.ridge for one in reversed(made) if one.ridge), None)
+                found = _refit_(pruned, use, stops[0][1].call, rows, largest, near)
                 changed = found is not None and found.changed
                 made += [found] if found else []
             progress("repairing", done + 1, len(uses))
@@ -235,6 +236,7 @@ def _refit_(
     call: AffineCall,
     rows: _Gathered,
     largest: int | None,
+    near: float | None,
 ) -> LayerRepair | None:
     """Put the weights into a layer that suit its rows best; None if there is nothing to repair.
 
@@ -247,11 +249,12 @@ def _refit_(
         rows: that tell what it should give.
         largest: as for `reconstruct_`; no layer is rounded whose scales the file would have by
             inputs.
+        near: the ridge of the layer before.
     """
     largest = None if use.transposed else largest  # the file scales by axis 0
     if rows.same and largest is None:
         return None
-    found = _solution(use, call, rows, largest)
+    found = _solution(use, call, rows, largest, near)
     changed = largest is not None or found.after < found.before
     if changed:
         _write_(pruned, use, call, found)
@@ -261,7 +264,7 @@ def _refit_(
 
 
 def _solution(
-    use: LayerUse, call: AffineCall, rows: _Gathered, largest: int | None
+    use: LayerUse, call: AffineCall, rows: _Gathered, largest: int | None, near: float | None
 ) -> LayerSolution:
     """Return the weights that suit the layer's rows best, rounded if `largest` is given."""
     groups, inputs = rows.fit.x.shape
@@ -270,7 +273,7 @@ def _solution(
     bias = weight.new_zeros(len(call.weight)) if call.bias is None else call.bias.detach()
     free = use.bias or use.mean is not None
     old = weight, bias.reshape(groups, -1)
-    found = solve(rows.fit, rows.check, *old, free_bias=free, support=support)
+    found = solve(rows.fit, rows.check, *old, free_bias=free, support=support, near=near)
     if largest is None:
         return found
     every = rows.fit + rows.check

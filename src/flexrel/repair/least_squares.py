@@ -4,8 +4,8 @@ Ridge regression towards the weights as they are (ours: where the rows say nothi
 with inputs scaled to unit size, and the ridge chosen by rows that were held out.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf, isnan
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,7 +20,8 @@ _ENTRIES = 2**23  # of all systems that are solved at the same time
 _STEPS = 60  # of conjugate gradients, at most
 _ROUGH = 1e-3  # they end when the last brought no more than this share of what all did: to judge by
 _CLOSE = 1e-10  # likewise: to keep
-_WIDE = 1024  # inputs: of so many the steps are in single precision
+_WIDE = 1024  # inputs: of so many the steps, and what judges a ridge, are in single precision
+_SINGLE = 1e-3  # the ridge that makes a matrix regular in single precision
 _TINY = 1e-30  # in place of a divisor that is 0
 _SMALL = 1e-8  # of the mean square of the inputs: counts as no input
 _STILL = 1e-4  # of an input's squared mean: one that varies less hardly counts, as it is rounding
@@ -69,8 +70,12 @@ def solve(
     *,
     free_bias: bool,
     support: Bool[Tensor, "g j k"] | None = None,
+    near: float | None = None,
 ) -> LayerSolution:
     """Return the weights that bring the outputs closest to the goals.
+
+    The ridge is one of `RIDGES` whose neighbours do no better; where there are many outputs, by 64
+    of them.
 
     Args:
         fit: moments of the rows to fit.
@@ -79,40 +84,59 @@ def solve(
         bias: as it is.
         free_bias: whether the bias can change.
         support: which weights may be other than 0; None: all.
+        near: the ridge to begin at, such as that of a layer before; None: one in the middle.
     """
     old = weight.double(), bias.double()
     system, judge = _system(fit, *old, free_bias=free_bias), check.centred()
-    ridges: tuple[float | None, ...] = (None, *RIDGES) if free_bias else RIDGES
-    if support is not None and weight.shape[1] > _TRIED:
+    begin = RIDGES.index(near) if near in RIDGES else len(RIDGES) // 2
+    if weight.shape[1] > _TRIED:
         some = torch.linspace(0, weight.shape[1] - 1, _TRIED).round().long()
-        tried = _best_of(ridges, system.of(some), support[:, some], judge.of(some))
-        ridges = (tried.ridge,) if tried.after < tried.before else ()
-    best = _best_of(ridges, system, support, judge)
+        within = None if support is None else support[:, some]
+        tried = _walked(begin, system.of(some), within, judge.of(some))
+        if not tried.after < tried.before:
+            tried = replace(tried, ridge=None)
+        best = _fitted(tried.ridge, system, support, judge)
+    else:
+        best = _walked(begin, system, support, judge)
     if not best.after < best.before:
-        return best
+        return replace(best, weight=old[0], bias=old[1], ridge=None, after=best.before)
     every = _system(fit + check, *old, free_bias=free_bias)
-    found = every.best(best.ridge, support, close=_CLOSE, start=best.weight)
+    found = every.best(best.ridge, support, rough=False, start=best.weight)
     if not found.isfinite().all():  # of inputs that hardly vary, rounding leaves little
         found = best.weight
     return replace(best, weight=found, bias=every.bias_of(found))
 
 
-def _best_of(
-    ridges: Sequence[float | None], system: "_System", support: Tensor | None, judge: SecondMoments
+def _walked(
+    begin: int, system: "_System", support: Tensor | None, judge: SecondMoments
 ) -> LayerSolution:
     """Return what does best on the rows that judge, fitted to the others alone.
 
-    No ridge at all is the bias alone; where nothing is better, the layer stays as it is.
+    From the ridge of that place on to larger ones while they do better, or else to smaller ones.
+    No ridge at all is the bias alone.
     """
+    at, best = begin, _fitted(RIDGES[begin], system, support, judge)
+    for step in (1, -1):
+        while 0 <= at + step < len(RIDGES):
+            further = _fitted(RIDGES[at + step], system, support, judge)
+            if not further.after < best.after:
+                break
+            at, best = at + step, further
+        if at != begin:
+            break
+    alone = _fitted(None, system, support, judge)
+    return alone if alone.after <= best.after else best
+
+
+def _fitted(
+    ridge: float | None, system: "_System", support: Tensor | None, judge: SecondMoments
+) -> LayerSolution:
+    """Return the solution with a ridge, and what it does on the rows that judge."""
+    found = system.best(ridge, support)
+    bias = system.bias_of(found)
     before = error_of(system.weight, system.bias, judge)
-    best = LayerSolution(system.weight, system.bias, None, before, before)
-    for ridge in ridges:
-        found = system.best(ridge, support)
-        bias = system.bias_of(found)
-        error = error_of(found, bias, judge)
-        if error < best.after:
-            best = LayerSolution(found, bias, ridge, before, error)
-    return best
+    after = error_of(found, bias, judge)
+    return LayerSolution(found, bias, ridge, before, inf if isnan(after) else after)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,7 +172,7 @@ class _System:
         ridge: float | None,
         support: Tensor | None,
         *,
-        close: float = _ROUGH,
+        rough: bool = True,
         start: Tensor | None = None,
     ) -> Tensor:
         """Return the weights that do best with such a ridge; without one, those that there are.
@@ -156,16 +180,21 @@ class _System:
         Args:
             ridge: towards the weights that there are.
             support: which may be other than 0; with one they are found by steps, and nearly.
-            close: how near: they end when the last brings less than this share of all.
+            rough: whether they are to judge a ridge by, and not to keep.
             start: weights that the steps begin at.
         """
         if ridge is None:
             return self.weight
         self.xx.diagonal(dim1=1, dim2=2).copy_(self.diagonal + ridge)
-        if support is None:
-            return self.weight + normal_solution(self.xx, self.left) * self.scale
-        begun = torch.zeros_like(self.left) if start is None else (start - self.weight) / self.scale
-        return self.weight + _within(self.xx, self.left, support, close, begun) * self.scale
+        if support is not None:
+            begun = 0 * self.left if start is None else (start - self.weight) / self.scale
+            close = _ROUGH if rough else _CLOSE
+            change = _within(self.xx, self.left, support, close, begun)
+        elif rough and self.xx.shape[2] >= _WIDE and ridge >= _SINGLE:
+            change = normal_solution(self.xx.float(), self.left.float()).double()
+        else:
+            change = normal_solution(self.xx, self.left)
+        return self.weight + change * self.scale
 
     def bias_of(self, weight: Tensor) -> Tensor:
         """Return the bias that does best with such weights, or that which can't change."""
