@@ -142,15 +142,15 @@ def passes(model, batches):
 
 def widths(model, example):
     """Return (groups, inputs, outputs) of every layer that runs."""
-    found, handles = {}, []
+    found = {}
 
     def note(layer, _, __):
         groups = getattr(layer, "groups", 1)
         found[layer] = (groups, layer.weight[0].numel(), len(layer.weight) // groups)
 
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):  # noqa: SLF001
-            handles.append(layer.register_forward_hook(note))
+    kinds = nn.Linear | nn.modules.conv._ConvNd  # noqa: SLF001
+    layers = [layer for layer in model.modules() if isinstance(layer, kinds)]
+    handles = [layer.register_forward_hook(note) for layer in layers]
     with torch.no_grad():
         run(model, example)
     for handle in handles:
@@ -233,7 +233,7 @@ def alone(name, source):
         environment["PYTHONPATH"] = f"{source}/src:{source}/edge/src"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "block.json"
-        done = subprocess.run(  # noqa: S603 - this file
+        done = subprocess.run(
             [sys.executable, __file__, "--job", name, str(out)],
             env=environment,
             stderr=subprocess.PIPE,
@@ -265,7 +265,9 @@ def row(block, before):
     if "dense" in block:
         accuracy = f"{100 * block['dense']:.1f} → {100 * block['pruned']:.1f}"
         n = block["tested"]
-        accuracy += f" ± {100 * math.sqrt(block['pruned'] * (1 - block['pruned']) / n):.1f}" if n else ""
+        accuracy += (
+            f" ± {100 * math.sqrt(block['pruned'] * (1 - block['pruned']) / n):.1f}" if n else ""
+        )
     earlier = f"{before['seconds']:.0f}" if before and "seconds" in before else ""
     was = f"{100 * before['pruned']:.1f}" if before and "pruned" in before else ""
     return [
@@ -283,6 +285,12 @@ def row(block, before):
     ]
 
 
+READ = (
+    "`python benchmarks/speed.py`. CPU time of one thread. P: forward and backward over the data "
+    "once; C: one factorisation and solve of every layer's Gram matrix. A goal of 1 or less is "
+    "met; evaluations of accuracy are the caller's and do not count. MiB: the most that the call "
+    "takes beside the network and the data. Accuracy on data that nothing was chosen on."
+)
 HEADER = ("network, samples", "P, s", "C, s", "before, s", "now, s", "of the goal", "MiB")
 HEADER += ("criterion", "divergence", "before, %", "dense → now, %")
 
@@ -297,11 +305,7 @@ def page(found):
     rows = [row(block, before.get(name)) for name, block in now.items()]
     return [
         "# What the default call takes",
-        "`python benchmarks/speed.py`. CPU time of one thread. P: forward and backward over the "
-        "data once; C: one factorisation and solve of every layer's Gram matrix. A goal of 1 or "
-        "less is met; evaluations of accuracy are the caller's and do not count. MiB: the most "
-        "that the call takes beside the network and the data. Accuracy on data that nothing was "
-        "chosen on.",
+        READ,
         common.table(HEADER, rows),
         common.measured_with(next(iter(now.values()))["with"]),
     ]

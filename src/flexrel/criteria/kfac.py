@@ -31,8 +31,9 @@ from flexrel.tracing import LayerCall, Op, OpRecorder, ParameterOwners, layer_ca
 
 _Sum = TypeVar("_Sum", SecondMoments, Tensor)
 
-_ROWS = 20_000  # of a layer's inputs, over all batches
-_GRADIENTS = 100_000  # rows of its outputs, likewise
+_ROWS = 5_000  # of a layer's inputs, over all batches, or
+_ROWS_AN_INPUT = 4
+_GRADIENTS = 25_000  # rows of its outputs, likewise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,7 +207,7 @@ class _FactorRecorder(OpRecorder):
         self.leaves: list[Tensor] = []
         self.transposed: set[str] = set()
         self._weights, self._layers, self._samples = weights, layers, samples
-        self._rows, self._gradients = ceil(share * _ROWS), ceil(share * _GRADIENTS)
+        self._share, self._gradients = share, ceil(share * _GRADIENTS)
         self._generator = generator
 
     def run(self, op: Op) -> Any:  # noqa: ANN401
@@ -233,7 +234,8 @@ class _FactorRecorder(OpRecorder):
 
     def _add_inputs(self, found: LayerCall, outputs: Tensor) -> None:
         affine = found.affine
-        rows = drawn_rows(outputs, affine.geometry, self._rows, self._generator)
+        most = ceil(self._share * max(_ROWS, _ROWS_AN_INPUT * affine.weight[0].numel()))
+        rows = drawn_rows(outputs, affine.geometry, most, self._generator)
         taken = inputs_at(affine.inputs.detach(), affine.weight, affine.geometry, rows)
         numbers = samples_at(outputs, affine.geometry, rows, self._samples)
         first = (numbers < self._samples // 2).to(taken.device)

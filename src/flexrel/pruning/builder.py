@@ -1,8 +1,9 @@
 """From a plan to its network: cut, repaired where that helps, trained if asked, and rounded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Final
 
 from torch import nn
 
@@ -13,8 +14,10 @@ from flexrel.core.plan import Plan
 from flexrel.core.precision import LARGEST, Values
 from flexrel.core.running import duplicate
 from flexrel.io import encode
-from flexrel.repair import Recovery, round_
+from flexrel.repair import ClosedForm, Recovery, round_
 from flexrel.structure import apply
+
+_SKETCHED: Final = 4000  # rows of a layer that are fitted where networks are only compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,7 @@ class NetworkBuilder:
     values: Values
     divergence: Divergence
     progress: Progress
-    repair: Recovery | None = None
+    repair: ClosedForm | None = None
     fitted: Sequence[RawBatch] = ()
     few: Sequence[RawBatch] = ()
 
@@ -76,7 +79,8 @@ class NetworkBuilder:
         network = apply(self.model, plan)
         if self.repair is None:
             return network
-        return self.repair(network, self.model, plan, self.few, self.progress).model
+        quick = replace(self.repair, rows=_SKETCHED)
+        return quick(network, self.model, plan, self.few, self.progress).model
 
     def rough(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network cut and rounded, each value by itself, and no more."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 from flexrel.core.plan import Plan
 from flexrel.core.precision import finest_first
@@ -15,6 +16,7 @@ from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import NetworkSignals
 
 _ROUNDS = 3  # of choosing a criterion where the last one led
+_NEAR = 1.25  # times the least divergence of a sketch: may be the better one all the same
 _ROUGHER = 1.1  # of the divergence of the cut: what rounding may leave, where nothing says more
 
 
@@ -127,7 +129,7 @@ def _chosen_within(
     plan_of: Callable[[Criterion], Plan | None] = search.plan
     if search.limits.measured:  # which takes long: plans are made alike in what is short
         plan_of = partial(search.as_costly, search.ranking(magnitude).plan(count))
-    chosen = _closest(search, criteria, plan_of)
+    chosen = _closest(search, criteria, plan_of, sure=True)
     if chosen == magnitude:  # what it has to do is known
         return Solution(search, chosen, search.filled(chosen, count))
     return Solution(search, chosen, search.plan(chosen))
@@ -137,24 +139,34 @@ def _closest(
     search: BudgetSearch,
     criteria: Sequence[Criterion],
     plan_of: Callable[[Criterion], Plan | None],
+    *,
+    sure: bool = False,
 ) -> Criterion:
-    """Return the criterion whose plan's sketch diverges least; a tie goes to the earlier.
+    """Return the criterion whose plan's network diverges least; a tie goes to the earlier.
+
+    Sketches of the networks tell.
 
     Args:
         search: judges.
         criteria: to choose from.
         plan_of: makes a criterion's plan, all of one cost; None where there is none.
+        sure: whether the best two, where their sketches are close, are repaired in full to tell.
     """
     evaluator = search.evaluator
-
-    def divergence(index: int) -> float:
+    plans: list[Plan | None] = []
+    sketched: list[float] = []
+    for criterion in criteria:
         try:
-            plan = plan_of(criteria[index])
+            plans.append(plan_of(criterion))
         except BudgetError:  # it can't score enough of the network
-            plan = None
-        evaluator.builder.progress("choosing a criterion", index + 1, len(criteria))
-        if plan is None:
-            return float("inf")
-        return evaluator.sketched_divergence(plan)
-
-    return criteria[min(range(len(criteria)), key=divergence)]
+            plans.append(None)
+        plan = plans[-1]
+        sketched.append(inf if plan is None else evaluator.sketched_divergence(plan))
+        evaluator.builder.progress("choosing a criterion", len(plans), len(criteria))
+    order = sorted(range(len(criteria)), key=sketched.__getitem__)
+    near = sorted(at for at in order[:2] if sketched[at] <= _NEAR * sketched[order[0]])
+    found = {at: plan for at in near if (plan := plans[at]) is not None}
+    builder = evaluator.builder
+    if not sure or builder.few is builder.fitted or len(found) < len(order[:2]):
+        return criteria[order[0]]
+    return criteria[min(found, key=lambda at: evaluator.divergence(found[at]))]

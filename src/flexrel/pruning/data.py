@@ -40,7 +40,7 @@ class CalibrationData:
     Attributes:
         batches: all of them, as they were given.
         fitted: what scores and repairs are fitted to.
-        few: some of these, of all parts alike: enough to tell better plans from worse.
+        few: some of these, of all parts alike, enough to tell better plans from worse; or all.
         judged: what criteria, repair and training are judged by.
         first: the first batch, which exports are made with.
         samples: how many inputs there are in all.
@@ -77,7 +77,7 @@ def calibration_data(
     if first is None:
         raise UsageError("the calibration set is empty; pass at least one batch")
     fitted, judged = fitted_and_judged(batches, model, fits=fits)
-    few = spread(fitted, model, _FEW)
+    few = fitted if samples_of(fitted, model) < 2 * _FEW else spread(fitted, model, _FEW)
     return CalibrationData(batches, fitted, few, judged, first, samples_of(batches, model))
 
 

@@ -1,5 +1,6 @@
 """From a plan to its network and what that costs and does."""
 
+from collections import deque
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -23,10 +24,10 @@ from flexrel.pruning.signals import NetworkSignals
 
 
 class Evaluator:
-    """Makes and measures networks of plans of one network; the last one is kept.
+    """Makes and measures networks of plans of one network; the last two are kept.
 
     A repair takes long, and the same plan is asked for again: for its bytes, its accuracy, its
-    divergence, and in the end to be returned.
+    divergence, to be compared with another, and in the end to be returned.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Evaluator:
         """Take what makes networks, what can be pruned of them, and what tells their accuracy."""
         self.builder, self.graph = builder, graph
         self._evaluate = evaluate
-        self._last: tuple[Plan, PrunedNetwork] | None = None
+        self._made: deque[tuple[Plan, PrunedNetwork]] = deque(maxlen=2)
 
     def at(self, values: Values) -> "Evaluator":
         """Return the evaluator of networks whose packed files have values of a precision."""
@@ -61,9 +62,11 @@ class Evaluator:
 
     def network_of(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network, repaired where that helps."""
-        if self._last is None or not _same(self._last[0], plan):
-            self._last = plan, self.builder.build(plan)
-        return self._last[1]
+        for known, made in self._made:
+            if _same(known, plan):
+                return made
+        self._made.append((plan, self.builder.build(plan)))
+        return self._made[-1][1]
 
     def divergence(self, plan: Plan) -> float:
         """Return how far outputs of a plan's network are from the dense one's; lower is better."""
@@ -77,10 +80,9 @@ class Evaluator:
         """Return that of a network, which may be known since it was made."""
         if network is self.builder.model:
             return 0.0
-        last = None if self._last is None else self._last[1]
-        if last is not None and last.rounded is network and last.divergence is not None:
-            return last.divergence
-        return self.builder.divergence(network)
+        known = (made.divergence for _, made in self._made if made.rounded is network)
+        found = next(known, None)
+        return self.builder.divergence(network) if found is None else found
 
     def accuracy(self, network: nn.Module) -> float:
         """Return what `evaluate` says of a network.

@@ -16,7 +16,7 @@ from flexrel.errors import UsageError
 from flexrel.pruning.arguments import criteria_of, recoveries
 from flexrel.pruning.evaluation import floor_of
 from flexrel.relevance import RelevanceStats
-from flexrel.repair import FineTune, Recovery
+from flexrel.repair import ClosedForm, FineTune, Recovery
 
 Form = Literal["auto", "module", "exported"]
 FORMS: tuple[Form, ...] = ("auto", "module", "exported")
@@ -63,7 +63,7 @@ class Request:
     budgets: tuple[Budget, ...]
     criteria: tuple[Criterion, ...]  # one is chosen, if several
     granularity: str
-    repair: Recovery | None  # of every network that is tried
+    repair: ClosedForm | None  # of every network that is tried
     training: Recovery | None  # of the one that is chosen
     recover: str  # what the last two were asked by
     values: RequestedPrecision

@@ -35,7 +35,7 @@ from flexrel.repair.uses import LayerUse, uses_of
 from flexrel.structure import kept_positions, named_tensors
 from flexrel.tracing import AffineCall
 
-_ROWS = 30_000  # of each layer that are fitted, but
+ROWS = 12_000  # of each layer that are fitted, but
 _ENTRIES = 2e7  # fewer where that would be more numbers, though
 _ROWS_AN_INPUT = 16  # at least
 HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
@@ -56,7 +56,7 @@ class LayerRepair:
     rows: int  # that it was fitted to
     inputs: int  # of each output: as many rows are wanted at least
     ridge: float | None  # None: the weights stayed
-    before: float  # squared error of the outputs over their variance, on held-out rows
+    before: float  # squared error over variance on held-out rows, of up to 64 outputs
     after: float
     changed: bool
 
@@ -69,6 +69,7 @@ def reconstruct_(
     progress: Progress = silent,
     *,
     samples: int = 1024,
+    rows: int = ROWS,
     seed: int = 0,
     largest: int | None = None,
 ) -> tuple[list[LayerRepair], dict[str, str]]:
@@ -81,6 +82,7 @@ def reconstruct_(
         batches: calibration data, without labels.
         progress: told after each layer.
         samples: no more than so many are used.
+        rows: likewise, of each layer.
         seed: of the rows that are drawn.
         largest: round the weights too, to whole numbers up to it times a scale for each output.
 
@@ -121,11 +123,12 @@ def reconstruct_(
                 (whole.advance(use.name), left.advance(use.name, changed=changed))
                 for whole, left in passes
             ]
-            rows = _gathered(use, stops, [whole.samples for whole, _ in passes], kept, generator)
+            counts = [whole.samples for whole, _ in passes]
+            gathered = _gathered(use, stops, counts, kept, rows, generator)
             changed = False
-            if rows is not None:
+            if gathered is not None:
                 near = next((one.ridge for one in reversed(made) if one.ridge), None)
-                found = _refit_(pruned, use, stops[0][1].call, rows, largest, near)
+                found = _refit_(pruned, use, stops[0][1].call, gathered, largest, near)
                 changed = found is not None and found.changed
                 made += [found] if found else []
             progress("repairing", done + 1, len(uses))
@@ -169,6 +172,7 @@ def _gathered(
     stops: Sequence[tuple[LayerStop, LayerStop]],
     samples: Sequence[int],
     kept: Kept,
+    most: int,
     generator: torch.Generator,
 ) -> _Gathered | None:
     """Return the moments of rows that are drawn of a layer; None where none can be held out.
@@ -178,11 +182,12 @@ def _gathered(
         stops: of the dense and of the pruned network, for each batch.
         samples: how many each batch has.
         kept: which outputs of the dense layer are left.
+        most: rows, if that is enough for the inputs.
         generator: that rows are drawn by.
     """
     call = stops[0][1].call
     groups, inputs = call.geometry.groups if call.geometry else 1, call.weight[0].numel()
-    most = max(min(_ROWS, int(_ENTRIES / (groups * inputs))), _ROWS_AN_INPUT * inputs)
+    most = max(min(most, int(_ENTRIES / (groups * inputs))), _ROWS_AN_INPUT * inputs)
     fit, check = RunningMoments(), RunningMoments()
     apart = size = 0.0
     seen = 0
@@ -258,7 +263,7 @@ def _refit_(
     changed = largest is not None or found.after < found.before
     if changed:
         _write_(pruned, use, call, found)
-    variance = max(float(rows.check.centred().yy.sum()), _TINY)
+    variance = max(found.variance, _TINY)
     errors = found.before / variance, found.after / variance
     return LayerRepair(use.name, rows.fit.rows, rows.fit.x.shape[1], found.ridge, *errors, changed)
 

@@ -20,8 +20,8 @@ _ENTRIES = 2**23  # of all systems that are solved at the same time
 _STEPS = 60  # of conjugate gradients, at most
 _ROUGH = 1e-3  # they end when the last brought no more than this share of what all did: to judge by
 _CLOSE = 1e-10  # likewise: to keep
-_WIDE = 1024  # inputs: of so many the steps, and what judges a ridge, are in single precision
-_SINGLE = 1e-3  # the ridge that makes a matrix regular in single precision
+_WIDE = 1024  # inputs: of so many the steps are in single precision, and solutions
+_SINGLE = 1e-3  # where the ridge is no less: it makes the matrix regular enough
 _TINY = 1e-30  # in place of a divisor that is 0
 _SMALL = 1e-8  # of the mean square of the inputs: counts as no input
 _STILL = 1e-4  # of an input's squared mean: one that varies less hardly counts, as it is rounding
@@ -35,8 +35,10 @@ class LayerSolution:
         weight: `[g, j, k]`, float64.
         bias: `[g, j]`: of the layer as a whole, not a change.
         ridge: that was chosen, in squared inputs of unit size; None: the weights as they were.
-        before: mean squared error of the outputs on the held-out rows, as the layer was.
-        after: as it is with the new weights.
+        before: mean squared error, on the held-out rows, of the outputs that it was chosen on, as
+            the layer was.
+        after: likewise, fitted to the other rows alone.
+        variance: of these outputs there.
     """
 
     weight: Float[Tensor, "g j k"]
@@ -44,6 +46,7 @@ class LayerSolution:
     ridge: float | None
     before: float
     after: float
+    variance: float
 
 
 def error_of(
@@ -87,56 +90,50 @@ def solve(
         near: the ridge to begin at, such as that of a layer before; None: one in the middle.
     """
     old = weight.double(), bias.double()
-    system, judge = _system(fit, *old, free_bias=free_bias), check.centred()
-    begin = RIDGES.index(near) if near in RIDGES else len(RIDGES) // 2
-    if weight.shape[1] > _TRIED:
-        some = torch.linspace(0, weight.shape[1] - 1, _TRIED).round().long()
-        within = None if support is None else support[:, some]
-        tried = _walked(begin, system.of(some), within, judge.of(some))
-        if not tried.after < tried.before:
-            tried = replace(tried, ridge=None)
-        best = _fitted(tried.ridge, system, support, judge)
-    else:
-        best = _walked(begin, system, support, judge)
-    if not best.after < best.before:
-        return replace(best, weight=old[0], bias=old[1], ridge=None, after=best.before)
+    count, begin = weight.shape[1], RIDGES.index(near) if near in RIDGES else len(RIDGES) // 2
+    some = torch.linspace(0, count - 1, min(count, _TRIED)).round().long()
+    system = _system(fit.of(some), *(part[:, some] for part in old), free_bias=free_bias)
+    within = None if support is None else support[:, some]
+    tried = _walked(begin, system, within, check.of(some).centred())
+    if not tried.after < tried.before:
+        return replace(tried, weight=old[0], bias=old[1], ridge=None, after=tried.before)
     every = _system(fit + check, *old, free_bias=free_bias)
-    found = every.best(best.ridge, support, rough=False, start=best.weight)
+    start = tried.weight if count <= _TRIED else None
+    found = every.best(tried.ridge, support, rough=False, start=start)
     if not found.isfinite().all():  # of inputs that hardly vary, rounding leaves little
-        found = best.weight
-    return replace(best, weight=found, bias=every.bias_of(found))
+        every = _system(fit, *old, free_bias=free_bias)
+        found = every.best(tried.ridge, support)
+    return replace(tried, weight=found, bias=every.bias_of(found))
 
 
 def _walked(
     begin: int, system: "_System", support: Tensor | None, judge: SecondMoments
 ) -> LayerSolution:
-    """Return what does best on the rows that judge, fitted to the others alone.
+    """Return what does best on the rows that judge, fitted to others.
 
     From the ridge of that place on to larger ones while they do better, or else to smaller ones.
     No ridge at all is the bias alone.
     """
-    at, best = begin, _fitted(RIDGES[begin], system, support, judge)
+    variance = float(judge.yy.sum())
+    before = error_of(system.weight, system.bias, judge)
+
+    def fitted(ridge: float | None) -> LayerSolution:
+        found = system.best(ridge, support)
+        bias = system.bias_of(found)
+        after = error_of(found, bias, judge)
+        return LayerSolution(found, bias, ridge, before, inf if isnan(after) else after, variance)
+
+    at, best = begin, fitted(RIDGES[begin])
     for step in (1, -1):
         while 0 <= at + step < len(RIDGES):
-            further = _fitted(RIDGES[at + step], system, support, judge)
+            further = fitted(RIDGES[at + step])
             if not further.after < best.after:
                 break
             at, best = at + step, further
         if at != begin:
             break
-    alone = _fitted(None, system, support, judge)
+    alone = fitted(None)
     return alone if alone.after <= best.after else best
-
-
-def _fitted(
-    ridge: float | None, system: "_System", support: Tensor | None, judge: SecondMoments
-) -> LayerSolution:
-    """Return the solution with a ridge, and what it does on the rows that judge."""
-    found = system.best(ridge, support)
-    bias = system.bias_of(found)
-    before = error_of(system.weight, system.bias, judge)
-    after = error_of(found, bias, judge)
-    return LayerSolution(found, bias, ridge, before, inf if isnan(after) else after)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,12 +158,6 @@ class _System:
     diagonal: Tensor
     left: Tensor
 
-    def of(self, outputs: Tensor) -> "_System":
-        """Return the equations of some of the outputs, with the same inputs."""
-        means = self.means and (self.means[0], self.means[1][:, outputs])
-        weight, bias = self.weight[:, outputs], self.bias[:, outputs]
-        return replace(self, weight=weight, bias=bias, means=means, left=self.left[:, outputs])
-
     def best(
         self,
         ridge: float | None,
@@ -190,10 +181,8 @@ class _System:
             begun = 0 * self.left if start is None else (start - self.weight) / self.scale
             close = _ROUGH if rough else _CLOSE
             change = _within(self.xx, self.left, support, close, begun)
-        elif rough and self.xx.shape[2] >= _WIDE and ridge >= _SINGLE:
-            change = normal_solution(self.xx.float(), self.left.float()).double()
         else:
-            change = normal_solution(self.xx, self.left)
+            change = normal_solution(self.xx, self.left, single=ridge >= _SINGLE)
         return self.weight + change * self.scale
 
     def bias_of(self, weight: Tensor) -> Tensor:
@@ -225,17 +214,22 @@ def _system(rows: SecondMoments, weight: Tensor, bias: Tensor, *, free_bias: boo
 
 
 def normal_solution(
-    xx: Float[Tensor, "g k k"], left: Float[Tensor, "g j k"]
+    xx: Float[Tensor, "g k k"], left: Float[Tensor, "g j k"], *, single: bool = False
 ) -> Float[Tensor, "g j k"]:
     """Return the solution of normal equations: the weights with `weights @ xx = left`, by groups.
 
     Args:
         xx: products of the inputs, with a ridge on the diagonal; symmetric.
         left: products of outputs and inputs.
+        single: whether single precision will do where there are many inputs.
 
     Returns:
         By Cholesky factors; NaN if one of the matrices is not positive definite.
     """
+    if single and xx.shape[2] >= _WIDE:
+        factor, failed = torch.linalg.cholesky_ex(xx.float())
+        if not failed.any():
+            return torch.cholesky_solve(left.mT.float(), factor).mT.to(left)
     factor, failed = torch.linalg.cholesky_ex(xx)
     if bool(failed.any()):
         return torch.full_like(left, torch.nan)

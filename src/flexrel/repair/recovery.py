@@ -10,7 +10,7 @@ from flexrel.core.batches import RawBatch, samples_of
 from flexrel.core.measurement import Progress, Training, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate
-from flexrel.repair.closed_form import HELD_OUT, reconstruct_
+from flexrel.repair.closed_form import HELD_OUT, ROWS, reconstruct_
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,10 +58,12 @@ class ClosedForm:
     Attributes:
         samples: of the calibration data, at most.
         seed: of the rows that are drawn of each layer.
+        rows: of each layer, samples and positions, at most, if that is 16 for each of its inputs.
     """
 
     samples: int = 1024
     seed: int = 0
+    rows: int = ROWS
     name: str = "closed-form"
 
     def __call__(
@@ -81,7 +83,10 @@ class ClosedForm:
             )
             return RepairResult(self.name, network, (f"{note}; pass at least {HELD_OUT}",))
         repairs, refused = reconstruct_(
-            network, dense, plan, batches, progress, samples=self.samples, seed=self.seed
+            *(network, dense, plan, batches, progress),
+            samples=self.samples,
+            rows=self.rows,
+            seed=self.seed,
         )
         changed = sum(repair.changed for repair in repairs)
         notes = [f"{changed} layers refitted, {len(repairs) - changed} left as they were"]
