@@ -385,8 +385,8 @@ def test_a_normed_weight_makes_channels_that_go_and_reads_channels_that_stay():
     (group,) = graph.groups
     assert group.units == 6
     assert {(p.tensor.rsplit(".", 1)[-1], p.axis) for p in group.members} == {
-        ("original0", 0),
-        ("original1", 0),
+        ("g", 0),
+        ("v", 0),
         ("bias", 0),
         ("weight", 1),  # the head's
     }
