@@ -175,21 +175,21 @@ def test_the_stream_before_a_convolution_shortcut_can_be_cut():
 
 
 CAUSES = {
-    "cumsum": "aten.cumsum",
-    "cumsum in place": "aten.cumsum_",
-    "custom operation": "flexrel_tests.relu",
-    "softmax": "aten._softmax",
-    "flip": "aten.flip",
-    "shift by padding": "aten.constant_pad_nd",
-    "every other channel": "aten.slice",
-    "channels by index": "aten.index",
-    "first channel zeroed": "aten.select",
-    "written into zeros": "aten.copy_",
-    "group norm": "aten.native_group_norm",
-    "layer norm": "aten.native_layer_norm",
-    "channel mean": "aten.mean",
-    "channel maximum": "aten.amax",
-    "weight norm": "aten._weight_norm_interface",  # over all that the layer behind reads
+    "cumsum": "torch.cumsum (",
+    "cumsum in place": "Tensor.cumsum_ (",
+    "custom operation": "flexrel_tests.relu (",
+    "softmax": "softmax (",
+    "flip": "torch.flip (",
+    "shift by padding": "padding (",
+    "every other channel": "a slice (",
+    "channels by index": "an index of numbers (",
+    "first channel zeroed": "an index (",
+    "written into zeros": "an assignment to entries (",
+    "group norm": "group norm (",
+    "layer norm": "layer norm (",
+    "channel mean": "torch.mean (",
+    "channel maximum": "torch.amax (",
+    "weight norm": "weight norm (",  # over all that the layer behind reads
     "a layer fed with a constant too": "a tensor made on the way",
     "a size written down": "was tried and failed",
 }

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from flexrel.core.measurement import Progress
 from flexrel.core.plan import Plan, changes, named, totals
+from flexrel.core.wording import everyday
 from flexrel.io import count, percent
 from flexrel.pruning import Result
 from flexrel.relevance import Balance
@@ -105,7 +106,7 @@ def conservation(balances: Sequence[Balance]) -> Table:
     shown.add_column("lost (made: below 0)", justify="right")
     for balance in broken[:_WORST]:
         share = percent(balance.lost / balance.handled)
-        shown.add_row(balance.layer, balance.operation, balance.rule, share)
+        shown.add_row(balance.layer, everyday(balance.operation), balance.rule, share)
     if len(broken) > _WORST:
         shown.add_row(f"and {len(broken) - _WORST} more")
     return shown

@@ -73,6 +73,8 @@ def fold_(model: nn.Module) -> tuple[FoldedWeight, ...]:
         ModelError: one can't be made.
     """
     modules = list(model.named_modules())
+    if not any(is_foldable(module) for _, module in modules):
+        return ()
     found: list[FoldedWeight] = []
     left: set[str] = set()  # of the modules whose weights are no constants
     tied: dict[tuple[int, ...], list[nn.Parameter]] = {}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flexrel.core.batches import Batch
 from flexrel.core.forms import SEVERAL_INPUTS, signature_of
+from flexrel.core.wording import in_everyday_words
 from flexrel.errors import FlexrelError, ModelError
 
 _NONE: Mapping[int, Tensor] = MappingProxyType({})
@@ -153,8 +154,8 @@ def _too_few(model: nn.Module, batch: Batch) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return an error's message in one line: its first, or else its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return an error's message in one line: its first, or else its type; in everyday words."""
+    return in_everyday_words(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def tensors_of(value: Any) -> list[Tensor]:  # noqa: ANN401 - what a model or operation returns
