@@ -40,10 +40,13 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def table(result: Result) -> Table:
-    """Return the measurements of a result, one network a row."""
+    """Return the measurements of a result, one network a row.
+
+    The last column is the share of all weights that is gone or zero, zeros of before included.
+    """
     shown = Table(title=None)
     shown.add_column("network", no_wrap=True)
-    for name in ("accuracy", "parameters", "MACs", "bytes", "of dense"):
+    for name in ("accuracy", "parameters", "MACs", "bytes", "of dense", "weights gone"):
         shown.add_column(name, justify="right")
     for m in result.measurements:
         shown.add_row(
@@ -53,6 +56,7 @@ def table(result: Result) -> Table:
             count(m.macs),
             count(m.bytes),
             percent(m.bytes / result.dense.bytes),
+            percent(m.weights_removed),
             style="bold" if m is result.achieved else "",
         )
     return shown
