@@ -189,8 +189,8 @@ CAUSES = {
     "layer norm": "layer norm (",
     "channel mean": "torch.mean (",
     "channel maximum": "torch.amax (",
-    "weight norm": "weight norm (",  # over all that the layer behind reads
-    "a layer fed with a constant too": "a tensor made on the way",
+    "weight norm": "normalised together on the way, by weight norm (",
+    "a layer fed with a constant too": "a tensor that is no parameter, buffer or input",
     "a size written down": "was tried and failed",
 }
 
@@ -243,7 +243,7 @@ def test_depthwise_on_the_input_and_one_channel_are_protected_too():
 
     why = reasons(read(model))
 
-    assert why["0"] == "it is the network's input"
+    assert why["0"] == "it goes together with the network's input"
     assert why["1"] == "it has one channel"
 
 

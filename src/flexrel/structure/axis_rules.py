@@ -4,7 +4,14 @@ from math import prod
 
 from flexrel.structure.dependencies import Axis, DependencyBuilder
 from flexrel.structure.move_rules import give_up
-from flexrel.structure.trace import Operation
+from flexrel.structure.trace import Operation, Ref
+
+
+def _taken_together(d: DependencyBuilder, op: Operation, x: Ref, does: str) -> str:
+    """Return why an axis can't be cut that an operation works over, all entries together."""
+    if d.is_weight(x):  # as NFNets do
+        return f"the weights along it are standardised together on the way, by {op.told}"
+    return f"{op.told} {does} over it"
 
 
 def batch_norm(d: DependencyBuilder, op: Operation) -> None:
@@ -13,7 +20,7 @@ def batch_norm(d: DependencyBuilder, op: Operation) -> None:
     axes = list(d.axes(x))
     if op.args.get("training"):  # of a weight that is standardised, too
         for axis in (axes[0], *axes[2:]):
-            d.bar(axis, f"{op.told} normalises over it")
+            d.bar(axis, _taken_together(d, op, x, "normalises"))
     for name in ("weight", "bias", "running_mean", "running_var"):
         if op.args.get(name) is not None:
             axes[1] = d.join(axes[1], d.axes(op.args[name])[0])
@@ -25,7 +32,7 @@ def layer_norm(d: DependencyBuilder, op: Operation) -> None:
     """Normalise over the last axes, of which none can be cut then."""
     x = op.args["input"]
     shape = op.args["normalized_shape"]
-    reason = f"{op.told} normalises over it"
+    reason = _taken_together(d, op, x, "normalises")
     for axis in d.axes(x)[len(x.shape) - len(shape) :]:
         d.bar(axis, reason)
     for name in ("weight", "bias"):
@@ -39,7 +46,7 @@ def group_norm(d: DependencyBuilder, op: Operation) -> None:
     x, groups = op.args["input"], op.args["group"]
     axes = list(d.axes(x))
     parts = d.halves(axes[1], groups)
-    reason = f"{op.told} normalises over it"
+    reason = _taken_together(d, op, x, "normalises")
     for axis in axes[1:] if parts is None else (parts[1], *axes[2:]):
         d.bar(axis, reason)
     for name in ("weight", "bias"):
@@ -108,7 +115,7 @@ def reduce(d: DependencyBuilder, op: Operation) -> None:
     axes: list[Axis] = []
     for at, axis in enumerate(d.axes(x)):
         if at in gone:
-            d.bar(axis, f"{op.told} sums over it")
+            d.bar(axis, _taken_together(d, op, x, "sums"))
             axes += [()] if op.args.get("keepdim") else []
         else:
             axes.append(axis)
