@@ -1,4 +1,4 @@
-"""Recurrent layers, GRN, gating along tokens, standardised weights: cut exactly, or said why not."""
+"""Recurrent layers, GRN, gMLP, standardised weights: cut exactly, or left with the reason."""
 
 import pytest
 import torch
