@@ -39,6 +39,8 @@ def test_inner_names_in_messages_of_torch_are_replaced():
     )
 
     assert reason(error) == "Could not run 'torch.cdist' with: derivative for torch.vdot"
+    other = RuntimeError("no decomposition for torch.ops.aten.native_layer_norm.default here")
+    assert reason(other) == "no decomposition for layer norm here"
 
 
 class Net(nn.Module):

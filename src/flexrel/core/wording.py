@@ -6,7 +6,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-_INNER = re.compile(r"\baten(?:::|\.)(\w+)(?:\.\w+)*")
+_INNER = re.compile(r"\b(?:torch\.ops\.)?aten(?:::|\.)(\w+)(?:\.\w+)*")
 _SIDE = re.compile(r"__[ri]?(add|sub|mul|truediv|matmul|pow)__")
 
 
