@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from networks import CLASSES, COLOURS, Call, Mixer, Owner, Residual, conv, random_
+from networks import CLASSES, COLOURS, Call, Mixer, NormedOnTheWay, Owner, Residual, conv, random_
 
 WIDTH, HEADS, HEAD, TOKENS_IN, VOCABULARY = 12, 4, 3, 5, 7
 
@@ -184,7 +184,7 @@ BLOCKS = {
     "gated by chunk": lambda c: flow([conv(c, 10)], lambda f, x: _gated(*f[0](x).chunk(2, 1))),
     "group norm": lambda c: nn.Sequential(conv(c, 12), nn.GroupNorm(4, 12)),
     "group norm of single channels": lambda c: nn.GroupNorm(c, c),
-    "weight norm": lambda c: nn.utils.parametrizations.weight_norm(conv(c, 6)),
+    "weight norm": lambda c: NormedOnTheWay(c, 6),
     "channels last": lambda c: flow(
         [conv3(c, groups=c), nn.Linear(c, 2 * c), nn.Linear(2 * c, c)],
         lambda f, x: x + f[2](f[1](f[0](x).permute(0, 2, 3, 1)).relu()).permute(0, 3, 1, 2),

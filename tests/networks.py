@@ -396,6 +396,18 @@ def conv(channels, out=None, **options):
     return nn.Conv2d(channels, out or channels, 1, **options)
 
 
+class NormedOnTheWay(nn.Module):
+    """A convolution that makes its weight in `forward`, as weight norm does."""
+
+    def __init__(self, channels, out):
+        super().__init__()
+        layer = conv(channels, out)
+        self.g, self.v, self.bias = nn.Parameter(torch.ones(out, 1, 1, 1)), layer.weight, layer.bias
+
+    def forward(self, x):
+        return functional.conv2d(x, torch._weight_norm(self.v, self.g, 0), self.bias)
+
+
 # Each makes a part for `channels` channels from [batch, channels, side, side].
 WILD = {
     "cat with itself": lambda c: Call(lambda x: torch.cat([x, x.relu()], 1)),
@@ -475,7 +487,7 @@ WILD = {
     ),
     "transposed convolution": lambda c: nn.ConvTranspose2d(c, 4, 1),
     "upsampling": lambda c: nn.Upsample(scale_factor=2),
-    "weight norm": lambda c: nn.utils.parametrizations.weight_norm(conv(c, 4)),
+    "weight norm": lambda c: NormedOnTheWay(c, 4),
     "standardised weight": lambda c: Mixer(
         conv(c, 4), lambda f, x: functional.conv2d(x, f.weight - f.weight.mean(), f.bias)
     ),

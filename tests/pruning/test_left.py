@@ -1,13 +1,16 @@
 """What can't be pruned counts in what is said, and is named."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import flexrel
-from flexrel.core import cost
-from flexrel.structure import analyse, apply
-from networks import batch, random_, random_plan
+from flexrel.cli.show import table
+from flexrel.core.cost import weights_removed
+from networks import random_
 
 
 class Spoken(nn.Module):
@@ -58,16 +61,72 @@ def test_the_share_of_all_weights_is_told_beside_that_of_what_can_go(granularity
     assert result.achieved.removed >= 0.5
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("granularity", ["element", "channel", "2:4", "block:2x2", "depth"])
-def test_the_share_of_all_weights_is_that_of_the_applied_plan(granularity, seed):
+def blocks_with_zeros():
+    """A network of residual blocks in which a third of all weights is zero already."""
     layers = [nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(3)]
     model = random_(Residual(layers))
-    plan = random_plan(analyse(model, batch(torch.ones(2, 8)), granularity), seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.view(-1)[::3] = 0.0
+    return model
 
-    share = share_that_is_zero_or_gone(model, apply(model, plan))
 
-    assert cost.weights_removed(plan.graph, plan.masks) == pytest.approx(share)
+def nonzero(state):
+    return sum(int((t != 0).sum()) for t in state.values() if t.ndim > 1)
+
+
+@pytest.mark.parametrize("values", ["float32", "int4"])
+@pytest.mark.parametrize("recover", ["none", "closed-form"])
+@pytest.mark.parametrize("granularity", ["element", "channel", "2:4", "block:2x2", "depth"])
+def test_the_share_of_all_weights_is_what_the_state_has_zeros_of_before_included(
+    granularity, recover, values, tmp_path
+):
+    model = blocks_with_zeros()
+    state = model.state_dict()
+    size = sum(t.numel() for t in state.values() if t.ndim > 1)
+
+    result = flexrel.prune(
+        model,
+        calibration=[torch.randn(64, 8)],
+        budgets=["parameters=70%"],
+        criterion="magnitude",
+        granularity=granularity,
+        recover=recover,
+        values=values,
+    )
+
+    assert result.dense.weights_removed == pytest.approx(1 - nonzero(state) / size)
+    said = result.achieved.weights_removed
+    assert said == pytest.approx(1 - nonzero(result.model.state_dict()) / size)
+    (tmp_path / "m").write_bytes(result.packed)
+    loaded = flexrel.load(tmp_path / "m", into=blocks_with_zeros())
+    assert said == pytest.approx(1 - nonzero(loaded.state_dict()) / size)
+    told = result.as_json()["achieved"]
+    assert told["weights_removed"] == said
+    assert told["weights_removed_dense"] == result.dense.weights_removed
+    page = result.report()
+    assert f"<td>{100 * result.dense.weights_removed:.2f} %</td>" in page
+    assert f"<td>{100 * said:.2f} %</td>" in page
+
+
+def test_tied_weights_count_once_in_the_share():
+    model = random_(Residual([nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))]))
+    model.blocks[0].inside[2].weight = model.blocks[0].inside[0].weight
+    with torch.no_grad():
+        model.blocks[0].inside[0].weight[:4] = 0.0
+
+    assert weights_removed(model, model) == 32 / (64 + 24)
+
+
+def test_the_table_of_the_command_line_shows_the_share_of_every_network():
+    result = pruned("element")
+    with Console(record=True, width=120, file=io.StringIO()) as console:
+        console.print(table(result))
+
+    dense, achieved = console.export_text().splitlines()[-3:-1]
+    assert dense.split("│")[-2].strip() == "0.00 %"
+    assert achieved.split("│")[-2].strip() == f"{100 * result.achieved.weights_removed:.2f} %"
 
 
 class Branch(nn.Module):

@@ -303,7 +303,7 @@ def test_where_the_fit_to_all_rows_fails_the_one_to_some_is_taken(monkeypatch):
 
 
 def test_wide_systems_are_solved_in_single_precision_nearly_as_well():
-    x, y, weight, _ = problem(3000, inputs=1100, outputs=2, noise=0.1)
+    x, y, *_ = problem(3000, inputs=1100, outputs=2, noise=0.1)
     xx, left = second_moments(x, y).centred().xx, second_moments(x, y).centred().xy.mT
     xx.diagonal(dim1=1, dim2=2).add_(1e-3)
 

@@ -175,22 +175,22 @@ def test_the_stream_before_a_convolution_shortcut_can_be_cut():
 
 
 CAUSES = {
-    "cumsum": "aten.cumsum",
-    "cumsum in place": "aten.cumsum_",
-    "custom operation": "flexrel_tests.relu",
-    "softmax": "aten._softmax",
-    "flip": "aten.flip",
-    "shift by padding": "aten.constant_pad_nd",
-    "every other channel": "aten.slice",
-    "channels by index": "aten.index",
-    "first channel zeroed": "aten.select",
-    "written into zeros": "aten.copy_",
-    "group norm": "aten.native_group_norm",
-    "layer norm": "aten.native_layer_norm",
-    "channel mean": "aten.mean",
-    "channel maximum": "aten.amax",
-    "weight norm": "aten._weight_norm_interface",  # over all that the layer behind reads
-    "a layer fed with a constant too": "a tensor made on the way",
+    "cumsum": "torch.cumsum (",
+    "cumsum in place": "Tensor.cumsum_ (",
+    "custom operation": "flexrel_tests.relu (",
+    "softmax": "softmax (",
+    "flip": "torch.flip (",
+    "shift by padding": "padding (",
+    "every other channel": "a slice (",
+    "channels by index": "an index of numbers (",
+    "first channel zeroed": "an index (",
+    "written into zeros": "an assignment to entries (",
+    "group norm": "group norm (",
+    "layer norm": "layer norm (",
+    "channel mean": "torch.mean (",
+    "channel maximum": "torch.amax (",
+    "weight norm": "normalised together on the way, by weight norm (",
+    "a layer fed with a constant too": "a tensor that is no parameter, buffer or input",
     "a size written down": "was tried and failed",
 }
 
@@ -243,7 +243,7 @@ def test_depthwise_on_the_input_and_one_channel_are_protected_too():
 
     why = reasons(read(model))
 
-    assert why["0"] == "it is the network's input"
+    assert why["0"] == "it goes together with the network's input"
     assert why["1"] == "it has one channel"
 
 

@@ -80,7 +80,9 @@ KINDS = {
         b=nn.Parameter(torch.randn(2, 10)),
     ),
     "weight norm": lambda: rows(
-        lambda n, x: n.layer(x), layer=nn.utils.parametrizations.weight_norm(nn.Linear(10, 10))
+        lambda n, x: linear(x, torch._weight_norm(n.v, n.g, 0)),
+        v=nn.Parameter(square()),
+        g=nn.Parameter(torch.ones(10, 1)),
     ),
     "rows of a packed parameter": lambda: rows(
         lambda n, x: linear(x, n.packed[10:20]), packed=nn.Parameter(torch.randn(30, 10))

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from flexrel.core.measurement import Progress
 from flexrel.core.plan import Plan, changes, named, totals
+from flexrel.core.wording import everyday
 from flexrel.io import count, percent
 from flexrel.pruning import Result
 from flexrel.relevance import Balance
@@ -39,10 +40,13 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def table(result: Result) -> Table:
-    """Return the measurements of a result, one network a row."""
+    """Return the measurements of a result, one network a row.
+
+    The last column is the share of all weights that is gone or zero, zeros of before included.
+    """
     shown = Table(title=None)
     shown.add_column("network", no_wrap=True)
-    for name in ("accuracy", "parameters", "MACs", "bytes", "of dense"):
+    for name in ("accuracy", "parameters", "MACs", "bytes", "of dense", "weights gone"):
         shown.add_column(name, justify="right")
     for m in result.measurements:
         shown.add_row(
@@ -52,6 +56,7 @@ def table(result: Result) -> Table:
             count(m.macs),
             count(m.bytes),
             percent(m.bytes / result.dense.bytes),
+            percent(m.weights_removed),
             style="bold" if m is result.achieved else "",
         )
     return shown
@@ -105,7 +110,7 @@ def conservation(balances: Sequence[Balance]) -> Table:
     shown.add_column("lost (made: below 0)", justify="right")
     for balance in broken[:_WORST]:
         share = percent(balance.lost / balance.handled)
-        shown.add_row(balance.layer, balance.operation, balance.rule, share)
+        shown.add_row(balance.layer, everyday(balance.operation), balance.rule, share)
     if len(broken) > _WORST:
         shown.add_row(f"and {len(broken) - _WORST} more")
     return shown

@@ -10,7 +10,7 @@ from math import prod
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from flexrel.core.graph import Masks, ProductMacs, PruningGraph, ResidualBlock, tensor_of
 
@@ -98,14 +98,15 @@ def unit_macs(graph: PruningGraph) -> dict[str, Cost]:
     return found
 
 
-def weights_removed(graph: PruningGraph, masks: Masks) -> float:
-    """Return the share of all weights that is gone or zero, of those too that can't be pruned.
+def weights_removed(network: nn.Module, dense: nn.Module) -> float:
+    """Return the share of a dense network's weights that another has no more, or has zero.
 
-    Weights are the parameters of two axes or more; tied ones count once.
+    Weights are the parameters of two axes or more; tied ones count once. What is counted is what
+    the networks hold: zeros that were there before, and that rounding made, are zeros too.
     """
-    dense = _weights(graph.shapes)
-    zeroed = _zeroed(graph, masks) if graph.pattern.zeros else 0
-    return (dense - _weights(_shapes(graph, masks)) + zeroed) / max(dense, 1)
+    whole = sum(weight.numel() for weight in dense.parameters() if weight.ndim > 1)
+    stay = sum(int(weight.count_nonzero()) for weight in network.parameters() if weight.ndim > 1)
+    return 1 - stay / whole if whole else 0.0
 
 
 def _weights(shapes: Mapping[str, Sequence[int]]) -> int:
@@ -116,8 +117,8 @@ def left_whole(graph: PruningGraph) -> dict[str, float]:
     """Return the modules with weights that no group has a part of, and their share of all.
 
     Returns:
-        Module as in `model.named_modules()`, or parameter that is none's -> share, as of
-        `weights_removed`.
+        Module as in `model.named_modules()`, or parameter that is none's -> share, of the
+        parameters of two axes or more, tied ones counted once.
     """
     touched = {member.tensor for group in graph.groups for member in group.members}
     touched |= {name for group in graph.groups for b in group.blocks for name in b.tensors}

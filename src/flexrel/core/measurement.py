@@ -18,16 +18,30 @@ def silent(stage: str, done: int, total: int | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one network costs and how well it does its job."""
+    """What one network costs and how well it does its job.
 
-    criterion: str  # "dense" for the network as it came
-    removed: float  # share of the units that can be pruned
-    parameters: int  # that are not pruned
-    macs: int  # multiply-adds for one sample
-    bytes: int  # of the packed file
-    accuracy: float | None = None  # what `evaluate` said, in [0, 1]
-    divergence: float | None = None  # from dense, on calibration data; lower is better
-    weights_removed: float = 0.0  # share of all weights gone or zero, prunable or not
+    Attributes:
+        criterion: its name; "dense" for the network as it came.
+        removed: share of the units that can be pruned: those that the plan takes out or zeroes.
+        parameters: that the plan leaves.
+        macs: multiply-adds for one sample.
+        bytes: of the packed file.
+        accuracy: what `evaluate` said, in [0, 1].
+        divergence: from dense, on calibration data; lower is better.
+        weights_removed: share of all weights of the dense network that this one has no more, or
+            has as a zero, prunable or not: weights are its parameters of two axes or more, tied
+            ones counted once. Counted in the values of the packed file, so zeros of before and
+            those that rounding makes are among them; of the dense network it is its own zeros.
+    """
+
+    criterion: str
+    removed: float
+    parameters: int
+    macs: int
+    bytes: int
+    accuracy: float | None = None
+    divergence: float | None = None
+    weights_removed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,19 @@
-"""A network as its owner has it, made plain: out of its wrappers, masks applied; or refused."""
+"""A network as its owner has it, made plain: wrappers off, masks and norms folded; or refused."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune as torch_prune
 
+from flexrel.core.folding import MASK, FoldedWeight, fold_, kept_results
 from flexrel.core.running import duplicate, unwrapped
 from flexrel.errors import ModelError
 from flexrel_edge.records import STORAGE
 
 _QUANTISED: Final = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
-_ORIGINAL: Final = "_orig"  # ends the names of what torch.nn.utils.prune masks
-_SHOWN: Final = 3  # masks
+_SHOWN: Final = 3  # names
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +22,7 @@ class PlainNetwork:
 
     Attributes:
         network: a private copy of the model that was given, or of what its wrapper holds, without
-            masks.
+            masks, norms and parametrizations of weights.
         warnings: what its owner has to know, each in a line.
     """
 
@@ -31,12 +31,15 @@ class PlainNetwork:
 
 
 def plain_network(model: nn.Module) -> PlainNetwork:
-    """Return a private copy of what is inside wrappers, masks of torch.nn.utils.prune applied.
+    """Return a private copy of what is inside wrappers, with plain weights.
+
+    Masks of torch.nn.utils.prune are applied; weight norm, spectral norm and parametrizations that
+    are constant in evaluation mode are folded.
 
     Raises:
         ModelError: it is a TorchScript module or quantised already; or a tensor of it is on the
-            meta device, sparse, of a class or dtype of its own, not initialised, or has NaN. Says
-            which, and what to do.
+            meta device, sparse, of a class or dtype of its own, not initialised, or has NaN; or a
+            weight can't be made. Says which, and what to do.
     """
     model = unwrapped(model)
     for name, module in model.named_modules():
@@ -45,70 +48,69 @@ def plain_network(model: nn.Module) -> PlainNetwork:
     every = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in every.items():
         _check_tensor(name, tensor, saved=name in saved)
-    masks = _masks(model)
-    if not masks:
-        return PlainNetwork(private_copy(model), ())
-    shown = ", ".join(masks[:_SHOWN]) + (" ..." if len(masks) > _SHOWN else "")
-    warning = (
-        f"the network carries {len(masks)} masks of torch.nn.utils.prune ({shown}); they were "
-        "applied to a copy, whose weights have their plain names and the masks' zeros"
-    )
-    return PlainNetwork(unmasked(model), (warning,))
+    network, folded = _copied(model)
+    for name, parameter in network.named_parameters() if folded else ():
+        _check_tensor(name, parameter, saved=True)
+    return PlainNetwork(network, _warnings(folded))
+
+
+def _warnings(folded: Sequence[FoldedWeight]) -> tuple[str, ...]:
+    """Return what was done to weights that the model makes of others, a line a kind."""
+    masks = [one.name for one in folded if one.constant and one.by == MASK]
+    norms = [one for one in folded if one.constant and one.by != MASK]
+    loose = [one for one in folded if not one.constant]
+    lines = []
+    if masks:
+        lines.append(
+            f"the network carries {len(masks)} masks of torch.nn.utils.prune ({_shown(masks)}); "
+            "they were applied to a copy, whose weights have their plain names and the masks' zeros"
+        )
+    if norms:
+        lines.append(
+            f"the network makes {len(norms)} weights of other parameters ({_by(norms)}); they are "
+            "constant in evaluation mode, so the copy that was worked on has them as plain weights"
+        )
+    if loose:
+        lines.append(
+            f"the network makes {len(loose)} weights anew at each call, and each time others "
+            f"({_by(loose)}); they were left as they are"
+        )
+    return tuple(lines)
+
+
+def _by(folded: Sequence[FoldedWeight]) -> str:
+    """Return the names, after what made them."""
+    names: dict[str, list[str]] = {}
+    for one in folded:
+        names.setdefault(one.by, []).append(one.name)
+    return "; ".join(f"{by}: {_shown(some)}" for by, some in names.items())
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
 
 
 def private_copy(model: nn.Module) -> nn.Module:
     """Return the network to be run and listened to: the model's own stays as it is.
 
     Parameters share the model's memory, and nothing writes there; buffers that `forward` writes,
-    attributes, hooks and modes are the copy's own. So two threads may share the model.
+    attributes, hooks and modes are the copy's own. So two threads may share the model. Weights
+    that masks, norms and parametrizations make are plain ones in the copy.
+
+    Raises:
+        ModelError: it can't be copied, or a weight of it can't be made.
     """
+    return _copied(unwrapped(model))[0]
+
+
+def _copied(model: nn.Module) -> tuple[nn.Module, tuple[FoldedWeight, ...]]:
     shared = {
         id(p): p if p.is_inference() else nn.Parameter(p.detach(), p.requires_grad)
         for p in model.parameters()
         if type(p) is nn.Parameter
     }
-    return duplicate(unmasked(unwrapped(model)), instead=shared)
-
-
-def unmasked(model: nn.Module) -> nn.Module:
-    """Return a copy with the masks of torch.nn.utils.prune applied; the model if it has none."""
-    masks = _masks(model)
-    if not masks:
-        return model
-    products: dict[int, Tensor] = {}  # which torch refuses to copy
-    for name in masks:
-        path, _, attribute = name.rpartition(".")
-        product = getattr(model.get_submodule(path), attribute)
-        products[id(product)] = product.detach().clone()
-    copied = duplicate(model, instead=products)
-    for name in masks:
-        path, _, attribute = name.rpartition(".")
-        module = copied.get_submodule(path)
-        order = [key.removesuffix(_ORIGINAL) for key, _ in _own(module)]
-        torch_prune.remove(module, attribute)
-        own = dict(_own(module))  # put back in the order of before the masks, as fingerprints have
-        for key in sorted(own, key=lambda k: order.index(k.removesuffix(_ORIGINAL))):
-            delattr(module, key)
-            module.register_parameter(key, own[key])
-        with torch.no_grad():
-            module.get_parameter(attribute).add_(0.0)  # no minus zeros
-    return copied
-
-
-def _masks(model: nn.Module) -> list[str]:
-    """Return the names that masked tensors have in the network without masks."""
-    return [
-        f"{name}.{key.removesuffix(_ORIGINAL)}".removeprefix(".")
-        for name, module in model.named_modules()
-        if torch_prune.is_pruned(module)
-        for key, _ in _own(module)
-        if key.endswith(_ORIGINAL)
-        and isinstance(getattr(module, key.removesuffix(_ORIGINAL) + "_mask", None), Tensor)
-    ]
-
-
-def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list(module.named_parameters(recurse=False))
+    copied = duplicate(model, instead={**kept_results(model), **shared})
+    return copied, fold_(copied)
 
 
 def _check_module(name: str, module: nn.Module) -> None:

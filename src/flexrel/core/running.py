@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flexrel.core.batches import Batch
 from flexrel.core.forms import SEVERAL_INPUTS, signature_of
+from flexrel.core.wording import in_everyday_words
 from flexrel.errors import FlexrelError, ModelError
 
 _NONE: Mapping[int, Tensor] = MappingProxyType({})
@@ -57,9 +58,9 @@ def fingerprint(model: nn.Module) -> str:
     """Return 64 hex digits that are the same for two models of the same graph and names.
 
     Names and kinds of all modules, the settings that torch's own tell of themselves, and names
-    and shapes of all parameters and buffers count;
-    values, precision, device and mode don't, so that a model's copies on several devices, and
-    before and after training, have one fingerprint.
+    and shapes of all parameters and buffers count; the order of these, values, precision, device
+    and mode don't, so that a model's copies on several devices, and before and after training,
+    have one fingerprint.
     """
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
     content = {
@@ -67,7 +68,7 @@ def fingerprint(model: nn.Module) -> str:
             [name, type(m).__qualname__, m.extra_repr() if type(m) in vars(nn).values() else ""]
             for name, m in model.named_modules()
         ],
-        "tensors": [[name, list(tensor.shape)] for name, tensor in tensors],
+        "tensors": sorted([name, list(tensor.shape)] for name, tensor in tensors),
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -153,8 +154,8 @@ def _too_few(model: nn.Module, batch: Batch) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return an error's message in one line: its first, or else its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return an error's message in one line: its first, or else its type; in everyday words."""
+    return in_everyday_words(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def tensors_of(value: Any) -> list[Tensor]:  # noqa: ANN401 - what a model or operation returns

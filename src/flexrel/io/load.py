@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import flexrel_edge
+from flexrel.core.folding import folded_in_place
 from flexrel.core.graph import weight_of
 from flexrel.core.running import unwrapped
 from flexrel.errors import PackError, UsageError
@@ -38,7 +39,9 @@ def load(path: str | Path, into: nn.Module, *, trust: str | Path | None = None) 
         path: of a packed file.
         into: the dense architecture, changed in place. What is on the meta device gets its values
             on the CPU, and a buffer of it that no file has does not fit; of a network in
-            `DataParallel` or `torch.compile` the one inside is loaded.
+            `DataParallel` or `torch.compile` the one inside is loaded. Masks, norms and
+            parametrizations that are constant in evaluation mode are taken off: its weights are
+            plain ones then, as in the file.
         trust: file of public keys, one of which must have signed it.
 
     Raises:
@@ -69,7 +72,7 @@ def load(path: str | Path, into: nn.Module, *, trust: str | Path | None = None) 
         over = _places(json.loads(packed.metadata.get("passed_over", "{}")))
     except (ValueError, AttributeError, RecursionError) as error:
         raise PackError(f"{path}: its list of blocks is damaged: {error}") from error
-    with _without(network, over, str(path)):
+    with folded_in_place(network), _without(network, over, str(path)):
         fit(network, tensors, str(path), numbers)
     return into
 

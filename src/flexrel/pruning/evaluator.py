@@ -115,7 +115,7 @@ class Evaluator:
             macs=cost.macs(graph, masks),
             bytes=len(candidate.packed),
             accuracy=accuracy,
-            weights_removed=cost.weights_removed(graph, masks),
+            weights_removed=cost.weights_removed(network, self.builder.model),
             divergence=self._divergence(network),
         )
         self.builder.progress(f"measuring {name}", 1, 1)

@@ -69,7 +69,8 @@ def pack(
     Args:
         model: whose parameters and persistent buffers are packed, tied ones once; not changed.
             Taken out of `DataParallel` and `torch.compile`, whose names no file has; masks of
-            `torch.nn.utils.prune` are applied to a copy.
+            `torch.nn.utils.prune` are applied to a copy, norms and parametrizations of weights
+            folded.
         path: of the file; replaced if it is there.
         values: "float32" packs every tensor as it is; "float16", "bfloat16", "int8" and "int4"
             round what has more bits, the latter two to whole numbers times a scale for each output.

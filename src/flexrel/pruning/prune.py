@@ -52,7 +52,8 @@ def prune(
 
     Args:
         model: trained; never changed. Taken out of `DataParallel` and `torch.compile`; masks of
-            `torch.nn.utils.prune` are applied to a copy, and `Result.warnings` says so.
+            `torch.nn.utils.prune` are applied to a copy, weight norm, spectral norm and
+            parametrizations that are constant folded, and `Result.warnings` says so.
         calibration: batches of inputs as the network will see them, labels not needed; all of
             them are kept in memory. The first is the example for multiply-adds and structure. Of
             the samples 128, or a quarter, are held out: nothing is fitted to them, and criteria,

@@ -131,6 +131,7 @@ class Result:
                 "samples": self.samples,
                 "sparsity": achieved.removed,
                 "weights_removed": achieved.weights_removed,
+                "weights_removed_dense": dense.weights_removed,
                 "parameters": achieved.parameters,
                 "parameters_dense": dense.parameters,
                 "macs": achieved.macs,

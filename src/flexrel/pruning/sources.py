@@ -74,6 +74,8 @@ class Sources:
                 raise
             try:
                 return self.exported()
+            except UnprunableError as refused:
+                raise UnprunableError(f"{error}; nor as an exported program") from refused
             except ModelError as refused:
                 raise UnprunableError(f"{error}; as a program: {refused}") from error
         return PruneTarget(self.model, graph, (example,))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from flexrel.core.running import tensors_of
+from flexrel.core.wording import everyday
 from flexrel.tracing import Op
 
 _TOLERANCE = 1e-3  # of the relevance that an operation handles
@@ -181,7 +182,7 @@ class NaNFinder:
 
     def look(self, op: Op, place: str, result: Any) -> None:  # noqa: ANN401
         """Look at one operation's result, and at what comes back to it."""
-        told = f"{op.name} in {place!r}" if place else op.name
+        told = f"{everyday(op.name)} in {place!r}" if place else everyday(op.name)
         made = [tensor for tensor in tensors_of(result) if tensor.is_floating_point()]
         if not self.found and any(bool(tensor.isnan().any()) for tensor in made):
             self.found = told

@@ -4,7 +4,14 @@ from math import prod
 
 from flexrel.structure.dependencies import Axis, DependencyBuilder
 from flexrel.structure.move_rules import give_up
-from flexrel.structure.trace import Operation
+from flexrel.structure.trace import Operation, Ref
+
+
+def _taken_together(d: DependencyBuilder, op: Operation, x: Ref, does: str) -> str:
+    """Return why an axis can't be cut that an operation works over, all entries together."""
+    if d.is_weight(x):  # as NFNets do
+        return f"the weights along it are standardised together on the way, by {op.told}"
+    return f"{op.told} {does} over it"
 
 
 def batch_norm(d: DependencyBuilder, op: Operation) -> None:
@@ -13,7 +20,7 @@ def batch_norm(d: DependencyBuilder, op: Operation) -> None:
     axes = list(d.axes(x))
     if op.args.get("training"):  # of a weight that is standardised, too
         for axis in (axes[0], *axes[2:]):
-            d.bar(axis, f"{op.name} normalises over it")
+            d.bar(axis, _taken_together(d, op, x, "normalises"))
     for name in ("weight", "bias", "running_mean", "running_var"):
         if op.args.get(name) is not None:
             axes[1] = d.join(axes[1], d.axes(op.args[name])[0])
@@ -25,7 +32,7 @@ def layer_norm(d: DependencyBuilder, op: Operation) -> None:
     """Normalise over the last axes, of which none can be cut then."""
     x = op.args["input"]
     shape = op.args["normalized_shape"]
-    reason = f"{op.name} normalises over it"
+    reason = _taken_together(d, op, x, "normalises")
     for axis in d.axes(x)[len(x.shape) - len(shape) :]:
         d.bar(axis, reason)
     for name in ("weight", "bias"):
@@ -39,7 +46,7 @@ def group_norm(d: DependencyBuilder, op: Operation) -> None:
     x, groups = op.args["input"], op.args["group"]
     axes = list(d.axes(x))
     parts = d.halves(axes[1], groups)
-    reason = f"{op.name} normalises over it"
+    reason = _taken_together(d, op, x, "normalises")
     for axis in axes[1:] if parts is None else (parts[1], *axes[2:]):
         d.bar(axis, reason)
     for name in ("weight", "bias"):
@@ -92,7 +99,7 @@ def along(d: DependencyBuilder, op: Operation) -> None:
     dims = op.args.get("dim", op.args.get("dims", -1))
     for dim in [dims] if isinstance(dims, int) else dims:
         if x.shape:
-            d.bar(d.axes(x)[dim], f"{op.name} works along it")
+            d.bar(d.axes(x)[dim], f"{op.told} works along it")
     for ref in op.outputs:
         pairs = zip(d.axes(x), x.shape, ref.shape, strict=True)
         d.set(ref, [axis if old == new else d.fresh(new) for axis, old, new in pairs])
@@ -108,7 +115,7 @@ def reduce(d: DependencyBuilder, op: Operation) -> None:
     axes: list[Axis] = []
     for at, axis in enumerate(d.axes(x)):
         if at in gone:
-            d.bar(axis, f"{op.name} sums over it")
+            d.bar(axis, _taken_together(d, op, x, "sums"))
             axes += [()] if op.args.get("keepdim") else []
         else:
             axes.append(axis)
@@ -121,7 +128,7 @@ def spatial(d: DependencyBuilder, op: Operation) -> None:
     x = op.inputs[0]
     count = next((n for n in (1, 2, 3) if f"{n}d" in op.name), 2)
     kept = len(x.shape) - count
-    reason = f"{op.name} slides over it"
+    reason = f"{op.told} slides over it"
     for axis in d.axes(x)[kept:]:
         d.bar(axis, reason)
     for ref in op.outputs:
@@ -133,7 +140,7 @@ def windows(d: DependencyBuilder, op: Operation) -> None:
     """Lay out the windows of one axis, with a new axis for what is in each."""
     x, (out,) = op.inputs[0], op.outputs
     dim = op.args["dimension"] % len(x.shape)
-    reason = f"{op.name} slides over it"
+    reason = f"{op.told} slides over it"
     d.bar(d.axes(x)[dim], reason)
     axes = list(d.axes(x))
     axes[dim] = d.fresh(out.shape[dim], reason)

@@ -85,14 +85,16 @@ class DependencyBuilder:
             self._axes[ref.key] = axes
             self.said.parameters[name] = tuple(axes)
         for ref in traced.inputs:
-            self.set(ref, [self.fresh(n, "it is the network's input") for n in ref.shape])
+            self.set(
+                ref, [self.fresh(n, "it goes together with the network's input") for n in ref.shape]
+            )
 
     # --- what rules ask -------------------------------------------------------------------
 
     def axes(self, ref: Ref) -> list[Axis]:
         """Return the ref's axes; of a tensor seen for the first time they are barred."""
         if ref.key not in self._axes:
-            reason = "it comes from a tensor made on the way"
+            reason = "it goes together with a tensor that is no parameter, buffer or input"
             self._axes[ref.key] = [self.fresh(size, reason) for size in ref.shape]
         return self._axes[ref.key]
 

@@ -107,6 +107,10 @@ def tell_sizes_(module: nn.Module) -> None:
         module.num_channels = len(module.weight)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size = module.weight_ih.shape[1]
 
 
 def _told(module: nn.Module, name: str) -> bool:

@@ -12,7 +12,7 @@ from flexrel.structure.trace import Operation, Ref
 
 def give_up(d: DependencyBuilder, op: Operation, reason: str = "") -> None:
     """Bar all that goes in and comes out, and follow what comes out from there on."""
-    reason = reason or f"it goes through {op.name}, which can't be followed yet"
+    reason = reason or f"it goes through {op.told}, which can't be followed yet"
     d.bar_all(op.inputs, reason)
     for ref in op.outputs:
         d.set(ref, [d.fresh(size, reason) for size in ref.shape])
@@ -29,7 +29,7 @@ def view(d: DependencyBuilder, op: Operation) -> None:
     for size in out.shape:
         parts = d.halves(rest, size)
         if parts is None:
-            give_up(d, op, f"{op.name} makes axes of parts of others")
+            give_up(d, op, f"{op.told} makes axes of parts of others")
             return
         axes.append(parts[0])
         rest = parts[1]
@@ -63,7 +63,7 @@ def repeat(d: DependencyBuilder, op: Operation) -> None:
     """Repeat whole axes a fixed number of times."""
     x, (out,) = op.inputs[0], op.outputs
     old = [()] * (len(out.shape) - len(x.shape)) + d.axes(x)
-    reason = f"{op.name} repeats it a fixed number of times"
+    reason = f"{op.told} repeats it a fixed number of times"
     axes = []
     for axis, size in zip(old, out.shape, strict=True):
         times = size // prod(map(len, axis))
@@ -80,7 +80,7 @@ def concatenate(d: DependencyBuilder, op: Operation) -> None:
     for at in range(len(out.shape)):
         given = [d.axes(ref)[at] for ref in refs]
         if at == dim:
-            reason = f"{op.name} puts it beside others, alone"
+            reason = f"{op.told} puts it beside others, alone"
             axes.append(_chained(d, given, [ref.shape[at] for ref in refs], reason))
             continue
         axis = given[0]
@@ -113,7 +113,7 @@ def take(d: DependencyBuilder, op: Operation) -> None:
     """Take one index of an axis: which one is written down in the code."""
     x = op.inputs[0]
     dim = op.args.get("dim", 0) % len(x.shape)
-    d.bar(d.axes(x)[dim], f"{op.name} takes some of it by number")
+    d.bar(d.axes(x)[dim], f"{op.told} takes some of it by number")
     axes = [axis for at, axis in enumerate(d.axes(x)) if at != dim]
     for ref in op.outputs:
         d.set(ref, list(axes))
@@ -137,7 +137,7 @@ def slice_(d: DependencyBuilder, op: Operation) -> None:
     if step == 1:
         _take_ranges(d, op, x, dim, [(start, end, out)])
         return
-    reason = f"{op.name} takes every {step}th of it"
+    reason = f"{op.told} takes every {step}th of it"
     axes = list(d.axes(x))
     d.bar(axes[dim], reason)
     axes[dim] = d.fresh(out.shape[dim], reason)
@@ -161,7 +161,7 @@ def _take_ranges(
         if not whole:
             axes[dim] = (flat[start:end],) if end - start > 1 else ()
             if end - start == 1:
-                d.bar((flat[start:end],), f"{op.name} takes one of it")
+                d.bar((flat[start:end],), f"{op.told} takes one of it")
         d.set(ref, axes)
     if not whole:
         d.sized(op)
@@ -178,11 +178,11 @@ def pad(d: DependencyBuilder, op: Operation) -> None:
         if not (before or after):
             continue
         if before < 0 or after < 0:
-            reason = f"{op.name} cuts off some of it"
+            reason = f"{op.told} cuts off some of it"
             d.bar(axes[dim], reason)
             axes[dim] = d.fresh(out.shape[dim], reason)
             continue
-        reason = f"{op.name} puts it there, a fixed number"
+        reason = f"{op.told} puts it there, a fixed number"
         around = [d.fresh(before, reason), axes[dim], d.fresh(after, reason)]
         axes[dim] = _chained(d, around, [before, x.shape[dim], after], reason)
     d.set(out, axes)
@@ -199,7 +199,7 @@ def index(d: DependencyBuilder, op: Operation) -> None:
     if not adjacent or len(set(ranks)) > 1:
         give_up(d, op)
         return
-    reason = f"{op.name} looks it up by number"
+    reason = f"{op.told} looks it up by number"
     axes = list(d.axes(x))
     for at in looked:
         d.bar(axes[at], reason)
@@ -216,7 +216,7 @@ def bag(d: DependencyBuilder, op: Operation) -> None:
 def look_up(d: DependencyBuilder, op: Operation) -> None:
     """Take rows of a table: the features of the rows go on, all rows stay."""
     table, indices, (out,) = op.args["weight"], op.args["indices"], op.outputs
-    d.bar(d.axes(table)[0], f"{op.name} looks it up by number")
+    d.bar(d.axes(table)[0], f"{op.told} looks it up by number")
     d.role(d.axes(table)[1], "producer")
     d.set(out, [*d.axes(indices), d.axes(table)[1]])
 
@@ -228,7 +228,7 @@ def shuffle(d: DependencyBuilder, op: Operation) -> None:
     if parts is None:
         give_up(d, op)
         return
-    d.bar(parts[0], f"{op.name} has a fixed number of groups")
+    d.bar(parts[0], f"{op.told} has a fixed number of groups")
     axes = list(d.axes(x))
     axes[1] = (*parts[1], *parts[0])
     d.set(out, axes)
@@ -242,7 +242,7 @@ def gate(d: DependencyBuilder, op: Operation) -> None:
     if parts is None:
         give_up(d, op)
         return
-    d.bar(parts[0], f"{op.name} has two halves")
+    d.bar(parts[0], f"{op.told} has two halves")
     axes = list(d.axes(x))
     axes[dim] = parts[1]
     d.set(out, axes)
@@ -253,7 +253,7 @@ def pixels(d: DependencyBuilder, op: Operation) -> None:
     x, (out,) = op.inputs[0], op.outputs
     kept = len(x.shape) - 3
     axes = list(d.axes(x)[:kept])
-    reason = f"{op.name} slides over it"
+    reason = f"{op.told} slides over it"
     for axis in d.axes(x)[kept + 1 :]:
         d.bar(axis, reason)
     if op.name.endswith("unshuffle"):
@@ -272,7 +272,7 @@ def pixels(d: DependencyBuilder, op: Operation) -> None:
 def unfold(d: DependencyBuilder, op: Operation) -> None:
     """Lay out windows: each channel becomes a stripe of kernel positions."""
     x, (out,) = op.inputs[0], op.outputs
-    reason = f"{op.name} slides over it"
+    reason = f"{op.told} slides over it"
     kept = len(x.shape) - 3
     for axis in d.axes(x)[kept + 1 :]:
         d.bar(axis, reason)

@@ -62,7 +62,7 @@ def _made(d: DependencyBuilder, op: Operation) -> None:
     """Make a tensor of a shape that the code holds."""
     rewritten = d.program and op.name.removeprefix("aten.") in SIZED_BY_LIST.split()
     for out in op.outputs:
-        reason = "" if rewritten else "it comes from a tensor made on the way"
+        reason = "" if rewritten else f"it goes together with a tensor that {op.told} makes"
         d.set(out, [d.fresh(size, reason) for size in out.shape])
 
 
@@ -88,7 +88,7 @@ def _convolution(d: DependencyBuilder, op: Operation) -> None:
         reads, makes = makes, reads
     samples, channels, *spatial = d.axes(x)
     if not d.is_weight(weight):
-        d.bar(reads, f"{op.name} sums over it what is made on the way")
+        d.bar(reads, f"{op.told} sums over it, with a weight that is made of the input")
     if groups == 1:
         made = makes
         d.join(channels, reads)
@@ -155,7 +155,7 @@ def _product(d: DependencyBuilder, op: Operation) -> None:
         d.count(a, size, columns)
     else:
         d.multiply(size, *batch, rows, inner, columns)
-        d.bar(inner, f"{op.name} sums over it what is made on the way")
+        d.bar(inner, f"{op.told} sums over it, and both sides are made of the input")
     d.join(inner, met)
     for one, two in zip(batch, other, strict=True):
         d.head(d.join(one, two))
@@ -189,7 +189,7 @@ def _weight_norm(d: DependencyBuilder, op: Operation) -> None:
     v, g, dim = op.args["v"], op.args["g"], op.args.get("dim", 0)
     for at, axis in enumerate(d.axes(v)):
         if at != dim:
-            d.bar(axis, f"{op.name} normalises over it")
+            d.bar(axis, f"the weights along it are normalised together on the way, by {op.told}")
     axes = list(d.axes(v))
     axes[dim] = d.join(axes[dim], d.axes(g)[dim])
     d.set(op.outputs[0], axes)

@@ -15,9 +15,9 @@ from flexrel.core.graph import (
     tensor_of,
     weight_of,
 )
-from flexrel.core.network import unmasked
+from flexrel.core.network import private_copy
 from flexrel.core.plan import Plan
-from flexrel.core.running import duplicate, fingerprint, unwrapped
+from flexrel.core.running import duplicate, fingerprint
 from flexrel.errors import UsageError
 from flexrel.structure.modules import (
     SizePlace,
@@ -34,7 +34,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of the model with the plan carried out; the model itself is not changed.
 
     Args:
-        model: that the plan's graph was read from, or another of the same architecture.
+        model: that the plan's graph was read from, or another of the same architecture, with or
+            without its masks and norms.
         plan: weights and blocks of them become zeros; channels, heads and residual blocks are
             removed for real.
 
@@ -42,7 +43,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         UsageError: the plan is of another network; says where they differ.
         ModelError: the model can't be copied.
     """
-    model = unmasked(unwrapped(model))
+    model = private_copy(model)
     _check_fit(model, plan.graph)
     pruned = duplicate(model)
     if plan.graph.pattern.zeros:

@@ -5,19 +5,27 @@ parsed, so control flow, functional calls, in-place operations and reused module
 special care, and every spelling of an operation arrives as the same ATen operation.
 """
 
+import contextlib
+import functools
+import inspect
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flexrel.core import running
 from flexrel.core.batches import Batch
 from flexrel.core.running import call, tensors_of, undisturbed
+from flexrel.core.wording import everyday
 from flexrel.errors import ModelError
 from flexrel.structure.modules import first_of, place_in
 
@@ -40,6 +48,14 @@ class Operation:
     outputs: tuple[Ref, ...]
     pointwise: bool  # whether torch says that it works entry by entry
     module: str  # the innermost that runs it
+    line: str  # of the user's code that called it, as "net.py:12"; "" if there is none
+
+    @property
+    def told(self) -> str:
+        """What a user calls it, and where it is: "softmax (module 'gate', net.py:12)"."""
+        where = ", ".join([*([f"module {self.module!r}"] if self.module else []), self.line])
+        where = where.removesuffix(", ")
+        return f"{everyday(self.name)} ({where})" if where else everyday(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +193,31 @@ class _Recorder(TorchDispatchMode):
                 outputs,
                 torch.Tag.pointwise in func.tags,
                 self._running[-1][0],
+                _line(),
             )
         )
         return result
+
+
+_PACKAGES = (
+    Path(__file__).parents[1],
+    *(Path(module.__file__ or "").parent for module in (torch, jaxtyping)),
+)
+_OURS = ("<", *(f"{folder}{os.sep}" for folder in _PACKAGES))  # "<" begins names of made code
+_ON_THE_WAY = frozenset({contextlib.__file__, functools.__file__})
+
+
+def _line() -> str:
+    """Return the line that runs of the code that is neither torch's nor ours, the innermost."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file == running.__file__ and frame.f_code.co_name == running.call.__name__:
+            return ""  # from there on it is who called us
+        if not file.startswith(_OURS) and file not in _ON_THE_WAY:
+            return f"{Path(file).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
 
 
 _MADE_OF_OTHERS = torch._C.DispatchKey.CompositeImplicitAutograd  # noqa: SLF001
