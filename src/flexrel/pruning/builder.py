@@ -75,12 +75,12 @@ class NetworkBuilder:
         return self._rounded(network, (step,), self.fitted)
 
     def sketch(self, plan: Plan) -> nn.Module:
-        """Return what a plan's network is about like: repaired on few samples, and not rounded."""
+        """Return what a plan's network is about like: fitted to few samples, if it is repaired."""
         network = apply(self.model, plan)
-        if self.repair is None:
-            return network
-        quick = replace(self.repair, rows=_SKETCHED)
-        return quick(network, self.model, plan, self.few, self.progress).model
+        if self.repair is not None:
+            quick = replace(self.repair, rows=_SKETCHED)
+            network = quick(network, self.model, plan, self.few, self.progress).model
+        return self._rounded(network, (), self.few if self.repair else ()).rounded
 
     def rough(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network cut and rounded, each value by itself, and no more."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from operator import itemgetter
 
 from flexrel.core.plan import Plan
 from flexrel.core.precision import finest_first
@@ -104,21 +105,22 @@ def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
     magnitude = Magnitude()  # what the first choice is made like
     if search.limits.floor is None:
         return _chosen_within(search, criteria, magnitude)
-    found: list[Solution] = []
+    found: list[tuple[int, Solution]] = []  # with the bytes that they take
     ranking = search.ranking(magnitude)
     like = ranking.plan(ranking.removable // 2)
     for _ in range(_ROUNDS):  # where the plan lands decides what is best there
         chosen = _closest(search, criteria, partial(search.as_costly, like))
-        if any(chosen is earlier.criterion for earlier in found):
+        if any(chosen is earlier.criterion for _, earlier in found):
             break
         try:
-            like = search.plan(chosen)
+            like = search.plan(chosen, like if found else None)
         except BudgetError:
             if found:
                 break
             raise
-        found.append(Solution(search, chosen, like))
-    return min(found, key=lambda one: len(one.network.packed))
+        solution = Solution(search, chosen, like)
+        found.append((len(solution.network.packed), solution))
+    return min(found, key=itemgetter(0))[1]
 
 
 def _chosen_within(
@@ -169,4 +171,10 @@ def _closest(
     builder = evaluator.builder
     if not sure or builder.few is builder.fitted or len(found) < len(order[:2]):
         return criteria[order[0]]
-    return criteria[min(found, key=lambda at: evaluator.divergence(found[at]))]
+    chosen, least = order[0], inf
+    for at, plan in found.items():
+        divergence = evaluator.divergence(plan)
+        if divergence < least:
+            chosen, least = at, divergence
+            evaluator.hold(plan)
+    return criteria[chosen]

@@ -1,9 +1,9 @@
 """From a plan to its network and what that costs and does."""
 
-from collections import deque
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,10 +24,10 @@ from flexrel.pruning.signals import NetworkSignals
 
 
 class Evaluator:
-    """Makes and measures networks of plans of one network; the last two are kept.
+    """Makes and measures networks of plans of one network; the last, and one to hold, are kept.
 
     A repair takes long, and the same plan is asked for again: for its bytes, its accuracy, its
-    divergence, to be compared with another, and in the end to be returned.
+    divergence, and in the end to be returned.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Evaluator:
         """Take what makes networks, what can be pruned of them, and what tells their accuracy."""
         self.builder, self.graph = builder, graph
         self._evaluate = evaluate
-        self._made: deque[tuple[Plan, PrunedNetwork]] = deque(maxlen=2)
+        self._kept: dict[Literal["last", "held"], tuple[Plan, PrunedNetwork]] = {}
 
     def at(self, values: Values) -> "Evaluator":
         """Return the evaluator of networks whose packed files have values of a precision."""
@@ -62,11 +62,15 @@ class Evaluator:
 
     def network_of(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network, repaired where that helps."""
-        for known, made in self._made:
+        for known, made in self._kept.values():
             if _same(known, plan):
                 return made
-        self._made.append((plan, self.builder.build(plan)))
-        return self._made[-1][1]
+        self._kept["last"] = plan, self.builder.build(plan)
+        return self._kept["last"][1]
+
+    def hold(self, plan: Plan) -> None:
+        """Keep the plan's network, whatever is made next, until another is to be held."""
+        self._kept["held"] = plan, self.network_of(plan)
 
     def divergence(self, plan: Plan) -> float:
         """Return how far outputs of a plan's network are from the dense one's; lower is better."""
@@ -76,11 +80,16 @@ class Evaluator:
         """Return about that, sooner: to compare plans by."""
         return self.builder.divergence(self.builder.sketch(plan))
 
+    def sketched_accuracy(self, plan: Plan) -> float:
+        """Return about the accuracy of a plan's network, sooner."""
+        return self.accuracy(self.builder.sketch(plan))
+
     def _divergence(self, network: nn.Module) -> float:
         """Return that of a network, which may be known since it was made."""
         if network is self.builder.model:
             return 0.0
-        known = (made.divergence for _, made in self._made if made.rounded is network)
+        kept = self._kept.values()
+        known = (made.divergence for _, made in kept if made.rounded is network)
         found = next(known, None)
         return self.builder.divergence(network) if found is None else found
 

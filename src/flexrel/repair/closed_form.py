@@ -36,8 +36,8 @@ from flexrel.structure import kept_positions, named_tensors
 from flexrel.tracing import AffineCall
 
 ROWS = 12_000  # of each layer that are fitted, but
-_ENTRIES = 2e7  # fewer where that would be more numbers, though
-_ROWS_AN_INPUT = 16  # at least
+_ENTRIES = 2e7  # fewer where that would be more numbers, and
+_INPUTS = 750  # in proportion more where there are more of these
 HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
 _BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
 _LIVE = 5  # times a layer's inputs and outputs: what waits with them, of both networks
@@ -182,12 +182,12 @@ def _gathered(
         stops: of the dense and of the pruned network, for each batch.
         samples: how many each batch has.
         kept: which outputs of the dense layer are left.
-        most: rows, if that is enough for the inputs.
+        most: rows, for up to 750 inputs; in proportion more for more.
         generator: that rows are drawn by.
     """
     call = stops[0][1].call
     groups, inputs = call.geometry.groups if call.geometry else 1, call.weight[0].numel()
-    most = max(min(most, int(_ENTRIES / (groups * inputs))), _ROWS_AN_INPUT * inputs)
+    most = max(min(most, int(_ENTRIES / (groups * inputs))), most * inputs // _INPUTS)
     fit, check = RunningMoments(), RunningMoments()
     apart = size = 0.0
     seen = 0

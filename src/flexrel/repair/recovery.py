@@ -58,7 +58,8 @@ class ClosedForm:
     Attributes:
         samples: of the calibration data, at most.
         seed: of the rows that are drawn of each layer.
-        rows: of each layer, samples and positions, at most, if that is 16 for each of its inputs.
+        rows: of each layer, samples and positions, at most; in proportion more of those with more
+            than 750 inputs.
     """
 
     samples: int = 1024
