@@ -152,7 +152,8 @@ def _closest(
         search: judges.
         criteria: to choose from.
         plan_of: makes a criterion's plan, all of one cost; None where there is none.
-        sure: whether the best two, where their sketches are close, are repaired in full to tell.
+        sure: whether the best is repaired in full, and the second too if its sketch is close to
+            that of the best, or no worse than what became of it.
     """
     evaluator = search.evaluator
     plans: list[Plan | None] = []
@@ -166,15 +167,15 @@ def _closest(
         sketched.append(inf if plan is None else evaluator.sketched_divergence(plan))
         evaluator.builder.progress("choosing a criterion", len(plans), len(criteria))
     order = sorted(range(len(criteria)), key=sketched.__getitem__)
-    near = sorted(at for at in order[:2] if sketched[at] <= _NEAR * sketched[order[0]])
-    found = {at: plan for at in near if (plan := plans[at]) is not None}
-    builder = evaluator.builder
-    if not sure or builder.few is builder.fitted or len(found) < len(order[:2]):
+    builder, best = evaluator.builder, plans[order[0]]
+    if not sure or builder.few is builder.fitted or best is None:
         return criteria[order[0]]
-    chosen, least = order[0], inf
-    for at, plan in found.items():
-        divergence = evaluator.divergence(plan)
-        if divergence < least:
-            chosen, least = at, divergence
-            evaluator.hold(plan)
-    return criteria[chosen]
+    least = evaluator.divergence(best)
+    for at in order[1:2]:
+        other = plans[at]
+        if other is None or sketched[at] > max(least, _NEAR * sketched[order[0]]):
+            break
+        evaluator.hold(best)
+        if evaluator.divergence(other) < least:
+            return criteria[at]
+    return criteria[order[0]]
