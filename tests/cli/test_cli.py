@@ -565,7 +565,8 @@ def test_pack_says_how_many_samples_its_graph_is_fixed_to(net, tmp_path, capsys)
 
     assert main(["pack", f"{net}:make", "-o", str(out), "--graph", f"{net}:inputs"]) == 0
     assert capsys.readouterr().err == (
-        f"warning: the ONNX graph in {out} takes 8 samples a call, no more or less\n"
+        f"warning: the ONNX graph in {out} takes inputs of the example's size alone, "
+        "8 samples a call\n"
     )
 
 

@@ -8,7 +8,8 @@ from typing import Final
 import torch
 from torch import nn
 
-from flexrel.core.batches import RawBatch, device_of, first_samples, read_batch
+from flexrel.core.batches import RawBatch, first_samples, read_batches
+from flexrel.core.whole import uncut
 from flexrel.errors import ModelError, UsageError
 from flexrel.io.encode import names_of
 from flexrel.io.onnx import check_installed, onnx_graph
@@ -64,8 +65,8 @@ def check_exports(kinds: Sequence[str]) -> None:
 
 
 def fixed(name: str, samples: int) -> str:
-    """Say of an exported network that it does not take any number of samples."""
-    return f"{name} takes {samples} samples a call, no more or less"
+    """Say of an exported network that it takes inputs of one size, of so many samples."""
+    return f"{name} takes inputs of the example's size alone, {samples} samples a call"
 
 
 def graph_notes(name: str, data: bytes) -> list[str]:
@@ -91,7 +92,7 @@ def exported(model: nn.Module, example: RawBatch, kind: str) -> tuple[bytes, int
         graph = onnx_graph(model, example, tensors)
         pieces = filled(graph, lambda name: stored_as_is(tensors[name]))
         return b"".join(pieces), graph.samples
-    whole = read_batch(example, 0, device_of(model))
+    whole = next(read_batches(uncut(model, [example]).batches, model))
     program, used, dynamic = torch_program(model, first_samples(whole), whole)
     file = io.BytesIO()
     with quiet():

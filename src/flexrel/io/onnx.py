@@ -12,8 +12,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, device_of, first_samples, read_batch
+from flexrel.core.batches import Batch, RawBatch, first_samples, read_batches
 from flexrel.core.running import reason
+from flexrel.core.whole import uncut
 from flexrel.errors import FlexrelError, ModelError, UsageError
 from flexrel.io.state import stored_as_is
 from flexrel.structure import difference, outputs, quiet, torch_program
@@ -41,7 +42,7 @@ def onnx_graph(model: nn.Module, example: RawBatch, tensors: Mapping[str, Tensor
         ModelError: the model can't be exported, or onnxruntime computes something else.
     """
     check_installed()
-    whole = read_batch(example, 0, device_of(model))
+    whole = next(read_batches(uncut(model, [example]).batches, model))
     program, _, dynamic = torch_program(model, first_samples(whole), whole)
     try:
         with quiet():

@@ -14,7 +14,7 @@ from flexrel.core.outputs import Outputs
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
 from flexrel.errors import BudgetError
 from flexrel.pruning.data import calibration_data
-from flexrel.pruning.evaluator import divergence_of, evaluator_of
+from flexrel.pruning.evaluator import evaluator_of
 from flexrel.pruning.result import Result
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import measured_relevance, measured_signals
@@ -58,12 +58,12 @@ def compare(
     request = replace(asked, evaluate=evaluate, options=options)
     model = plain_network(model).network
     data = calibration_data(model, calibration, fits=request.fits)
-    source = PruneTarget(model, result.plan.graph, (data.example,))
+    source = PruneTarget(model, result.plan.graph, (data.example,), data)
     if result.form == "exported":
         source = replace(Sources(model, data, request).exported(), graph=result.plan.graph)
     relevances = measured_relevance(model, request, data)
-    signals = measured_signals(source, request, data, relevances)
-    evaluator = evaluator_of(signals, data, divergence_of(model, data, request))
+    signals = measured_signals(source, request, relevances)
+    evaluator = evaluator_of(signals, model)
     search = BudgetSearch(evaluator, signals.rank, result.limits, request.short)
     scored = [one for one in criteria if one in signals.criteria]
     rivals = [one for one in scored if one is not blend and one.name != chosen.name]

@@ -21,6 +21,7 @@ from flexrel.core.precision import (
 )
 from flexrel.core.resources import TOLERANCE
 from flexrel.core.running import duplicate
+from flexrel.core.whole import uncut
 from flexrel.errors import BudgetError, PrecisionError, UsageError
 from flexrel.io import encode
 from flexrel.pruning.evaluation import evaluation_data, floor_of
@@ -102,7 +103,8 @@ def pack(
     check_values(values, ("auto", *VALUES))
     plain = plain_network(model)
     model = plain.network
-    batches = collect(calibration)
+    given = uncut(model, collect(calibration))
+    batches = given.batches
     fitted, judged = fitted_and_judged(batches, model) if batches else ((), ())
     before = checked(evaluate, model) if evaluate else None
     floor = -math.inf
@@ -125,7 +127,9 @@ def pack(
     data = encode(rounded, precision, graph, metadata, codec)
     replace_file(Path(path), data)
     divergence = Divergence(model, judged)(rounded) if judged else None
-    return PackReport(len(data), precision, accuracy, before, divergence, plain.warnings)
+    return PackReport(
+        len(data), precision, accuracy, before, divergence, (*plain.warnings, *given.warnings)
+    )
 
 
 def _rounded(model: nn.Module, values: Values, fitted: Sequence[RawBatch]) -> nn.Module:

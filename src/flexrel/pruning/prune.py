@@ -8,7 +8,6 @@ from torch import nn
 
 from flexrel.core.batches import RawBatch
 from flexrel.core.budgets import AccuracyDrop
-from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.network import plain_network
@@ -18,10 +17,10 @@ from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
-from flexrel.pruning.data import CalibrationData, calibration_data
+from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluation import EvaluationData, evaluation_data
-from flexrel.pruning.evaluator import divergence_of, evaluator_of
-from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
+from flexrel.pruning.evaluator import evaluator_of
+from flexrel.pruning.request import PruneOptions, limits_of, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
@@ -57,7 +56,9 @@ def prune(
             them are kept in memory. The first is the example for multiply-adds and structure. Of
             the samples 128, or a quarter, are held out: nothing is fitted to them, and criteria,
             repair and training are judged by how far they bring the outputs on these from the
-            dense network's. Where nothing is repaired or trained all measure, and 512 judge.
+            dense network's. Where nothing is repaired or trained all measure, and 512 judge. A
+            network that runs on no part of a batch, as one fixed to 16 samples, or on lists of
+            edges, has whole batches held out, and its multiply-adds are those of one call.
         evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it. Samples
             that are too few for it, or of one class, are among the result's warnings.
         target: how much accuracy may be lost, as `AccuracyDrop(0.01)` or "accuracy-drop=1%"; with
@@ -112,15 +113,14 @@ def prune(
     model = plain.network
     data = calibration_data(model, calibration, fits=request.fits)
     evaluation = evaluation_data(evaluate, model, request.target)
-    divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
     source = sources.first()
-    relevances = measured_relevance(model, request, data)
+    relevances = measured_relevance(model, request, source.data)
     try:
-        dense, solution, notes = _solved(source, request, data, relevances, divergence, evaluation)
+        dense, solution, notes = _solved(source, sources, relevances, evaluation)
     except BudgetError as error:
         source = sources.instead(source, error)
-        dense, solution, notes = _solved(source, request, data, relevances, divergence, evaluation)
+        dense, solution, notes = _solved(source, sources, relevances, evaluation)
     source.verify(solution.plan)
     evaluator, limits = solution.evaluator, solution.search.limits
     network, steps = _finished(solution, request.training)
@@ -132,16 +132,16 @@ def prune(
         dense=dense,
         achieved=evaluator.measure(solution.criterion.name, final),
         recovery=steps,
-        warnings=(*warnings_of(plain, evaluation, data, solution.plan), *notes),
+        warnings=(*warnings_of(plain, evaluation, source.data, solution.plan), *notes),
         request=request.told(),
-        outputs=divergence.told,
+        outputs=evaluator.builder.divergence.told,
         limits=limits,
         amounts=limits.counted(evaluator.dense, final),
         samples=evaluation.samples,
         stats=first_stats(relevances),
         samples_a_call=source.samples,
-        calibration_samples=data.samples,
-        example=data.first,
+        calibration_samples=source.data.samples,
+        example=source.data.first,
         values=network.values,
         packed=network.packed,
         program=program_bytes(source.program, network.rounded) if source.program else None,
@@ -150,10 +150,8 @@ def prune(
 
 def _solved(
     source: PruneTarget,
-    request: Request,
-    data: CalibrationData,
+    sources: Sources,
     relevances: Relevances,
-    divergence: Divergence,
     evaluation: EvaluationData,
 ) -> tuple[Measurement, Solution, tuple[str, ...]]:
     """Return what a network costs and does as it came, what keeps to the request, and warnings.
@@ -161,8 +159,9 @@ def _solved(
     Raises:
         BudgetError: nothing does.
     """
-    signals = measured_signals(source, request, data, relevances)
-    evaluator = evaluator_of(signals, data, divergence)
+    request = sources.request
+    signals = measured_signals(source, request, relevances)
+    evaluator = evaluator_of(signals, sources.model)
     dense = evaluator.measure("dense", evaluator.dense, evaluation.accuracy)
     limits = limits_of(request, evaluator.dense, dense.accuracy)
     return dense, best_solution(evaluator, signals, limits), signals.untried

@@ -45,7 +45,8 @@ class Result:
         samples: how many samples accuracy was measured on, if `evaluate` tells.
         stats: the relevance that was measured, the first if by several attributions.
         values: precision of the packed file.
-        samples_a_call: how many samples the network takes in one call; None: any number.
+        samples_a_call: how many samples an exported program takes in one call; None: any number,
+            or what the network took before.
         calibration_samples: how many there were.
         example: the first calibration batch, which exports are made with.
         packed: content of `model.flexrel`.

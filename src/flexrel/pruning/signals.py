@@ -123,7 +123,7 @@ class NetworkSignals:
 
 
 def measured_signals(
-    target: PruneTarget, request: Request, data: CalibrationData, relevances: Relevances
+    target: PruneTarget, request: Request, relevances: Relevances
 ) -> NetworkSignals:
     """Return what the criteria of a request need of a network, besides its weights.
 
@@ -135,7 +135,7 @@ def measured_signals(
         progress = request.options.progress
         try:
             saliency, unknown = measure_saliency(
-                target.network, target.graph, data.fitted, progress, seed=request.seed
+                target.network, target.graph, target.data.fitted, progress, seed=request.seed
             )
         except ModelError as error:  # other criteria may not need it
             unknown = [Protected(group.name, str(error)) for group in target.graph.groups]

@@ -16,7 +16,13 @@ def warnings_of(
     """Return all that may be wrong with a request, or that a plan left."""
     shift = input_shift(plain.network, data.batches)
     unlike = (str(shift),) if shift and shift.warns else ()
-    return (*plain.warnings, *evaluation.warnings, *unlike, *left_warnings(plan.graph))
+    return (
+        *plain.warnings,
+        *data.warnings,
+        *evaluation.warnings,
+        *unlike,
+        *left_warnings(plan.graph),
+    )
 
 
 def left_warnings(graph: PruningGraph) -> tuple[str, ...]:

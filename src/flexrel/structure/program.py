@@ -44,7 +44,7 @@ def exported_program(model: nn.Module, example: Batch, whole: Batch | None = Non
 
     Args:
         model: not changed.
-        example: one or two samples.
+        example: one or two samples, or a batch that stays whole.
         whole: a batch as it will be used, for a model that is fixed to its number of samples;
             without it the example.
 
@@ -73,6 +73,8 @@ def torch_program(
     Raises:
         ModelError: the model can't be exported.
     """
+    if example.whole:
+        return _export(model, example, dynamic=False), example, False
     try:
         example = _doubled(example)
         return _export(model, example, dynamic=True), example, True
