@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.networks import batch
 from torch import nn
 
 import flexrel
@@ -10,7 +11,6 @@ from flexrel.criteria import measure_saliency
 from flexrel.pruning import criteria_of
 from flexrel.relevance import Attribution
 from flexrel.structure import analyse
-from tests.networks import batch
 
 X = torch.randn(64, 5, generator=torch.Generator().manual_seed(1))
 
