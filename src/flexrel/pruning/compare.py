@@ -7,6 +7,7 @@ from typing import cast
 from torch import nn
 
 from flexrel.core.batches import RawBatch
+from flexrel.core.caches import uncached
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, Progress, silent
 from flexrel.core.network import plain_network
@@ -56,7 +57,7 @@ def compare(
         options = replace(options, outputs=cast("Outputs", result.outputs))
     asked = replace(result.request, criteria=criteria, values=result.values)
     request = replace(asked, evaluate=evaluate, options=options)
-    model = plain_network(model).network
+    model = uncached(plain_network(model).network)
     data = calibration_data(model, calibration, fits=request.fits)
     source = PruneTarget(model, result.plan.graph, (data.example,), data)
     if result.form == "exported":

@@ -9,6 +9,7 @@ from torch import nn
 
 from flexrel.core.batches import RawBatch, collect, fitted_and_judged
 from flexrel.core.budgets import AccuracyDrop, target_of
+from flexrel.core.caches import cache_note
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate, checked
 from flexrel.core.network import plain_network
@@ -127,9 +128,9 @@ def pack(
     data = encode(rounded, precision, graph, metadata, codec)
     replace_file(Path(path), data)
     divergence = Divergence(model, judged)(rounded) if judged else None
-    return PackReport(
-        len(data), precision, accuracy, before, divergence, (*plain.warnings, *given.warnings)
-    )
+    left = [] if graph is None else cache_note(f"the ONNX graph in {path}", model)
+    warnings = (*plain.warnings, *given.warnings, *left)
+    return PackReport(len(data), precision, accuracy, before, divergence, warnings)
 
 
 def _rounded(model: nn.Module, values: Values, fitted: Sequence[RawBatch]) -> nn.Module:

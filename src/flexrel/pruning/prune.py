@@ -8,6 +8,7 @@ from torch import nn
 
 from flexrel.core.batches import RawBatch
 from flexrel.core.budgets import AccuracyDrop
+from flexrel.core.caches import cache_again_, uncached
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.network import plain_network
@@ -110,7 +111,7 @@ def prune(
         options=options,
     )
     plain = plain_network(model)
-    model = plain.network
+    model = uncached(plain.network)
     data = calibration_data(model, calibration, fits=request.fits)
     evaluation = evaluation_data(evaluate, model, request.target)
     sources = Sources(model, data, request)
@@ -125,12 +126,15 @@ def prune(
     evaluator, limits = solution.evaluator, solution.search.limits
     network, steps = _finished(solution, request.training)
     final = evaluator.candidate(solution.plan, network)
+    achieved = evaluator.measure(solution.criterion.name, final)
+    program = program_bytes(source.program, network.rounded) if source.program else None
+    cache_again_(network.rounded, plain.network)
     return Result(
         model=network.rounded,
         plan=solution.plan,
         criterion=solution.criterion,
         dense=dense,
-        achieved=evaluator.measure(solution.criterion.name, final),
+        achieved=achieved,
         recovery=steps,
         warnings=(*warnings_of(plain, evaluation, source.data, solution.plan), *notes),
         request=request.told(),
@@ -144,7 +148,7 @@ def prune(
         example=source.data.first,
         values=network.values,
         packed=network.packed,
-        program=program_bytes(source.program, network.rounded) if source.program else None,
+        program=program,
     )
 
 
