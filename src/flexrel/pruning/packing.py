@@ -13,6 +13,7 @@ from flexrel.core.caches import cache_note
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate, checked
 from flexrel.core.network import plain_network
+from flexrel.core.plan import check_alone
 from flexrel.core.precision import (
     FINEST_FIRST,
     VALUES,
@@ -87,10 +88,10 @@ def pack(
         codec: "pcodec-1", or "zstd-1" for devices that pcodec has no wheel for; larger files.
 
     Raises:
-        UsageError: an unknown precision, a value that it can't hold, state that is no tensor,
-            metadata under a name of ours, a graph without the extra "export", a target without
-            `evaluate` or that allows any accuracy, an accuracy no better than chance, or "auto"
-            without a target.
+        UsageError: an unknown precision, a value that it can't hold, state that is no tensor, the
+            path of a result's model, metadata under a name of ours, a graph without the extra
+            "export", a target without `evaluate` or that allows any accuracy, an accuracy no better
+            than chance, or "auto" without a target.
         ModelError: the model has no ONNX graph; or a tensor of it can't be packed: on the meta
             device, sparse, of a class or dtype of its own, with NaN, in a TorchScript or quantised
             module.
@@ -102,6 +103,7 @@ def pack(
     if target is None and values == "auto":
         raise UsageError("values 'auto' needs target=, such as AccuracyDrop(0.01)")
     check_values(values, ("auto", *VALUES))
+    check_alone(Path(path))
     plain = plain_network(model)
     model = plain.network
     given = uncut(model, collect(calibration))
