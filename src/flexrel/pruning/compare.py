@@ -15,7 +15,7 @@ from flexrel.core.outputs import Outputs
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
 from flexrel.errors import BudgetError
 from flexrel.pruning.data import calibration_data
-from flexrel.pruning.evaluator import evaluator_of
+from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.result import Result
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import measured_relevance, measured_signals
@@ -64,7 +64,7 @@ def compare(
         source = replace(Sources(model, data, request).exported(), graph=result.plan.graph)
     relevances = measured_relevance(model, request, data)
     signals = measured_signals(source, request, relevances)
-    evaluator = evaluator_of(signals, model)
+    evaluator = evaluator_of(signals, divergence_of(model, source.data, request))
     search = BudgetSearch(evaluator, signals.rank, result.limits, request.short)
     scored = [one for one in criteria if one in signals.criteria]
     rivals = [one for one in scored if one is not blend and one.name != chosen.name]

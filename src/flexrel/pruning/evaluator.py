@@ -125,18 +125,13 @@ def divergence_of(model: nn.Module, data: CalibrationData, request: Request) -> 
     return Divergence(model, data.judged, request.options.outputs, tuple(islice(labelled, 1)))
 
 
-def evaluator_of(signals: NetworkSignals, model: nn.Module) -> Evaluator:
-    """Return what makes and measures the networks of a request, at the finest precision asked.
-
-    Args:
-        signals: of what is cut.
-        model: as it came, whose outputs are the goal.
-    """
+def evaluator_of(signals: NetworkSignals, divergence: Divergence) -> Evaluator:
+    """Return what makes and measures the networks of a request, at the finest precision asked."""
     request, target = signals.request, signals.target
     builder = NetworkBuilder(
         model=target.network,
         values="float32" if request.values == "auto" else request.values,
-        divergence=divergence_of(model, target.data, request),
+        divergence=divergence,
         progress=request.options.progress,
         repair=request.repair,
         fitted=target.data.fitted,

@@ -9,6 +9,7 @@ from torch import nn
 from flexrel.core.batches import RawBatch
 from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.caches import cache_again_, uncached
+from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.network import plain_network
@@ -20,7 +21,7 @@ from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
 from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluation import EvaluationData, evaluation_data
-from flexrel.pruning.evaluator import evaluator_of
+from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.request import PruneOptions, limits_of, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
@@ -114,14 +115,15 @@ def prune(
     model = uncached(plain.network)
     data = calibration_data(model, calibration, fits=request.fits)
     evaluation = evaluation_data(evaluate, model, request.target)
+    divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
     source = sources.first()
     relevances = measured_relevance(model, request, source.data)
     try:
-        dense, solution, notes = _solved(source, sources, relevances, evaluation)
+        dense, solution, notes = _solved(source, sources, relevances, divergence, evaluation)
     except BudgetError as error:
         source = sources.instead(source, error)
-        dense, solution, notes = _solved(source, sources, relevances, evaluation)
+        dense, solution, notes = _solved(source, sources, relevances, divergence, evaluation)
     source.verify(solution.plan)
     evaluator, limits = solution.evaluator, solution.search.limits
     network, steps = _finished(solution, request.training)
@@ -138,7 +140,7 @@ def prune(
         recovery=steps,
         warnings=(*warnings_of(plain, evaluation, source.data, solution.plan), *notes),
         request=request.told(),
-        outputs=evaluator.builder.divergence.told,
+        outputs=divergence.told,
         limits=limits,
         amounts=limits.counted(evaluator.dense, final),
         samples=evaluation.samples,
@@ -156,6 +158,7 @@ def _solved(
     source: PruneTarget,
     sources: Sources,
     relevances: Relevances,
+    divergence: Divergence,
     evaluation: EvaluationData,
 ) -> tuple[Measurement, Solution, tuple[str, ...]]:
     """Return what a network costs and does as it came, what keeps to the request, and warnings.
@@ -165,7 +168,9 @@ def _solved(
     """
     request = sources.request
     signals = measured_signals(source, request, relevances)
-    evaluator = evaluator_of(signals, sources.model)
+    if source.data is not sources.data:  # a program may not take all of them
+        divergence = divergence_of(sources.model, source.data, request)
+    evaluator = evaluator_of(signals, divergence)
     dense = evaluator.measure("dense", evaluator.dense, evaluation.accuracy)
     limits = limits_of(request, evaluator.dense, dense.accuracy)
     return dense, best_solution(evaluator, signals, limits), signals.untried
