@@ -27,6 +27,12 @@ class Batch:
     labels: Tensor | None  # numbers, one or more for each sample
     weights: Tensor | None = None  # how often each sample counts
     unread: str = ""  # why there are no labels, where something else was given
+    whole: bool = False  # whether it may not be cut into samples
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of all input tensors."""
+        return [tuple(tensor.shape) for tensor in self.tensors]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -38,7 +44,7 @@ class Batch:
         """Return the batch with each argument, labels and weights changed."""
         kwargs = {name: change(value) for name, value in self.kwargs.items()}
         args, rest = tuple(map(change, self.args)), (change(self.labels), change(self.weights))
-        return Batch(self.index, args, kwargs, *rest, self.unread)
+        return Batch(self.index, args, kwargs, *rest, self.unread, self.whole)
 
     @property
     def samples(self) -> int:
@@ -173,7 +179,7 @@ def missing_labels(batch: Batch) -> str:
 
 
 def divided(
-    batches: Iterable[RawBatch], model: nn.Module, held: float
+    batches: Sequence[RawBatch], model: nn.Module, held: float
 ) -> Iterator[tuple[Batch | None, Batch | None]]:
     """Yield each batch in two: what stays of it, and what is held out; None where that is empty.
 
@@ -181,10 +187,15 @@ def divided(
         batches: as `read_batches` takes them.
         model: likewise.
         held: which share of all samples is held out: the last of each batch, or every so many
-            batches where these are small.
+            batches where these are small; of batches that stay whole that share of them, at least
+            one, but never the only one.
     """
     seen = taken = 0
-    for batch in read_batches(batches, model):
+    apart = _held_whole(len(batches), held)
+    for at, batch in enumerate(read_batches(batches, model)):
+        if batch.whole:
+            yield (None, batch) if at in apart else (batch, None)
+            continue
         seen += batch.samples
         out = min(int(held * seen) - taken, batch.samples)
         taken += out
@@ -193,6 +204,12 @@ def divided(
             samples_in(batch, slice(stay)) if stay else None,
             samples_in(batch, slice(stay, None)) if out else None,
         )
+
+
+def _held_whole(count: int, held: float) -> set[int]:
+    """Return which of `count` whole batches are held out: evenly spread, the last one too."""
+    out = min(max(round(held * count), 1), count - 1) if held else 0
+    return {(at + 1) * count // out - 1 for at in range(out)}
 
 
 def joined(batches: Iterable[Batch]) -> list[Batch]:
@@ -208,6 +225,8 @@ def joined(batches: Iterable[Batch]) -> list[Batch]:
 
 def _alike(one: Batch, other: Batch) -> bool:
     """Return whether the batches differ in their samples alone, and can follow one another."""
+    if one.whole or other.whole:
+        return False
     if len(one.args) != len(other.args) or list(one.kwargs) != list(other.kwargs):
         return False
     parts = _by_samples(one), _by_samples(other)
@@ -266,7 +285,9 @@ def first_samples(batch: Batch, count: int = EXAMPLE_SAMPLES) -> Batch:
 
 
 def samples_in(batch: Batch, where: slice) -> Batch:
-    """Return the batch cut to some of its samples."""
+    """Return the batch cut to some of its samples; as it is where it may not be cut."""
+    if batch.whole:
+        return batch
     size = batch.samples
 
     def cut(value: Any) -> Any:  # noqa: ANN401 - arguments of the user's model
