@@ -214,6 +214,57 @@ def test_weights_of_a_model_that_has_such_names_itself_stay_as_they_are(tmp_path
     assert same_weights(packed_weights(net, tmp_path / "w.safetensors", tmp_path), state)
 
 
+PARTS = """
+from torch import nn
+
+def make(wrap=lambda part: part):
+    net = nn.Module()
+    net.features = wrap(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    net.head = nn.Linear(4, 2)
+    return net
+"""
+
+
+@pytest.mark.parametrize("first", ["", "model.", "module.", "model._orig_mod."])
+@pytest.mark.parametrize("inner", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_weights_of_parts_that_were_wrapped_alone_are_found(tmp_path, first, inner):
+    net = tmp_path / "parts.py"
+    net.write_text(PARTS)
+    state = other_weights(net)
+    named = {
+        first + name.replace("features.", f"features.{inner}"): tensor
+        for name, tensor in state.items()
+    }
+    save_file(named, tmp_path / "w.safetensors")
+
+    assert len(named.keys() - state.keys()) in (2, 4)
+    assert same_weights(packed_weights(net, tmp_path / "w.safetensors", tmp_path), state)
+
+
+def test_weights_of_before_a_part_was_wrapped_are_found(tmp_path):
+    net = tmp_path / "parts.py"
+    net.write_text(PARTS.replace("lambda part: part", "nn.DataParallel"))
+    state = other_weights(net)
+    named = {name.replace("module.", ""): tensor for name, tensor in state.items()}
+    save_file(named, tmp_path / "w.safetensors")
+
+    assert "features.module.0.weight" in state
+    assert "features.0.weight" in named
+    assert same_weights(packed_weights(net, tmp_path / "w.safetensors", tmp_path), state)
+
+
+def test_of_two_weights_that_would_have_one_name_none_is_lost_in_silence(tmp_path, capsys):
+    net = tmp_path / "parts.py"
+    net.write_text(PARTS)
+    state = other_weights(net)
+    both = {**state, "features.module.0.weight": state["features.0.weight"] + 1}
+    save_file(both, tmp_path / "w.safetensors")
+    command = ["--weights", str(tmp_path / "w.safetensors"), "-o", str(tmp_path / "x")]
+
+    assert main(["pack", f"{net}:make", *command]) == 2
+    assert "features.module.0.weight" in capsys.readouterr().err
+
+
 def sharded(state, folder, prefix=""):
     """Two shards of a state, and their index as Hugging Face writes it."""
     named = {prefix + name: tensor for name, tensor in state.items()}
@@ -565,7 +616,8 @@ def test_pack_says_how_many_samples_its_graph_is_fixed_to(net, tmp_path, capsys)
 
     assert main(["pack", f"{net}:make", "-o", str(out), "--graph", f"{net}:inputs"]) == 0
     assert capsys.readouterr().err == (
-        f"warning: the ONNX graph in {out} takes 8 samples a call, no more or less\n"
+        f"warning: the ONNX graph in {out} takes inputs of the example's size alone, "
+        "8 samples a call\n"
     )
 
 

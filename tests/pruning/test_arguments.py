@@ -25,12 +25,12 @@ def named(given, attribution=GAMMA):
 
 
 def test_criteria_are_named_as_plans_name_them():
-    for made in (Magnitude(), OBS(), Relevance("gamma", "norm")):
+    for made in (Magnitude(), OBS("norm"), Relevance("gamma", "norm")):
         assert named(made.name) == named([made.name]) == (made,)
     for delta, blend in ((0.25, "sum"), (0.5, "product")):
         made = FlexRel(delta, blend=blend, rule="gamma", output="norm")
         assert named(made.name) == (made,)
-    assert named(["obs", Magnitude()]) == (OBS(), Magnitude())
+    assert named(["obs", Magnitude()]) == (OBS("norm"), Magnitude())
 
 
 def test_without_a_criterion_the_candidates_stand_in():

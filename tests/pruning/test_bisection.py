@@ -148,7 +148,8 @@ def test_a_good_guess_saves_tries():
 
     assert most_removal(answers, 0, 1023, 8) == pytest.approx(700, abs=8)
     assert most_removal(guessed, 0, 1023, 8, 690) == pytest.approx(700, abs=8)
-    assert len(guessed.asked) <= 4 < 8 <= len(answers.asked)
+    assert len(guessed.asked) <= 4
+    assert len(answers.asked) >= 7
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 7, 8, 100])

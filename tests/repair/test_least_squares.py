@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexrel.repair import second_moments
-from flexrel.repair.least_squares import RIDGES, error_of, normal_solution, solve
+from flexrel.repair.least_squares import RIDGES, error_of, solve
+from flexrel.repair.systems import normal_solution
 from repairs import normal
 
 few_examples = settings(max_examples=40, derandomize=True)
@@ -145,7 +146,7 @@ def test_each_output_has_the_ridge_regression_of_its_own_support(
     now = (weight + 9.0) * support
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flexrel.repair.least_squares._ENTRIES", entries)
+        patch.setattr("flexrel.repair.systems._ENTRIES", entries)
         found = solve(*split(x, y), now, bias, free_bias=free, support=support)
 
     if found.ridge is None:

@@ -23,6 +23,6 @@ RuleOption = Annotated[
     ),
 ]
 OutputOption = Annotated[
-    str, typer.Option(help=f"what relevance starts from: {', '.join(OUTPUTS)}")
+    str, typer.Option(help=f"what relevance starts from, and obs counts: {', '.join(OUTPUTS)}")
 ]
 DATA = "file.py:factory, package.module:factory, an .npz with x and y, or demo:digits"

@@ -16,7 +16,7 @@ from flexrel.core.budgets import target_of
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.plan import Plan
 from flexrel.core.precision import VALUES
-from flexrel.io import check_path, export, fixed, graph_notes, percent
+from flexrel.io import check_path, export, export_notes, graph_notes, percent
 from flexrel.pruning import pack
 from flexrel.structure import apply
 
@@ -105,8 +105,8 @@ def export_command(
         network = apply(network, cut) if cut else network
         samples = export(network, example, out)
     typer.echo(f"{out}: {out.stat().st_size:,} bytes")
-    if samples is not None:
-        typer.echo(f"warning: {fixed(out.name, samples)}", err=True)
+    for line in export_notes(out.name, samples, network):
+        typer.echo(f"warning: {line}", err=True)
 
 
 @packing_app.command("inspect")

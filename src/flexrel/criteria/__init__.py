@@ -3,14 +3,18 @@
 from flexrel.criteria.criteria import (
     BLENDS,
     OBS,
-    SALIENCY,
     Blend,
-    Criterion,
     FlexRel,
     Magnitude,
     Relevance,
-    attribution_of,
     scores_of,
+)
+from flexrel.criteria.criterion import (
+    SALIENCY,
+    Criterion,
+    SaliencyTarget,
+    attribution_of,
+    saliency_of,
 )
 from flexrel.criteria.ranking import (
     ALLOCATIONS,
@@ -33,10 +37,12 @@ __all__ = [
     "Magnitude",
     "Ranking",
     "Relevance",
+    "SaliencyTarget",
     "UnitRanking",
     "attribution_of",
     "measure_saliency",
     "rank_units",
+    "saliency_of",
     "scores_of",
     "without_unmeasured",
 ]

@@ -7,6 +7,7 @@ from typing import cast
 from torch import nn
 
 from flexrel.core.batches import RawBatch
+from flexrel.core.caches import uncached
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, Progress, silent
 from flexrel.core.network import plain_network
@@ -56,14 +57,14 @@ def compare(
         options = replace(options, outputs=cast("Outputs", result.outputs))
     asked = replace(result.request, criteria=criteria, values=result.values)
     request = replace(asked, evaluate=evaluate, options=options)
-    model = plain_network(model).network
+    model = uncached(plain_network(model).network)
     data = calibration_data(model, calibration, fits=request.fits)
-    source = PruneTarget(model, result.plan.graph, (data.example,))
+    source = PruneTarget(model, result.plan.graph, (data.example,), data)
     if result.form == "exported":
         source = replace(Sources(model, data, request).exported(), graph=result.plan.graph)
     relevances = measured_relevance(model, request, data)
-    signals = measured_signals(source, request, data, relevances)
-    evaluator = evaluator_of(signals, data, divergence_of(model, data, request))
+    signals = measured_signals(source, request, relevances)
+    evaluator = evaluator_of(signals, divergence_of(model, source.data, request))
     search = BudgetSearch(evaluator, signals.rank, result.limits, request.short)
     scored = [one for one in criteria if one in signals.criteria]
     rivals = [one for one in scored if one is not blend and one.name != chosen.name]

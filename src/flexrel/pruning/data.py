@@ -5,24 +5,17 @@ training. Data scaled in another way, or of another kind, miss them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import (
-    Batch,
-    RawBatch,
-    collect,
-    first_samples,
-    fitted_and_judged,
-    read_batches,
-    samples_of,
-    spread,
-)
+from flexrel.core.batches import Batch, RawBatch, collect, first_samples, read_batches, samples_of
+from flexrel.core.division import fitted_and_judged, spread
 from flexrel.core.running import call, undisturbed
+from flexrel.core.whole import UncutBatches, alike, uncut
 from flexrel.errors import UsageError
 from flexrel.tracing import Op, OpRecorder
 
@@ -44,6 +37,7 @@ class CalibrationData:
         judged: what criteria, repair and training are judged by.
         first: the first batch, which exports are made with.
         samples: how many inputs there are in all.
+        warnings: how batches are used where the network runs on no part of one, a line each.
     """
 
     batches: Sequence[RawBatch]
@@ -52,10 +46,11 @@ class CalibrationData:
     judged: Sequence[RawBatch]
     first: Batch
     samples: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def example(self) -> Batch:
-        """The samples that structure is read on, and multiply-adds are counted with."""
+        """What structure is read on, and multiply-adds are counted with: samples, or a batch."""
         return first_samples(self.first)
 
 
@@ -73,12 +68,37 @@ def calibration_data(
         UsageError: there is no batch, or one can't be used.
     """
     batches = collect(calibration)
-    first = next(read_batches(batches[:1], model), None)
-    if first is None:
+    if not batches:
         raise UsageError("the calibration set is empty; pass at least one batch")
+    data = _divided(model, uncut(model, batches), fits=fits)
+    if not data.first.whole:
+        return data
+    told = f"multiply-adds are those of one call, with inputs {data.first.shapes}"
+    return replace(data, warnings=(*data.warnings, told))
+
+
+def data_alike(
+    model: nn.Module, data: CalibrationData, example: Batch, *, fits: bool
+) -> CalibrationData:
+    """Return what of the data a program takes that takes the example's shapes alone, uncut.
+
+    Args:
+        model: whose inputs they are.
+        data: likewise.
+        example: that the program was exported on.
+        fits: as for `calibration_data`.
+    """
+    found = _divided(model, alike(data.batches, model, example), fits=fits)
+    return replace(found, warnings=(*data.warnings, *found.warnings))
+
+
+def _divided(model: nn.Module, found: UncutBatches, *, fits: bool) -> CalibrationData:
+    batches = found.batches
+    first = next(read_batches(batches[:1], model))
     fitted, judged = fitted_and_judged(batches, model, fits=fits)
     few = fitted if samples_of(fitted, model) < 2 * _FEW else spread(fitted, model, _FEW)
-    return CalibrationData(batches, fitted, few, judged, first, samples_of(batches, model))
+    samples = samples_of(batches, model)
+    return CalibrationData(batches, fitted, few, judged, first, samples, found.warnings)
 
 
 @dataclass(frozen=True, slots=True)

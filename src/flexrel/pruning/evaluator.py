@@ -149,18 +149,16 @@ def divergence_of(model: nn.Module, data: CalibrationData, request: Request) -> 
     return Divergence(model, data.judged, request.options.outputs, tuple(islice(labelled, 1)))
 
 
-def evaluator_of(
-    signals: NetworkSignals, data: CalibrationData, divergence: Divergence
-) -> Evaluator:
+def evaluator_of(signals: NetworkSignals, divergence: Divergence) -> Evaluator:
     """Return what makes and measures the networks of a request, at the finest precision asked."""
-    request = signals.request
+    request, target = signals.request, signals.target
     builder = NetworkBuilder(
-        model=signals.target.network,
+        model=target.network,
         values="float32" if request.values == "auto" else request.values,
         divergence=divergence,
         progress=request.options.progress,
         repair=request.repair,
-        fitted=data.fitted,
-        few=data.few,
+        fitted=target.data.fitted,
+        few=target.data.few,
     )
-    return Evaluator(builder, signals.target.graph, request.evaluate)
+    return Evaluator(builder, target.graph, request.evaluate)

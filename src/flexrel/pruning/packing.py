@@ -7,11 +7,14 @@ from pathlib import Path
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch, collect, fitted_and_judged
+from flexrel.core.batches import RawBatch, collect
 from flexrel.core.budgets import AccuracyDrop, target_of
+from flexrel.core.caches import cache_note
 from flexrel.core.distance import Divergence
+from flexrel.core.division import fitted_and_judged
 from flexrel.core.evaluate import Evaluate, checked
 from flexrel.core.network import plain_network
+from flexrel.core.plan import check_alone
 from flexrel.core.precision import (
     FINEST_FIRST,
     VALUES,
@@ -21,6 +24,7 @@ from flexrel.core.precision import (
 )
 from flexrel.core.resources import TOLERANCE
 from flexrel.core.running import duplicate
+from flexrel.core.whole import uncut
 from flexrel.errors import BudgetError, PrecisionError, UsageError
 from flexrel.io import encode
 from flexrel.pruning.evaluation import evaluation_data, floor_of
@@ -86,10 +90,10 @@ def pack(
         codec: "pcodec-1", or "zstd-1" for devices that pcodec has no wheel for; larger files.
 
     Raises:
-        UsageError: an unknown precision, a value that it can't hold, state that is no tensor,
-            metadata under a name of ours, a graph without the extra "export", a target without
-            `evaluate` or that allows any accuracy, an accuracy no better than chance, or "auto"
-            without a target.
+        UsageError: an unknown precision, a value that it can't hold, state that is no tensor, the
+            path of a result's model, metadata under a name of ours, a graph without the extra
+            "export", a target without `evaluate` or that allows any accuracy, an accuracy no better
+            than chance, or "auto" without a target.
         ModelError: the model has no ONNX graph; or a tensor of it can't be packed: on the meta
             device, sparse, of a class or dtype of its own, with NaN, in a TorchScript or quantised
             module.
@@ -101,9 +105,11 @@ def pack(
     if target is None and values == "auto":
         raise UsageError("values 'auto' needs target=, such as AccuracyDrop(0.01)")
     check_values(values, ("auto", *VALUES))
+    check_alone(Path(path))
     plain = plain_network(model)
     model = plain.network
-    batches = collect(calibration)
+    given = uncut(model, collect(calibration))
+    batches = given.batches
     fitted, judged = fitted_and_judged(batches, model) if batches else ((), ())
     before = checked(evaluate, model) if evaluate else None
     floor = -math.inf
@@ -126,7 +132,9 @@ def pack(
     data = encode(rounded, precision, graph, metadata, codec)
     replace_file(Path(path), data)
     divergence = Divergence(model, judged)(rounded) if judged else None
-    return PackReport(len(data), precision, accuracy, before, divergence, plain.warnings)
+    left = [] if graph is None else cache_note(f"the ONNX graph in {path}", model)
+    warnings = (*plain.warnings, *given.warnings, *left)
+    return PackReport(len(data), precision, accuracy, before, divergence, warnings)
 
 
 def _rounded(model: nn.Module, values: Values, fitted: Sequence[RawBatch]) -> nn.Module:

@@ -8,6 +8,7 @@ from torch import nn
 
 from flexrel.core.batches import RawBatch
 from flexrel.core.budgets import AccuracyDrop
+from flexrel.core.caches import cache_again_, uncached
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
@@ -18,10 +19,10 @@ from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
-from flexrel.pruning.data import CalibrationData, calibration_data
+from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluation import EvaluationData, evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
-from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
+from flexrel.pruning.request import PruneOptions, limits_of, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
@@ -58,7 +59,9 @@ def prune(
             them are kept in memory. The first is the example for multiply-adds and structure. Of
             the samples 128, or a quarter, are held out: nothing is fitted to them, and criteria,
             repair and training are judged by how far they bring the outputs on these from the
-            dense network's. Where nothing is repaired or trained all measure, and 512 judge.
+            dense network's. Where nothing is repaired or trained all measure, and 512 judge. A
+            network that runs on no part of a batch, as one fixed to 16 samples, or on lists of
+            edges, has whole batches held out, and its multiply-adds are those of one call.
         evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it. Samples
             that are too few for it, or of one class, are among the result's warnings.
         target: how much accuracy may be lost, as `AccuracyDrop(0.01)` or "accuracy-drop=1%"; with
@@ -110,30 +113,33 @@ def prune(
         options=options,
     )
     plain = plain_network(model)
-    model = plain.network
+    model = uncached(plain.network)
     data = calibration_data(model, calibration, fits=request.fits)
     evaluation = evaluation_data(evaluate, model, request.target)
     divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
     source = sources.first()
-    relevances = measured_relevance(model, request, data)
+    relevances = measured_relevance(model, request, source.data)
     try:
-        dense, solution, notes = _solved(source, request, data, relevances, divergence, evaluation)
+        dense, solution, notes = _solved(source, sources, relevances, divergence, evaluation)
     except BudgetError as error:
         source = sources.instead(source, error)
-        dense, solution, notes = _solved(source, request, data, relevances, divergence, evaluation)
+        dense, solution, notes = _solved(source, sources, relevances, divergence, evaluation)
     source.verify(solution.plan)
     evaluator, limits = solution.evaluator, solution.search.limits
     network, steps = _finished(solution, request.training)
     final = evaluator.candidate(solution.plan, network)
+    achieved = evaluator.measure(solution.criterion.name, final)
+    program = program_bytes(source.program, network.rounded) if source.program else None
+    cache_again_(network.rounded, plain.network)
     return Result(
         model=network.rounded,
         plan=solution.plan,
         criterion=solution.criterion,
         dense=dense,
-        achieved=evaluator.measure(solution.criterion.name, final),
+        achieved=achieved,
         recovery=steps,
-        warnings=(*warnings_of(plain, evaluation, data, solution.plan), *notes),
+        warnings=(*warnings_of(plain, evaluation, source.data, solution.plan), *notes),
         request=request.told(),
         outputs=divergence.told,
         limits=limits,
@@ -141,18 +147,17 @@ def prune(
         samples=evaluation.samples,
         stats=first_stats(relevances),
         samples_a_call=source.samples,
-        calibration_samples=data.samples,
-        example=data.first,
+        calibration_samples=source.data.samples,
+        example=source.data.first,
         values=network.values,
         packed=network.packed,
-        program=program_bytes(source.program, network.rounded) if source.program else None,
+        program=program,
     )
 
 
 def _solved(
     source: PruneTarget,
-    request: Request,
-    data: CalibrationData,
+    sources: Sources,
     relevances: Relevances,
     divergence: Divergence,
     evaluation: EvaluationData,
@@ -162,8 +167,11 @@ def _solved(
     Raises:
         BudgetError: nothing does.
     """
-    signals = measured_signals(source, request, data, relevances)
-    evaluator = evaluator_of(signals, data, divergence)
+    request = sources.request
+    signals = measured_signals(source, request, relevances)
+    if source.data is not sources.data:  # a program may not take all of them
+        divergence = divergence_of(sources.model, source.data, request)
+    evaluator = evaluator_of(signals, divergence)
     dense = evaluator.measure("dense", evaluator.dense, evaluation.accuracy)
     limits = limits_of(request, evaluator.dense, dense.accuracy)
     return dense, best_solution(evaluator, signals, limits), signals.untried

@@ -17,7 +17,7 @@ from flexrel.relevance.rules import (
     rule_of,
 )
 from flexrel.relevance.stats import LayerRelevance, Part, RelevanceStats
-from flexrel.relevance.targets import OUTPUTS, Attribution, AttributionTarget
+from flexrel.relevance.targets import OUTPUTS, Attribution, AttributionTarget, check_output, counted
 
 __all__ = [
     "OUTPUTS",
@@ -39,5 +39,7 @@ __all__ = [
     "RuleLike",
     "ZPlus",
     "calibrate",
+    "check_output",
+    "counted",
     "rule_of",
 ]

@@ -21,7 +21,13 @@ from flexrel.core.measurement import Progress, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import undisturbed
 from flexrel.repair.gptq import round_solution
-from flexrel.repair.layerwise import LayerStop, LayerwiseForward, plain_modes, stoppable
+from flexrel.repair.layerwise import (
+    HELD_OUT,
+    LayerStop,
+    LayerwiseForward,
+    plain_modes,
+    stoppable,
+)
 from flexrel.repair.least_squares import LayerSolution, solve
 from flexrel.repair.moments import (
     RunningMoments,
@@ -38,12 +44,10 @@ from flexrel.tracing import AffineCall
 ROWS = 12_000  # of each layer that are fitted, but
 _ENTRIES = 2e7  # fewer where that would be more numbers, and
 _INPUTS = 750  # in proportion more where there are more of these
-HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
 _BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
 _LIVE = 5  # times a layer's inputs and outputs: what waits with them, of both networks
 _SAME = 1e-6  # of the size of the outputs: nothing to repair
 _FLAT = 1e-3  # of the largest slope: what is added can't be made up for
-_TINY = 1e-30  # in place of a variance that is 0
 
 Kept = Mapping[tuple[str, int], Tensor]  # tensor and axis -> which positions the plan leaves
 
@@ -123,8 +127,8 @@ def reconstruct_(
                 (whole.advance(use.name), left.advance(use.name, changed=changed))
                 for whole, left in passes
             ]
-            counts = [whole.samples for whole, _ in passes]
-            gathered = _gathered(use, stops, counts, kept, rows, generator)
+            parts = [whole.parts for whole, _ in passes]
+            gathered = _gathered(use, stops, parts, kept, rows, generator)
             changed = False
             if gathered is not None:
                 near = next((one.ridge for one in reversed(made) if one.ridge), None)
@@ -170,7 +174,7 @@ class _Gathered:
 def _gathered(
     use: LayerUse,
     stops: Sequence[tuple[LayerStop, LayerStop]],
-    samples: Sequence[int],
+    parts: Sequence[int],
     kept: Kept,
     most: int,
     generator: torch.Generator,
@@ -180,7 +184,7 @@ def _gathered(
     Args:
         use: of the layer.
         stops: of the dense and of the pruned network, for each batch.
-        samples: how many each batch has.
+        parts: into how many each batch falls, of which every fourth is held out.
         kept: which outputs of the dense layer are left.
         most: rows, for up to 750 inputs; in proportion more for more.
         generator: that rows are drawn by.
@@ -191,9 +195,9 @@ def _gathered(
     fit, check = RunningMoments(), RunningMoments()
     apart = size = 0.0
     seen = 0
-    for count, (whole, left) in zip(samples, stops, strict=True):
+    for count, (whole, left) in zip(parts, stops, strict=True):
         outputs, geometry = left.outputs, left.call.geometry
-        share = max(most * count // sum(samples), 1)
+        share = max(most * count // sum(parts), 1)
         rows = drawn_rows(outputs, geometry, share, generator)
         goals = _goals(whole, left, rows, _outputs_left(use, kept, len(whole.call.weight)))
         now = outputs_at(outputs, geometry, rows)
@@ -263,8 +267,7 @@ def _refit_(
     changed = largest is not None or found.after < found.before
     if changed:
         _write_(pruned, use, call, found)
-    variance = max(found.variance, _TINY)
-    errors = found.before / variance, found.after / variance
+    errors = found.before / found.variance, found.after / found.variance
     return LayerRepair(use.name, rows.fit.rows, rows.fit.x.shape[1], found.ridge, *errors, changed)
 
 

@@ -12,15 +12,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flexrel.repair.moments import SecondMoments
+from flexrel.repair.systems import normal_solution, within
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _TRIED = 64  # outputs on which the ridge is chosen, where each is solved by itself
-_FEW = 64, 0.1  # inputs, and of them all: outputs with no more are solved exactly, and quicker
-_ENTRIES = 2**23  # of all systems that are solved at the same time
-_STEPS = 60  # of conjugate gradients, at most
-_ROUGH = 1e-3  # they end when the last brought no more than this share of what all did: to judge by
+_ROUGH = 1e-3  # steps end when the last brought this share of what all did, or less: to judge by
 _CLOSE = 1e-10  # likewise: to keep
-_WIDE = 1024  # inputs: of so many the steps are in single precision, and solutions
 _SINGLE = 1e-3  # where the ridge is no less: it makes the matrix regular enough
 _TINY = 1e-30  # in place of a divisor that is 0
 _SMALL = 1e-8  # of the mean square of the inputs: counts as no input
@@ -38,7 +35,7 @@ class LayerSolution:
         before: mean squared error, on the held-out rows, of the outputs that it was chosen on, as
             the layer was.
         after: likewise, fitted to the other rows alone.
-        variance: of these outputs there.
+        variance: of these outputs there, above 0.
     """
 
     weight: Float[Tensor, "g j k"]
@@ -114,7 +111,7 @@ def _walked(
     From the ridge of that place on to larger ones while they do better, or else to smaller ones.
     No ridge at all is the bias alone.
     """
-    variance = float(judge.yy.sum())
+    variance = max(float(judge.yy.sum()), _TINY)
     before = error_of(system.weight, system.bias, judge)
 
     def fitted(ridge: float | None) -> LayerSolution:
@@ -180,7 +177,7 @@ class _System:
         if support is not None:
             begun = 0 * self.left if start is None else (start - self.weight) / self.scale
             close = _ROUGH if rough else _CLOSE
-            change = _within(self.xx, self.left, support, close, begun)
+            change = within(self.xx, self.left, support, close, begun)
         else:
             change = normal_solution(self.xx, self.left, single=ridge >= _SINGLE)
         return self.weight + change * self.scale
@@ -211,97 +208,3 @@ def _system(rows: SecondMoments, weight: Tensor, bias: Tensor, *, free_bias: boo
     xx.mul_(scale).mul_(scale.mT)
     diagonal = xx.diagonal(dim1=1, dim2=2).clone()
     return _System(weight, bias, means, scale, xx, diagonal, left)
-
-
-def normal_solution(
-    xx: Float[Tensor, "g k k"], left: Float[Tensor, "g j k"], *, single: bool = False
-) -> Float[Tensor, "g j k"]:
-    """Return the solution of normal equations: the weights with `weights @ xx = left`, by groups.
-
-    Args:
-        xx: products of the inputs, with a ridge on the diagonal; symmetric.
-        left: products of outputs and inputs.
-        single: whether single precision will do where there are many inputs.
-
-    Returns:
-        By Cholesky factors; NaN if one of the matrices is not positive definite.
-    """
-    if single and xx.shape[2] >= _WIDE:
-        factor, failed = torch.linalg.cholesky_ex(xx.float())
-        if not failed.any():
-            return torch.cholesky_solve(left.mT.float(), factor).mT.to(left)
-    factor, failed = torch.linalg.cholesky_ex(xx)
-    if bool(failed.any()):
-        return torch.full_like(left, torch.nan)
-    return torch.cholesky_solve(left.mT, factor).mT
-
-
-def _within(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Tensor) -> Tensor:
-    """Return the change on the support alone that does best: `[g, j, k]`.
-
-    Each output has a support, so a system, of its own. One with few inputs is solved exactly, the
-    others by steps from the change that is given.
-    """
-    few = support.sum(2) <= max(_FEW[0], _FEW[1] * support.shape[2])
-    some = ~few.all(0)
-    change[:, some] = _by_steps(xx, left[:, some], support[:, some], close, change[:, some])
-    change[few] = _solved(xx, left[few], support[few], few.nonzero()[:, 0])
-    return change
-
-
-def _solved(xx: Tensor, left: Tensor, support: Tensor, groups: Tensor) -> Tensor:
-    """Return the change on the support that does best, of some outputs, each by itself.
-
-    Args:
-        xx: `[g, k, k]`.
-        left: `[n, k]`, of `n` outputs.
-        support: likewise.
-        groups: `[n]`: of each output.
-
-    Returns:
-        `[n, k]`; NaN where rounding makes a system indefinite.
-    """
-    change = torch.zeros_like(left)
-    counts = support.sum(1)
-    waiting = counts.argsort(descending=True)[: int(counts.count_nonzero())]
-    while len(waiting):  # those of like size together, padded by equations of their own
-        width = int(counts[waiting[0]])
-        rows, waiting = waiting.tensor_split([max(_ENTRIES // width**2, 1)])
-        real = torch.arange(width, device=rows.device) < counts[rows, None]
-        at = torch.zeros_like(real, dtype=torch.int64)
-        at[real] = support[rows].nonzero()[:, 1]
-        lines = (groups[rows, None] * xx.shape[1] + at) * xx.shape[2]
-        system = xx.take(lines[:, :, None] + at[:, None, :])
-        system.masked_fill_(~(real[:, :, None] & real[:, None, :]), 0)
-        system.diagonal(dim1=1, dim2=2).masked_fill_(~real, 1)
-        factor, failed = torch.linalg.cholesky_ex(system)
-        found = torch.cholesky_solve(left[rows].gather(1, at)[:, :, None], factor).squeeze(2)
-        found.masked_fill_(failed[:, None] > 0, torch.nan)
-        change[rows[:, None].expand_as(at)[real], at[real]] = found[real]
-    return change
-
-
-def _by_steps(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Tensor) -> Tensor:
-    """Return the change on the support alone that does best, nearly, by conjugate gradients.
-
-    All outputs take their steps together, from the change that is given; in single precision
-    where they would take long.
-    """
-    through = change @ xx if bool(change.any()) else change  # which is 0
-    gained = (change * (left - through / 2)).sum()  # of half the squared error
-    kind = torch.float32 if xx.shape[2] >= _WIDE else torch.float64
-    rest, xx = (left - through).masked_fill_(~support, 0).to(kind), xx.to(kind)
-    way, size = rest.clone(), rest.square().sum(2, keepdim=True)
-    for _ in range(_STEPS):
-        through = (way @ xx).masked_fill_(~support, 0)
-        step = size / (way * through).sum(2, keepdim=True).clamp_min(_TINY)
-        gain = (step * size).sum() / 2
-        gained += gain
-        change += step * way
-        if bool(gain <= close * gained):
-            break
-        rest -= step * through
-        now = rest.square().sum(2, keepdim=True)
-        way = rest + now / size.clamp_min(_TINY) * way
-        size = now
-    return change
