@@ -56,7 +56,7 @@ class NetworkBuilder:
         repair: of every network; None: none is repaired.
         fitted: calibration data that repairs, and rounding to whole numbers, are fitted to; without
             them each value is rounded by itself.
-        few: some of these, for networks that are only compared.
+        few: some of these, for networks that are only compared; or these.
     """
 
     model: nn.Module
@@ -74,13 +74,18 @@ class NetworkBuilder:
         network, step = self._improved(apply(self.model, plan), self.repair, plan)
         return self._rounded(network, (step,), self.fitted)
 
+    @property
+    def sketches(self) -> bool:
+        """Whether a sketch is made sooner than the network itself."""
+        return self.repair is not None and self.few is not self.fitted
+
     def sketch(self, plan: Plan) -> nn.Module:
-        """Return what a plan's network is about like: fitted to few samples, if it is repaired."""
+        """Return what a plan's network is about like: repaired with few samples and rows."""
         network = apply(self.model, plan)
         if self.repair is not None:
             quick = replace(self.repair, rows=_SKETCHED)
             network = quick(network, self.model, plan, self.few, self.progress).model
-        return self._rounded(network, (), self.few if self.repair else ()).rounded
+        return self._rounded(network, (), self.few).rounded
 
     def rough(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network cut and rounded, each value by itself, and no more."""

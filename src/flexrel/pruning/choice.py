@@ -155,27 +155,27 @@ def _closest(
         sure: whether the best is repaired in full, and the second too if its sketch is close to
             that of the best, or no worse than what became of it.
     """
-    evaluator = search.evaluator
+    evaluator, builder = search.evaluator, search.evaluator.builder
     plans: list[Plan | None] = []
     sketched: list[float] = []
     for criterion in criteria:
         try:
-            plans.append(plan_of(criterion))
+            plan = plan_of(criterion)
         except BudgetError:  # it can't score enough of the network
-            plans.append(None)
-        plan = plans[-1]
+            plan = None
+        plans.append(plan)
         sketched.append(inf if plan is None else evaluator.sketched_divergence(plan))
-        evaluator.builder.progress("choosing a criterion", len(plans), len(criteria))
-    order = sorted(range(len(criteria)), key=sketched.__getitem__)
-    builder, best = evaluator.builder, plans[order[0]]
-    if not sure or builder.few is builder.fitted or best is None:
-        return criteria[order[0]]
+        if plan and not builder.sketches and sketched[-1] < min(sketched[:-1], default=inf):
+            evaluator.hold(plan)
+        builder.progress("choosing a criterion", len(plans), len(criteria))
+    first, *others = sorted(range(len(criteria)), key=sketched.__getitem__)
+    best = plans[first]
+    if not sure or not builder.sketches or best is None:
+        return criteria[first]
     least = evaluator.divergence(best)
-    for at in order[1:2]:
+    for at in others[:1]:
         other = plans[at]
-        if other is None or sketched[at] > max(least, _NEAR * sketched[order[0]]):
-            break
-        evaluator.hold(best)
-        if evaluator.divergence(other) < least:
-            return criteria[at]
-    return criteria[order[0]]
+        if other and sketched[at] <= max(least, _NEAR * sketched[first]):
+            evaluator.hold(best)
+            return criteria[at if evaluator.divergence(other) < least else first]
+    return criteria[first]

@@ -77,7 +77,9 @@ class Evaluator:
         return self._divergence(self.network_of(plan).rounded)
 
     def sketched_divergence(self, plan: Plan) -> float:
-        """Return about that, sooner: to compare plans by."""
+        """Return about that, sooner if that is possible: to compare plans by."""
+        if not self.builder.sketches:
+            return self.divergence(plan)
         return self.builder.divergence(self.builder.sketch(plan))
 
     def sketched_accuracy(self, plan: Plan) -> float:
@@ -159,6 +161,6 @@ def evaluator_of(signals: NetworkSignals, divergence: Divergence) -> Evaluator:
         progress=request.options.progress,
         repair=request.repair,
         fitted=target.data.fitted,
-        few=target.data.few,
+        few=target.data.fitted if request.options.effort == "thorough" else target.data.few,
     )
     return Evaluator(builder, target.graph, request.evaluate)

@@ -93,7 +93,7 @@ class BudgetSearch:
         if near is not None:
             limit = self._short.count(evaluator.candidate(near))
             begin = self._bisected(ranking, self._short, limit)
-        elif evaluator.builder.repair is not None:
+        elif evaluator.builder.sketches:
             begin = most_removal(sketched, least, ranking.removable, 4 * resolution)
         count = most_removal(good, least, ranking.removable, resolution, begin)
         if count is None:
