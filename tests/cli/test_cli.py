@@ -82,6 +82,20 @@ def test_prune_writes_the_directory_and_prints_one_table(net, tmp_path, capsys):
     assert result["achieved"]["samples"] == 24
 
 
+def test_rivals_and_curves_are_measured_only_where_that_is_asked_for(net, tmp_path, capsys):
+    asked = ("--evaluation", f"{net}:labelled", "--budget", "macs=60%", "--recover", "none")
+    for name, options in (("plain", ()), ("compared", ("--compare",))):
+        assert prune(net, *asked, *options, "--out", str(tmp_path / name)) == 0
+
+    plain, compared = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("plain", "compared")
+    )
+
+    assert (plain["rivals"], plain["curves"]) == ([], [])
+    assert len({point["criterion"] for point in compared["curves"]}) == 3
+    assert plain["achieved"] == compared["achieved"]
+
+
 def test_json_is_one_object_on_stdout(net, capsys):
     assert prune(net, "--budget", "parameters=50%", "--criterion", "magnitude", "--json") == 0
 
@@ -391,7 +405,7 @@ def test_damaged_files_exit_5_and_leave_nothing(net, tmp_path, capsys):
         (["--budget", "macs=60%", "--recover", "magic"], "inputs", 2, "none"),
         (["--budget", "macs=60%", "--allocation", "x"], "inputs", 2, "per-layer"),
         (["--budget", "latency=5ms"], "inputs", 2, "bytes=500kB"),
-        (["--budget", "macs=none"], "inputs", 2, "amount"),
+        (["--budget", "macs=none"], "inputs", 2, "macs=50%"),
         (["--budget", "bytes=10 parsecs"], "inputs", 2, "500kB"),
         (["--target", "speed=1%"], "inputs", 2, "accuracy-drop"),
         (["--target", "accuracy-drop=1"], "inputs", 2, "0.01"),
@@ -522,7 +536,7 @@ def test_an_export_without_its_extra_is_refused_before_the_work(net, tmp_path, c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--out", "out", "--export", "tflite"], "there are: onnx, pt2, graph"),
+        (["--out", "out", "--export", "tflite"], "write onnx, pt2, graph"),
         (["--export", "pt2"], "--export writes into --out DIR"),
     ],
 )

@@ -5,20 +5,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-import flexrel_edge.cli
-from flexrel.cli.arguments import DATA, JsonOption, ModelArgument, SeedOption, WeightsOption
-from flexrel.cli.options import parse_metadata
-from flexrel.cli.show import plan_tables, progress_bars
-from flexrel.cli.sources import first_batch, read_data, read_model
-from flexrel.core.budgets import target_of
-from flexrel.core.evaluate import Accuracy
-from flexrel.core.plan import Plan
-from flexrel.core.precision import VALUES
-from flexrel.io import check_path, export, fixed, graph_notes, percent
-from flexrel.pruning import pack
-from flexrel.structure import apply
+from flexrel.cli.arguments import (
+    DATA,
+    JsonOption,
+    ModelArgument,
+    SeedOption,
+    ValuesOption,
+    WeightsOption,
+)
+from flexrel.cli.choices import check, told
 
 packing_app = typer.Typer()
 
@@ -31,9 +27,7 @@ def pack_command(
     plan: Annotated[
         Path | None, typer.Option(help="a plan.json, carried out on the network first")
     ] = None,
-    values: Annotated[
-        str, typer.Option(help=f"in the file: auto, {', '.join(VALUES)}")
-    ] = "float32",
+    values: ValuesOption = "float32",
     calibration: Annotated[
         str | None, typer.Option(help=f"int8 and int4 round so that outputs on it stay; {DATA}")
     ] = None,
@@ -41,16 +35,33 @@ def pack_command(
         str | None, typer.Option(help=f"carry the ONNX graph too, made with inputs of {DATA}")
     ] = None,
     evaluation: Annotated[str | None, typer.Option(help=f"labelled data; {DATA}")] = None,
-    target: Annotated[str | None, typer.Option(help="accuracy-drop=1%, for --values auto")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help=f"{told('target')}, for --values auto", callback=check("target")),
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(help="NAME=TEXT or NAME=@FILE: labels, licence, ...")
     ] = None,
     codec: Annotated[
-        str, typer.Option(help="pcodec-1, or zstd-1 for devices that pcodec has no wheel for")
+        str,
+        typer.Option(
+            help="pcodec-1, or zstd-1 for devices that pcodec has no wheel for",
+            callback=check("codec"),
+        ),
     ] = "pcodec-1",
     seed: SeedOption = 0,
 ) -> None:
     """Pack a network as it is, or as a plan cuts it."""
+    from flexrel.cli.options import parse_metadata
+    from flexrel.cli.show import progress_bars
+    from flexrel.cli.sources import first_batch, read_data, read_model
+    from flexrel.core.budgets import target_of
+    from flexrel.core.evaluate import Accuracy
+    from flexrel.core.plan import Plan
+    from flexrel.io import graph_notes, percent
+    from flexrel.pruning import pack
+    from flexrel.structure import apply
+
     cut = Plan.load(plan) if plan else None
     data = read_data(calibration, "calibration") if calibration else ()
     example = first_batch(read_data(graph, "calibration")) if graph else None
@@ -97,6 +108,12 @@ def export_command(
     Example: flexrel export net.py:make net.onnx --data data.py:inputs --weights
     pruned/model.flexrel
     """
+    from flexrel.cli.show import progress_bars
+    from flexrel.cli.sources import first_batch, read_data, read_model
+    from flexrel.core.plan import Plan
+    from flexrel.io import check_path, export, fixed
+    from flexrel.structure import apply
+
     check_path(out)
     example = first_batch(read_data(data, "calibration"))
     cut = Plan.load(plan) if plan else None
@@ -116,6 +133,11 @@ def inspect_command(
 ) -> None:
     """Say what a packed file holds, or what a plan does and why."""
     if file.suffix == ".json":
+        from rich.console import Console
+
+        from flexrel.cli.show import plan_tables
+        from flexrel.core.plan import Plan
+
         plan = Plan.load(file)
         if as_json:
             typer.echo(json.dumps(plan.as_json()))
@@ -124,7 +146,7 @@ def inspect_command(
         for shown in plan_tables(plan):
             console.print(shown)
         return
-    raise typer.Exit(flexrel_edge.cli.main(["inspect", str(file), *["--json"] * as_json]))
+    raise typer.Exit(_edge(["inspect", str(file), *["--json"] * as_json]))
 
 
 @packing_app.command("unpack")
@@ -133,7 +155,7 @@ def unpack_command(
     out: Annotated[Path, typer.Argument(help="to write; an .onnx, or else safetensors")],
 ) -> None:
     """Write a packed file's tensors as safetensors, or its network as .onnx if it has the graph."""
-    raise typer.Exit(flexrel_edge.cli.main(["unpack", str(file), str(out)]))
+    raise typer.Exit(_edge(["unpack", str(file), str(out)]))
 
 
 @packing_app.command("diff")
@@ -147,7 +169,7 @@ def diff_command(
 ) -> None:
     """Write an update: what makes one packed file of another, byte for byte."""
     where = [*(["--beside"] if beside else []), *([] if update is None else [str(update)])]
-    raise typer.Exit(flexrel_edge.cli.main(["diff", str(old), str(new), *where]))
+    raise typer.Exit(_edge(["diff", str(old), str(new), *where]))
 
 
 @packing_app.command("patch")
@@ -157,7 +179,7 @@ def patch_command(
     new: Annotated[Path, typer.Argument(help="packed file to write; it may be the old one")],
 ) -> None:
     """Make the new packed file of the old one and an update; all are verified."""
-    raise typer.Exit(flexrel_edge.cli.main(["patch", str(old), str(update), str(new)]))
+    raise typer.Exit(_edge(["patch", str(old), str(update), str(new)]))
 
 
 @packing_app.command("sign")
@@ -170,4 +192,11 @@ def sign_command(
 ) -> None:
     """Sign a packed file; `flexrel-edge keygen` makes keys, and devices check with --trust."""
     counted = [] if counter is None else ["--counter", str(counter)]
-    raise typer.Exit(flexrel_edge.cli.main(["sign", str(file), "--key", str(key), *counted]))
+    raise typer.Exit(_edge(["sign", str(file), "--key", str(key), *counted]))
+
+
+def _edge(words: list[str]) -> int:
+    """Return the exit code of a command that devices have too."""
+    from flexrel_edge.cli import main
+
+    return main(words)
