@@ -175,7 +175,18 @@ def test_batches_are_read_once_and_told_to_progress():
     )
 
     assert stats.samples == 5
-    assert told == [("calibrating", 1, None), ("calibrating", 2, None)]
+    assert told == [("calibrating", done, 2) for done in range(3)]
+
+
+def test_a_stream_of_unknown_length_is_told_without_and_max_batches_is_the_most():
+    told = []
+    stream = (IMAGES for _ in range(5))
+
+    calibrate(classifier(), stream, progress=lambda *step: told.append(step), max_batches=2)
+    calibrate(classifier(), (IMAGES for _ in range(1)), progress=lambda *step: told.append(step))
+
+    assert told[:3] == [("calibrating", done, 2) for done in range(3)]
+    assert told[3:] == [("calibrating", 0, None), ("calibrating", 1, None)]
 
 
 # --- errors -------------------------------------------------------------------------------------

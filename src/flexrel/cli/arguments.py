@@ -19,6 +19,9 @@ WeightsOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="one JSON object on stdout, also of an error")
 ]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="print nothing but warnings and errors")
+]
 SeedOption = Annotated[int, typer.Option(help="of every random number")]
 RuleOption = Annotated[
     str, typer.Option(help=f"of relevance: {told('rule')}", callback=check("rule"))

@@ -16,6 +16,7 @@ from flexrel.cli.arguments import (
     DATA,
     ModelArgument,
     OutputOption,
+    QuietOption,
     RuleOption,
     SeedOption,
     WeightsOption,
@@ -40,16 +41,18 @@ def calibrate_command(
         bool, typer.Option("--check", help="tell where relevance is not conserved")
     ] = False,
     seed: SeedOption = 0,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure relevance on data, and write the stats; those of several runs can be merged."""
     from rich.console import Console
 
     from flexrel.cli.options import parse_rule
-    from flexrel.cli.show import conservation, progress_bars
+    from flexrel.cli.show import conservation
     from flexrel.cli.sources import read_data, read_model
+    from flexrel.core.progress import shown
     from flexrel.relevance import calibrate
 
-    with progress_bars() as progress:
+    with shown(None if quiet else "auto") as progress:
         network = read_model(model, weights, seed, progress)
         stats = calibrate(
             network,
@@ -62,6 +65,8 @@ def calibrate_command(
             max_seconds=max_seconds,
         )
     stats.save(out)
+    if quiet:
+        return
     if check:
         Console().print(conservation(stats.balances))
     typer.echo(f"{out}: {len(stats)} layers, {stats.samples:,.0f} samples")

@@ -53,11 +53,11 @@ def pack_command(
 ) -> None:
     """Pack a network as it is, or as a plan cuts it."""
     from flexrel.cli.options import parse_metadata
-    from flexrel.cli.show import progress_bars
     from flexrel.cli.sources import first_batch, read_data, read_model
     from flexrel.core.budgets import target_of
     from flexrel.core.evaluate import Accuracy
     from flexrel.core.plan import Plan
+    from flexrel.core.progress import shown
     from flexrel.io import graph_notes, percent
     from flexrel.pruning import pack
     from flexrel.structure import apply
@@ -68,7 +68,7 @@ def pack_command(
     texts = parse_metadata(metadata or [])
     goal = target_of(target) if target else None
     evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
-    with progress_bars() as progress:
+    with shown("auto") as progress:
         network = read_model(model, weights, seed, progress)
         network = apply(network, cut) if cut else network
         done = pack(
@@ -108,16 +108,16 @@ def export_command(
     Example: flexrel export net.py:make net.onnx --data data.py:inputs --weights
     pruned/model.flexrel
     """
-    from flexrel.cli.show import progress_bars
     from flexrel.cli.sources import first_batch, read_data, read_model
     from flexrel.core.plan import Plan
+    from flexrel.core.progress import shown
     from flexrel.io import check_path, export, fixed
     from flexrel.structure import apply
 
     check_path(out)
     example = first_batch(read_data(data, "calibration"))
     cut = Plan.load(plan) if plan else None
-    with progress_bars() as progress:
+    with shown("auto") as progress:
         network = read_model(model, weights, seed, progress)
         network = apply(network, cut) if cut else network
         samples = export(network, example, out)

@@ -1,8 +1,9 @@
 """The commands that prune, as those in `commands`."""
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -11,6 +12,7 @@ from flexrel.cli.arguments import (
     JsonOption,
     ModelArgument,
     OutputOption,
+    QuietOption,
     RuleOption,
     SeedOption,
     ValuesOption,
@@ -21,28 +23,55 @@ from flexrel.cli.choices import check, told
 prune_app = typer.Typer()
 
 
-def _check_directory(out: Path | None) -> None:
-    """Find out before the work, not after it, that results can't be written."""
-    if out is not None and out.exists() and not out.is_dir():
-        raise typer.BadParameter(f"{out} is a file; name a directory for the results")
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="replace the results that lie in --out")
+]
+_WRITTEN: Final = ("model.flexrel", "plan.json", "result.json", "report.html")
+_EXPORTED: Final = ("model.onnx", "model.pt2")
+
+
+def _check_folder(out: Path, *, overwrite: bool) -> None:
+    """Find out before the work, not after it, that results can't be written, or replace others."""
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"{out} is a file; name a folder for the results")
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise typer.BadParameter(f"{out}: nothing can be written in {there}")
+    if found := [name for name in (*_WRITTEN, *_EXPORTED) if (out / name).exists()]:
+        if overwrite:
+            return
+        raise typer.BadParameter(
+            f"{out}/ has results already: {', '.join(found)}; name another folder with --out, or "
+            "replace them with --overwrite"
+        )
 
 
 @prune_app.command("demo")
 def demo_command(
-    out: Annotated[Path, typer.Option(help="directory for the results")] = Path("flexrel-demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder for the results, else flexrel-demo, where those of an earlier demo are "
+            "replaced"
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
     seed: SeedOption = 0,
+    quiet: QuietOption = False,
 ) -> None:
     """The whole story on handwritten digits, in under a minute: train, prune, pack, report."""
-    _check_directory(out)
+    folder = Path("flexrel-demo") if out is None else out
+    _check_folder(folder, overwrite=overwrite or out is None)
     from rich.console import Console
 
     from flexrel.cli import demo
-    from flexrel.cli.show import progress_bars, table
+    from flexrel.cli.show import table
     from flexrel.io import percent
 
-    with progress_bars() as progress:
-        result = demo.run(seed, progress)
-        result.save(out)
+    result = demo.run(seed, None if quiet else "auto")
+    result.save(folder)
+    if quiet:
+        return
     console = Console()
     console.print(
         f"A network for handwritten digits, pruned to lose at most 1 point of accuracy on "
@@ -50,9 +79,9 @@ def demo_command(
         f"{percent(result.standard_error)}):"
     )
     console.print(table(result))
-    console.print(f"Wrote {out}/: model.flexrel, plan.json, result.json, report.html")
+    console.print(f"Wrote {folder}/: {', '.join(_WRITTEN)}")
     console.print(
-        f"Next: open {out}/report.html; flexrel inspect {out}/model.flexrel; "
+        f"Next: open {folder}/report.html; flexrel inspect {folder}/model.flexrel; "
         "flexrel prune --help for a network of your own.",
         soft_wrap=True,
     )
@@ -110,7 +139,10 @@ def prune_command(
         ),
     ] = False,
     seed: SeedOption = 0,
-    out: Annotated[Path | None, typer.Option(help="directory for the results")] = None,
+    out: Annotated[
+        Path, typer.Option(help="folder for the results; those of others stay, unless --overwrite")
+    ] = Path("pruned"),
+    overwrite: OverwriteOption = False,
     export: Annotated[
         list[str] | None,
         typer.Option(
@@ -119,76 +151,90 @@ def prune_command(
         ),
     ] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Return the smallest network that keeps to a target and budgets.
 
     Example: flexrel prune net.py:make --weights net.safetensors --calibration data.py:inputs
     --evaluation data.py:labelled --target accuracy-drop=1% --out pruned
     """
-    _check_directory(out)
-    exports = export or []
-    if exports and out is None:
-        raise typer.BadParameter("--export writes into --out DIR; name one")
-    if target and not evaluation:
-        raise typer.BadParameter("a target on accuracy needs --evaluation DATA, with labels")
+    _check_folder(out, overwrite=overwrite)
+    if (target or compare) and not evaluation:
+        asked = "a target on accuracy" if target else "--compare"
+        raise typer.BadParameter(f"{asked} needs --evaluation DATA, with labels")
     if not (target or budget or ":" in granularity):
         raise typer.BadParameter("nothing to prune to; give --target or --budget")
     from rich.console import Console
 
     from flexrel.cli.options import parse_rule
-    from flexrel.cli.show import progress_bars, recovery_lines, table, what_it_is
+    from flexrel.cli.show import StoppedError, recovery_lines, table, what_it_is
     from flexrel.cli.sources import read_data, read_model
     from flexrel.core.budgets import budget_of, target_of
     from flexrel.core.evaluate import Accuracy
-    from flexrel.io import EXPORTS, check_exports
+    from flexrel.core.progress import shown
+    from flexrel.io import check_exports
     from flexrel.pruning import PruneOptions, criteria_of, prune
     from flexrel.pruning import compare as compare_result
     from flexrel.relevance import Attribution
 
+    exports = export or []
     check_exports(exports)
-    budgets = [budget_of(text) for text in budget or []]
-    goal = target_of(target) if target else None
+    progress: Literal["auto"] | None = None if quiet else "auto"
     attribution = Attribution(parse_rule(rule), output)
     criteria = criteria_of(criterion, granularity, recover, attribution)
+    budgets = [budget_of(text) for text in budget or []]
+    goal = target_of(target) if target else None
     evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
-    with progress_bars() as progress:
-        network = read_model(model, weights, seed, progress)
+    with shown(progress) as tell:
+        tell("loading the network", 0, None)
+        network = read_model(model, weights, seed, tell)
+        tell("reading calibration data", 0, None)
         data = list(read_data(calibration, "calibration"))
-        result = prune(
-            network,
-            calibration=data,
-            evaluate=evaluate,
-            target=goal,
-            budgets=budgets,
-            criterion=criteria,
-            granularity=granularity,
-            recover=recover,
-            values=values,  # type: ignore[arg-type]  # checked, as the next three
-            keep=keep or (),
-            seed=seed,
-            options=PruneOptions(
-                allocation=allocation,  # type: ignore[arg-type]
-                multiple_of=multiple_of,
-                form=form,  # type: ignore[arg-type]
-                outputs=outputs,  # type: ignore[arg-type]
-                progress=progress,
-            ),
-        )
-        if compare and evaluate is not None:
+    result = prune(
+        network,
+        calibration=data,
+        evaluate=evaluate,
+        target=goal,
+        budgets=budgets,
+        criterion=criteria,
+        granularity=granularity,
+        recover=recover,
+        values=values,  # type: ignore[arg-type]  # checked, as the next three
+        keep=keep or (),
+        seed=seed,
+        options=PruneOptions(
+            allocation=allocation,  # type: ignore[arg-type]
+            multiple_of=multiple_of,
+            form=form,  # type: ignore[arg-type]
+            outputs=outputs,  # type: ignore[arg-type]
+            progress=progress,
+        ),
+    )
+    notes = result.save(out, exports)
+    if compare:
+        try:
             result = compare_result(
                 result, network, calibration=data, evaluate=evaluate, progress=progress
             )
-        notes = () if out is None else result.save(out, exports)
-    if as_json:
-        typer.echo(json.dumps(result.as_json()))
-        return
-    Console().print(table(result))
-    for line in recovery_lines(result):
-        typer.echo(line)
+            result.save(out, exports)
+        except KeyboardInterrupt:
+            raise StoppedError(
+                f"stopped while others were measured; {out}/ has the network and its report, "
+                "without them"
+            ) from None
     for line in (*result.warnings, *notes):
         typer.echo(f"warning: {line}", err=True)
-    typer.echo(what_it_is(result))
-    if out is not None:
-        kinds = {*exports, *(["pt2"] if result.form == "exported" else [])}
-        more = "".join(f", model.{kind}" for kind in EXPORTS if kind in kinds)
-        typer.echo(f"Wrote {out}/: model.flexrel, plan.json, result.json, report.html{more}")
+    if as_json:
+        typer.echo(json.dumps(result.as_json()))
+    elif not quiet:
+        Console().print(table(result))
+        for line in recovery_lines(result):
+            typer.echo(line)
+        typer.echo(what_it_is(result))
+        programs = [name for name in _EXPORTED if _is_written(name, exports, result.form)]
+        typer.echo(f"Wrote {out}/: {', '.join((*_WRITTEN, *programs))}")
+
+
+def _is_written(name: str, exports: list[str], form: str) -> bool:
+    kind = name.rpartition(".")[2]
+    return kind in exports or (kind == "pt2" and form == "exported")

@@ -1,41 +1,21 @@
-"""What a person sees: progress while they wait, and the result as a table."""
+"""What a person sees: the result as a table, and what led to it."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
-from flexrel.core.measurement import Progress
 from flexrel.core.plan import Plan, changes, named, totals
+from flexrel.errors import FlexrelError
 from flexrel.io import count, percent
 from flexrel.pruning import Result
 from flexrel.relevance import Balance
 
 
-@contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """Yield something to tell progress to; it draws a bar a stage on stderr, gone at the end."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    console = Console(stderr=True)
-    quiet = not console.is_terminal  # a log file wants no bars
-    with Bars(*columns, console=console, transient=True, disable=quiet) as bars:
-        tasks: dict[str, TaskID] = {}
+class StoppedError(FlexrelError):
+    """Ctrl-C was pressed when something had been written; says what."""
 
-        def tell(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield tell
+    exit_code = 130
 
 
 def table(result: Result) -> Table:

@@ -134,7 +134,7 @@ def evaluator_of(
         model=signals.target.network,
         values="float32" if request.values == "auto" else request.values,
         divergence=divergence,
-        progress=request.options.progress,
+        progress=request.progress,
         repair=request.repair,
         fitted=data.fitted,
     )

@@ -13,6 +13,7 @@ from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.network import plain_network
 from flexrel.core.precision import RequestedPrecision
+from flexrel.core.progress import shown
 from flexrel.core.resources import Budget
 from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
@@ -108,12 +109,20 @@ def prune(
         seed=seed,
         options=options,
     )
+    with shown(options.progress, request.stages) as progress:
+        return _pruned(model, calibration, replace(request, progress=progress))
+
+
+def _pruned(model: nn.Module, calibration: Iterable[RawBatch], request: Request) -> Result:
+    """Return the result; raises as `prune` does."""
+    request.progress("reading the data", 0, None)
     plain = plain_network(model)
     model = plain.network
     data = calibration_data(model, calibration, fits=request.fits)
-    evaluation = evaluation_data(evaluate, model, request.target)
+    evaluation = evaluation_data(request.evaluate, model, request.target)
     divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
+    request.progress("tracing the network", 0, None)
     source = sources.first()
     relevances = measured_relevance(model, request, data)
     try:
@@ -124,6 +133,7 @@ def prune(
     source.verify(solution.plan)
     evaluator, limits = solution.evaluator, solution.search.limits
     network, steps = _finished(solution, request.training)
+    request.progress("finishing", 0, None)
     final = evaluator.candidate(solution.plan, network)
     return Result(
         model=network.rounded,

@@ -45,7 +45,7 @@ def measured_relevance(model: nn.Module, request: Request, data: CalibrationData
     found: dict[Attribution, RelevanceStats | ModelError] = {}
     for one in wanted:
         try:
-            found[one] = calibrate(model, data.fitted, one.rule, one.output, options.progress)
+            found[one] = calibrate(model, data.fitted, one.rule, one.output, request.progress)
         except ModelError as error:  # other criteria may not need it
             found[one] = error
     return found
@@ -132,7 +132,7 @@ def measured_signals(
     """
     saliency, unknown = None, list[Protected]()
     if any(SALIENCY in criterion.needs for criterion in request.criteria):
-        progress = request.options.progress
+        progress = request.progress
         try:
             saliency, unknown = measure_saliency(
                 target.network, target.graph, data.fitted, progress, seed=request.seed
