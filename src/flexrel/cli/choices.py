@@ -1,6 +1,7 @@
 """What can be written for an option, told and checked before torch is loaded, which takes seconds.
 
-The library reads it again and has the last word; `tests/cli/test_startup.py` holds both together.
+What is refused here is nothing that the library reads, which has the last word;
+`tests/cli/test_startup.py` holds it to that.
 """
 
 import re
@@ -31,15 +32,17 @@ _TOLD: Final = {
 _NUMBER: Final = r"[0-9]*\.?[0-9]+"
 _PERCENT: Final = r"(100(\.0*)?|[0-9]{0,2}(\.[0-9]+)?)\s*%"
 _AMOUNT: Final = rf"({_NUMBER}\s*[kMG]?|{_PERCENT})"
+_COUNTED: Final = "bytes|macs|parameters|sparsity"
 _RULE: Final = rf"[^=,]+=\s*({'|'.join(_RULES)})\s*"
 _PATTERNS: Final = {
-    "budget": rf"(bytes|macs|parameters|sparsity)={_AMOUNT}|bytes=\s*[0-9.]+\s*([kKMG]i?)?B\s*",
+    "budget": rf"({_COUNTED})={_AMOUNT}|bytes=\s*[0-9.]+\s*([kKMG]i?)?B\s*"
+    rf"|(?!({_COUNTED}|flops?|params?)=)[a-z]+=.+",
     "criterion": rf"auto|magnitude|relevance|obs|flexrel:{_NUMBER}(:sum|:product)?",
     "granularity": "element|channel|head|depth"
     "|[1-9][0-9]*:[1-9][0-9]*|block:[1-9][0-9]*x[1-9][0-9]*",
     "recover": "none|closed-form|finetune:[0-9]+",
     "rule": rf"{'|'.join(_RULES)}|{_RULE}(,{_RULE})*",
-    "target": rf"accuracy-drop=(0*(\.[0-9]+)?|{_PERCENT})",
+    "target": rf"(accuracy-drop=)?(0*(\.[0-9]+)?|{_PERCENT})",
 }
 
 
@@ -64,4 +67,6 @@ def check(option: str) -> Callable[[Any], Any]:
 
 
 def _hint(text: str) -> str:
-    return "; did you mean macs, multiply-adds?" if text.lower().startswith("flop") else ""
+    name = text.partition("=")[0].lower()
+    meant = {"flop": "macs", "flops": "macs", "param": "parameters", "params": "parameters"}
+    return f"; did you mean {meant[name]}?" if name in meant else ""

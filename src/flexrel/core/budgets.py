@@ -208,15 +208,15 @@ def budget_of(given: object) -> Budget:
 
 
 def target_of(given: object) -> AccuracyDrop:
-    """Return the target that is given, or that a text such as "accuracy-drop=1%" asks for.
+    """Return the target that is given, or that "accuracy-drop=1%" or "1%" asks for.
 
     Raises:
         UsageError: it is no target.
     """
     if isinstance(given, AccuracyDrop):
         return given
-    name, _, amount = str(given).partition("=")
-    if name != "accuracy-drop" or not isinstance(given, str):
+    name, _, amount = str(given).rpartition("=")
+    if name not in ("", "accuracy-drop") or not isinstance(given, str):
         raise UsageError(f"target {given!r} is not known; write it like {_TARGET}")
     if not _NUMBER.fullmatch(amount):
         raise UsageError(

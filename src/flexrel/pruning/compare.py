@@ -1,13 +1,13 @@
 """The evidence beside a result: magnitude and relevance alone, for the same request."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch
-from flexrel.core.evaluate import Evaluate
+from flexrel.core.batches import RawBatches
+from flexrel.core.evaluate import Evaluate, evaluate_of
 from flexrel.core.measurement import Measurement
 from flexrel.core.network import plain_network
 from flexrel.core.outputs import Outputs
@@ -30,8 +30,8 @@ def compare(
     result: Result,
     model: nn.Module,
     *,
-    calibration: Iterable[RawBatch],
-    evaluate: Evaluate | None = None,
+    calibration: RawBatches,
+    evaluate: Evaluate | RawBatches | None = None,
     progress: RequestedProgress = None,
 ) -> Result:
     """Return the result with its `rivals` and `curves` measured, for the report.
@@ -57,14 +57,14 @@ def compare(
     if not callable(options.outputs):
         options = replace(options, outputs=cast("Outputs", result.outputs))
     asked = replace(result.request, criteria=criteria, values=result.values)
-    request = replace(asked, evaluate=evaluate, options=options)
+    request = replace(asked, evaluate=evaluate_of(evaluate), options=options)
     stages = [name for name in request.stages if name in ("reading the data", "calibrating")]
     with shown(progress, (*stages, "measuring rivals", "measuring curves")) as tell:
         return _compared(result, model, calibration, replace(request, progress=tell))
 
 
 def _compared(
-    result: Result, model: nn.Module, calibration: Iterable[RawBatch], request: Request
+    result: Result, model: nn.Module, calibration: RawBatches, request: Request
 ) -> Result:
     """Return the result with rivals and curves; the last of the request's criteria is no rival."""
     request.progress("reading the data", 0, None)

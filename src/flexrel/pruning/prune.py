@@ -1,12 +1,12 @@
 """The spine: from a network and what the target can afford to the result."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from flexrel.core.batches import RawBatch
+from flexrel.core.batches import RawBatches
 from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
@@ -37,10 +37,10 @@ _DEFAULTS = PruneOptions()
 def prune(
     model: nn.Module,
     *,
-    calibration: Iterable[RawBatch],
-    evaluate: Evaluate | None = None,
+    calibration: RawBatches,
+    evaluate: Evaluate | RawBatches | None = None,
     target: AccuracyDrop | str | None = None,
-    budgets: Sequence[Budget | str] = (),
+    budgets: Sequence[Budget | str] | Budget | str = (),
     criterion: Criterion | str | Sequence[Criterion | str] | None = None,
     granularity: str = "channel",
     recover: str | Recovery = "closed-form",
@@ -54,17 +54,19 @@ def prune(
     Args:
         model: trained; never changed. Taken out of `DataParallel` and `torch.compile`; masks of
             `torch.nn.utils.prune` are applied to a copy, and `Result.warnings` says so.
-        calibration: batches of inputs as the network will see them, labels not needed; all of
-            them are kept in memory. The first is the example for multiply-adds and structure. Of
-            the samples 128, or a quarter, are held out: nothing is fitted to them, and criteria,
-            repair and training are judged by how far they bring the outputs on these from the
-            dense network's. Where nothing is repaired or trained all measure, and 512 judge.
-        evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it. Samples
-            that are too few for it, or of one class, are among the result's warnings.
-        target: how much accuracy may be lost, as `AccuracyDrop(0.01)` or "accuracy-drop=1%"; with
-            it, as much as possible is removed.
-        budgets: what the network may cost at most, as `MACs(0.5)` or "macs=50%"; with them alone,
-            as little as possible goes.
+        calibration: batches of inputs as the network will see them, or a data set of samples;
+            labels are not needed, and all of them are kept in memory. The first is the example for
+            multiply-adds and structure. Of the samples 128, or a quarter, are held out: nothing is
+            fitted to them, and criteria, repair and training are judged by how far they bring the
+            outputs on these from the dense network's. Where nothing is repaired or trained all
+            measure, and 512 judge.
+        evaluate: `model -> accuracy` in [0, 1], on other data, or such data with labels, on which
+            `Accuracy` is measured; only a target needs it. Samples that are too few for it, or of
+            one class, are among the result's warnings.
+        target: how much accuracy may be lost, as `AccuracyDrop(0.01)`, "accuracy-drop=1%" or "1%";
+            with it, as much as possible is removed.
+        budgets: what the network may cost at most, one or several, as `MACs(0.5)` or "macs=50%";
+            with them alone, as little as possible goes.
         criterion: what scores units, or its name, such as "magnitude" or "flexrel:0.5". Of several,
             the one whose pruned network's outputs change least on the calibration samples that
             judge is taken; None stands for a few that measured best (`docs/method.md`).
@@ -113,7 +115,7 @@ def prune(
         return _pruned(model, calibration, replace(request, progress=progress))
 
 
-def _pruned(model: nn.Module, calibration: Iterable[RawBatch], request: Request) -> Result:
+def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Result:
     """Return the result; raises as `prune` does."""
     request.progress("reading the data", 0, None)
     plain = plain_network(model)

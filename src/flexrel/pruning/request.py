@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
+from flexrel.core.batches import RawBatches
 from flexrel.core.budgets import PARAMETERS_LEFT, AccuracyDrop, budget_of, target_of
-from flexrel.core.evaluate import Evaluate
+from flexrel.core.evaluate import Evaluate, evaluate_of
 from flexrel.core.granularity import Pattern
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.outputs import RequestedOutputs, check_outputs
@@ -117,9 +118,9 @@ class Request:
 
 def requested(
     *,
-    evaluate: Evaluate | None,
+    evaluate: Evaluate | RawBatches | None,
     target: AccuracyDrop | str | None,
-    budgets: Sequence[Budget | str],
+    budgets: Sequence[Budget | str] | Budget | str,
     criterion: Criterion | str | Sequence[Criterion | str] | None,
     granularity: str,
     recover: str | Recovery,
@@ -133,7 +134,9 @@ def requested(
     Raises:
         UsageError: something is unknown, or makes no sense together.
     """
-    if not isinstance(budgets, Sequence) or isinstance(budgets, str):
+    evaluate = evaluate_of(evaluate)
+    budgets = (budgets,) if isinstance(budgets, str | Budget) else budgets
+    if not isinstance(budgets, Sequence):
         raise UsageError(f"budgets is a {type(budgets).__name__}; pass a list, [MACs(0.5)]")
     if isinstance(keep, str):
         raise UsageError(f"keep is the text {keep!r}; pass a list of names of layers, [{keep!r}]")

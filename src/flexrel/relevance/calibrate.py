@@ -15,7 +15,7 @@ from operator import length_hint
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, read_batches
+from flexrel.core.batches import Batch, RawBatches, read_batches
 from flexrel.core.graph import layer_of
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.network import private_copy
@@ -31,7 +31,7 @@ from flexrel.relevance.targets import Attribution, AttributionTarget, start
 
 def calibrate(
     model: nn.Module,
-    data: Iterable[RawBatch],
+    data: RawBatches,
     rule: RuleLike = "gradient-input",
     output: str | AttributionTarget = "auto",
     progress: Progress = silent,
