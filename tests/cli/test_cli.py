@@ -1,5 +1,6 @@
 """The command line: what is printed where, what is written, and every exit code."""
 
+import hashlib
 import json
 import pickle
 import signal
@@ -10,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.table import Table
 from safetensors.torch import save_file
 
 import flexrel
 import flexrel_edge
 from flexrel.cli import main
+from flexrel.cli.show import print_whole
 
 NETWORK = """
 import torch
@@ -100,6 +103,90 @@ def test_rivals_and_curves_are_measured_only_where_that_is_asked_for(net, tmp_pa
     assert (plain["rivals"], plain["curves"]) == ([], [])
     assert len({point["criterion"] for point in compared["curves"]}) == 3
     assert plain["achieved"] == compared["achieved"]
+
+
+def test_the_table_marks_the_result_and_says_what_each_number_is(net, capsys):
+    asked = ("--budget", "macs=60%", "--recover", "none")
+    assert prune(net, *asked, "--evaluation", f"{net}:labelled", "--compare") == 0
+
+    out = capsys.readouterr().out
+    heads = next(line for line in out.splitlines() if "network" in line).split()
+    assert heads == ["network", "accuracy", "parameters", "MACs", "bytes", "MB", "%", "of", "dense"]
+    (marked,) = [line for line in out.splitlines() if line.strip().startswith("> ") and "%" in line]
+    result = json.loads(Path("pruned/result.json").read_text())
+    achieved = result["achieved"]
+    assert marked.split() == [
+        ">",
+        result["criterion"],
+        *f"{achieved['accuracy']:.2%}".replace("%", " %").split(),
+        f"{achieved['parameters']:,}",
+        f"{achieved['macs']:,}",
+        f"{achieved['bytes']:,}",
+        f"{achieved['bytes'] / 1e6:.3f}",
+        *f"{achieved['bytes'] / achieved['bytes_dense']:.2%}".replace("%", " %").split(),
+    ]
+    assert "dense is the network as it came, its bytes those of its packed file" in " ".join(
+        out.split()
+    )
+    assert "\u2026" not in out  # nothing is cut off
+
+
+def test_a_table_wider_than_the_terminal_loses_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = Table()
+    for name in ("network", "parameters", "multiply-adds"):
+        shown.add_column(name, no_wrap=True)
+    shown.add_row("flexrel:0.333333:product", "25,557,032", "4,089,284,608")
+
+    print_whole(shown)
+
+    out = capsys.readouterr().out
+    assert "flexrel:0.333333:product" in out
+    assert "4,089,284,608" in out
+
+
+def test_without_labels_it_says_why_accuracy_is_not_known(net, capsys):
+    assert prune(net, "--budget", "macs=60%", "--recover", "none") == 0
+    assert "Accuracy was not measured: that takes labelled data" in capsys.readouterr().out
+
+
+def test_json_has_widths_and_checksums_of_the_files(net, capsys):
+    assert prune(net, "--budget", "macs=60%", "--criterion", "magnitude", "--json") == 0
+
+    told = json.loads(capsys.readouterr().out)
+    assert told["out"] == "pruned"
+    assert set(told["files"]) == {"model.flexrel", "plan.json", "result.json", "report.html"}
+    for name, file in told["files"].items():
+        data = Path("pruned", name).read_bytes()
+        assert file == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    model = flexrel.load("pruned/model.flexrel", into=load_factory(net)())
+    widths = {name: (one["kept"], one["of"]) for name, one in told["widths"].items()}
+    assert widths == {"0": (model[0].out_channels, 6), "2": (model[2].out_channels, 5)}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "more"),
+    [
+        (["--budget", "parameters=3"], 3, {"kind", "resource", "limit", "closest"}),
+        (["--budget", "macs=60%", "--keep", "layer9"], 2, {"kind"}),
+        (["--budget", "macs=600%"], 2, set()),
+    ],
+)
+def test_errors_are_json_too_where_that_is_asked_for(net, capsys, options, code, more):
+    assert prune(net, *options, "--json") == code
+
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert told.keys() == {"error", "exit_code"} | more
+    assert told["exit_code"] == code
+    assert f"flexrel: {told['error']}" == one_line(said.err).splitlines()[-1]
+
+
+def test_a_damaged_file_is_json_too(tmp_path, capsys):
+    (tmp_path / "bad.flexrel").write_bytes(b"no such thing")
+
+    assert main(["inspect", str(tmp_path / "bad.flexrel"), "--json"]) == 5
+    assert json.loads(capsys.readouterr().out)["kind"] == "PackError"
 
 
 def test_json_is_one_object_on_stdout(net, capsys):

@@ -146,6 +146,9 @@ def inspect_command(
         for shown in plan_tables(plan):
             console.print(shown)
         return
+    from flexrel_edge import inspect
+
+    inspect(file)  # what is wrong with it is told like other errors
     raise typer.Exit(_edge(["inspect", str(file), *["--json"] * as_json]))
 
 

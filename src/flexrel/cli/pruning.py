@@ -65,11 +65,13 @@ def demo_command(
     from rich.console import Console
 
     from flexrel.cli import demo
-    from flexrel.cli.show import table
+    from flexrel.cli.show import print_whole, table
     from flexrel.io import percent
 
     result = demo.run(seed, None if quiet else "auto")
     result.save(folder)
+    for line in result.warnings:
+        typer.echo(f"warning: {line}", err=True)
     if quiet:
         return
     console = Console()
@@ -78,7 +80,7 @@ def demo_command(
         f"{result.samples} images that it was not trained on (one standard error: "
         f"{percent(result.standard_error)}):"
     )
-    console.print(table(result))
+    print_whole(table(result))
     console.print(f"Wrote {folder}/: {', '.join(_WRITTEN)}")
     console.print(
         f"Next: open {folder}/report.html; flexrel inspect {folder}/model.flexrel; "
@@ -164,10 +166,16 @@ def prune_command(
         raise typer.BadParameter(f"{asked} needs --evaluation DATA, with labels")
     if not (target or budget or ":" in granularity):
         raise typer.BadParameter("nothing to prune to; give --target or --budget")
-    from rich.console import Console
-
     from flexrel.cli.options import parse_rule
-    from flexrel.cli.show import StoppedError, recovery_lines, table, what_it_is
+    from flexrel.cli.show import (
+        StoppedError,
+        files_in,
+        print_whole,
+        recovery_lines,
+        table,
+        unmeasured,
+        what_it_is,
+    )
     from flexrel.cli.sources import read_data, read_model
     from flexrel.core.budgets import budget_of, target_of
     from flexrel.core.evaluate import Accuracy
@@ -225,10 +233,11 @@ def prune_command(
     for line in (*result.warnings, *notes):
         typer.echo(f"warning: {line}", err=True)
     if as_json:
-        typer.echo(json.dumps(result.as_json()))
+        files = files_in(out, (*_WRITTEN, *_EXPORTED))
+        typer.echo(json.dumps({**result.as_json(), "out": str(out), "files": files}))
     elif not quiet:
-        Console().print(table(result))
-        for line in recovery_lines(result):
+        print_whole(table(result))
+        for line in (*unmeasured(result), *recovery_lines(result)):
             typer.echo(line)
         typer.echo(what_it_is(result))
         programs = [name for name in _EXPORTED if _is_written(name, exports, result.form)]

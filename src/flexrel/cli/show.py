@@ -1,7 +1,11 @@
 """What a person sees: the result as a table, and what led to it."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,22 +23,54 @@ class StoppedError(FlexrelError):
 
 
 def table(result: Result) -> Table:
-    """Return the measurements of a result, one network a row."""
-    shown = Table(title=None)
+    """Return the measurements of a result, one network a row; ">" marks the result's own."""
+    values = "" if result.values == "float32" else f", values in {result.values}"
+    shown = Table(
+        box=SIMPLE_HEAD,
+        caption=f"> is the result; dense is the network as it came, its bytes those of its "
+        f"packed file{values}",
+        caption_justify="left",
+    )
     shown.add_column("network", no_wrap=True)
-    for name in ("accuracy", "parameters", "MACs", "bytes", "of dense"):
-        shown.add_column(name, justify="right")
+    for name in ("accuracy", "parameters", "MACs", "bytes", "MB", "% of dense"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for m in result.measurements:
+        chosen = m is result.achieved
         shown.add_row(
-            m.criterion,
-            percent(m.accuracy),
+            f"{'>' if chosen else ' '} {m.criterion}",
+            "-" if m.accuracy is None else percent(m.accuracy),
             count(m.parameters),
             count(m.macs),
             count(m.bytes),
+            f"{m.bytes / _MB:,.3f}",
             percent(m.bytes / result.dense.bytes),
-            style="bold" if m is result.achieved else "",
+            style="bold" if chosen else "",
         )
     return shown
+
+
+def print_whole(shown: Table) -> None:
+    """Print a table with all that is in it, also where that takes more than the width there is."""
+    console = Console()
+    needed = Console(width=_WIDEST).measure(shown).maximum
+    console.width = max(console.width, needed)
+    console.print(shown)
+
+
+def unmeasured(result: Result) -> Iterator[str]:
+    """Yield why accuracy is not known, and what to pass, if it is not."""
+    if result.dense.accuracy is None:
+        yield "Accuracy was not measured: that takes labelled data, --evaluation DATA."
+
+
+def files_in(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int | str]]:
+    """Return the bytes and the SHA-256 of each of the files that is there."""
+    found: dict[str, dict[str, int | str]] = {}
+    for path in filter(Path.is_file, (folder / name for name in names)):
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.name] = {"bytes": path.stat().st_size, "sha256": sha256}
+    return found
 
 
 def plan_tables(plan: Plan) -> Iterator[Table]:
@@ -91,4 +127,6 @@ def conservation(balances: Sequence[Balance]) -> Table:
     return shown
 
 
+_MB = 10**6  # bytes
+_WIDEST = 999  # characters
 _WORST = 20  # rows

@@ -1,6 +1,6 @@
 """The evidence beside a result: magnitude and relevance alone, for the same request."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -12,8 +12,10 @@ from flexrel.core.measurement import Measurement
 from flexrel.core.network import plain_network
 from flexrel.core.outputs import Outputs
 from flexrel.core.progress import RequestedProgress, shown
+from flexrel.core.resources import TOLERANCE
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
 from flexrel.errors import BudgetError
+from flexrel.io import percent
 from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.request import Request
@@ -84,7 +86,26 @@ def _compared(
     for done, one in enumerate(rivals):
         request.progress("measuring rivals", done, len(rivals))
         found += filter(None, [_at_limits(search, one)])
-    return replace(result, rivals=tuple(found), curves=tuple(_curves(search, scored, result.dense)))
+    return replace(
+        result,
+        rivals=tuple(found),
+        curves=tuple(_curves(search, scored, result.dense)),
+        warnings=(*result.warnings, *_smaller(result, found)),
+    )
+
+
+def _smaller(result: Result, rivals: Sequence[Measurement]) -> Iterator[str]:
+    """Yield which rivals are as accurate as was asked for, or as the result, and smaller."""
+    achieved, floor = result.achieved, result.limits.floor
+    least = achieved.accuracy if floor is None else floor - TOLERANCE
+    for rival in rivals:
+        enough = rival.accuracy is not None and least is not None and rival.accuracy >= least
+        if enough and rival.bytes < achieved.bytes:
+            yield (
+                f"criterion {rival.criterion!r} came out smaller: {rival.bytes:,} bytes, accuracy "
+                f"{percent(rival.accuracy)}, where the result has {achieved.bytes:,} and "
+                f"{percent(achieved.accuracy)}"
+            )
 
 
 def _at_limits(search: BudgetSearch, criterion: Criterion) -> Measurement | None:
