@@ -523,7 +523,7 @@ def test_a_bad_request_is_one_line_with_its_exit_code(
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("net.py", "file.py:factory"),
+        ("net", "file.py:factory"),
         ("nowhere.py:make", "no such file"),
         ("no.such.module:make", "can't be imported"),
         ("json:dumps", "failed"),

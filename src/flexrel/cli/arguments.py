@@ -7,15 +7,26 @@ import typer
 
 from flexrel.cli.choices import check, told
 
-DATA: Final = "file.py:factory, package.module:factory, an .npz with x and y, or demo:digits"
+DATA: Final = "a folder of images, an .npz with x and y, file.py:factory or demo:digits"
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="file.py:factory, package.module:factory or demo:digits")
+    str,
+    typer.Argument(
+        help="file.py:factory, package.module:factory, torchvision:NAME, timm:NAME, hf:FOLDER, "
+        "a .pt2 or demo:digits; arguments follow a ?, timm:resnet18?num_classes=10"
+    ),
 ]
 WeightsOption = Annotated[
     Path | None,
     typer.Option(help=".safetensors, an index of some (.json), .flexrel, or a checkpoint of torch"),
 ]
+SizeOption = Annotated[
+    int | None, typer.Option(help="of images, in pixels, unless the network's own is known")
+]
+MeanOption = Annotated[
+    str | None, typer.Option(help="of images' channels in [0, 1]: 0.485,0.456,0.406; likewise")
+]
+StdOption = Annotated[str | None, typer.Option(help="likewise: 0.229,0.224,0.225")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="one JSON object on stdout, also of an error")
 ]

@@ -14,11 +14,14 @@ import typer
 
 from flexrel.cli.arguments import (
     DATA,
+    MeanOption,
     ModelArgument,
     OutputOption,
     QuietOption,
     RuleOption,
     SeedOption,
+    SizeOption,
+    StdOption,
     WeightsOption,
 )
 
@@ -40,23 +43,30 @@ def calibrate_command(
     check: Annotated[
         bool, typer.Option("--check", help="tell where relevance is not conserved")
     ] = False,
+    size: SizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Measure relevance on data, and write the stats; those of several runs can be merged."""
     from rich.console import Console
 
+    from flexrel.cli.images import prepared
+    from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_rule
     from flexrel.cli.show import conservation
-    from flexrel.cli.sources import read_data, read_model
+    from flexrel.cli.sources import read_data
     from flexrel.core.progress import shown
     from flexrel.relevance import calibrate
 
     with shown(None if quiet else "auto") as progress:
-        network = read_model(model, weights, seed, progress)
+        progress("loading the network", 0, None)
+        source = read_model(model, weights, seed, progress)
+        images = prepared(source.preparation, size, mean, std)
         stats = calibrate(
-            network,
-            read_data(data, "calibration"),
+            source.network,
+            read_data(data, "calibration", images),
             parse_rule(rule),
             output,
             progress,

@@ -9,8 +9,11 @@ import typer
 from flexrel.cli.arguments import (
     DATA,
     JsonOption,
+    MeanOption,
     ModelArgument,
     SeedOption,
+    SizeOption,
+    StdOption,
     ValuesOption,
     WeightsOption,
 )
@@ -49,11 +52,16 @@ def pack_command(
             callback=check("codec"),
         ),
     ] = "pcodec-1",
+    size: SizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Pack a network as it is, or as a plan cuts it."""
+    from flexrel.cli.images import prepared
+    from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_metadata
-    from flexrel.cli.sources import first_batch, read_data, read_model
+    from flexrel.cli.sources import first_batch, read_data
     from flexrel.core.budgets import target_of
     from flexrel.core.evaluate import Accuracy
     from flexrel.core.plan import Plan
@@ -63,14 +71,17 @@ def pack_command(
     from flexrel.structure import apply
 
     cut = Plan.load(plan) if plan else None
-    data = read_data(calibration, "calibration") if calibration else ()
-    example = first_batch(read_data(graph, "calibration")) if graph else None
     texts = parse_metadata(metadata or [])
     goal = target_of(target) if target else None
-    evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
     with shown("auto") as progress:
-        network = read_model(model, weights, seed, progress)
-        network = apply(network, cut) if cut else network
+        progress("loading the network", 0, None)
+        source = read_model(model, weights, seed, progress)
+        images = prepared(source.preparation, size, mean, std)
+        data = read_data(calibration, "calibration", images) if calibration else ()
+        example = first_batch(read_data(graph, "calibration", images)) if graph else None
+        evaluate = Accuracy(read_data(evaluation, "evaluation", images)) if evaluation else None
+        network = apply(source.network, cut) if cut else source.network
+        progress("packing", 0, None)
         done = pack(
             network,
             out,
@@ -101,6 +112,9 @@ def export_command(
     plan: Annotated[
         Path | None, typer.Option(help="a plan.json, carried out on the network first")
     ] = None,
+    size: SizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Write a network for other programs: as ONNX, or as a program of torch.export.
@@ -108,18 +122,23 @@ def export_command(
     Example: flexrel export net.py:make net.onnx --data data.py:inputs --weights
     pruned/model.flexrel
     """
-    from flexrel.cli.sources import first_batch, read_data, read_model
+    from flexrel.cli.images import prepared
+    from flexrel.cli.models import read_model
+    from flexrel.cli.sources import first_batch, read_data
     from flexrel.core.plan import Plan
     from flexrel.core.progress import shown
     from flexrel.io import check_path, export, fixed
     from flexrel.structure import apply
 
     check_path(out)
-    example = first_batch(read_data(data, "calibration"))
     cut = Plan.load(plan) if plan else None
     with shown("auto") as progress:
-        network = read_model(model, weights, seed, progress)
-        network = apply(network, cut) if cut else network
+        progress("loading the network", 0, None)
+        source = read_model(model, weights, seed, progress)
+        images = prepared(source.preparation, size, mean, std)
+        example = first_batch(read_data(data, "calibration", images))
+        network = apply(source.network, cut) if cut else source.network
+        progress("exporting", 0, None)
         samples = export(network, example, out)
     typer.echo(f"{out}: {out.stat().st_size:,} bytes")
     if samples is not None:

@@ -3,22 +3,28 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from flexrel.cli.arguments import (
     DATA,
     JsonOption,
+    MeanOption,
     ModelArgument,
     OutputOption,
     QuietOption,
     RuleOption,
     SeedOption,
+    SizeOption,
+    StdOption,
     ValuesOption,
     WeightsOption,
 )
 from flexrel.cli.choices import check, told
+
+if TYPE_CHECKING:
+    from flexrel.pruning import Result
 
 prune_app = typer.Typer()
 
@@ -140,6 +146,9 @@ def prune_command(
             "takes as long again",
         ),
     ] = False,
+    size: SizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     seed: SeedOption = 0,
     out: Annotated[
         Path, typer.Option(help="folder for the results; those of others stay, unless --overwrite")
@@ -166,17 +175,11 @@ def prune_command(
         raise typer.BadParameter(f"{asked} needs --evaluation DATA, with labels")
     if not (target or budget or ":" in granularity):
         raise typer.BadParameter("nothing to prune to; give --target or --budget")
+    from flexrel.cli.images import prepared
+    from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_rule
-    from flexrel.cli.show import (
-        StoppedError,
-        files_in,
-        print_whole,
-        recovery_lines,
-        table,
-        unmeasured,
-        what_it_is,
-    )
-    from flexrel.cli.sources import read_data, read_model
+    from flexrel.cli.show import StoppedError
+    from flexrel.cli.sources import read_data
     from flexrel.core.budgets import budget_of, target_of
     from flexrel.core.evaluate import Accuracy
     from flexrel.core.progress import shown
@@ -192,12 +195,13 @@ def prune_command(
     criteria = criteria_of(criterion, granularity, recover, attribution)
     budgets = [budget_of(text) for text in budget or []]
     goal = target_of(target) if target else None
-    evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
     with shown(progress) as tell:
         tell("loading the network", 0, None)
-        network = read_model(model, weights, seed, tell)
+        source = read_model(model, weights, seed, tell)
+        network, images = source.network, prepared(source.preparation, size, mean, std)
+        evaluate = Accuracy(read_data(evaluation, "evaluation", images)) if evaluation else None
         tell("reading calibration data", 0, None)
-        data = list(read_data(calibration, "calibration"))
+        data = list(read_data(calibration, "calibration", images))
     result = prune(
         network,
         calibration=data,
@@ -232,18 +236,29 @@ def prune_command(
             ) from None
     for line in (*result.warnings, *notes):
         typer.echo(f"warning: {line}", err=True)
+    if as_json or not quiet:
+        _tell(result, out, exports, as_json=as_json)
+
+
+def _tell(result: "Result", out: Path, exports: list[str], *, as_json: bool) -> None:
+    """Print a result that was written to a folder."""
+    from flexrel.cli.show import (
+        files_in,
+        print_whole,
+        recovery_lines,
+        table,
+        unmeasured,
+        what_it_is,
+    )
+
+    kinds = {*exports, *(["pt2"] if result.form == "exported" else [])}
+    programs = [name for name in _EXPORTED if name.partition(".")[2] in kinds]
+    files = files_in(out, (*_WRITTEN, *programs))
     if as_json:
-        files = files_in(out, (*_WRITTEN, *_EXPORTED))
         typer.echo(json.dumps({**result.as_json(), "out": str(out), "files": files}))
-    elif not quiet:
+    else:
         print_whole(table(result))
         for line in (*unmeasured(result), *recovery_lines(result)):
             typer.echo(line)
         typer.echo(what_it_is(result))
-        programs = [name for name in _EXPORTED if _is_written(name, exports, result.form)]
-        typer.echo(f"Wrote {out}/: {', '.join((*_WRITTEN, *programs))}")
-
-
-def _is_written(name: str, exports: list[str], form: str) -> bool:
-    kind = name.rpartition(".")[2]
-    return kind in exports or (kind == "pt2" and form == "exported")
+        typer.echo(f"Wrote {out}/: {', '.join(files)}")

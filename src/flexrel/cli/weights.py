@@ -2,6 +2,7 @@
 
 import json
 import warnings
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,11 @@ _STATES: Final = ("state_dict", "model_state_dict", "model")  # where checkpoint
 _PREFIXES: Final = ("module.", "model.")  # of DataParallel; of Lightning and other holders
 _COMPILED: Final = "_orig_mod."  # what torch.compile puts before the names of what it holds
 _SHOWN: Final = 5  # names in an error
+SCRIPTED: Final = (
+    "TorchScript, a program that can't be cut; where it was made, save what it holds, "
+    'safetensors.torch.save_file(torch.jit.load(...).state_dict(), "weights.safetensors"), and '
+    "give that as --weights"
+)
 
 
 def read_weights(path: Path, model: nn.Module) -> None:
@@ -100,6 +106,8 @@ def _safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _saved(path: Path) -> Mapping[str, Tensor]:
+    if is_torchscript(path):
+        raise UsageError(f"{path} is {SCRIPTED}")
     refused = PackError(
         f"{path}: is damaged, or holds pickled objects, which can run code, and is refused. "
         "Convert it where it was made: "
@@ -124,6 +132,14 @@ def _saved(path: Path) -> Mapping[str, Tensor]:
             )
         held = inner[0]
     return held
+
+
+def is_torchscript(path: Path) -> bool:
+    """Return whether a file is a module that `torch.jit.save` wrote."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
 
 
 def _is_state(state: Mapping[str, object]) -> bool:
