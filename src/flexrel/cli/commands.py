@@ -14,6 +14,7 @@ import typer
 
 from flexrel.cli.arguments import (
     DATA,
+    JsonOption,
     MeanOption,
     ModelArgument,
     OutputOption,
@@ -127,6 +128,28 @@ def report_command(
     typer.echo(str(path))
     if show:
         webbrowser.open(path.resolve().as_uri())
+
+
+@data_app.command("doctor")
+def doctor_command(as_json: JsonOption = False) -> None:
+    """Say what is installed, whether it loads, what computes, and what to do where it does not.
+
+    Exit code 1 if something is wrong that FlexRel can't do without.
+    """
+    from dataclasses import asdict
+
+    from flexrel.cli.doctor import findings
+
+    found = []
+    for one in findings():
+        found.append(one)
+        if not as_json:
+            advice = f"; {one.advice}" if one.advice else ""
+            typer.echo(f"{one.state:8}{one.name}: {one.told}{advice}")
+    if as_json:
+        typer.echo(json.dumps({"findings": [asdict(one) for one in found]}))
+    if any(one.needed and one.state != "ok" for one in found):
+        raise typer.Exit(1)
 
 
 _RECORDS = ("result.json", "plan.json")

@@ -87,14 +87,14 @@ def library(name: str, spec: str) -> ModuleType:
 
 def conflict(package: str) -> str:
     """Return what to do about a package that is installed and can't be loaded."""
-    torch, other = version("torch"), versions("torchvision").get("torchvision")
+    found = versions("torch", "torchvision")
+    torch, other = found["torch"] or "", found["torchvision"]
     if package in ("torchvision", "timm") and other is not None:
-        kind = torch.partition("+")[2]
-        index = kind if kind.startswith(("cpu", "cu")) else "cpu"
+        kind = torch.partition("+")[2]  # such as "cpu", or none of what PyPI has
+        index = f" --index-url https://download.pytorch.org/whl/{kind}" if kind else ""
         return (
             f"torchvision {other} has to be of the same build as torch {torch}; install both from "
-            "one place: pip install --force-reinstall torch torchvision --index-url "
-            f"https://download.pytorch.org/whl/{index}"
+            f"one place: pip install --force-reinstall torch torchvision{index}"
         )
     return f"pip install --force-reinstall {package} may mend it"
 
