@@ -649,7 +649,9 @@ def test_records_that_lack_something_exit_2(tmp_path, capsys):
 
 
 def test_the_demos_network_takes_no_weights(tmp_path, capsys):
-    command = ["pack", "demo:digits", "--weights", "w.safetensors", "-o", str(tmp_path / "x")]
+    save_file({"w": torch.zeros(1)}, tmp_path / "w.safetensors")
+    weights = str(tmp_path / "w.safetensors")
+    command = ["pack", "demo:digits", "--weights", weights, "-o", str(tmp_path / "x")]
 
     assert main(command) == 2
     assert "trained on the spot" in one_line(capsys.readouterr().err)

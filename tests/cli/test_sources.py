@@ -8,11 +8,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import typer
 from torch import nn
 
 from flexrel.cli.factories import arguments
 from flexrel.cli.images import Preparation, image_folder, prepared, read_image
 from flexrel.cli.models import read_model
+from flexrel.cli.paths import existing, model_there
 from flexrel.cli.sources import read_data
 from flexrel.cli.weights import read_weights
 from flexrel.core.measurement import silent
@@ -20,6 +22,7 @@ from flexrel.errors import UsageError
 from oracles import needs
 
 OWN = """
+from functools import partial
 from torch import nn
 from torch.utils.data import TensorDataset
 import torch
@@ -34,6 +37,7 @@ class Net(nn.Module):
         self.layer = nn.Linear(3, width)
 
 network = make()
+bound = partial(make, width=9)
 batches = [torch.zeros(2, 3)]
 samples = TensorDataset(torch.zeros(70, 3))
 """
@@ -67,6 +71,7 @@ def widths(network):
         ("own_words.py:make?width=7&deep=true&name=tanh", [7, 7]),
         ("own_words.py:Net?width=5", [5]),
         ("own_words.py:network", [4]),
+        ("own_words.py:bound", [9]),
         ("own_words:make", [4]),
         ("own_words.make?width=6", [6]),
     ],
@@ -84,10 +89,6 @@ def test_a_network_comes_from_a_factory_a_class_or_is_there(own, spec, found):
         ("own_words.py:batches", "returned a list, not a torch.nn.Module"),
         ("nonsense", "torchvision:NAME, timm:NAME, hf:FOLDER"),
         ("no.such.thing", "torchvision:NAME, timm:NAME, hf:FOLDER"),
-        ("net.onnx", "the network of torch that it is made of"),
-        ("weights.pth", "--weights weights.pth"),
-        ("weights.safetensors", "give that as MODEL"),
-        ("nowhere.pt2", "no such file"),
     ],
 )
 def test_a_model_that_is_none_says_what_to_give(own, spec, says):
@@ -95,6 +96,34 @@ def test_a_model_that_is_none_says_what_to_give(own, spec, says):
         model(spec)
 
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("net.onnx", "the network of torch that it is made of"),
+        ("weights.pth", "--weights weights.pth"),
+        ("weights.safetensors", "give that as MODEL"),
+        ("nowhere.pt2", "nowhere.pt2: no such file or folder"),
+        ("nowhere.py:make?width=3", "nowhere.py: no such file or folder"),
+    ],
+)
+def test_a_file_that_is_no_model_or_not_there_is_told_before_torch_is_loaded(spec, says):
+    with pytest.raises(typer.BadParameter) as refused:
+        model_there(spec)
+
+    assert says in str(refused.value.message)
+
+
+@pytest.mark.parametrize("spec", ["nowhere/images", "./images", "data.npz", "own.py:batches"])
+def test_data_that_are_not_there_are_told_before_torch_is_loaded(own, spec):
+    with pytest.raises(typer.BadParameter, match="no such file or folder"):
+        existing(spec)
+
+
+@pytest.mark.parametrize("spec", [None, "own_words.py:batches", "own_words:batches", "demo:digits"])
+def test_data_that_may_be_there_pass(own, spec):
+    assert existing(spec) == spec
 
 
 def test_arguments_are_numbers_words_and_texts():
@@ -113,8 +142,8 @@ def test_torchscript_as_the_model_is_told_to_be_weights(tmp_path):
     with warnings.catch_warnings(action="ignore"):  # torch is about to drop it
         torch.jit.save(torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3)), path)
 
-    with pytest.raises(UsageError, match=r"TorchScript, .* give that as --weights, and the arch"):
-        model(str(path))
+    with pytest.raises(typer.BadParameter, match=r"TorchScript, .* as --weights, and the arch"):
+        model_there(str(path))
     with pytest.raises(UsageError, match=r"TorchScript, .*torch\.jit\.load\(\.\.\.\)\.state_dict"):
         read_weights(path, nn.Linear(3, 2))
 

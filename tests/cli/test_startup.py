@@ -24,7 +24,7 @@ from flexrel.pruning.arguments import recoveries
 from flexrel.relevance import OUTPUTS, RULES
 from flexrel_edge.records import PCODEC, ZSTD
 
-PRUNE = ["prune", "net.py:make", "--calibration", "net.py:data"]
+PRUNE = ["prune", "net:make", "--calibration", "net:data"]
 WITHOUT_TORCH = """
 import json, sys
 from flexrel.cli import main
@@ -51,11 +51,14 @@ def without_torch(words):
         (["--version"], 0, flexrel.__version__),
         (["prun"], 2, "'prune'"),
         ([*PRUNE, "--buget", "macs=50%"], 2, "--budget"),
-        (["prune", "net.py:make"], 2, "--calibration"),
+        (["prune", "net:make"], 2, "--calibration"),
         ([*PRUNE, "--budget", "macs=500%"], 2, "macs=50%"),
         ([*PRUNE, "--budget", "macs=50%", "--criterion", "best"], 2, "flexrel:DELTA"),
         (PRUNE, 2, "nothing to prune to"),
         ([*PRUNE, "--target", "accuracy-drop=1%"], 2, "--evaluation"),
+        (["prune", "net.pth", "--calibration", "x:y"], 2, "--weights net.pth"),
+        (["prune", "x:y", "--calibration", "nowhere.npz"], 2, "no such file"),
+        (["prune", "x:y", "--calibration", "x:y", "--weights", "w.pt"], 2, "w.pt"),
     ],
 )
 def test_help_and_wrong_words_are_answered_without_torch(words, code, says):

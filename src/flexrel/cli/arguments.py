@@ -6,6 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from flexrel.cli.choices import check, told
+from flexrel.cli.paths import existing, model_there
 
 DATA: Final = "a folder of images, an .npz with x and y, file.py:factory or demo:digits"
 
@@ -13,12 +14,26 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         help="file.py:factory, package.module:factory, torchvision:NAME, timm:NAME, hf:FOLDER, "
-        "a .pt2 or demo:digits; arguments follow a ?, timm:resnet18?num_classes=10"
+        "a .pt2 or demo:digits; arguments follow a ?, timm:resnet18?num_classes=10",
+        callback=model_there,
     ),
 ]
 WeightsOption = Annotated[
     Path | None,
-    typer.Option(help=".safetensors, an index of some (.json), .flexrel, or a checkpoint of torch"),
+    typer.Option(
+        help=".safetensors, an index of some (.json), .flexrel, or a checkpoint of torch",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+CalibrationOption = Annotated[
+    str, typer.Option("--calibration", help=f"inputs as in use; {DATA}", callback=existing)
+]
+InputsOption = Annotated[
+    str, typer.Option("--data", help=f"inputs as in use; {DATA}", callback=existing)
+]
+EvaluationOption = Annotated[
+    str | None, typer.Option("--evaluation", help=f"labelled data; {DATA}", callback=existing)
 ]
 SizeOption = Annotated[
     int | None, typer.Option(help="of images, in pixels, unless the network's own is known")

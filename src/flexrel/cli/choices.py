@@ -24,7 +24,7 @@ NAMED: Final[Mapping[str, tuple[str, ...]]] = {
 _TOLD: Final = {
     "budget": "bytes=500kB, macs=50%, parameters=120k, sparsity=80%",
     "criterion": "auto, magnitude, relevance, obs or flexrel:DELTA, DELTA in [0, 1]",
-    "granularity": "element, channel, head, depth, N:M with 0 < N < M, or block:ROWSxCOLUMNS",
+    "granularity": "element, channel, head, depth, N:M with 0 < N < M, block:ROWSxCOLUMNS",
     "recover": "none, closed-form, or finetune:EPOCHS",
     "rule": f"{', '.join(_RULES)}; by layer: features.*=gamma,head*=epsilon",
     "target": "accuracy-drop=1% or accuracy-drop=0.01",

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from flexrel.cli.arguments import (
-    DATA,
+    InputsOption,
     JsonOption,
     MeanOption,
     ModelArgument,
@@ -32,7 +32,7 @@ data_app = typer.Typer()
 @data_app.command("calibrate")
 def calibrate_command(
     model: ModelArgument,
-    data: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
+    data: InputsOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="file of stats")],
     weights: WeightsOption = None,
     rule: RuleOption = "gradient-input",

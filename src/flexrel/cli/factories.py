@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +45,7 @@ def made_by(spec: str, what: str, forms: str) -> Any:  # noqa: ANN401 - whatever
         public = ", ".join(_public(module)[:_SHOWN]) or "none"
         raise UsageError(f"{place} has no function {name!r}; it has {public}")
     found = getattr(module, name)
-    if not inspect.isroutine(found) and not inspect.isclass(found):
+    if not (inspect.isroutine(found) or inspect.isclass(found) or isinstance(found, partial)):
         return found  # a network or a loader itself
     try:
         return found(**arguments(query))

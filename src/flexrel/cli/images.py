@@ -99,7 +99,7 @@ def image_folder(folder: Path, preparation: Preparation | None, batch: int) -> I
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
 
 
 def read_image(path: Path, preparation: Preparation) -> Tensor:

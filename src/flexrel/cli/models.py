@@ -13,7 +13,7 @@ from torch import nn
 from flexrel.cli import demo
 from flexrel.cli.factories import arguments, library, made_by
 from flexrel.cli.images import Preparation
-from flexrel.cli.weights import SCRIPTED, is_torchscript, read_weights
+from flexrel.cli.weights import read_weights
 from flexrel.core.measurement import Progress
 from flexrel.errors import UsageError
 
@@ -21,8 +21,6 @@ MODELS: Final = (
     "file.py:factory, package.module:factory, torchvision:NAME, timm:NAME, hf:FOLDER, a .pt2 or "
     "demo:digits"
 )
-_WEIGHTS: Final = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".flexrel", ".npz")
-_PIXEL = 3  # channels of an image in colour
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,6 @@ def read_model(spec: str, weights: Path | None, seed: int, progress: Progress) -
     elif Path(spec).suffix == ".pt2":
         found = NamedModel(_program(Path(spec)))
     else:
-        _check_no_weights(spec)
         found = NamedModel(_own(spec))
     if weights is not None:
         read_weights(weights, found.network)
@@ -71,23 +68,7 @@ def _own(spec: str) -> nn.Module:
     return found
 
 
-def _check_no_weights(spec: str) -> None:
-    """Refuse a file of weights, or of another framework, that is given as the model."""
-    path = Path(spec)
-    if is_torchscript(path):
-        raise UsageError(f"{spec} is {SCRIPTED}, and the architecture as MODEL")
-    if path.suffix in _WEIGHTS:
-        raise UsageError(
-            f"{spec} is a file of weights and no architecture; give that as MODEL, as "
-            f"file.py:factory or torchvision:resnet18, and this as --weights {spec}"
-        )
-    if path.suffix == ".onnx":
-        raise UsageError(f"{spec} is an ONNX graph; give the network of torch that it is made of")
-
-
 def _program(path: Path) -> nn.Module:
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
     try:
         return torch.export.load(path).module()
     except Exception as error:

@@ -8,6 +8,8 @@ import typer
 
 from flexrel.cli.arguments import (
     DATA,
+    EvaluationOption,
+    InputsOption,
     JsonOption,
     MeanOption,
     ModelArgument,
@@ -18,6 +20,7 @@ from flexrel.cli.arguments import (
     WeightsOption,
 )
 from flexrel.cli.choices import check, told
+from flexrel.cli.paths import existing
 
 packing_app = typer.Typer()
 
@@ -32,12 +35,18 @@ def pack_command(
     ] = None,
     values: ValuesOption = "float32",
     calibration: Annotated[
-        str | None, typer.Option(help=f"int8 and int4 round so that outputs on it stay; {DATA}")
+        str | None,
+        typer.Option(
+            help=f"int8 and int4 round so that outputs on it stay; {DATA}", callback=existing
+        ),
     ] = None,
     graph: Annotated[
-        str | None, typer.Option(help=f"carry the ONNX graph too, made with inputs of {DATA}")
+        str | None,
+        typer.Option(
+            help=f"carry the ONNX graph too, made with inputs of {DATA}", callback=existing
+        ),
     ] = None,
-    evaluation: Annotated[str | None, typer.Option(help=f"labelled data; {DATA}")] = None,
+    evaluation: EvaluationOption = None,
     target: Annotated[
         str | None,
         typer.Option(help=f"{told('target')}, for --values auto", callback=check("target")),
@@ -107,7 +116,7 @@ def pack_command(
 def export_command(
     model: ModelArgument,
     out: Annotated[Path, typer.Argument(help="to write; an .onnx or .pt2")],
-    data: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
+    data: InputsOption,
     weights: WeightsOption = None,
     plan: Annotated[
         Path | None, typer.Option(help="a plan.json, carried out on the network first")

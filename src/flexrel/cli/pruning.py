@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from flexrel.cli.arguments import (
-    DATA,
+    CalibrationOption,
+    EvaluationOption,
     JsonOption,
     MeanOption,
     ModelArgument,
@@ -98,8 +99,8 @@ def demo_command(
 @prune_app.command("prune")
 def prune_command(
     model: ModelArgument,
-    calibration: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
-    evaluation: Annotated[str | None, typer.Option(help=f"labelled data; {DATA}")] = None,
+    calibration: CalibrationOption,
+    evaluation: EvaluationOption = None,
     weights: WeightsOption = None,
     target: Annotated[
         str | None, typer.Option(help=told("target"), callback=check("target"))

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flexrel.cli.paths import SCRIPTED, is_torchscript
 from flexrel.core.running import unwrapped
 from flexrel.errors import PackError, UsageError
 from flexrel.io import fit, load
@@ -20,11 +20,6 @@ _STATES: Final = ("state_dict", "model_state_dict", "model")  # where checkpoint
 _PREFIXES: Final = ("module.", "model.")  # of DataParallel; of Lightning and other holders
 _COMPILED: Final = "_orig_mod."  # what torch.compile puts before the names of what it holds
 _SHOWN: Final = 5  # names in an error
-SCRIPTED: Final = (
-    "TorchScript, a program that can't be cut; where it was made, save what it holds, "
-    'safetensors.torch.save_file(torch.jit.load(...).state_dict(), "weights.safetensors"), and '
-    "give that as --weights"
-)
 
 
 def read_weights(path: Path, model: nn.Module) -> None:
@@ -132,14 +127,6 @@ def _saved(path: Path) -> Mapping[str, Tensor]:
             )
         held = inner[0]
     return held
-
-
-def is_torchscript(path: Path) -> bool:
-    """Return whether a file is a module that `torch.jit.save` wrote."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def _is_state(state: Mapping[str, object]) -> bool:
