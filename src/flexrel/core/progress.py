@@ -15,6 +15,7 @@ from rich.progress import (
     MofNCompleteColumn,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -160,18 +161,19 @@ def _bars(told: StagesTold, console: Console) -> Iterator[None]:
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=console, transient=True) as bars:
-        rows = [bars.add_task("", visible=False) for _ in range(2)]
-        drawn: list[Work | None] = [None, None]
+        drawn: list[tuple[Work, TaskID]] = []  # the stage, and the step within it
 
         def draw() -> None:
-            for at, (work, before) in enumerate(((told.stage, told.place), (told.step, "  "))):
-                if work is None:
-                    bars.update(rows[at], visible=False)
-                    continue
-                if work is not drawn[at]:
-                    bars.reset(rows[at], visible=True, description=f"{before}{work.name}")
-                    drawn[at] = work
-                bars.update(rows[at], completed=work.done, total=work.total, visible=True)
+            works = [told.stage, *([] if told.step is None else [told.step])]
+            known = [work for work, _ in drawn]
+            while known and not any(known[-1] is work for work in works):
+                bars.remove_task(drawn.pop()[1])
+                known.pop()
+            for at, work in enumerate(works):
+                if at == len(drawn):
+                    name = f"{'' if at else told.place}{'  ' * at}{work.name}"
+                    drawn.append((work, bars.add_task(name, total=work.total)))
+                bars.update(drawn[at][1], completed=work.done, total=work.total)
 
         told.changed = draw
         draw()
