@@ -958,7 +958,7 @@ def test_magnitude_alone_needs_no_gradient_to_its_input():
     assert result.achieved.removed >= 0.5
 
 
-@pytest.mark.parametrize("budgets", [MACs(0.5), [0.5], [("macs", 0.5)]])
+@pytest.mark.parametrize("budgets", [0.5, [0.5], [("macs", 0.5)]])
 def test_what_is_no_list_of_budgets_is_refused(unchecked, perceptron, budgets):
     with pytest.raises(UsageError, match="budget"):
         prune(perceptron, budgets=budgets)

@@ -215,8 +215,9 @@ def target_of(given: object) -> AccuracyDrop:
     """
     if isinstance(given, AccuracyDrop):
         return given
-    name, _, amount = str(given).rpartition("=")
-    if name not in ("", "accuracy-drop") or not isinstance(given, str):
+    bare = isinstance(given, str) and _NUMBER.fullmatch(given)
+    name, _, amount = (f"accuracy-drop={given}" if bare else str(given)).partition("=")
+    if name != "accuracy-drop" or not isinstance(given, str):
         raise UsageError(f"target {given!r} is not known; write it like {_TARGET}")
     if not _NUMBER.fullmatch(amount):
         raise UsageError(
