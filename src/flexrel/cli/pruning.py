@@ -223,7 +223,9 @@ def prune_command(
             progress=progress,
         ),
     )
-    notes = result.save(out, exports)
+    with shown(progress) as tell:
+        tell("writing", 0, None)
+        notes = result.save(out, exports)
     if compare:
         try:
             result = compare_result(
