@@ -4,7 +4,7 @@ The first batch norm of a network remembers the mean and the variance of what ca
 training. Data scaled in another way, or of another kind, miss them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flexrel.core.batches import (
     Batch,
     RawBatch,
+    RawBatches,
     collect,
     first_samples,
     fitted_and_judged,
@@ -58,9 +59,7 @@ class CalibrationData:
         return first_samples(self.first)
 
 
-def calibration_data(
-    model: nn.Module, calibration: Iterable[RawBatch], *, fits: bool
-) -> CalibrationData:
+def calibration_data(model: nn.Module, calibration: RawBatches, *, fits: bool) -> CalibrationData:
     """Return the data, all of it kept in memory.
 
     Args:
