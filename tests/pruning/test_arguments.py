@@ -71,7 +71,7 @@ def test_prune_takes_texts_for_objects():
     [
         ({"keep": "0"}, r"keep is the text '0'; pass a list"),
         ({"options": {"multiple_of": 8}}, "options is a dict; pass a flexrel.PruneOptions"),
-        ({"budgets": "macs=50%"}, r"budgets is a str; pass a list"),
+        ({"budgets": 7}, "budgets is a int; pass a list"),
         ({"budgets": [7]}, "7 is no budget that can be counted"),
         ({"target": "accuracy-drop=x", "evaluate": len}, "write it like accuracy-drop=1%"),
     ],

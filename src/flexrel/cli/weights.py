@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flexrel.cli.paths import SCRIPTED, is_torchscript
 from flexrel.core.running import unwrapped
 from flexrel.errors import PackError, UsageError
 from flexrel.io import fit, load
@@ -117,6 +118,8 @@ def _safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _saved(path: Path) -> Mapping[str, Tensor]:
+    if is_torchscript(path):
+        raise UsageError(f"{path} is {SCRIPTED}")
     refused = PackError(
         f"{path}: is damaged, or holds pickled objects, which can run code, and is refused. "
         "Convert it where it was made: "

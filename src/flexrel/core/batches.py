@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from flexrel.core.forms import check_further, numbers_of, parts_of
+from flexrel.core.forms import batches_of, check_further, numbers_of, parts_of, renamed
 from flexrel.errors import UsageError
 
 RawBatch = Any  # a tensor, a tuple (inputs, labels, ...), a dict as transformers have it, a Batch
+RawBatches = Iterable[RawBatch] | Dataset[Any]
 EXAMPLE_SAMPLES = 2  # that structure is read on, and exports are made with
 
 
@@ -51,21 +53,29 @@ class Batch:
         return next((length for length in told if length in lengths), len(self.tensors[0]))
 
 
-def collect(batches: Iterable[RawBatch]) -> list[RawBatch]:
+def collect(batches: RawBatches) -> list[RawBatch]:
     """Return all batches in a list, to go through them again and again.
 
     Raises:
         UsageError: it is one tensor, which would be gone through sample by sample.
     """
     _check_iterable(batches)
-    return list(batches)
+    return list(batches_of(batches))
 
 
-def _check_iterable(batches: Iterable[RawBatch]) -> None:
+def _check_iterable(batches: RawBatches) -> None:
     if isinstance(batches, Tensor):  # iterable too, but sample by sample
         raise UsageError(
             f"the batches are one tensor of shape {tuple(batches.shape)}; "
             "pass an iterable of batches, for one batch a list of one"
+        )
+    parts = batches if isinstance(batches, tuple) else ()
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) == len(parts) and len({part.ndim for part in tensors}) > 1:
+        raise UsageError(
+            f"the batches are {len(parts)} tensors that differ in axes, as inputs and labels do; "
+            "pass a list of batches, [(inputs, labels)], or torch.utils.data.TensorDataset(inputs, "
+            "labels)"
         )
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise UsageError(
@@ -74,15 +84,16 @@ def _check_iterable(batches: Iterable[RawBatch]) -> None:
         )
 
 
-def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batch]:
+def read_batches(batches: RawBatches, model: nn.Module) -> Iterator[Batch]:
     """Yield each batch on the model's device, checked.
 
     Args:
         batches: tensors; tuples `(inputs, labels, ...)`, where what follows the labels is left
             alone, and several inputs are a tuple or a dict of their own, `((a, b), labels)`; or
             dicts with the model's keyword arguments and, under "labels" or "label", labels, under
-            "sample_weight" how often each sample counts. Labels that are no numbers, or not as
-            many as samples, are left to whoever needs labels to refuse.
+            "sample_weight" how often each sample counts; a single input may have any name. Or a
+            `torch.utils.data.Dataset` of samples, which are taken 64 a batch. Labels that are no
+            numbers, or not as many as samples, are left to whoever needs labels to refuse.
         model: tells the device that inputs go to.
 
     Raises:
@@ -90,12 +101,12 @@ def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batc
     """
     _check_iterable(batches)
     device = device_of(model)
-    for index, raw in enumerate(batches):
+    for index, raw in enumerate(batches_of(batches)):
         check_further(raw, index, model)
-        yield read_batch(raw, index, device)
+        yield read_batch(renamed(raw, model), index, device)
 
 
-def samples_of(batches: Iterable[RawBatch], model: nn.Module) -> int:
+def samples_of(batches: RawBatches, model: nn.Module) -> int:
     """Return how many samples the batches have in all; raises as `read_batches` does."""
     return sum(batch.samples for batch in read_batches(batches, model))
 

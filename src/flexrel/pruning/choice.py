@@ -159,6 +159,7 @@ def _closest(
     plans: list[Plan | None] = []
     sketched: list[float] = []
     for criterion in criteria:
+        builder.progress("choosing a criterion", len(plans), len(criteria))
         try:
             plan = plan_of(criterion)
         except BudgetError:  # it can't score enough of the network
@@ -167,7 +168,7 @@ def _closest(
         sketched.append(inf if plan is None else evaluator.sketched_divergence(plan))
         if plan and not builder.sketches and sketched[-1] < min(sketched[:-1], default=inf):
             evaluator.hold(plan)
-        builder.progress("choosing a criterion", len(plans), len(criteria))
+    builder.progress("choosing a criterion", len(criteria), len(criteria))
     first, *others = sorted(range(len(criteria)), key=sketched.__getitem__)
     best = plans[first]
     if not sure or not builder.sketches or best is None:

@@ -4,7 +4,7 @@ The first batch norm of a network remembers the mean and the variance of what ca
 training. Data scaled in another way, or of another kind, miss them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, collect, first_samples, read_batches, samples_of
+from flexrel.core.batches import (
+    Batch,
+    RawBatch,
+    RawBatches,
+    collect,
+    first_samples,
+    read_batches,
+    samples_of,
+)
 from flexrel.core.division import fitted_and_judged, spread
 from flexrel.core.running import call, undisturbed
 from flexrel.core.whole import UncutBatches, alike, uncut
@@ -54,9 +62,7 @@ class CalibrationData:
         return first_samples(self.first)
 
 
-def calibration_data(
-    model: nn.Module, calibration: Iterable[RawBatch], *, fits: bool
-) -> CalibrationData:
+def calibration_data(model: nn.Module, calibration: RawBatches, *, fits: bool) -> CalibrationData:
     """Return the data, all of it kept in memory.
 
     Args:

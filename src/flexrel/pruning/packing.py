@@ -1,18 +1,18 @@
 """Packing a network whose precision is to be chosen by what it costs."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch, collect
+from flexrel.core.batches import RawBatch, RawBatches, collect
 from flexrel.core.budgets import AccuracyDrop, target_of
 from flexrel.core.caches import cache_note
 from flexrel.core.distance import Divergence
 from flexrel.core.division import fitted_and_judged
-from flexrel.core.evaluate import Evaluate, checked
+from flexrel.core.evaluate import Evaluate, checked, evaluate_of
 from flexrel.core.network import plain_network
 from flexrel.core.plan import check_alone
 from flexrel.core.precision import (
@@ -61,8 +61,8 @@ def pack(
     path: str | Path,
     values: RequestedPrecision = "float32",
     *,
-    calibration: Iterable[RawBatch] = (),
-    evaluate: Evaluate | None = None,
+    calibration: RawBatches = (),
+    evaluate: Evaluate | RawBatches | None = None,
     target: AccuracyDrop | str | None = None,
     graph: RawBatch | None = None,
     metadata: Mapping[str, str] = NO_METADATA,
@@ -82,7 +82,7 @@ def pack(
         calibration: batches of inputs, labels not needed. "int8" and "int4" round so that the
             outputs of each layer change least on them; 128, or a quarter, are held out, and tell
             how far the model's outputs moved.
-        evaluate: `model -> accuracy` in [0, 1], on other data.
+        evaluate: `model -> accuracy` in [0, 1], on other data, or such data with labels.
         target: how much accuracy may be lost.
         graph: a batch of inputs, with which what the network computes is written down too, as an
             ONNX graph: so that `flexrel_edge.session` and `unpack` to `.onnx` need nothing else.
@@ -99,7 +99,7 @@ def pack(
             module.
         BudgetError: more accuracy is lost than the target allows; nothing was written.
     """
-    target = None if target is None else target_of(target)
+    target, evaluate = None if target is None else target_of(target), evaluate_of(evaluate)
     if target is not None and evaluate is None:
         raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
     if target is None and values == "auto":

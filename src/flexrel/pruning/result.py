@@ -16,7 +16,7 @@ from flexrel.core.budgets import Bytes
 from flexrel.core.caches import cache_note
 from flexrel.core.evaluate import standard_error
 from flexrel.core.measurement import Measurement, RecoveryStep
-from flexrel.core.plan import Plan
+from flexrel.core.plan import Plan, changes
 from flexrel.core.precision import Values
 from flexrel.criteria import Criterion, FlexRel
 from flexrel.io import EXPORTS, check_exports, encode, export_notes, exported, graph_notes, render
@@ -104,6 +104,12 @@ class Result:
         }
 
     @property
+    def widths(self) -> dict[str, dict[str, int | str]]:
+        """How many units each group has, and how many of them are kept."""
+        found = changes(self.plan.graph, self.plan.masks)
+        return {one.name: {"kept": one.kept, "of": one.units, "unit": one.unit} for one in found}
+
+    @property
     def versions(self) -> dict[str, str]:
         """Versions of all that has a part in it."""
         packages = ("flexrel", "flexrel-edge", "torch", "numpy", "pcodec")
@@ -147,6 +153,7 @@ class Result:
             "criterion": self.criterion.name,
             "delta": self.delta,
             "granularity": self.plan.graph.granularity,
+            "widths": self.widths,
             "form": self.form,
             "seed": self.request.seed,
             "options": self.options,

@@ -4,6 +4,7 @@ A ranking cut after `k` units is a plan, and plans of one ranking are nested: a 
 steady can only fall as `k` grows.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from operator import itemgetter
@@ -74,15 +75,17 @@ class BudgetSearch:
         ranking, evaluator = self.ranking(criterion), self.evaluator
         accuracies: dict[int, float] = {}
         told = f"searching with {criterion.name}"
+        tried = itertools.count(1)
+        evaluator.builder.progress(told, 0, None)
 
         def sketched(count: int) -> bool:
-            evaluator.builder.progress(told, count, ranking.removable)
+            evaluator.builder.progress(told, next(tried), None)
             return evaluator.sketched_accuracy(ranking.plan(count)) >= floor - TOLERANCE
 
         def good(count: int) -> bool:
             candidate = self._candidate(ranking, count)
             accuracies[count] = evaluator.accuracy(candidate.network)
-            evaluator.builder.progress(told, count, ranking.removable)
+            evaluator.builder.progress(told, next(tried), None)
             if accuracies[count] < floor - TOLERANCE or self._exceeded(candidate) is not None:
                 return False
             evaluator.hold(candidate.plan)

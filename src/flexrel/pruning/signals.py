@@ -47,7 +47,7 @@ def measured_relevance(model: nn.Module, request: Request, data: CalibrationData
     found: dict[Attribution, RelevanceStats | ModelError] = {}
     for one in wanted:
         try:
-            found[one] = calibrate(model, data.fitted, one.rule, one.output, options.progress)
+            found[one] = calibrate(model, data.fitted, one.rule, one.output, request.progress)
         except ModelError as error:  # other criteria may not need it
             found[one] = error
     return found
@@ -135,7 +135,7 @@ def measured_signals(
     """
     saliencies: dict[SaliencyTarget, tuple[Saliency, Sequence[Protected]]] = {}
     for wanted in dict.fromkeys(filter(None, map(saliency_of, request.criteria))):
-        progress, output = request.options.progress, wanted.output
+        progress, output = request.progress, wanted.output
         try:
             saliencies[wanted] = measure_saliency(
                 *(target.network, target.graph, target.data.fitted, progress),
