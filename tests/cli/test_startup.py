@@ -19,7 +19,7 @@ from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import UsageError
 from flexrel.io import EXPORTS
 from flexrel.io.export import GRAPH
-from flexrel.pruning import FORMS, criteria_of
+from flexrel.pruning import EFFORTS, FORMS, criteria_of
 from flexrel.pruning.arguments import recoveries
 from flexrel.relevance import OUTPUTS, RULES
 from flexrel_edge.records import PCODEC, ZSTD
@@ -92,6 +92,7 @@ def test_names_of_options_are_those_that_the_library_knows():
         "allocation": tuple(ALLOCATIONS),
         "codec": (PCODEC, ZSTD),
         "export": (*EXPORTS, GRAPH),
+        "effort": EFFORTS,
         "form": FORMS,
         "output": OUTPUTS,
         "outputs": OUTPUT_KINDS,

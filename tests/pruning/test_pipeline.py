@@ -30,8 +30,8 @@ from flexrel import (
     UsageError,
 )
 from flexrel.core import cost
-from flexrel.core.batches import fitted_and_judged
 from flexrel.core.distance import Divergence
+from flexrel.core.division import fitted_and_judged
 from flexrel.core.plan import Plan
 from flexrel.criteria import UnitRanking, scores_of
 from flexrel.io import encode

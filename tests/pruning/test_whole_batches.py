@@ -11,7 +11,8 @@ from torch import nn
 import flexrel
 from flexrel import FineTune, MACs, Magnitude, Relevance
 from flexrel.cli import main
-from flexrel.core.batches import divided, fitted_and_judged, read_batches
+from flexrel.core.batches import read_batches
+from flexrel.core.division import divided, fitted_and_judged
 from flexrel.core.whole import uncut
 from flexrel_edge import session
 

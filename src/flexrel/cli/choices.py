@@ -14,6 +14,7 @@ _RULES: Final = ("gradient-input", "epsilon", "gamma", "zplus", "composite", "at
 NAMED: Final[Mapping[str, tuple[str, ...]]] = {
     "allocation": ("global", "per-layer"),
     "codec": ("pcodec-1", "zstd-1"),
+    "effort": ("fast", "default", "thorough"),
     "export": ("onnx", "pt2", "graph"),
     "form": ("auto", "module", "exported"),
     "output": ("auto", "label", "predicted", "norm"),

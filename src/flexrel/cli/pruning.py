@@ -139,6 +139,13 @@ def prune_command(
             callback=check("form"),
         ),
     ] = "auto",
+    effort: Annotated[
+        str,
+        typer.Option(
+            help=f"{told('effort')}: one criterion; several by quick sketches; all in full",
+            callback=check("effort"),
+        ),
+    ] = "default",
     compare: Annotated[
         bool,
         typer.Option(
@@ -212,13 +219,14 @@ def prune_command(
         criterion=criteria,
         granularity=granularity,
         recover=recover,
-        values=values,  # type: ignore[arg-type]  # checked, as the next three
+        values=values,  # type: ignore[arg-type]  # checked, as the next four
         keep=keep or (),
         seed=seed,
         options=PruneOptions(
             allocation=allocation,  # type: ignore[arg-type]
             multiple_of=multiple_of,
             form=form,  # type: ignore[arg-type]
+            effort=effort,  # type: ignore[arg-type]
             outputs=outputs,  # type: ignore[arg-type]
             progress=progress,
         ),

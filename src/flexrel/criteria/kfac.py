@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, divided, samples_of
+from flexrel.core.batches import Batch, RawBatch, samples_of
+from flexrel.core.division import divided
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.running import backward_to_inputs, call, rooted
 from flexrel.errors import ModelError
@@ -32,8 +33,9 @@ from flexrel.tracing import LayerCall, Op, OpRecorder, ParameterOwners, layer_ca
 
 _Sum = TypeVar("_Sum", SecondMoments, Tensor)
 
-_ROWS = 20_000  # of a layer's inputs, over all batches
-_GRADIENTS = 100_000  # rows of its outputs, likewise
+_ROWS = 5_000  # of a layer's inputs, over all batches, or
+_ROWS_AN_INPUT = 4
+_GRADIENTS = 25_000  # rows of its outputs, likewise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -222,7 +224,7 @@ class _FactorRecorder(OpRecorder):
         self.leaves: list[Tensor] = []
         self.transposed: set[str] = set()
         self._weights, self._layers, self._samples = weights, layers, samples
-        self._rows, self._gradients = ceil(share * _ROWS), ceil(share * _GRADIENTS)
+        self._share, self._gradients = share, ceil(share * _GRADIENTS)
         self._generator = generator
 
     def run(self, op: Op) -> Any:  # noqa: ANN401
@@ -249,7 +251,8 @@ class _FactorRecorder(OpRecorder):
 
     def _add_inputs(self, found: LayerCall, outputs: Tensor) -> None:
         affine = found.affine
-        rows = drawn_rows(outputs, affine.geometry, self._rows, self._generator)
+        most = ceil(self._share * max(_ROWS, _ROWS_AN_INPUT * affine.weight[0].numel()))
+        rows = drawn_rows(outputs, affine.geometry, most, self._generator)
         taken = inputs_at(affine.inputs.detach(), affine.weight, affine.geometry, rows)
         numbers = samples_at(outputs, affine.geometry, rows, self._samples)
         first = (numbers < self._samples // 2).to(taken.device)

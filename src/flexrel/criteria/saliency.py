@@ -12,7 +12,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, divided, joined, samples_of
+from flexrel.core.batches import Batch, RawBatch, samples_of
+from flexrel.core.division import divided, joined
 from flexrel.core.graph import Protected, PruningGraph, PruningGroup, layer_of
 from flexrel.core.measurement import Progress, Saliency, silent
 from flexrel.core.running import undisturbed

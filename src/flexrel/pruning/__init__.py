@@ -4,10 +4,11 @@ from flexrel.pruning.arguments import criteria_of
 from flexrel.pruning.compare import compare
 from flexrel.pruning.packing import PackReport, pack
 from flexrel.pruning.prune import prune
-from flexrel.pruning.request import FORMS, PruneOptions
+from flexrel.pruning.request import EFFORTS, FORMS, PruneOptions
 from flexrel.pruning.result import Result
 
 __all__ = [
+    "EFFORTS",
     "FORMS",
     "PackReport",
     "PruneOptions",

@@ -100,7 +100,7 @@ def candidates(
     return (*sums, *products, Magnitude(), relevance)
 
 
-def recoveries(recover: str | Recovery, seed: int) -> tuple[Recovery | None, Recovery | None]:
+def recoveries(recover: str | Recovery, seed: int) -> tuple[ClosedForm | None, Recovery | None]:
     """Return what repairs every network that is tried, and what goes on from the one chosen.
 
     Args:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
+from operator import itemgetter
 
 from flexrel.core.plan import Plan
 from flexrel.core.precision import finest_first
@@ -15,6 +17,7 @@ from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import NetworkSignals
 
 _ROUNDS = 3  # of choosing a criterion where the last one led
+_NEAR = 1.25  # times the least divergence of a sketch: may be the better one all the same
 _ROUGHER = 1.1  # of the divergence of the cut: what rounding may leave, where nothing says more
 
 
@@ -102,21 +105,22 @@ def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
     magnitude = Magnitude()  # what the first choice is made like
     if search.limits.floor is None:
         return _chosen_within(search, criteria, magnitude)
-    found: list[Solution] = []
+    found: list[tuple[int, Solution]] = []  # with the bytes that they take
     ranking = search.ranking(magnitude)
     like = ranking.plan(ranking.removable // 2)
     for _ in range(_ROUNDS):  # where the plan lands decides what is best there
         chosen = _closest(search, criteria, partial(search.as_costly, like))
-        if any(chosen is earlier.criterion for earlier in found):
+        if any(chosen is earlier.criterion for _, earlier in found):
             break
         try:
-            like = search.plan(chosen)
+            like = search.plan(chosen, like if found else None)
         except BudgetError:
             if found:
                 break
             raise
-        found.append(Solution(search, chosen, like))
-    return min(found, key=lambda one: len(one.network.packed))
+        solution = Solution(search, chosen, like)
+        found.append((len(solution.network.packed), solution))
+    return min(found, key=itemgetter(0))[1]
 
 
 def _chosen_within(
@@ -127,7 +131,7 @@ def _chosen_within(
     plan_of: Callable[[Criterion], Plan | None] = search.plan
     if search.limits.measured:  # which takes long: plans are made alike in what is short
         plan_of = partial(search.as_costly, search.ranking(magnitude).plan(count))
-    chosen = _closest(search, criteria, plan_of)
+    chosen = _closest(search, criteria, plan_of, sure=True)
     if chosen == magnitude:  # what it has to do is known
         return Solution(search, chosen, search.filled(chosen, count))
     return Solution(search, chosen, search.plan(chosen))
@@ -137,26 +141,42 @@ def _closest(
     search: BudgetSearch,
     criteria: Sequence[Criterion],
     plan_of: Callable[[Criterion], Plan | None],
+    *,
+    sure: bool = False,
 ) -> Criterion:
     """Return the criterion whose plan's network diverges least; a tie goes to the earlier.
+
+    Sketches of the networks tell.
 
     Args:
         search: judges.
         criteria: to choose from.
         plan_of: makes a criterion's plan, all of one cost; None where there is none.
+        sure: whether the best is repaired in full, and the second too if its sketch is close to
+            that of the best, or no worse than what became of it.
     """
-    evaluator = search.evaluator
-
-    def divergence(index: int) -> float:
-        evaluator.builder.progress("choosing a criterion", index, len(criteria))
+    evaluator, builder = search.evaluator, search.evaluator.builder
+    plans: list[Plan | None] = []
+    sketched: list[float] = []
+    for criterion in criteria:
+        builder.progress("choosing a criterion", len(plans), len(criteria))
         try:
-            plan = plan_of(criteria[index])
+            plan = plan_of(criterion)
         except BudgetError:  # it can't score enough of the network
             plan = None
-        if plan is None:
-            return float("inf")
-        return evaluator.divergence(plan)
-
-    closest = min(range(len(criteria)), key=divergence)
-    evaluator.builder.progress("choosing a criterion", len(criteria), len(criteria))
-    return criteria[closest]
+        plans.append(plan)
+        sketched.append(inf if plan is None else evaluator.sketched_divergence(plan))
+        if plan and not builder.sketches and sketched[-1] < min(sketched[:-1], default=inf):
+            evaluator.hold(plan)
+    builder.progress("choosing a criterion", len(criteria), len(criteria))
+    first, *others = sorted(range(len(criteria)), key=sketched.__getitem__)
+    best = plans[first]
+    if not sure or not builder.sketches or best is None:
+        return criteria[first]
+    least = evaluator.divergence(best)
+    for at in others[:1]:
+        other = plans[at]
+        if other and sketched[at] <= max(least, _NEAR * sketched[first]):
+            evaluator.hold(best)
+            return criteria[at if evaluator.divergence(other) < least else first]
+    return criteria[first]

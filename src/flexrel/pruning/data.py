@@ -18,15 +18,16 @@ from flexrel.core.batches import (
     RawBatches,
     collect,
     first_samples,
-    fitted_and_judged,
     read_batches,
     samples_of,
 )
+from flexrel.core.division import fitted_and_judged, spread
 from flexrel.core.running import call, undisturbed
 from flexrel.core.whole import UncutBatches, alike, uncut
 from flexrel.errors import UsageError
 from flexrel.tracing import Op, OpRecorder
 
+_FEW = 64  # samples that networks are repaired with that are only compared
 _SAMPLES = 64  # looked at, of the first batch
 _NORMS = ("batch_norm", "instance_norm")
 _FAR = 1.0  # standard deviations that means may be off
@@ -40,6 +41,7 @@ class CalibrationData:
     Attributes:
         batches: all of them, as they were given.
         fitted: what scores and repairs are fitted to.
+        few: some of these, of all parts alike, enough to tell better plans from worse; or all.
         judged: what criteria, repair and training are judged by.
         first: the first batch, which exports are made with.
         samples: how many inputs there are in all.
@@ -48,6 +50,7 @@ class CalibrationData:
 
     batches: Sequence[RawBatch]
     fitted: Sequence[RawBatch]
+    few: Sequence[RawBatch]
     judged: Sequence[RawBatch]
     first: Batch
     samples: int
@@ -99,8 +102,9 @@ def _divided(model: nn.Module, found: UncutBatches, *, fits: bool) -> Calibratio
     batches = found.batches
     first = next(read_batches(batches[:1], model))
     fitted, judged = fitted_and_judged(batches, model, fits=fits)
+    few = fitted if samples_of(fitted, model) < 2 * _FEW else spread(fitted, model, _FEW)
     samples = samples_of(batches, model)
-    return CalibrationData(batches, fitted, judged, first, samples, found.warnings)
+    return CalibrationData(batches, fitted, few, judged, first, samples, found.warnings)
 
 
 @dataclass(frozen=True, slots=True)

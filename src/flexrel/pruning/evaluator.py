@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ from flexrel.pruning.signals import NetworkSignals
 
 
 class Evaluator:
-    """Makes and measures networks of plans of one network; the last one is kept.
+    """Makes and measures networks of plans of one network; the last, and one to hold, are kept.
 
     A repair takes long, and the same plan is asked for again: for its bytes, its accuracy, its
     divergence, and in the end to be returned.
@@ -36,7 +37,7 @@ class Evaluator:
         """Take what makes networks, what can be pruned of them, and what tells their accuracy."""
         self.builder, self.graph = builder, graph
         self._evaluate = evaluate
-        self._last: tuple[Plan, PrunedNetwork] | None = None
+        self._kept: dict[Literal["last", "held"], tuple[Plan, PrunedNetwork]] = {}
 
     def at(self, values: Values) -> "Evaluator":
         """Return the evaluator of networks whose packed files have values of a precision."""
@@ -62,13 +63,38 @@ class Evaluator:
 
     def network_of(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network, repaired where that helps."""
-        if self._last is None or not _same(self._last[0], plan):
-            self._last = plan, self.builder.build(plan)
-        return self._last[1]
+        for known, made in self._kept.values():
+            if _same(known, plan):
+                return made
+        self._kept["last"] = plan, self.builder.build(plan)
+        return self._kept["last"][1]
+
+    def hold(self, plan: Plan) -> None:
+        """Keep the plan's network, whatever is made next, until another is to be held."""
+        self._kept["held"] = plan, self.network_of(plan)
 
     def divergence(self, plan: Plan) -> float:
         """Return how far outputs of a plan's network are from the dense one's; lower is better."""
-        return self.builder.divergence(self.network_of(plan).rounded)
+        return self._divergence(self.network_of(plan).rounded)
+
+    def sketched_divergence(self, plan: Plan) -> float:
+        """Return about that, sooner if that is possible: to compare plans by."""
+        if not self.builder.sketches:
+            return self.divergence(plan)
+        return self.builder.divergence(self.builder.sketch(plan))
+
+    def sketched_accuracy(self, plan: Plan) -> float:
+        """Return about the accuracy of a plan's network, sooner."""
+        return self.accuracy(self.builder.sketch(plan))
+
+    def _divergence(self, network: nn.Module) -> float:
+        """Return that of a network, which may be known since it was made."""
+        if network is self.builder.model:
+            return 0.0
+        kept = self._kept.values()
+        known = (made.divergence for _, made in kept if made.rounded is network)
+        found = next(known, None)
+        return self.builder.divergence(network) if found is None else found
 
     def accuracy(self, network: nn.Module) -> float:
         """Return what `evaluate` says of a network.
@@ -102,7 +128,7 @@ class Evaluator:
             bytes=len(candidate.packed),
             accuracy=accuracy,
             weights_removed=cost.weights_removed(network, self.builder.model),
-            divergence=0.0 if network is self.builder.model else self.builder.divergence(network),
+            divergence=self._divergence(network),
         )
         self.builder.progress(f"measuring {name}", 1, 1)
         return measured
@@ -136,5 +162,6 @@ def evaluator_of(signals: NetworkSignals, divergence: Divergence) -> Evaluator:
         progress=request.progress,
         repair=request.repair,
         fitted=target.data.fitted,
+        few=target.data.fitted if request.options.effort == "thorough" else target.data.few,
     )
     return Evaluator(builder, target.graph, request.evaluate)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch, RawBatches, collect, fitted_and_judged
+from flexrel.core.batches import RawBatch, RawBatches, collect
 from flexrel.core.budgets import AccuracyDrop, target_of
 from flexrel.core.caches import cache_note
 from flexrel.core.distance import Divergence
+from flexrel.core.division import fitted_and_judged
 from flexrel.core.evaluate import Evaluate, checked, evaluate_of
 from flexrel.core.network import plain_network
 from flexrel.core.plan import check_alone

@@ -14,15 +14,18 @@ from flexrel.core.outputs import RequestedOutputs, check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
 from flexrel.core.progress import RequestedProgress, check_progress
 from flexrel.core.resources import Budget, Candidate, Resource
-from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion
+from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, Magnitude
 from flexrel.errors import UsageError
 from flexrel.pruning.arguments import criteria_of, recoveries
 from flexrel.pruning.evaluation import floor_of
 from flexrel.relevance import Attribution, RelevanceStats
-from flexrel.repair import FineTune, Recovery
+from flexrel.repair import ClosedForm, FineTune, Recovery
 
 Form = Literal["auto", "module", "exported"]
+Effort = Literal["fast", "default", "thorough"]
+EFFORTS: tuple[Effort, ...] = ("fast", "default", "thorough")
 FORMS: tuple[Form, ...] = ("auto", "module", "exported")
+_THOROUGH = 30_000  # rows of each layer that are fitted
 _REPORTED = ("accuracy", "sparsity", "parameters", "macs", "bytes")  # whether asked for or not
 
 
@@ -39,6 +42,9 @@ class PruneOptions:
             self-contained program that `torch.export` makes of it, where numbers in its code are
             no obstacle, and which is in evaluation mode for good; "auto" takes the program only
             where the module can't be cut, or not enough for the budgets, and the program can.
+        effort: "fast" tries one criterion where none is named, the one that was best most often;
+            "default" compares several by networks repaired with few samples, and repairs the best
+            one or two with all; "thorough" repairs each with all, to more rows.
         outputs: what the network's outputs are, which says how far two networks are apart:
             "classes", scores `[samples, classes]`; "logits", each a yes or no of its own; "values";
             or a function (dense network's result, another's) -> their mean distance, of a batch.
@@ -53,6 +59,7 @@ class PruneOptions:
     allocation: Literal["global", "per-layer"] = "global"
     multiple_of: int = 1
     form: Form = "auto"
+    effort: Effort = "default"
     outputs: RequestedOutputs = "auto"
     stats: RelevanceStats | None = None
     progress: RequestedProgress = None
@@ -66,8 +73,9 @@ class Request:
     target: AccuracyDrop | None
     budgets: tuple[Budget, ...]
     criteria: tuple[Criterion, ...]  # one is chosen, if several
+    quick: bool  # whether the first of these that can score something is taken
     granularity: str
-    repair: Recovery | None  # of every network that is tried
+    repair: ClosedForm | None  # of every network that is tried
     training: Recovery | None  # of the one that is chosen
     recover: str  # what the last two were asked by
     values: RequestedPrecision
@@ -148,6 +156,7 @@ def requested(
     check_outputs(options.outputs)
     check_progress(options.progress)
     _check_known("form", options.form, FORMS)
+    _check_known("effort", options.effort, EFFORTS)
     _check_known("allocation", options.allocation, ALLOCATIONS)
     if options.form == "exported" and granularity == "depth":
         raise UsageError("a program has no blocks to remove; use form 'module' for depth")
@@ -156,24 +165,22 @@ def requested(
         raise UsageError("nothing to prune to; pass target=AccuracyDrop(0.01) or budgets=[...]")
     if goal is not None and evaluate is None:
         raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
-    width = options.multiple_of
-    if (
-        not isinstance(width, int)
-        or width < 1
-        or (width > 1 and pattern.unit not in ("channel", "head"))
-    ):
-        raise UsageError(
-            f"multiple_of={width!r} of granularity {granularity!r}; the widths of channels and "
-            "heads can be rounded up to a multiple of 1 or more"
-        )
+    _check_width(options.multiple_of, granularity, pattern)
+    criteria = criteria_of(criterion, granularity, recover)
     repair, training = recoveries(recover, seed)
+    quick = options.effort == "fast" and repair is not None and not criterion
+    if quick:
+        criteria = (criteria[0], Magnitude())
+    if repair and options.effort == "thorough":
+        repair = replace(repair, rows=_THOROUGH)
     if isinstance(training, FineTune) and training.outputs == "auto":
         training = replace(training, outputs=options.outputs)
     return Request(
         evaluate=evaluate,
         target=goal,
         budgets=read,
-        criteria=criteria_of(criterion, granularity, recover),
+        criteria=criteria,
+        quick=quick,
         granularity=granularity,
         repair=repair,
         training=training,
@@ -183,6 +190,15 @@ def requested(
         seed=seed,
         options=options,
     )
+
+
+def _check_width(width: int, granularity: str, pattern: Pattern) -> None:
+    rounds = pattern.unit in ("channel", "head")
+    if not isinstance(width, int) or width < 1 or (width > 1 and not rounds):
+        raise UsageError(
+            f"multiple_of={width!r} of granularity {granularity!r}; the widths of channels and "
+            "heads can be rounded up to a multiple of 1 or more"
+        )
 
 
 def _check_known(name: str, value: str, known: Collection[str]) -> None:

@@ -4,6 +4,7 @@ A ranking cut after `k` units is a plan, and plans of one ranking are nested: a 
 steady can only fall as `k` grows.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from operator import itemgetter
@@ -12,6 +13,7 @@ from flexrel.core.plan import Plan
 from flexrel.core.resources import TOLERANCE, Candidate, Resource
 from flexrel.criteria import Criterion, Ranking, UnitRanking
 from flexrel.errors import BudgetError
+from flexrel.pruning.bisection import least_removal, most_removal
 from flexrel.pruning.evaluator import Evaluator
 from flexrel.pruning.request import Limits
 from flexrel.pruning.warnings import left_alone
@@ -56,8 +58,12 @@ class BudgetSearch:
             self._ranked = criterion, self._rank(criterion)
         return self._ranked[1]
 
-    def plan(self, criterion: Criterion) -> Plan:
+    def plan(self, criterion: Criterion, near: Plan | None = None) -> Plan:
         """Return the criterion's plan: to the budgets, or beyond as far as the target allows.
+
+        Args:
+            criterion: orders the units.
+            near: a plan whose cost is likely to be about that of the one to be found.
 
         Raises:
             BudgetError: the limits can't be kept; says the closest that can.
@@ -66,18 +72,33 @@ class BudgetSearch:
         floor = self.limits.floor
         if floor is None:
             return self.filled(criterion, least)
-        ranking = self.ranking(criterion)
+        ranking, evaluator = self.ranking(criterion), self.evaluator
         accuracies: dict[int, float] = {}
         told = f"searching with {criterion.name}"
-        self.evaluator.builder.progress(told, 0, None)
+        tried = itertools.count(1)
+        evaluator.builder.progress(told, 0, None)
+
+        def sketched(count: int) -> bool:
+            evaluator.builder.progress(told, next(tried), None)
+            return evaluator.sketched_accuracy(ranking.plan(count)) >= floor - TOLERANCE
 
         def good(count: int) -> bool:
             candidate = self._candidate(ranking, count)
-            accuracies[count] = self.evaluator.accuracy(candidate.network)
-            self.evaluator.builder.progress(told, len(accuracies), None)
-            return accuracies[count] >= floor - TOLERANCE and self._exceeded(candidate) is None
+            accuracies[count] = evaluator.accuracy(candidate.network)
+            evaluator.builder.progress(told, next(tried), None)
+            if accuracies[count] < floor - TOLERANCE or self._exceeded(candidate) is not None:
+                return False
+            evaluator.hold(candidate.plan)
+            return True
 
-        count = most_removal(good, least, ranking.removable, ranking.removable // _RESOLUTION)
+        resolution = max(ranking.removable // _RESOLUTION, 1)
+        begin = None
+        if near is not None:
+            limit = self._short.count(evaluator.candidate(near))
+            begin = self._bisected(ranking, self._short, limit)
+        elif evaluator.builder.sketches:
+            begin = most_removal(sketched, least, ranking.removable, 4 * resolution)
+        count = most_removal(good, least, ranking.removable, resolution, begin)
         if count is None:
             advice = "That is what the budgets leave; raise them or allow a larger drop."
             raise BudgetError("accuracy", floor, accuracies[least], advice, at_least=True)
@@ -226,64 +247,3 @@ class BudgetSearch:
             if room(fuller) >= 0:
                 plan = fuller
         return plan
-
-
-def least_removal(
-    cost: Callable[[int], float], limit: float, most: int, tolerance: float = 0.0
-) -> int | None:
-    """Return the least `k` in 0 ... `most` with `cost(k) <= limit`, or None if there is none.
-
-    Args:
-        cost: of the plan that removes `k` units; taken not to rise with `k`.
-        limit: that the cost must not exceed.
-        most: the largest `k`.
-        tolerance: stop at a `k` whose cost is within this share below the limit; 0 finds the
-            least exactly. A costly `cost` needs few calls when it falls about evenly, as the
-            next `k` is where a straight line between the last two bounds meets the limit.
-
-    Returns:
-        A `k` whose cost was really measured to be within the limit.
-    """
-    measured = cache(cost)
-    if measured(0) <= limit:
-        return 0
-    if measured(most) > limit:
-        return None
-    low, high = 0, most  # cost(low) > limit >= cost(high)
-    straight = True
-    while high - low > 1 and not (tolerance and measured(high) >= limit * (1 - tolerance)):
-        middle = (low + high) // 2
-        if tolerance and straight:
-            aim = limit * (1 - tolerance / 2)
-            share = (measured(low) - aim) / (measured(low) - measured(high))
-            middle = min(max(low + 1, round(low + share * (high - low))), high - 1)
-        straight = not straight
-        if measured(middle) > limit:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def most_removal(good: Callable[[int], bool], least: int, most: int, resolution: int) -> int | None:
-    """Return the largest `k` found in `least` ... `most` with `good(k)`, or None if none was.
-
-    Bisects as if `good` turned false once and stayed false, to within `resolution` units. What
-    is returned was really found good, also where `good` is noisy.
-
-    Args:
-        good: whether the plan that removes `k` units does its job.
-        least: the smallest `k` allowed; if that is not good, nothing is.
-        most: the largest `k`.
-        resolution: how close to the turning point to go, in units.
-    """
-    if not good(least):
-        return None
-    low, high = least, most + 1
-    while high - low > max(resolution, 1):
-        middle = (low + high) // 2
-        if good(middle):
-            low = middle
-        else:
-            high = middle
-    return low

@@ -10,7 +10,7 @@ from flexrel.core.batches import RawBatch, read_batches
 from flexrel.core.measurement import Progress, Training, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate
-from flexrel.repair.closed_form import reconstruct_
+from flexrel.repair.closed_form import ROWS, reconstruct_
 from flexrel.repair.layerwise import HELD_OUT, repair_parts
 
 
@@ -59,10 +59,13 @@ class ClosedForm:
     Attributes:
         samples: of the calibration data, at most.
         seed: of the rows that are drawn of each layer.
+        rows: of each layer, samples and positions, at most; in proportion more of those with more
+            than 750 inputs.
     """
 
     samples: int = 1024
     seed: int = 0
+    rows: int = ROWS
     name: str = "closed-form"
 
     def __call__(
@@ -82,7 +85,10 @@ class ClosedForm:
             )
             return RepairResult(self.name, network, (f"{note}; pass at least {HELD_OUT}",))
         repairs, refused = reconstruct_(
-            network, dense, plan, batches, progress, samples=self.samples, seed=self.seed
+            *(network, dense, plan, batches, progress),
+            samples=self.samples,
+            rows=self.rows,
+            seed=self.seed,
         )
         changed = sum(repair.changed for repair in repairs)
         notes = [f"{changed} layers refitted, {len(repairs) - changed} left as they were"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexrel.pruning.search import least_removal, most_removal
+from flexrel.pruning.bisection import least_removal, most_removal
 
 searched = settings(max_examples=200, derandomize=True)
 # Steps of zero and few distinct values: plateaus are where bisection goes wrong.
@@ -113,9 +113,10 @@ def test_examples_by_hand():
 def test_the_most_removal_was_really_found_good(answers, data):
     least = data.draw(st.integers(0, len(answers) - 1))
     resolution = data.draw(st.integers(0, 10))
+    begin = data.draw(st.none() | st.integers(-5, len(answers) + 5))
     good = Counted(answers)
 
-    found = most_removal(good, least, len(answers) - 1, resolution)
+    found = most_removal(good, least, len(answers) - 1, resolution, begin)
 
     if found is None:
         assert not answers[least]
@@ -132,10 +133,23 @@ def test_the_turning_point_is_found_to_within_the_resolution(size, data, resolut
     last_good = data.draw(st.integers(least, size - 1))
     good = Counted([k <= last_good for k in range(size)])
 
-    found = most_removal(good, least, size - 1, resolution)
+    begin = data.draw(st.none() | st.integers(least, size - 1))
+
+    found = most_removal(good, least, size - 1, resolution, begin)
 
     assert last_good - max(resolution, 1) < found <= last_good
-    assert len(good.asked) <= 1 + math.ceil(math.log2(size + 1))
+    apart = size if begin is None else 2 + abs(begin - last_good)
+    assert len(good.asked) <= (1 if begin is None else 2) * (1 + math.ceil(math.log2(apart + 1)))
+
+
+def test_a_good_guess_saves_tries():
+    answers = Counted([k <= 700 for k in range(1024)])
+    guessed = Counted([k <= 700 for k in range(1024)])
+
+    assert most_removal(answers, 0, 1023, 8) == pytest.approx(700, abs=8)
+    assert most_removal(guessed, 0, 1023, 8, 690) == pytest.approx(700, abs=8)
+    assert len(guessed.asked) <= 4
+    assert len(answers.asked) >= 7
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 7, 8, 100])
