@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode
 
 from flexrel.core.batches import Batch
 from flexrel.core.forms import SEVERAL_INPUTS, signature_of
@@ -154,7 +155,12 @@ def _too_few(model: nn.Module, batch: Batch) -> str:
 
 
 def _one_sample(model: nn.Module, batch: Batch) -> str:
-    """Return what to do if the model runs on the inputs as one sample of a batch; else nothing."""
+    """Return what to do if the model runs on the inputs as one sample of a batch; else nothing.
+
+    Nothing too where what runs is watched: it must not run again.
+    """
+    if _get_current_function_mode() is not None:
+        return ""
     alone = batch.mapped(lambda value: value[None] if isinstance(value, Tensor) else value)
     try:
         with torch.no_grad():
