@@ -16,8 +16,9 @@ from flexrel.relevance.rules import (
     ZPlus,
     rule_of,
 )
-from flexrel.relevance.stats import LayerRelevance, Part, RelevanceStats
+from flexrel.relevance.stats import RelevanceStats
 from flexrel.relevance.targets import OUTPUTS, Attribution, AttributionTarget
+from flexrel.relevance.vectors import LayerRelevance, Part
 
 __all__ = [
     "OUTPUTS",
