@@ -5,6 +5,7 @@ result = flexrel.prune(model, calibration=batches, evaluate=accuracy_of,
 result.save("pruned")
 """
 
+from flexrel import online as online
 from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.measurement import Measurement

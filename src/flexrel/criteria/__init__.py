@@ -12,6 +12,7 @@ from flexrel.criteria.criteria import (
     attribution_of,
     scores_of,
 )
+from flexrel.criteria.drift import Drift, drift
 from flexrel.criteria.ranking import (
     ALLOCATIONS,
     Ranking,
@@ -28,6 +29,7 @@ __all__ = [
     "SALIENCY",
     "Blend",
     "Criterion",
+    "Drift",
     "FlexRel",
     "GroupSignals",
     "Magnitude",
@@ -35,6 +37,7 @@ __all__ = [
     "Relevance",
     "UnitRanking",
     "attribution_of",
+    "drift",
     "measure_saliency",
     "rank_units",
     "scores_of",

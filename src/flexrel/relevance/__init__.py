@@ -1,6 +1,7 @@
 """Relevance: how it goes back through a network, and what of it comes to each layer."""
 
 from flexrel.relevance.balance import Balance
+from flexrel.relevance.blocks import ForgettingBlocks, encode_blocks, load_blocks
 from flexrel.relevance.calibrate import calibrate
 from flexrel.relevance.layer import Affine
 from flexrel.relevance.rules import (
@@ -31,6 +32,7 @@ __all__ = [
     "ByDepth",
     "ByName",
     "Epsilon",
+    "ForgettingBlocks",
     "Gamma",
     "GradientInput",
     "LayerRelevance",
@@ -40,5 +42,7 @@ __all__ = [
     "RuleLike",
     "ZPlus",
     "calibrate",
+    "encode_blocks",
+    "load_blocks",
     "rule_of",
 ]
