@@ -15,7 +15,7 @@ from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
 from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
 from flexrel.io import export, load
 from flexrel.pruning import PackReport, PruneOptions, Result, compare, pack, prune
-from flexrel.relevance import RULES, RelevanceStats, Rule, calibrate
+from flexrel.relevance import RULES, MergedStats, RelevanceStats, Rule, calibrate, merge
 from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery
 from flexrel.structure import apply
 
@@ -38,6 +38,7 @@ __all__ = [
     "Magnitude",
     "MaskHolder",
     "Measurement",
+    "MergedStats",
     "ModelError",
     "PackError",
     "PackReport",
@@ -58,6 +59,7 @@ __all__ = [
     "compare",
     "export",
     "load",
+    "merge",
     "pack",
     "prune",
 ]

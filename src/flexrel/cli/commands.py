@@ -4,8 +4,6 @@ import json
 import sys
 import webbrowser
 from collections.abc import Sequence
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +35,7 @@ from flexrel.errors import FlexrelError, UsageError
 from flexrel.io import EXPORTS, check_exports, percent, render
 from flexrel.pruning import FORMS, PruneOptions, criteria_of, prune
 from flexrel.pruning import compare as compare_result
-from flexrel.relevance import Attribution, RelevanceStats, calibrate
+from flexrel.relevance import MOST_SAMPLES, Attribution, RelevanceStats, calibrate, merge
 from flexrel_edge.files import replace_file
 
 app = typer.Typer(
@@ -129,6 +127,9 @@ def prune_command(
     form: Annotated[
         str, typer.Option(help=f"what is cut: {', '.join(FORMS)}; the last where code fixes sizes")
     ] = "auto",
+    stats: Annotated[
+        Path | None, typer.Option(help="relevance measured before, by calibrate, merge or in use")
+    ] = None,
     compare: Annotated[
         bool, typer.Option(help="measure magnitude and relevance too, for the report")
     ] = True,
@@ -156,6 +157,7 @@ def prune_command(
         raise UsageError("a target on accuracy needs --evaluation DATA, with labels")
     attribution = Attribution(parse_rule(rule), output)
     criteria = criteria_of(criterion, granularity, recover, attribution)
+    measured = RelevanceStats.load(stats) if stats else None
     evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)
@@ -177,6 +179,7 @@ def prune_command(
                 multiple_of=multiple_of,
                 form=form,  # type: ignore[arg-type]
                 outputs=outputs,  # type: ignore[arg-type]
+                stats=measured,
                 progress=progress,
             ),
         )
@@ -240,13 +243,19 @@ def calibrate_command(
 
 @app.command("merge")
 def merge_command(
-    files: Annotated[list[Path], typer.Argument(help="files of stats")],
+    files: Annotated[list[Path], typer.Argument(help="files of stats, one a device")],
     out: Annotated[Path, typer.Option("--out", "-o", help="file of their sum")],
+    most_samples: Annotated[float, typer.Option(help="that one file may count")] = MOST_SAMPLES,
 ) -> None:
-    """Add up stats that were taken in several places."""
-    total = reduce(add, [RelevanceStats.load(path) for path in files])
-    total.save(out)
-    typer.echo(f"{out}: {len(total)} layers, {total.samples:,.0f} samples")
+    """Add up stats that were taken in several places, without those that can't be used."""
+    found = merge(files, most_samples)
+    found.stats.save(out)
+    for file, reason in found.dropped:
+        typer.echo(f"warning: {file} was dropped: {reason}", err=True)
+    typer.echo(
+        f"{out}: {len(found.used)} of {len(files)} files, {len(found.stats)} layers, "
+        f"{found.stats.samples:,.0f} samples"
+    )
 
 
 @app.command("report")

@@ -4,6 +4,7 @@ from flexrel.relevance.balance import Balance
 from flexrel.relevance.blocks import ForgettingBlocks, encode_blocks, load_blocks
 from flexrel.relevance.calibrate import calibrate
 from flexrel.relevance.layer import Affine
+from flexrel.relevance.merge import MOST_SAMPLES, MergedStats, merge
 from flexrel.relevance.rules import (
     RULES,
     AttnLRP,
@@ -22,6 +23,7 @@ from flexrel.relevance.targets import OUTPUTS, Attribution, AttributionTarget
 from flexrel.relevance.vectors import LayerRelevance, Part
 
 __all__ = [
+    "MOST_SAMPLES",
     "OUTPUTS",
     "RULES",
     "Affine",
@@ -36,6 +38,7 @@ __all__ = [
     "Gamma",
     "GradientInput",
     "LayerRelevance",
+    "MergedStats",
     "Part",
     "RelevanceStats",
     "Rule",
@@ -44,5 +47,6 @@ __all__ = [
     "calibrate",
     "encode_blocks",
     "load_blocks",
+    "merge",
     "rule_of",
 ]
