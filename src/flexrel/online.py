@@ -102,8 +102,9 @@ class Recalibrator:
             max_overhead: seconds of relevance passes for one second of answers, at most.
             half_life: after so many further samples of which relevance was measured, one counts
                 half.
-            dense: whose relevance is measured, if not the model's own: the network that the model
-                was cut from, whose units it lacks.
+            dense: the network that the model was pruned from, if it was, by whose relevance to
+                plan anew; None: the model's own is measured. A pruned network uses what it has
+                left, so its relevance says nothing of what is gone.
             rule: as in `calibrate`.
             output: likewise, but not "label".
             state: a file that the stats are kept in; None: they end with the process.
