@@ -6,6 +6,7 @@ result.save("pruned")
 """
 
 from flexrel import online as online
+from flexrel import training as training
 from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.measurement import Measurement

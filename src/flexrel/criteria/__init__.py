@@ -13,6 +13,7 @@ from flexrel.criteria.criteria import (
     scores_of,
 )
 from flexrel.criteria.drift import Drift, drift
+from flexrel.criteria.history import History
 from flexrel.criteria.ranking import (
     ALLOCATIONS,
     Ranking,
@@ -32,6 +33,7 @@ __all__ = [
     "Drift",
     "FlexRel",
     "GroupSignals",
+    "History",
     "Magnitude",
     "Ranking",
     "Relevance",

@@ -11,7 +11,7 @@ from flexrel.core.measurement import Progress, silent
 from flexrel.core.outputs import RequestedOutputs, check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
 from flexrel.core.resources import Budget, Candidate, Resource
-from flexrel.criteria import ALLOCATIONS, Criterion
+from flexrel.criteria import ALLOCATIONS, Criterion, History
 from flexrel.errors import UsageError
 from flexrel.pruning.arguments import criteria_of, recoveries
 from flexrel.pruning.evaluation import floor_of
@@ -43,6 +43,9 @@ class PruneOptions:
             that sees scale and shift, as of "values". `FineTune` follows it.
         stats: relevance of this very network, measured before: taken wherever a criterion needs
             relevance, and none is measured.
+        history: averages over training (`flexrel.training.Tracker`), which stand for the weights
+            where a criterion asks how large they are, and for relevance, if some was tracked and no
+            `stats` are given.
         progress: told after each step.
     """
 
@@ -51,6 +54,7 @@ class PruneOptions:
     form: Form = "auto"
     outputs: RequestedOutputs = "auto"
     stats: RelevanceStats | None = None
+    history: History | None = None
     progress: Progress = silent
 
 
