@@ -208,6 +208,21 @@ def test_a_relevance_pass_that_fails_is_told_and_hurts_no_request(caplog):
         answer.stats()
 
 
+def test_a_request_that_cant_be_copied_is_answered_all_the_same(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    model = network()
+    with everything(model) as answer:
+        with monkeypatch.context() as patched:
+            patched.setattr("flexrel.online._copied", full)
+            assert torch.equal(answer(torch.ones(1, 4)), model(torch.ones(1, 4)))
+        answer(torch.ones(1, 4))
+
+    assert "could not be copied: out of memory" in answer.observed().error
+    assert answer.observed().measured == 1
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -148,7 +147,12 @@ class Recalibrator:
         """Return what the model returns for these arguments; raises what it raises."""
         with self._changed:
             wanted = not self._closed and self._throttle.wants()
-        batch = _copied(args, kwargs) if wanted else None  # the model may overwrite its inputs
+        batch = None
+        try:
+            if wanted:
+                batch = _copied(args, kwargs)  # the model may overwrite its inputs
+        except RuntimeError as error:  # no memory for that: the request is answered all the same
+            self._told(f"a request could not be copied: {error}")
         began = time.perf_counter()
         try:
             answer = self._model(*args, **kwargs)
@@ -237,12 +241,7 @@ class Recalibrator:
     def __enter__(self) -> "Recalibrator":  # noqa: PYI034 - the type checks of tests want a name
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _work(self) -> None:

@@ -120,7 +120,7 @@ class Tracker:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that was tracked, tensors and numbers, for `torch.save` with the checkpoint."""
+        """Return all that was tracked, as tensors and numbers, to be saved with the checkpoint."""
         data = bytearray() if self._relevance is None else bytearray(self._relevance.encode())
         none = torch.empty(0, dtype=torch.uint8)
         return {
