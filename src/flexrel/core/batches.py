@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from flexrel.core.forms import check_further, numbers_of, parts_of
+from flexrel.core.forms import batches_of, check_further, numbers_of, parts_of, renamed
 from flexrel.errors import UsageError
 
 RawBatch = Any  # a tensor, a tuple (inputs, labels, ...), a dict as transformers have it, a Batch
+RawBatches = Iterable[RawBatch] | Dataset[Any]
 EXAMPLE_SAMPLES = 2  # that structure is read on, and exports are made with
 _JUDGED = 128  # calibration samples that judge and fit nothing, or
 _MOST_JUDGED = 0.25  # of all
@@ -27,6 +29,12 @@ class Batch:
     labels: Tensor | None  # numbers, one or more for each sample
     weights: Tensor | None = None  # how often each sample counts
     unread: str = ""  # why there are no labels, where something else was given
+    whole: bool = False  # whether it may not be cut into samples
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of all input tensors."""
+        return [tuple(tensor.shape) for tensor in self.tensors]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -38,7 +46,7 @@ class Batch:
         """Return the batch with each argument, labels and weights changed."""
         kwargs = {name: change(value) for name, value in self.kwargs.items()}
         args, rest = tuple(map(change, self.args)), (change(self.labels), change(self.weights))
-        return Batch(self.index, args, kwargs, *rest, self.unread)
+        return Batch(self.index, args, kwargs, *rest, self.unread, self.whole)
 
     @property
     def samples(self) -> int:
@@ -48,21 +56,29 @@ class Batch:
         return next((length for length in told if length in lengths), len(self.tensors[0]))
 
 
-def collect(batches: Iterable[RawBatch]) -> list[RawBatch]:
+def collect(batches: RawBatches) -> list[RawBatch]:
     """Return all batches in a list, to go through them again and again.
 
     Raises:
         UsageError: it is one tensor, which would be gone through sample by sample.
     """
     _check_iterable(batches)
-    return list(batches)
+    return list(batches_of(batches))
 
 
-def _check_iterable(batches: Iterable[RawBatch]) -> None:
+def _check_iterable(batches: RawBatches) -> None:
     if isinstance(batches, Tensor):  # iterable too, but sample by sample
         raise UsageError(
             f"the batches are one tensor of shape {tuple(batches.shape)}; "
             "pass an iterable of batches, for one batch a list of one"
+        )
+    parts = batches if isinstance(batches, tuple) else ()
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) == len(parts) and len({part.ndim for part in tensors}) > 1:
+        raise UsageError(
+            f"the batches are {len(parts)} tensors that differ in axes, as inputs and labels do; "
+            "pass a list of batches, [(inputs, labels)], or torch.utils.data.TensorDataset(inputs, "
+            "labels)"
         )
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise UsageError(
@@ -71,15 +87,16 @@ def _check_iterable(batches: Iterable[RawBatch]) -> None:
         )
 
 
-def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batch]:
+def read_batches(batches: RawBatches, model: nn.Module) -> Iterator[Batch]:
     """Yield each batch on the model's device, checked.
 
     Args:
         batches: tensors; tuples `(inputs, labels, ...)`, where what follows the labels is left
             alone, and several inputs are a tuple or a dict of their own, `((a, b), labels)`; or
             dicts with the model's keyword arguments and, under "labels" or "label", labels, under
-            "sample_weight" how often each sample counts. Labels that are no numbers, or not as
-            many as samples, are left to whoever needs labels to refuse.
+            "sample_weight" how often each sample counts; a single input may have any name. Or a
+            `torch.utils.data.Dataset` of samples, which are taken 64 a batch. Labels that are no
+            numbers, or not as many as samples, are left to whoever needs labels to refuse.
         model: tells the device that inputs go to.
 
     Raises:
@@ -87,12 +104,12 @@ def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batc
     """
     _check_iterable(batches)
     device = device_of(model)
-    for index, raw in enumerate(batches):
+    for index, raw in enumerate(batches_of(batches)):
         check_further(raw, index, model)
-        yield read_batch(raw, index, device)
+        yield read_batch(renamed(raw, model), index, device)
 
 
-def samples_of(batches: Iterable[RawBatch], model: nn.Module) -> int:
+def samples_of(batches: RawBatches, model: nn.Module) -> int:
     """Return how many samples the batches have in all; raises as `read_batches` does."""
     return sum(batch.samples for batch in read_batches(batches, model))
 
@@ -173,7 +190,7 @@ def missing_labels(batch: Batch) -> str:
 
 
 def divided(
-    batches: Iterable[RawBatch], model: nn.Module, held: float
+    batches: Sequence[RawBatch], model: nn.Module, held: float
 ) -> Iterator[tuple[Batch | None, Batch | None]]:
     """Yield each batch in two: what stays of it, and what is held out; None where that is empty.
 
@@ -181,10 +198,15 @@ def divided(
         batches: as `read_batches` takes them.
         model: likewise.
         held: which share of all samples is held out: the last of each batch, or every so many
-            batches where these are small.
+            batches where these are small; of batches that stay whole that share of them, at least
+            one, but never the only one.
     """
     seen = taken = 0
-    for batch in read_batches(batches, model):
+    apart = _held_whole(len(batches), held)
+    for at, batch in enumerate(read_batches(batches, model)):
+        if batch.whole:
+            yield (None, batch) if at in apart else (batch, None)
+            continue
         seen += batch.samples
         out = min(int(held * seen) - taken, batch.samples)
         taken += out
@@ -193,6 +215,12 @@ def divided(
             samples_in(batch, slice(stay)) if stay else None,
             samples_in(batch, slice(stay, None)) if out else None,
         )
+
+
+def _held_whole(count: int, held: float) -> set[int]:
+    """Return which of `count` whole batches are held out: evenly spread, the last one too."""
+    out = min(max(round(held * count), 1), count - 1) if held else 0
+    return {(at + 1) * count // out - 1 for at in range(out)}
 
 
 def joined(batches: Iterable[Batch]) -> list[Batch]:
@@ -208,6 +236,8 @@ def joined(batches: Iterable[Batch]) -> list[Batch]:
 
 def _alike(one: Batch, other: Batch) -> bool:
     """Return whether the batches differ in their samples alone, and can follow one another."""
+    if one.whole or other.whole:
+        return False
     if len(one.args) != len(other.args) or list(one.kwargs) != list(other.kwargs):
         return False
     parts = _by_samples(one), _by_samples(other)
@@ -266,7 +296,9 @@ def first_samples(batch: Batch, count: int = EXAMPLE_SAMPLES) -> Batch:
 
 
 def samples_in(batch: Batch, where: slice) -> Batch:
-    """Return the batch cut to some of its samples."""
+    """Return the batch cut to some of its samples; as it is where it may not be cut."""
+    if batch.whole:
+        return batch
     size = batch.samples
 
     def cut(value: Any) -> Any:  # noqa: ANN401 - arguments of the user's model

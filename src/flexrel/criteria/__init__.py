@@ -3,14 +3,18 @@
 from flexrel.criteria.criteria import (
     BLENDS,
     OBS,
-    SALIENCY,
     Blend,
-    Criterion,
     FlexRel,
     Magnitude,
     Relevance,
-    attribution_of,
     scores_of,
+)
+from flexrel.criteria.criterion import (
+    SALIENCY,
+    Criterion,
+    SaliencyTarget,
+    attribution_of,
+    saliency_of,
 )
 from flexrel.criteria.drift import Drift, drift
 from flexrel.criteria.history import History
@@ -37,11 +41,13 @@ __all__ = [
     "Magnitude",
     "Ranking",
     "Relevance",
+    "SaliencyTarget",
     "UnitRanking",
     "attribution_of",
     "drift",
     "measure_saliency",
     "rank_units",
+    "saliency_of",
     "scores_of",
     "without_unmeasured",
 ]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from flexrel.core.measurement import Scores
 from flexrel.core.network import plain_network
 from flexrel.core.plan import Plan
-from flexrel.criteria.criteria import Criterion, attribution_of, scores_of
+from flexrel.criteria.criteria import scores_of
+from flexrel.criteria.criterion import Criterion, attribution_of
 from flexrel.criteria.ranking import PatternRanking, rank_units
 from flexrel.errors import UsageError
 from flexrel.relevance import RelevanceStats

@@ -148,13 +148,15 @@ def _closest(
     evaluator = search.evaluator
 
     def divergence(index: int) -> float:
+        evaluator.builder.progress("choosing a criterion", index, len(criteria))
         try:
             plan = plan_of(criteria[index])
         except BudgetError:  # it can't score enough of the network
             plan = None
-        evaluator.builder.progress("choosing a criterion", index + 1, len(criteria))
         if plan is None:
             return float("inf")
         return evaluator.divergence(plan)
 
-    return criteria[min(range(len(criteria)), key=divergence)]
+    closest = min(range(len(criteria)), key=divergence)
+    evaluator.builder.progress("choosing a criterion", len(criteria), len(criteria))
+    return criteria[closest]

@@ -10,6 +10,7 @@ from torch import nn
 from flexrel.core import cost
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Accuracy, Evaluate, checked
+from flexrel.core.forms import batches_of
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Measurement
 from flexrel.core.plan import Plan
@@ -121,21 +122,19 @@ def divergence_of(model: nn.Module, data: CalibrationData, request: Request) -> 
     What its outputs are, labels say: of calibration, or else those that accuracy is measured by.
     """
     evaluate = request.evaluate
-    labelled = evaluate.batches if isinstance(evaluate, Accuracy) else ()
+    labelled = batches_of(evaluate.batches) if isinstance(evaluate, Accuracy) else ()
     return Divergence(model, data.judged, request.options.outputs, tuple(islice(labelled, 1)))
 
 
-def evaluator_of(
-    signals: NetworkSignals, data: CalibrationData, divergence: Divergence
-) -> Evaluator:
+def evaluator_of(signals: NetworkSignals, divergence: Divergence) -> Evaluator:
     """Return what makes and measures the networks of a request, at the finest precision asked."""
-    request = signals.request
+    request, target = signals.request, signals.target
     builder = NetworkBuilder(
-        model=signals.target.network,
+        model=target.network,
         values="float32" if request.values == "auto" else request.values,
         divergence=divergence,
-        progress=request.options.progress,
+        progress=request.progress,
         repair=request.repair,
-        fitted=data.fitted,
+        fitted=target.data.fitted,
     )
-    return Evaluator(builder, signals.target.graph, request.evaluate)
+    return Evaluator(builder, target.graph, request.evaluate)

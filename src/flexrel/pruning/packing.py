@@ -1,17 +1,19 @@
 """Packing a network whose precision is to be chosen by what it costs."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch, collect, fitted_and_judged
+from flexrel.core.batches import RawBatch, RawBatches, collect, fitted_and_judged
 from flexrel.core.budgets import AccuracyDrop, target_of
+from flexrel.core.caches import cache_note
 from flexrel.core.distance import Divergence
-from flexrel.core.evaluate import Evaluate, checked
+from flexrel.core.evaluate import Evaluate, checked, evaluate_of
 from flexrel.core.network import plain_network
+from flexrel.core.plan import check_alone
 from flexrel.core.precision import (
     FINEST_FIRST,
     VALUES,
@@ -21,6 +23,7 @@ from flexrel.core.precision import (
 )
 from flexrel.core.resources import TOLERANCE
 from flexrel.core.running import duplicate
+from flexrel.core.whole import uncut
 from flexrel.errors import BudgetError, PrecisionError, UsageError
 from flexrel.io import encode
 from flexrel.pruning.evaluation import evaluation_data, floor_of
@@ -57,8 +60,8 @@ def pack(
     path: str | Path,
     values: RequestedPrecision = "float32",
     *,
-    calibration: Iterable[RawBatch] = (),
-    evaluate: Evaluate | None = None,
+    calibration: RawBatches = (),
+    evaluate: Evaluate | RawBatches | None = None,
     target: AccuracyDrop | str | None = None,
     graph: RawBatch | None = None,
     metadata: Mapping[str, str] = NO_METADATA,
@@ -78,7 +81,7 @@ def pack(
         calibration: batches of inputs, labels not needed. "int8" and "int4" round so that the
             outputs of each layer change least on them; 128, or a quarter, are held out, and tell
             how far the model's outputs moved.
-        evaluate: `model -> accuracy` in [0, 1], on other data.
+        evaluate: `model -> accuracy` in [0, 1], on other data, or such data with labels.
         target: how much accuracy may be lost.
         graph: a batch of inputs, with which what the network computes is written down too, as an
             ONNX graph: so that `flexrel_edge.session` and `unpack` to `.onnx` need nothing else.
@@ -86,24 +89,26 @@ def pack(
         codec: "pcodec-1", or "zstd-1" for devices that pcodec has no wheel for; larger files.
 
     Raises:
-        UsageError: an unknown precision, a value that it can't hold, state that is no tensor,
-            metadata under a name of ours, a graph without the extra "export", a target without
-            `evaluate` or that allows any accuracy, an accuracy no better than chance, or "auto"
-            without a target.
+        UsageError: an unknown precision, a value that it can't hold, state that is no tensor, the
+            path of a result's model, metadata under a name of ours, a graph without the extra
+            "export", a target without `evaluate` or that allows any accuracy, an accuracy no better
+            than chance, or "auto" without a target.
         ModelError: the model has no ONNX graph; or a tensor of it can't be packed: on the meta
             device, sparse, of a class or dtype of its own, with NaN, in a TorchScript or quantised
             module.
         BudgetError: more accuracy is lost than the target allows; nothing was written.
     """
-    target = None if target is None else target_of(target)
+    target, evaluate = None if target is None else target_of(target), evaluate_of(evaluate)
     if target is not None and evaluate is None:
         raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
     if target is None and values == "auto":
         raise UsageError("values 'auto' needs target=, such as AccuracyDrop(0.01)")
     check_values(values, ("auto", *VALUES))
+    check_alone(Path(path))
     plain = plain_network(model)
     model = plain.network
-    batches = collect(calibration)
+    given = uncut(model, collect(calibration))
+    batches = given.batches
     fitted, judged = fitted_and_judged(batches, model) if batches else ((), ())
     before = checked(evaluate, model) if evaluate else None
     floor = -math.inf
@@ -126,7 +131,9 @@ def pack(
     data = encode(rounded, precision, graph, metadata, codec)
     replace_file(Path(path), data)
     divergence = Divergence(model, judged)(rounded) if judged else None
-    return PackReport(len(data), precision, accuracy, before, divergence, plain.warnings)
+    left = [] if graph is None else cache_note(f"the ONNX graph in {path}", model)
+    warnings = (*plain.warnings, *given.warnings, *left)
+    return PackReport(len(data), precision, accuracy, before, divergence, warnings)
 
 
 def _rounded(model: nn.Module, values: Values, fitted: Sequence[RawBatch]) -> nn.Module:

@@ -2,20 +2,23 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
+from flexrel.core.batches import RawBatches
 from flexrel.core.budgets import PARAMETERS_LEFT, AccuracyDrop, budget_of, target_of
-from flexrel.core.evaluate import Evaluate
+from flexrel.core.evaluate import Evaluate, evaluate_of
 from flexrel.core.granularity import Pattern
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.outputs import RequestedOutputs, check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
+from flexrel.core.progress import RequestedProgress, check_progress
 from flexrel.core.resources import Budget, Candidate, Resource
-from flexrel.criteria import ALLOCATIONS, Criterion, History
+from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, History
 from flexrel.errors import UsageError
 from flexrel.pruning.arguments import criteria_of, recoveries
 from flexrel.pruning.evaluation import floor_of
-from flexrel.relevance import RelevanceStats
+from flexrel.relevance import Attribution, RelevanceStats
 from flexrel.repair import FineTune, Recovery
 
 Form = Literal["auto", "module", "exported"]
@@ -46,7 +49,8 @@ class PruneOptions:
         history: averages over training (`flexrel.training.Tracker`), which stand for the weights
             where a criterion asks how large they are, and for relevance, if some was tracked and no
             `stats` are given.
-        progress: told after each step.
+        progress: "auto" draws bars in a terminal or notebook, and elsewhere prints a line every
+            few seconds; a function (stage, steps done, steps in all or None) is told of each step.
     """
 
     allocation: Literal["global", "per-layer"] = "global"
@@ -55,7 +59,13 @@ class PruneOptions:
     outputs: RequestedOutputs = "auto"
     stats: RelevanceStats | None = None
     history: History | None = None
-    progress: Progress = silent
+    progress: RequestedProgress = None
+
+    @property
+    def known_relevance(self) -> RelevanceStats | None:
+        """What is taken for relevance, and not measured."""
+        tracked = None if self.history is None else self.history.relevance
+        return tracked if self.stats is None else self.stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,25 @@ class Request:
     keep: tuple[str, ...]
     seed: int
     options: PruneOptions
+    progress: Progress = silent  # what is told of each step, while it goes on
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """How the names of the stages begin that it takes, in their order."""
+        needs = [need for criterion in self.criteria for need in criterion.needs]
+        attributed = any(isinstance(need, Attribution) for need in needs)
+        saliency = ("measuring K-FAC factors", "refitting readers", "measuring saliency")
+        parts = (
+            ("reading the data", "tracing the network"),
+            ("calibrating",) if attributed and self.options.known_relevance is None else (),
+            saliency if SALIENCY in needs else (),
+            ("measuring dense",),
+            ("choosing a criterion",) if len(self.criteria) > 1 else (),
+            () if self.target is None else ("searching",),
+            () if self.training is None else ("fine-tuning",),
+            ("finishing",),
+        )
+        return tuple(chain.from_iterable(parts))
 
     @property
     def fits(self) -> bool:
@@ -93,15 +122,15 @@ class Request:
 
     def told(self) -> "Request":
         """Return what a result tells of it: without what measures, trains and listens."""
-        options = replace(self.options, progress=silent, stats=None)
-        return replace(self, evaluate=None, training=None, options=options)
+        options = replace(self.options, progress=None, stats=None)
+        return replace(self, evaluate=None, training=None, options=options, progress=silent)
 
 
 def requested(
     *,
-    evaluate: Evaluate | None,
+    evaluate: Evaluate | RawBatches | None,
     target: AccuracyDrop | str | None,
-    budgets: Sequence[Budget | str],
+    budgets: Sequence[Budget | str] | Budget | str,
     criterion: Criterion | str | Sequence[Criterion | str] | None,
     granularity: str,
     recover: str | Recovery,
@@ -115,7 +144,9 @@ def requested(
     Raises:
         UsageError: something is unknown, or makes no sense together.
     """
-    if not isinstance(budgets, Sequence) or isinstance(budgets, str):
+    evaluate = evaluate_of(evaluate)
+    budgets = (budgets,) if isinstance(budgets, str | Budget) else budgets
+    if not isinstance(budgets, Sequence):
         raise UsageError(f"budgets is a {type(budgets).__name__}; pass a list, [MACs(0.5)]")
     if isinstance(keep, str):
         raise UsageError(f"keep is the text {keep!r}; pass a list of names of layers, [{keep!r}]")
@@ -125,6 +156,7 @@ def requested(
     goal = None if target is None else target_of(target)
     check_values(values, ("auto", *VALUES))
     check_outputs(options.outputs)
+    check_progress(options.progress)
     _check_known("form", options.form, FORMS)
     _check_known("allocation", options.allocation, ALLOCATIONS)
     if options.form == "exported" and granularity == "depth":

@@ -68,11 +68,12 @@ class BudgetSearch:
             return self.filled(criterion, least)
         ranking = self.ranking(criterion)
         accuracies: dict[int, float] = {}
+        told = f"searching with {criterion.name}"
+        self.evaluator.builder.progress(told, 0, None)
 
         def good(count: int) -> bool:
             candidate = self._candidate(ranking, count)
             accuracies[count] = self.evaluator.accuracy(candidate.network)
-            told = f"searching with {criterion.name}"
             self.evaluator.builder.progress(told, len(accuracies), None)
             return accuracies[count] >= floor - TOLERANCE and self._exceeded(candidate) is None
 

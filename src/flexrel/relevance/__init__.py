@@ -19,7 +19,7 @@ from flexrel.relevance.rules import (
     rule_of,
 )
 from flexrel.relevance.stats import RelevanceStats
-from flexrel.relevance.targets import OUTPUTS, Attribution, AttributionTarget
+from flexrel.relevance.targets import OUTPUTS, Attribution, AttributionTarget, check_output, counted
 from flexrel.relevance.vectors import LayerRelevance, Part
 
 __all__ = [
@@ -45,6 +45,8 @@ __all__ = [
     "RuleLike",
     "ZPlus",
     "calibrate",
+    "check_output",
+    "counted",
     "encode_blocks",
     "load_blocks",
     "merge",

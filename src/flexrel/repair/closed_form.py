@@ -21,7 +21,13 @@ from flexrel.core.measurement import Progress, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import undisturbed
 from flexrel.repair.gptq import round_solution
-from flexrel.repair.layerwise import LayerStop, LayerwiseForward, plain_modes, stoppable
+from flexrel.repair.layerwise import (
+    HELD_OUT,
+    LayerStop,
+    LayerwiseForward,
+    plain_modes,
+    stoppable,
+)
 from flexrel.repair.least_squares import LayerSolution, solve
 from flexrel.repair.moments import (
     RunningMoments,
@@ -38,7 +44,6 @@ from flexrel.tracing import AffineCall
 _ROWS = 30_000  # of each layer that are fitted, but
 _ENTRIES = 2e7  # fewer where that would be more numbers, though
 _ROWS_AN_INPUT = 16  # at least
-HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
 _BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
 _LIVE = 5  # times a layer's inputs and outputs: what waits with them, of both networks
 _SAME = 1e-6  # of the size of the outputs: nothing to repair
@@ -121,7 +126,7 @@ def reconstruct_(
                 (whole.advance(use.name), left.advance(use.name, changed=changed))
                 for whole, left in passes
             ]
-            rows = _gathered(use, stops, [whole.samples for whole, _ in passes], kept, generator)
+            rows = _gathered(use, stops, [whole.parts for whole, _ in passes], kept, generator)
             changed = False
             if rows is not None:
                 found = _refit_(pruned, use, stops[0][1].call, rows, largest)
@@ -166,7 +171,7 @@ class _Gathered:
 def _gathered(
     use: LayerUse,
     stops: Sequence[tuple[LayerStop, LayerStop]],
-    samples: Sequence[int],
+    parts: Sequence[int],
     kept: Kept,
     generator: torch.Generator,
 ) -> _Gathered | None:
@@ -175,7 +180,7 @@ def _gathered(
     Args:
         use: of the layer.
         stops: of the dense and of the pruned network, for each batch.
-        samples: how many each batch has.
+        parts: into how many each batch falls, of which every fourth is held out.
         kept: which outputs of the dense layer are left.
         generator: that rows are drawn by.
     """
@@ -185,9 +190,9 @@ def _gathered(
     fit, check = RunningMoments(), RunningMoments()
     apart = size = 0.0
     seen = 0
-    for count, (whole, left) in zip(samples, stops, strict=True):
+    for count, (whole, left) in zip(parts, stops, strict=True):
         outputs, geometry = left.outputs, left.call.geometry
-        share = max(most * count // sum(samples), 1)
+        share = max(most * count // sum(parts), 1)
         rows = drawn_rows(outputs, geometry, share, generator)
         goals = _goals(whole, left, rows, _outputs_left(use, kept, len(whole.call.weight)))
         now = outputs_at(outputs, geometry, rows)

@@ -6,11 +6,12 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch, samples_of
+from flexrel.core.batches import RawBatch, read_batches
 from flexrel.core.measurement import Progress, Training, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate
-from flexrel.repair.closed_form import HELD_OUT, reconstruct_
+from flexrel.repair.closed_form import reconstruct_
+from flexrel.repair.layerwise import HELD_OUT, repair_parts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +75,7 @@ class ClosedForm:
     ) -> RepairResult:
         """Return a repaired copy of the network."""
         network = duplicate(pruned)
-        samples = samples_of(batches, dense)
+        samples = sum(map(repair_parts, read_batches(batches, dense)))
         if samples < HELD_OUT:
             note = (
                 f"nothing refitted: of {samples} samples none can be held out to judge a refit by"

@@ -1,0 +1,59 @@
+"""Files and folders that arguments name, looked at before torch is loaded."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Final
+
+import typer
+
+_FILES: Final = (".py", ".pt2", ".npz")
+_WEIGHTS: Final = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".flexrel")
+SCRIPTED: Final = (
+    "TorchScript, a program that can't be cut; where it was made, save what it holds, "
+    'safetensors.torch.save_file(torch.jit.load(...).state_dict(), "weights.safetensors"), and '
+    "give that as --weights"
+)
+
+
+def existing(spec: str | None) -> str | None:
+    """Return MODEL or DATA as it was given, unless it names a file or folder that is not there.
+
+    Raises:
+        typer.BadParameter: it does.
+    """
+    place = (spec or "").partition("?")[0].partition(":")[0]
+    named = Path(place).suffix in _FILES or os.sep in place
+    if named and not Path(place).exists():
+        raise typer.BadParameter(f"{place}: no such file or folder")
+    return spec
+
+
+def model_there(spec: str) -> str:
+    """Return MODEL as it was given, unless it is a file that holds no architecture.
+
+    Raises:
+        typer.BadParameter: it is; says what to give.
+    """
+    path = Path(spec)
+    if is_torchscript(path):
+        raise typer.BadParameter(f"{spec} is {SCRIPTED}, and the architecture as MODEL")
+    if path.suffix in _WEIGHTS:
+        raise typer.BadParameter(
+            f"{spec} is a file of weights and no architecture; give that as MODEL, as "
+            f"file.py:factory or torchvision:resnet18, and this as --weights {spec}"
+        )
+    if path.suffix == ".onnx":
+        raise typer.BadParameter(
+            f"{spec} is an ONNX graph; give the network of torch that it is made of"
+        )
+    existing(spec)
+    return spec
+
+
+def is_torchscript(path: Path) -> bool:
+    """Return whether a file is a module that `torch.jit.save` wrote."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
