@@ -30,6 +30,7 @@ __all__ = [
     "Magnitude",
     "MaskHolder",
     "Measurement",
+    "MergedStats",
     "ModelError",
     "PackError",
     "PackReport",
@@ -50,11 +51,14 @@ __all__ = [
     "compare",
     "export",
     "load",
+    "merge",
     "pack",
     "prune",
 ]
 
 if TYPE_CHECKING:
+    from flexrel import online as online
+    from flexrel import training as training
     from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
     from flexrel.core.evaluate import Accuracy
     from flexrel.core.measurement import Measurement
@@ -64,7 +68,7 @@ if TYPE_CHECKING:
     from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
     from flexrel.io import export, load
     from flexrel.pruning import PackReport, PruneOptions, Result, compare, pack, prune
-    from flexrel.relevance import RULES, RelevanceStats, Rule, calibrate
+    from flexrel.relevance import RULES, MergedStats, RelevanceStats, Rule, calibrate, merge
     from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery
     from flexrel.structure import apply
 else:
@@ -78,12 +82,14 @@ else:
         "errors": ("BudgetError", "FlexrelError", "ModelError", "PackError", "UsageError"),
         "io": ("export", "load"),
         "pruning": ("PackReport", "PruneOptions", "Result", "compare", "pack", "prune"),
-        "relevance": ("RULES", "RelevanceStats", "Rule", "calibrate"),
+        "relevance": ("RULES", "MergedStats", "RelevanceStats", "Rule", "calibrate", "merge"),
         "repair": ("ClosedForm", "FineTune", "MaskHolder", "Recovery"),
         "structure": ("apply",),
     }
 
     def __getattr__(name: str) -> object:  # type checkers see the imports, and not this
+        if name in ("online", "training"):
+            return import_module(f"flexrel.{name}")
         for home, names in _HOMES.items():
             if name in names:
                 globals()[name] = found = getattr(import_module(f"flexrel.{home}"), name)

@@ -16,6 +16,8 @@ from flexrel.criteria.criterion import (
     attribution_of,
     saliency_of,
 )
+from flexrel.criteria.drift import Drift, drift
+from flexrel.criteria.history import History
 from flexrel.criteria.ranking import (
     ALLOCATIONS,
     Ranking,
@@ -32,14 +34,17 @@ __all__ = [
     "SALIENCY",
     "Blend",
     "Criterion",
+    "Drift",
     "FlexRel",
     "GroupSignals",
+    "History",
     "Magnitude",
     "Ranking",
     "Relevance",
     "SaliencyTarget",
     "UnitRanking",
     "attribution_of",
+    "drift",
     "measure_saliency",
     "rank_units",
     "saliency_of",

@@ -14,7 +14,7 @@ from flexrel.core.outputs import RequestedOutputs, check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
 from flexrel.core.progress import RequestedProgress, check_progress
 from flexrel.core.resources import Budget, Candidate, Resource
-from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, Magnitude
+from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, History, Magnitude
 from flexrel.errors import UsageError
 from flexrel.pruning.arguments import criteria_of, recoveries
 from flexrel.pruning.evaluation import floor_of
@@ -52,6 +52,9 @@ class PruneOptions:
             that sees scale and shift, as of "values". `FineTune` follows it.
         stats: relevance of this very network, measured before: taken wherever a criterion needs
             relevance, and none is measured.
+        history: averages over training (`flexrel.training.Tracker`), which stand for the weights
+            where a criterion asks how large they are, and for relevance, if some was tracked and no
+            `stats` are given.
         progress: "auto" draws bars in a terminal or notebook, and elsewhere prints a line every
             few seconds; a function (stage, steps done, steps in all or None) is told of each step.
     """
@@ -62,7 +65,14 @@ class PruneOptions:
     effort: Effort = "default"
     outputs: RequestedOutputs = "auto"
     stats: RelevanceStats | None = None
+    history: History | None = None
     progress: RequestedProgress = None
+
+    @property
+    def known_relevance(self) -> RelevanceStats | None:
+        """What is taken for relevance, and not measured."""
+        tracked = None if self.history is None else self.history.relevance
+        return tracked if self.stats is None else self.stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,7 @@ class Request:
         saliency = ("measuring K-FAC factors", "refitting readers", "measuring saliency")
         parts = (
             ("reading the data", "tracing the network"),
-            ("calibrating",) if attributed and self.options.stats is None else (),
+            ("calibrating",) if attributed and self.options.known_relevance is None else (),
             saliency if SALIENCY in needs else (),
             ("measuring dense",),
             ("choosing a criterion",) if len(self.criteria) > 1 else (),
