@@ -7,6 +7,7 @@ result.save("pruned")
 
 from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
 from flexrel.core.evaluate import Accuracy
+from flexrel.core.link import Link
 from flexrel.core.measurement import Measurement
 from flexrel.core.plan import Plan
 from flexrel.core.resources import Budget, Resource
@@ -33,6 +34,7 @@ __all__ = [
     "FineTune",
     "FlexRel",
     "FlexrelError",
+    "Link",
     "MACs",
     "Magnitude",
     "MaskHolder",

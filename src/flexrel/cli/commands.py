@@ -26,7 +26,7 @@ from flexrel.cli.arguments import (
 from flexrel.cli.options import parse_rule
 from flexrel.cli.show import conservation, progress_bars, recovery_lines, table, what_it_is
 from flexrel.cli.sources import read_data, read_model
-from flexrel.core.budgets import budget_of, target_of
+from flexrel.core.budgets import BUDGET_EXAMPLES, budget_of, target_of
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.granularity import GRANULARITIES
 from flexrel.core.outputs import OUTPUT_KINDS
@@ -105,9 +105,7 @@ def prune_command(
     evaluation: Annotated[str | None, typer.Option(help=f"labelled data; {DATA}")] = None,
     weights: WeightsOption = None,
     target: Annotated[str | None, typer.Option(help="accuracy-drop=1%")] = None,
-    budget: Annotated[
-        list[str] | None, typer.Option(help="bytes=500kB, macs=50%, parameters=120k, sparsity=80%")
-    ] = None,
+    budget: Annotated[list[str] | None, typer.Option(help=BUDGET_EXAMPLES)] = None,
     granularity: Annotated[str, typer.Option(help=", ".join(GRANULARITIES))] = "channel",
     criterion: Annotated[
         str, typer.Option(help="auto, magnitude, relevance, obs or flexrel:DELTA")

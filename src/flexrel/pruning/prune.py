@@ -185,7 +185,7 @@ def _finished(
     for resource, limit in solution.search.limits.measured:
         amount = resource.count(candidate)
         if amount > limit:
-            note = f"undone: it takes {amount:,.0f} {resource.name}, above {limit:,.0f}"
+            note = f"undone: it takes {resource.told(amount)}, above {resource.told(limit)}"
             undone = replace(step, kept=False, notes=(*step.notes, note))
             return network, (*network.steps, undone)
     return trained, trained.steps

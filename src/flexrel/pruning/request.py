@@ -118,6 +118,7 @@ def requested(
     if not isinstance(options, PruneOptions):
         raise UsageError(f"options is a {type(options).__name__}; pass a flexrel.PruneOptions(...)")
     read = tuple(map(budget_of, budgets))
+    _check_alike(read)
     goal = None if target is None else target_of(target)
     check_values(values, ("auto", *VALUES))
     check_outputs(options.outputs)
@@ -159,6 +160,18 @@ def requested(
     )
 
 
+def _check_alike(budgets: Sequence[Budget]) -> None:
+    """Refuse two budgets that a result would report under one name, but that count differently."""
+    found: dict[str, Resource] = {}
+    for one in budgets:
+        resource = one.resource
+        if found.setdefault(resource.key, resource) != resource:
+            raise UsageError(
+                f"two budgets on {resource.name!r} are counted in two ways, as over two links; "
+                "give the tighter of them"
+            )
+
+
 def _check_known(name: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise UsageError(f"{name} {value!r} is not known; there are: {', '.join(known)}")
@@ -183,14 +196,14 @@ class Limits:
 
     def counted(self, dense: Candidate, achieved: Candidate) -> Mapping[str, tuple[float, float]]:
         """Return how much of each limited resource two networks take, by its name."""
-        return {r.name.lower(): (r.count(dense), r.count(achieved)) for r, _ in self.amounts}
+        return {r.key: (r.count(dense), r.count(achieved)) for r, _ in self.amounts}
 
     def as_json(self) -> Mapping[str, float | None]:
         """Return every limit by its resource, None where nothing was asked for."""
         found: dict[str, float | None] = dict.fromkeys(_REPORTED)
         found["accuracy"] = self.floor
         for resource, limit in self.amounts:
-            name = resource.name.lower()
+            name = resource.key
             tightest = max if resource.at_least else min
             known = found.get(name)
             found[name] = limit if known is None else tightest(known, limit)

@@ -195,7 +195,7 @@ class BudgetSearch:
         if left is not None:
             advice += f" {left[0]!r}, {left[1]:.0%} of the weights, is left alone: {left[2]}."
         text = f"{advice} {resource.advice(graph)}".rstrip()
-        return BudgetError(resource.name, limit, closest, text, resource.at_least)
+        return BudgetError(resource.name, limit, closest, text, resource.at_least, resource.unit)
 
     def _filled(
         self, ranking: Ranking, count: int, limits: tuple[tuple[Resource, float], ...]
