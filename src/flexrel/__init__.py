@@ -9,6 +9,7 @@ from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.link import Link
 from flexrel.core.measurement import Measurement
+from flexrel.core.memory import PeakMemory
 from flexrel.core.plan import Plan
 from flexrel.core.resources import Budget, Resource
 from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
@@ -43,6 +44,7 @@ __all__ = [
     "PackError",
     "PackReport",
     "Parameters",
+    "PeakMemory",
     "Plan",
     "PruneOptions",
     "Recovery",

@@ -12,8 +12,10 @@ from typing import ClassVar, Final
 from flexrel.core import cost
 from flexrel.core.graph import PruningGraph
 from flexrel.core.link import Link
+from flexrel.core.memory import PeakMemory
 from flexrel.core.quantities import (
-    bytes_of,
+    bytes_limit,
+    bytes_unread,
     check_share_or_count,
     is_number,
     number_of,
@@ -110,26 +112,12 @@ class Bytes:
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.amount, str):
-            check_share_or_count(self.resource.name, self.amount)
-        elif not self.limit(10**12):
-            raise self._unread()
+        if not bytes_limit(self.resource.name, self.amount, 10**12):
+            raise bytes_unread(self.resource.name, self.amount)
 
     def limit(self, dense: float) -> int:
         """Return the most bytes allowed."""
-        if not isinstance(self.amount, str):
-            return share_or_count(self.amount, dense)
-        if is_number(self.amount):  # "500", "500k", "50%"
-            return share_or_count(self.amount, dense)
-        found = bytes_of(self.amount)
-        if found is None:
-            raise self._unread()
-        return math.floor(found)
-
-    def _unread(self) -> UsageError:
-        return UsageError(
-            f'bytes budget is {self.amount!r}; write it like "500 kB", "1.5 MiB" or 500000'
-        )
+        return bytes_limit(self.resource.name, self.amount, dense)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +162,21 @@ class AccuracyDrop:
             raise UsageError(f"accuracy drop is {self.amount!r}; 0.01 is one point, at most 1")
 
 
-def _bytes_read(amount: str) -> Bytes:
-    return Bytes(number_of(amount) if is_number(amount) else amount)
+def _number_or_text(amount: str) -> float | str:
+    return number_of(amount) if is_number(amount) else amount
 
 
 _READERS: Final[Mapping[str, Callable[[str], Budget]]] = {  # each of what follows the "="
-    "bytes": _bytes_read,
+    "bytes": lambda amount: Bytes(_number_or_text(amount)),
     "macs": lambda amount: MACs(number_of(amount)),
     "parameters": lambda amount: Parameters(number_of(amount)),
     "sparsity": lambda amount: Sparsity(number_of(amount)),
     "link": Link.read,
+    "memory": lambda amount: PeakMemory(_number_or_text(amount)),
 }
-BUDGET_EXAMPLES: Final = "bytes=500kB, macs=50%, parameters=120k, sparsity=80%, link=8s@1Mbit/s"
+BUDGET_EXAMPLES: Final = (
+    "bytes=500kB, macs=50%, parameters=120k, sparsity=80%, link=8s@1Mbit/s, memory=50%"
+)
 _OTHER_NAMES: Final = {"flops": "macs", "params": "parameters", "size": "bytes"}
 _TARGET = "accuracy-drop=1%"
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexrel.core.graph import Masks, ProductMacs, PruningGraph, ResidualBlock, tensor_of
+from flexrel.core.graph import Masks, PruningGraph, ResidualBlock, ShrinkingAxes, tensor_of
 
 Cost = float | Float[Tensor, "units"]
 
@@ -37,15 +37,22 @@ def macs(graph: PruningGraph, masks: Masks | None = None) -> int:
     shapes = _shapes(graph, masks)
     gone = {group: int((~mask).sum()) for group, mask in (masks or {}).items()}
     return sum(times * prod(shapes[weight]) for weight, times in graph.uses) + sum(
-        _remaining(work, gone) for work in graph.products
+        remaining(work.macs, work.axes, gone) for work in graph.products
     )
 
 
-def _remaining(work: ProductMacs, gone: Mapping[str, int]) -> int:
-    macs = Fraction(work.macs)
-    for length, units in work.axes:
-        macs *= Fraction(length - sum(gone.get(group, 0) * each for group, each in units), length)
-    return int(macs)
+def remaining(amount: int, axes: ShrinkingAxes, gone: Mapping[str, int]) -> int:
+    """Return what is left of a product of axes' lengths.
+
+    Args:
+        amount: the product, times what no axis has a part in.
+        axes: that shrink.
+        gone: group -> how many of its units go.
+    """
+    left = Fraction(amount)
+    for length, units in axes:
+        left *= Fraction(length - sum(gone.get(group, 0) * each for group, each in units), length)
+    return int(left)
 
 
 def unit_parameters(graph: PruningGraph) -> dict[str, Cost]:

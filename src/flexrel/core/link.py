@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from flexrel.core.quantities import bits_per_second_of, seconds_of, asked_share
+from flexrel.core.quantities import asked_share, bits_per_second_of, seconds_of
 from flexrel.core.resources import Candidate, Resource
 from flexrel.errors import UsageError
 

@@ -84,6 +84,27 @@ def bytes_of(text: str) -> Fraction | None:
     return _read(text, _BYTES)
 
 
+def bytes_limit(resource: str, amount: float | str, dense: float) -> int:
+    """Return the bytes that "500 kB", 500_000, "50%" or 0.5 allows; 0 for a text that says none.
+
+    Raises:
+        UsageError: a number that is no share in (0, 1] and no count.
+    """
+    if not isinstance(amount, str):
+        check_share_or_count(resource, amount)
+        return share_or_count(amount, dense)
+    if is_number(amount):  # "500", "500k", "50%"
+        return share_or_count(amount, dense)
+    return math.floor(bytes_of(amount) or 0)
+
+
+def bytes_unread(resource: str, amount: float | str) -> UsageError:
+    """Return the refusal of an amount of bytes that can't be read."""
+    return UsageError(
+        f'{resource} budget is {amount!r}; write it like "500 kB", "1.5 MiB" or 500000'
+    )
+
+
 def seconds_of(text: str) -> Fraction | None:
     """Return the seconds that "8 s", "500 ms" or "2 min" says; None if it says none."""
     return _read(text, _SECONDS)

@@ -142,3 +142,20 @@ class Budget(Protocol):
 
     def limit(self, dense: float) -> float:
         """Return the limit in the resource's unit, where the dense network takes `dense`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundBudget:
+    """A budget whose resource is counted on one network's own trace, or time: that of this one.
+
+    Attributes:
+        asked: the budget as it was given, which knows the limit.
+        resource: of the network.
+    """
+
+    asked: Budget
+    resource: Resource
+
+    def limit(self, dense: float) -> float:
+        """Return the limit that was asked for."""
+        return self.asked.limit(dense)

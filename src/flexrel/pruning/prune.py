@@ -16,6 +16,7 @@ from flexrel.core.precision import RequestedPrecision
 from flexrel.core.resources import Budget
 from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
+from flexrel.pruning.binding import bound
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
 from flexrel.pruning.data import CalibrationData, calibration_data
@@ -161,6 +162,7 @@ def _solved(
     Raises:
         BudgetError: nothing does.
     """
+    request = bound(request, source)
     signals = measured_signals(source, request, data, relevances)
     evaluator = evaluator_of(signals, data, divergence)
     dense = evaluator.measure("dense", evaluator.dense, evaluation.accuracy)
