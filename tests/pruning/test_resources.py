@@ -104,6 +104,20 @@ def test_one_that_is_measured_on_the_network_is_kept_too():
     assert rows_in(result.model) == 16  # half of 20 + 10 + 2, and each unit is one row
 
 
+def test_a_limit_of_less_than_one_is_kept_too():
+    class Thousands:
+        resource = Resource("thousand biases", lambda c: biases_left(c) / 1000)
+
+        def limit(self, dense):
+            return dense / 2
+
+    result = flexrel.prune(
+        network(), calibration=DATA, budgets=[Thousands()], criterion=Magnitude()
+    )
+
+    assert biases_in(result.model) == 16  # half of 32
+
+
 def test_one_that_can_not_be_met_says_the_closest_by_its_name():
     with pytest.raises(BudgetError) as caught:
         flexrel.prune(network(), calibration=DATA, budgets=[Biases(0.1)], criterion=Magnitude())

@@ -214,7 +214,7 @@ class BudgetSearch:
 
         def room(plan: Plan) -> float:
             candidate = self.evaluator.candidate(plan)
-            return min(1 - r.count(candidate) / max(limit, 1) for r, limit in limits)
+            return min(1 - r.count(candidate) / (limit or 1) for r, limit in limits)
 
         for tried, (group, unit) in enumerate(ranking.best_removed(count)):
             if tried == _FILLS or room(plan) < _ROOM:
