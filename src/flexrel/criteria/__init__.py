@@ -16,6 +16,7 @@ from flexrel.criteria.ranking import (
     ALLOCATIONS,
     Ranking,
     UnitRanking,
+    fitting_multiple,
     rank_units,
 )
 from flexrel.criteria.saliency import measure_saliency
@@ -35,6 +36,7 @@ __all__ = [
     "Relevance",
     "UnitRanking",
     "attribution_of",
+    "fitting_multiple",
     "measure_saliency",
     "rank_units",
     "scores_of",
