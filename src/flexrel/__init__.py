@@ -7,6 +7,7 @@ result.save("pruned")
 
 from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
 from flexrel.core.evaluate import Accuracy
+from flexrel.core.latency import Latency
 from flexrel.core.link import Link
 from flexrel.core.measurement import Measurement
 from flexrel.core.memory import PeakMemory
@@ -35,6 +36,7 @@ __all__ = [
     "FineTune",
     "FlexRel",
     "FlexrelError",
+    "Latency",
     "Link",
     "MACs",
     "Magnitude",

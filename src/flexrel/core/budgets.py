@@ -11,6 +11,7 @@ from typing import ClassVar, Final
 
 from flexrel.core import cost
 from flexrel.core.graph import PruningGraph
+from flexrel.core.latency import Latency
 from flexrel.core.link import Link
 from flexrel.core.memory import PeakMemory
 from flexrel.core.quantities import (
@@ -172,10 +173,12 @@ _READERS: Final[Mapping[str, Callable[[str], Budget]]] = {  # each of what follo
     "parameters": lambda amount: Parameters(number_of(amount)),
     "sparsity": lambda amount: Sparsity(number_of(amount)),
     "link": Link.read,
+    "latency": Latency.read,
     "memory": lambda amount: PeakMemory(_number_or_text(amount)),
 }
 BUDGET_EXAMPLES: Final = (
-    "bytes=500kB, macs=50%, parameters=120k, sparsity=80%, link=8s@1Mbit/s, memory=50%"
+    "bytes=500kB, macs=50%, parameters=120k, sparsity=80%, link=8s@1Mbit/s, memory=50%, "
+    "latency=5ms@onnxruntime"
 )
 _OTHER_NAMES: Final = {"flops": "macs", "params": "parameters", "size": "bytes"}
 _TARGET = "accuracy-drop=1%"

@@ -19,7 +19,7 @@ Cost = float | Float[Tensor, "units"]
 
 def parameters(graph: PruningGraph, masks: Masks | None = None) -> int:
     """Return how many parameters remain; zeroed entries do not count, tied ones count once."""
-    shapes = _shapes(graph, masks)
+    shapes = shapes_left(graph, masks)
     total = sum(prod(shape) for shape in shapes.values())
     total += sum(shapes[weight][0] for weight in _given_biases(graph, masks))
     return total - (_zeroed(graph, masks) if masks and graph.pattern.zeros else 0)
@@ -34,7 +34,7 @@ def macs(graph: PruningGraph, masks: Masks | None = None) -> int:
     """Return the multiply-adds of one sample."""
     if masks and (blocks := removed_blocks(graph, masks)):
         return macs(graph) - sum(block.macs for block in blocks)
-    shapes = _shapes(graph, masks)
+    shapes = shapes_left(graph, masks)
     gone = {group: int((~mask).sum()) for group, mask in (masks or {}).items()}
     return sum(times * prod(shapes[weight]) for weight, times in graph.uses) + sum(
         remaining(work.macs, work.axes, gone) for work in graph.products
@@ -112,7 +112,7 @@ def weights_removed(graph: PruningGraph, masks: Masks) -> float:
     """
     dense = _weights(graph.shapes)
     zeroed = _zeroed(graph, masks) if graph.pattern.zeros else 0
-    return (dense - _weights(_shapes(graph, masks)) + zeroed) / max(dense, 1)
+    return (dense - _weights(shapes_left(graph, masks)) + zeroed) / max(dense, 1)
 
 
 def _weights(shapes: Mapping[str, Sequence[int]]) -> int:
@@ -160,8 +160,8 @@ def _given_biases(graph: PruningGraph, masks: Masks | None) -> set[str]:
     }
 
 
-def _shapes(graph: PruningGraph, masks: Masks | None) -> dict[str, list[int]]:
-    """Return every parameter's shape once channels or blocks are gone."""
+def shapes_left(graph: PruningGraph, masks: Masks | None) -> dict[str, list[int]]:
+    """Return every parameter's shape once channels or blocks are gone; what goes whole is none."""
     shapes = {name: list(shape) for name, shape in graph.shapes.items()}
     if masks:
         passed = removed_blocks(graph, masks)
