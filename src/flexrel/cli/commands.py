@@ -24,7 +24,14 @@ from flexrel.cli.arguments import (
     WeightsOption,
 )
 from flexrel.cli.options import parse_rule
-from flexrel.cli.show import conservation, progress_bars, recovery_lines, table, what_it_is
+from flexrel.cli.show import (
+    conservation,
+    latency_line,
+    progress_bars,
+    recovery_lines,
+    table,
+    what_it_is,
+)
 from flexrel.cli.sources import read_data, read_model
 from flexrel.core.budgets import BUDGET_EXAMPLES, budget_of, target_of
 from flexrel.core.evaluate import Accuracy
@@ -187,7 +194,7 @@ def prune_command(
         typer.echo(json.dumps(result.as_json()))
         return
     Console().print(table(result))
-    for line in recovery_lines(result):
+    for line in filter(None, (*recovery_lines(result), latency_line(result))):
         typer.echo(line)
     for line in (*result.warnings, *notes):
         typer.echo(f"warning: {line}", err=True)

@@ -1,7 +1,7 @@
 """The spine: from a network and what the target can afford to the result."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -10,19 +10,22 @@ from flexrel.core.batches import RawBatch
 from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
+from flexrel.core.latency import Timing
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.network import plain_network
 from flexrel.core.precision import RequestedPrecision
 from flexrel.core.resources import Budget
 from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
-from flexrel.pruning.binding import bound
+from flexrel.pruning.binding import BoundRequest, bound
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
+from flexrel.pruning.clock import Clock
 from flexrel.pruning.data import CalibrationData, calibration_data
 from flexrel.pruning.evaluation import EvaluationData, evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
-from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
+from flexrel.pruning.in_time import kept_in_time
+from flexrel.pruning.request import Limits, PruneOptions, Request, limits_of, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
@@ -118,26 +121,28 @@ def prune(
     source = sources.first()
     relevances = measured_relevance(model, request, data)
     try:
-        dense, solution, notes = _solved(source, request, data, relevances, divergence, evaluation)
+        solved = _solved(source, request, data, relevances, divergence, evaluation)
     except BudgetError as error:
         source = sources.instead(source, error)
-        dense, solution, notes = _solved(source, request, data, relevances, divergence, evaluation)
+        solved = _solved(source, request, data, relevances, divergence, evaluation)
+    solution, timing, request = solved.solution, solved.timing, solved.bound.request
     source.verify(solution.plan)
-    evaluator, limits = solution.evaluator, solution.search.limits
+    evaluator, limits = solution.evaluator, solved.limits
     network, steps = _finished(solution, request.training)
     final = evaluator.candidate(solution.plan, network)
     return Result(
         model=network.rounded,
         plan=solution.plan,
         criterion=solution.criterion,
-        dense=dense,
+        dense=solved.dense,
         achieved=evaluator.measure(solution.criterion.name, final),
         recovery=steps,
-        warnings=(*warnings_of(plain, evaluation, data, solution.plan), *notes),
+        warnings=(*warnings_of(plain, evaluation, data, solution.plan), *solved.notes),
         request=request.told(),
         outputs=divergence.told,
         limits=limits,
-        amounts=limits.counted(evaluator.dense, final),
+        amounts={**limits.counted(evaluator.dense, final), **(timing.amounts if timing else {})},
+        timing=timing,
         samples=evaluation.samples,
         stats=first_stats(relevances),
         samples_a_call=source.samples,
@@ -149,6 +154,27 @@ def prune(
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Solved:
+    """What keeps to a request.
+
+    Attributes:
+        bound: the request, its budgets bound to what is cut.
+        dense: what the network as it came costs and does.
+        solution: the plan, and where it was found.
+        limits: that it keeps to.
+        timing: how long its network takes, if that is limited.
+        notes: warnings.
+    """
+
+    bound: BoundRequest
+    dense: Measurement
+    solution: Solution
+    limits: Limits
+    timing: Timing | None
+    notes: tuple[str, ...]
+
+
 def _solved(
     source: PruneTarget,
     request: Request,
@@ -156,18 +182,30 @@ def _solved(
     relevances: Relevances,
     divergence: Divergence,
     evaluation: EvaluationData,
-) -> tuple[Measurement, Solution, tuple[str, ...]]:
-    """Return what a network costs and does as it came, what keeps to the request, and warnings.
+) -> _Solved:
+    """Return what keeps to the request.
 
     Raises:
         BudgetError: nothing does.
     """
-    request = bound(request, source)
-    signals = measured_signals(source, request, data, relevances)
+    whole = bound(request, source, data)
+    signals = measured_signals(source, whole.request, data, relevances)
     evaluator = evaluator_of(signals, data, divergence)
     dense = evaluator.measure("dense", evaluator.dense, evaluation.accuracy)
-    limits = limits_of(request, evaluator.dense, dense.accuracy)
-    return dense, best_solution(evaluator, signals, limits), signals.untried
+    limits = limits_of(whole.request, evaluator.dense, dense.accuracy)
+    solution = best_solution(evaluator, signals, limits)
+    if whole.clock is None:
+        return _Solved(whole, dense, solution, limits, None, signals.untried)
+
+    def again(clock: Clock) -> Solution:
+        told = whole.told_by(clock).request
+        alone = replace(signals, request=told, criteria=(solution.criterion,))
+        return best_solution(evaluator, alone, limits_of(told, evaluator.dense, dense.accuracy))
+
+    clock, kept, timing = kept_in_time(whole.clock, solution, again)
+    whole = whole.told_by(clock)
+    limits = limits_of(whole.request, evaluator.dense, dense.accuracy)
+    return _Solved(whole, dense, kept, limits, timing, signals.untried)
 
 
 def _finished(

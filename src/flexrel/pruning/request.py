@@ -7,12 +7,14 @@ from typing import Literal
 from flexrel.core.budgets import PARAMETERS_LEFT, AccuracyDrop, budget_of, target_of
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.granularity import Pattern
+from flexrel.core.latency import Latency
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.outputs import RequestedOutputs, check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
 from flexrel.core.resources import Budget, Candidate, Resource
 from flexrel.criteria import ALLOCATIONS, Criterion
 from flexrel.errors import UsageError
+from flexrel.io import check_runtime
 from flexrel.pruning.arguments import criteria_of, recoveries
 from flexrel.pruning.evaluation import floor_of
 from flexrel.relevance import RelevanceStats
@@ -31,7 +33,8 @@ class PruneOptions:
         allocation: "global" compares all units of the network; "per-layer" takes the same share
             of every layer.
         multiple_of: round the widths that remain up to multiples of this, such as 8: kernels of
-            some devices want it, and onnxruntime's convolutions. For channels and heads.
+            some devices want it, and onnxruntime's convolutions. For channels and heads. With a
+            budget on latency 1 stands for what is measured to be fast.
         form: "module" cuts the module itself, so that its class stays; "exported" cuts a
             self-contained program that `torch.export` makes of it, where numbers in its code are
             no obstacle, and which is in evaluation mode for good; "auto" takes the program only
@@ -70,6 +73,7 @@ class Request:
     keep: tuple[str, ...]
     seed: int
     options: PruneOptions
+    halved: bool = False  # multiples of widths that are less than two: those were found, not asked
 
     @property
     def fits(self) -> bool:
@@ -161,8 +165,16 @@ def requested(
 
 
 def _check_alike(budgets: Sequence[Budget]) -> None:
-    """Refuse two budgets that a result would report under one name, but that count differently."""
+    """Refuse two budgets that a result would report under one name, but that count differently.
+
+    And a runtime that is not installed.
+    """
     found: dict[str, Resource] = {}
+    timed = [one for one in budgets if isinstance(one, Latency)]
+    if len(timed) > 1:
+        raise UsageError(f"{len(timed)} budgets on latency; one runtime at a time can be asked for")
+    for latency in timed:
+        check_runtime(latency.runtime)
     for one in budgets:
         resource = one.resource
         if found.setdefault(resource.key, resource) != resource:

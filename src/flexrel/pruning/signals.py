@@ -118,8 +118,9 @@ class NetworkSignals:
         costs = unit_costs(graph) if unit_costs else None
         tensors = named_tensors(self.target.network)
         scores = scores_of(criterion, graph, tensors, stats, self.saliency, costs)
-        options = self.request.options
-        return rank_units(graph, ALLOCATIONS[options.allocation](scores), options.multiple_of)
+        options, halved = self.request.options, self.request.halved
+        scores = ALLOCATIONS[options.allocation](scores)
+        return rank_units(graph, scores, options.multiple_of, halved=halved)
 
 
 def measured_signals(
