@@ -93,7 +93,8 @@ class PeakMemory:
     Counted on the traced network: every tensor that an operation makes, from that operation to the
     last that reads it or a view of it; the inputs and outputs are held to the end. Weights and
     buffers are not counted, nor what kernels take besides while they run: a runtime that fuses
-    operations or plans its memory needs less, one that frees late more.
+    operations or plans its memory needs less, one that frees late more. What the dense network
+    copies counts as a copy, also where a cut one could do without.
 
     Raises:
         UsageError: the amount is no count of bytes and no share of the dense network's.
