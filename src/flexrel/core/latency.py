@@ -143,7 +143,7 @@ class Timing:
         version: of the runtime.
         batch: likewise.
         threads: likewise.
-        milliseconds: of a call: the lower quartile over turns, of each the fastest call.
+        milliseconds: of a call: the fastest of those in many turns, which nothing else slowed down.
         dense: of the dense network's, timed in turn with it: likewise.
         predicted: the share that was expected.
     """

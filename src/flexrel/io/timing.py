@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -103,11 +102,11 @@ def dense_time(dense: bytes, example: Batch, budget: Latency) -> float:
 
 
 def _undisturbed(times: Sequence[float]) -> float:
-    """Return the milliseconds that a quarter of the turns, in seconds, were faster than.
+    """Return the milliseconds of the fastest of several turns, in seconds.
 
-    What else the machine does makes most turns slower where it is busy, and none faster.
+    What else the machine does makes turns slower, where it is busy most of them, and none faster.
     """
-    return _MILLISECONDS * statistics.quantiles(times, n=4)[0]
+    return _MILLISECONDS * min(times)
 
 
 def timed_file(model: nn.Module, example: Batch, budget: Latency) -> bytes:
