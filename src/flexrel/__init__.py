@@ -26,6 +26,8 @@ __all__ = [
     "FineTune",
     "FlexRel",
     "FlexrelError",
+    "Latency",
+    "Link",
     "MACs",
     "Magnitude",
     "MaskHolder",
@@ -35,6 +37,7 @@ __all__ = [
     "PackError",
     "PackReport",
     "Parameters",
+    "PeakMemory",
     "Plan",
     "PruneOptions",
     "Recovery",
@@ -61,7 +64,10 @@ if TYPE_CHECKING:
     from flexrel import training as training
     from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
     from flexrel.core.evaluate import Accuracy
+    from flexrel.core.latency import Latency
+    from flexrel.core.link import Link
     from flexrel.core.measurement import Measurement
+    from flexrel.core.memory import PeakMemory
     from flexrel.core.plan import Plan
     from flexrel.core.resources import Budget, Resource
     from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
@@ -75,7 +81,10 @@ else:
     _HOMES = {  # as above
         "core.budgets": ("AccuracyDrop", "Bytes", "MACs", "Parameters", "Sparsity"),
         "core.evaluate": ("Accuracy",),
+        "core.latency": ("Latency",),
+        "core.link": ("Link",),
         "core.measurement": ("Measurement",),
+        "core.memory": ("PeakMemory",),
         "core.plan": ("Plan",),
         "core.resources": ("Budget", "Resource"),
         "criteria": ("OBS", "Criterion", "FlexRel", "Magnitude", "Relevance"),
