@@ -8,9 +8,11 @@ import common
 import compatibility
 import latency
 import link
+import over_time
 import paper
 import peers
 import relevance
+import speed
 import updates
 import wire
 
@@ -24,6 +26,8 @@ PAGES = {  # how the page is made of its blocks
     "wire": wire.page,
     "updates": updates.page,
     "link": link.page,
+    "over_time": over_time.page,
+    "speed": speed.page,
 }
 
 

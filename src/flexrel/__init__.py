@@ -26,14 +26,18 @@ __all__ = [
     "FineTune",
     "FlexRel",
     "FlexrelError",
+    "Latency",
+    "Link",
     "MACs",
     "Magnitude",
     "MaskHolder",
     "Measurement",
+    "MergedStats",
     "ModelError",
     "PackError",
     "PackReport",
     "Parameters",
+    "PeakMemory",
     "Plan",
     "PruneOptions",
     "Recovery",
@@ -50,40 +54,51 @@ __all__ = [
     "compare",
     "export",
     "load",
+    "merge",
     "pack",
     "prune",
 ]
 
 if TYPE_CHECKING:
+    from flexrel import online as online
+    from flexrel import training as training
     from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
     from flexrel.core.evaluate import Accuracy
+    from flexrel.core.latency import Latency
+    from flexrel.core.link import Link
     from flexrel.core.measurement import Measurement
+    from flexrel.core.memory import PeakMemory
     from flexrel.core.plan import Plan
     from flexrel.core.resources import Budget, Resource
     from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
     from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
     from flexrel.io import export, load
     from flexrel.pruning import PackReport, PruneOptions, Result, compare, pack, prune
-    from flexrel.relevance import RULES, RelevanceStats, Rule, calibrate
+    from flexrel.relevance import RULES, MergedStats, RelevanceStats, Rule, calibrate, merge
     from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery
     from flexrel.structure import apply
 else:
     _HOMES = {  # as above
         "core.budgets": ("AccuracyDrop", "Bytes", "MACs", "Parameters", "Sparsity"),
         "core.evaluate": ("Accuracy",),
+        "core.latency": ("Latency",),
+        "core.link": ("Link",),
         "core.measurement": ("Measurement",),
+        "core.memory": ("PeakMemory",),
         "core.plan": ("Plan",),
         "core.resources": ("Budget", "Resource"),
         "criteria": ("OBS", "Criterion", "FlexRel", "Magnitude", "Relevance"),
         "errors": ("BudgetError", "FlexrelError", "ModelError", "PackError", "UsageError"),
         "io": ("export", "load"),
         "pruning": ("PackReport", "PruneOptions", "Result", "compare", "pack", "prune"),
-        "relevance": ("RULES", "RelevanceStats", "Rule", "calibrate"),
+        "relevance": ("RULES", "MergedStats", "RelevanceStats", "Rule", "calibrate", "merge"),
         "repair": ("ClosedForm", "FineTune", "MaskHolder", "Recovery"),
         "structure": ("apply",),
     }
 
     def __getattr__(name: str) -> object:  # type checkers see the imports, and not this
+        if name in ("online", "training"):
+            return import_module(f"flexrel.{name}")
         for home, names in _HOMES.items():
             if name in names:
                 globals()[name] = found = getattr(import_module(f"flexrel.{home}"), name)

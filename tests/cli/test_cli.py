@@ -34,6 +34,9 @@ def inputs():
     draw = torch.Generator().manual_seed(1)
     return [torch.randn(8, 1, 6, 6, generator=draw) for _ in range(3)]
 
+def others():
+    return [-x for x in inputs()]
+
 def labelled():
     return [(x, make()(x).argmax(1)) for x in inputs()]
 
@@ -111,7 +114,8 @@ def test_the_table_marks_the_result_and_says_what_each_number_is(net, capsys):
 
     out = capsys.readouterr().out
     heads = next(line for line in out.splitlines() if "network" in line).split()
-    assert heads == ["network", "accuracy", "parameters", "MACs", "bytes", "MB", "%", "of", "dense"]
+    told = "network accuracy parameters MACs bytes MB % of dense weights gone"
+    assert heads == told.split()
     (marked,) = [line for line in out.splitlines() if line.strip().startswith("> ") and "%" in line]
     result = json.loads(Path("pruned/result.json").read_text())
     achieved = result["achieved"]
@@ -124,6 +128,7 @@ def test_the_table_marks_the_result_and_says_what_each_number_is(net, capsys):
         f"{achieved['bytes']:,}",
         f"{achieved['bytes'] / 1e6:.3f}",
         *f"{achieved['bytes'] / achieved['bytes_dense']:.2%}".replace("%", " %").split(),
+        *f"{achieved['weights_removed']:.2%}".replace("%", " %").split(),
     ]
     assert "dense is the network as it came, its bytes those of its packed file" in " ".join(
         out.split()
@@ -223,16 +228,58 @@ def test_inspect_and_unpack_read_what_prune_wrote(net, tmp_path, capsys):
     assert (tmp_path / "w.safetensors").stat().st_size > 0
 
 
+def calibrated(net, data, path):
+    assert main(["calibrate", f"{net}:make", "--data", f"{net}:{data}", "-o", str(path)]) == 0
+    return flexrel.RelevanceStats.load(path)
+
+
 def test_statistics_of_two_runs_merge_to_their_sum(net, tmp_path, capsys):
     files = [tmp_path / name for name in ("a", "b", "c")]
-    for path in files[:2]:
-        assert main(["calibrate", f"{net}:make", "--data", f"{net}:inputs", "-o", str(path)]) == 0
+    one, two = (calibrated(net, *pair) for pair in zip(("inputs", "others"), files, strict=False))
 
     assert main(["merge", str(files[0]), str(files[1]), "-o", str(files[2])]) == 0
 
-    one, both = flexrel.RelevanceStats.load(files[0]), flexrel.RelevanceStats.load(files[2])
+    both = flexrel.RelevanceStats.load(files[2])
     assert both.samples == 2 * one.samples == 48
-    assert all(torch.equal(both[name].input, 2 * one[name].input) for name in one)
+    assert all(torch.equal(both[name].input, one[name].input + two[name].input) for name in one)
+    assert "2 of 2 files, 3 layers, 48 samples" in capsys.readouterr().out
+
+
+def test_merge_goes_on_without_what_cant_be_used_and_says_why(net, tmp_path, capsys):
+    good, same, merged = (str(tmp_path / name) for name in ("a", "b", "c"))
+    calibrated(net, "inputs", good)
+    Path(same).write_bytes(Path(good).read_bytes())
+    capsys.readouterr()
+
+    assert main(["merge", good, same, "-o", merged]) == 0
+
+    said = capsys.readouterr()
+    assert said.err == f"warning: {same} was dropped: is the same as {good}\n"
+    assert "1 of 2 files" in said.out
+    assert main(["merge", good, "--most-samples", "5", "-o", merged]) == 5
+    assert "counts 24 samples" in one_line(capsys.readouterr().err)
+
+
+def test_prune_takes_relevance_that_was_measured_before(net, tmp_path, capsys):
+    stats = calibrated(net, "others", tmp_path / "stats")
+    options = ("--budget", "macs=60%", "--criterion", "relevance", "--recover", "none")
+    plans = []
+    for number, more in enumerate((("--stats", str(tmp_path / "stats")), ())):
+        out = tmp_path / f"out{number}"
+        assert prune(net, *options, *more, "--out", str(out)) == 0
+        plans.append(flexrel.Plan.load(out / "plan.json").masks)
+
+    wanted = flexrel.prune(
+        load_factory(net)(),
+        calibration=load_factory(net, "inputs")(),
+        budgets=["macs=60%"],
+        criterion="relevance",
+        recover="none",
+        options=flexrel.PruneOptions(stats=stats),
+    ).plan.masks
+    assert all(torch.equal(plans[0][name], wanted[name]) for name in wanted)
+    assert any(not torch.equal(plans[1][name], wanted[name]) for name in wanted)
+    assert prune(net, *options, "--stats", str(tmp_path / "none")) == 2
 
 
 def test_report_is_made_again_from_the_records(net, tmp_path, capsys):
@@ -548,8 +595,11 @@ def test_damaged_files_exit_5_and_leave_nothing(net, tmp_path, capsys):
         (["--budget", "macs=60%", "--values", "int3"], "inputs", 2, "float32"),
         (["--budget", "macs=60%", "--recover", "magic"], "inputs", 2, "none"),
         (["--budget", "macs=60%", "--allocation", "x"], "inputs", 2, "per-layer"),
-        (["--budget", "latency=5ms"], "inputs", 2, "bytes=500kB"),
-        (["--budget", "macs=none"], "inputs", 2, "macs=50%"),
+        (["--budget", "speed=5ms"], "inputs", 2, "bytes=500kB"),
+        (["--budget", "latency=5ms@java"], "inputs", 2, "onnxruntime"),
+        (["--budget", "link=8s"], "inputs", 2, "link=8s@1Mbit/s"),
+        (["--budget", "flops=50%"], "inputs", 2, "did you mean macs=50%?"),
+        (["--budget", "macs=none"], "inputs", 2, "amount"),
         (["--budget", "bytes=10 parsecs"], "inputs", 2, "500kB"),
         (["--target", "speed=1%"], "inputs", 2, "accuracy-drop"),
         (["--target", "accuracy-drop=1"], "inputs", 2, "0.01"),
@@ -630,6 +680,7 @@ def test_a_place_that_can_not_be_written_is_refused_before_the_work(net, capsys)
 
 
 def press_ctrl_c(*_, **__):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what runs in background
     signal.raise_signal(signal.SIGINT)
 
 

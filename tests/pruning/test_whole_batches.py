@@ -351,7 +351,7 @@ def test_the_command_line_prunes_networks_of_whole_batches(name, tmp_path, capsy
     file = tmp_path / "net.py"
     file.write_text(MODEL.format(name=name))
 
-    data = ["--calibration", f"{file}:data", "--budget=macs=60%", "--no-compare"]
+    data = ["--calibration", f"{file}:data", "--budget=macs=60%"]
     code = main(["prune", f"{file}:net", *data, "--out", str(tmp_path / "out"), "--export=graph"])
 
     said = capsys.readouterr().err

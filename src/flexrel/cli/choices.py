@@ -23,7 +23,8 @@ NAMED: Final[Mapping[str, tuple[str, ...]]] = {
     "values": ("auto", "float32", "bfloat16", "float16", "int8", "int4"),
 }
 _TOLD: Final = {
-    "budget": "bytes=500kB, macs=50%, parameters=120k, sparsity=80%",
+    "budget": "bytes=500kB, macs=50%, parameters=120k, sparsity=80%, link=8s@1Mbit/s, memory=50%, "
+    "latency=5ms@onnxruntime",
     "criterion": "auto, magnitude, relevance, obs or flexrel:DELTA, DELTA in [0, 1]",
     "granularity": "element, channel, head, depth, N:M with 0 < N < M, block:ROWSxCOLUMNS",
     "recover": "none, closed-form, or finetune:EPOCHS",

@@ -5,8 +5,6 @@ Those that prune are in `pruning`, those on packed files in `packing`.
 
 import json
 import webbrowser
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Annotated
 
@@ -87,15 +85,23 @@ def calibrate_command(
 
 @data_app.command("merge")
 def merge_command(
-    files: Annotated[list[Path], typer.Argument(help="files of stats")],
+    files: Annotated[list[Path], typer.Argument(help="files of stats, one a device")],
     out: Annotated[Path, typer.Option("--out", "-o", help="file of their sum")],
+    most_samples: Annotated[
+        float | None, typer.Option(help="that one file may count, else 100 million")
+    ] = None,
 ) -> None:
-    """Add up stats that were taken in several places."""
-    from flexrel.relevance import RelevanceStats
+    """Add up stats that were taken in several places, without those that can't be used."""
+    from flexrel.relevance import MOST_SAMPLES, merge
 
-    total = reduce(add, [RelevanceStats.load(path) for path in files])
-    total.save(out)
-    typer.echo(f"{out}: {len(total)} layers, {total.samples:,.0f} samples")
+    found = merge(files, MOST_SAMPLES if most_samples is None else most_samples)
+    found.stats.save(out)
+    for file, reason in found.dropped:
+        typer.echo(f"warning: {file} was dropped: {reason}", err=True)
+    typer.echo(
+        f"{out}: {len(found.used)} of {len(files)} files, {len(found.stats)} layers, "
+        f"{found.stats.samples:,.0f} samples"
+    )
 
 
 @data_app.command("report")

@@ -146,6 +146,14 @@ def prune_command(
             callback=check("effort"),
         ),
     ] = "default",
+    stats: Annotated[
+        Path | None,
+        typer.Option(
+            help="relevance measured before: by calibrate, in use, or merged",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     compare: Annotated[
         bool,
         typer.Option(
@@ -194,7 +202,7 @@ def prune_command(
     from flexrel.io import check_exports
     from flexrel.pruning import PruneOptions, criteria_of, prune
     from flexrel.pruning import compare as compare_result
-    from flexrel.relevance import Attribution
+    from flexrel.relevance import Attribution, RelevanceStats
 
     exports = export or []
     check_exports(exports)
@@ -203,6 +211,7 @@ def prune_command(
     criteria = criteria_of(criterion, granularity, recover, attribution)
     budgets = [budget_of(text) for text in budget or []]
     goal = target_of(target) if target else None
+    measured = RelevanceStats.load(stats) if stats else None
     with shown(progress) as tell:
         tell("loading the network", 0, None)
         source = read_model(model, weights, seed, tell)
@@ -228,6 +237,7 @@ def prune_command(
             form=form,  # type: ignore[arg-type]
             effort=effort,  # type: ignore[arg-type]
             outputs=outputs,  # type: ignore[arg-type]
+            stats=measured,
             progress=progress,
         ),
     )
@@ -255,6 +265,7 @@ def _tell(result: "Result", out: Path, exports: list[str], *, as_json: bool) -> 
     """Print a result that was written to a folder."""
     from flexrel.cli.show import (
         files_in,
+        latency_line,
         print_whole,
         recovery_lines,
         table,
@@ -269,7 +280,9 @@ def _tell(result: "Result", out: Path, exports: list[str], *, as_json: bool) -> 
         typer.echo(json.dumps({**result.as_json(), "out": str(out), "files": files}))
     else:
         print_whole(table(result))
-        for line in (*unmeasured(result), *recovery_lines(result)):
+        for line in filter(
+            None, (*unmeasured(result), *recovery_lines(result), latency_line(result))
+        ):
             typer.echo(line)
         typer.echo(what_it_is(result))
         typer.echo(f"Wrote {out}/: {', '.join(files)}")

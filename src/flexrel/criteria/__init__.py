@@ -16,10 +16,13 @@ from flexrel.criteria.criterion import (
     attribution_of,
     saliency_of,
 )
+from flexrel.criteria.drift import Drift, drift
+from flexrel.criteria.history import History
 from flexrel.criteria.ranking import (
     ALLOCATIONS,
     Ranking,
     UnitRanking,
+    fitting_multiple,
     rank_units,
 )
 from flexrel.criteria.saliency import measure_saliency
@@ -32,14 +35,18 @@ __all__ = [
     "SALIENCY",
     "Blend",
     "Criterion",
+    "Drift",
     "FlexRel",
     "GroupSignals",
+    "History",
     "Magnitude",
     "Ranking",
     "Relevance",
     "SaliencyTarget",
     "UnitRanking",
     "attribution_of",
+    "drift",
+    "fitting_multiple",
     "measure_saliency",
     "rank_units",
     "saliency_of",

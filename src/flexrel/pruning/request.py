@@ -9,13 +9,15 @@ from flexrel.core.batches import RawBatches
 from flexrel.core.budgets import PARAMETERS_LEFT, AccuracyDrop, budget_of, target_of
 from flexrel.core.evaluate import Evaluate, evaluate_of
 from flexrel.core.granularity import Pattern
+from flexrel.core.latency import Latency
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.outputs import RequestedOutputs, check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
 from flexrel.core.progress import RequestedProgress, check_progress
 from flexrel.core.resources import Budget, Candidate, Resource
-from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, Magnitude
+from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, History, Magnitude
 from flexrel.errors import UsageError
+from flexrel.io import check_runtime
 from flexrel.pruning.arguments import criteria_of, recoveries
 from flexrel.pruning.evaluation import floor_of
 from flexrel.relevance import Attribution, RelevanceStats
@@ -37,7 +39,8 @@ class PruneOptions:
         allocation: "global" compares all units of the network; "per-layer" takes the same share
             of every layer.
         multiple_of: round the widths that remain up to multiples of this, such as 8: kernels of
-            some devices want it, and onnxruntime's convolutions. For channels and heads.
+            some devices want it, and onnxruntime's convolutions. For channels and heads. With a
+            budget on latency 1 stands for what is measured to be fast.
         form: "module" cuts the module itself, so that its class stays; "exported" cuts a
             self-contained program that `torch.export` makes of it, where numbers in its code are
             no obstacle, and which is in evaluation mode for good; "auto" takes the program only
@@ -52,6 +55,9 @@ class PruneOptions:
             that sees scale and shift, as of "values". `FineTune` follows it.
         stats: relevance of this very network, measured before: taken wherever a criterion needs
             relevance, and none is measured.
+        history: averages over training (`flexrel.training.Tracker`), which stand for the weights
+            where a criterion asks how large they are, and for relevance, if some was tracked and no
+            `stats` are given.
         progress: "auto" draws bars in a terminal or notebook, and elsewhere prints a line every
             few seconds; a function (stage, steps done, steps in all or None) is told of each step.
     """
@@ -62,7 +68,14 @@ class PruneOptions:
     effort: Effort = "default"
     outputs: RequestedOutputs = "auto"
     stats: RelevanceStats | None = None
+    history: History | None = None
     progress: RequestedProgress = None
+
+    @property
+    def known_relevance(self) -> RelevanceStats | None:
+        """What is taken for relevance, and not measured."""
+        tracked = None if self.history is None else self.history.relevance
+        return tracked if self.stats is None else self.stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +95,7 @@ class Request:
     keep: tuple[str, ...]
     seed: int
     options: PruneOptions
+    halved: bool = False  # multiples of widths that are less than two: those were found, not asked
     progress: Progress = silent  # what is told of each step, while it goes on
 
     @property
@@ -92,7 +106,7 @@ class Request:
         saliency = ("measuring K-FAC factors", "refitting readers", "measuring saliency")
         parts = (
             ("reading the data", "tracing the network"),
-            ("calibrating",) if attributed and self.options.stats is None else (),
+            ("calibrating",) if attributed and self.options.known_relevance is None else (),
             saliency if SALIENCY in needs else (),
             ("measuring dense",),
             ("choosing a criterion",) if len(self.criteria) > 1 else (),
@@ -151,6 +165,7 @@ def requested(
     if not isinstance(options, PruneOptions):
         raise UsageError(f"options is a {type(options).__name__}; pass a flexrel.PruneOptions(...)")
     read = tuple(map(budget_of, budgets))
+    _check_alike(read)
     goal = None if target is None else target_of(target)
     check_values(values, ("auto", *VALUES))
     check_outputs(options.outputs)
@@ -201,6 +216,26 @@ def _check_width(width: int, granularity: str, pattern: Pattern) -> None:
         )
 
 
+def _check_alike(budgets: Sequence[Budget]) -> None:
+    """Refuse two budgets that a result would report under one name, but that count differently.
+
+    And a runtime that is not installed.
+    """
+    found: dict[str, Resource] = {}
+    timed = [one for one in budgets if isinstance(one, Latency)]
+    if len(timed) > 1:
+        raise UsageError(f"{len(timed)} budgets on latency; one runtime at a time can be asked for")
+    for latency in timed:
+        check_runtime(latency.runtime)
+    for one in budgets:
+        resource = one.resource
+        if found.setdefault(resource.key, resource) != resource:
+            raise UsageError(
+                f"two budgets on {resource.name!r} are counted in two ways, as over two links; "
+                "give the tighter of them"
+            )
+
+
 def _check_known(name: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise UsageError(f"{name} {value!r} is not known; there are: {', '.join(known)}")
@@ -225,14 +260,14 @@ class Limits:
 
     def counted(self, dense: Candidate, achieved: Candidate) -> Mapping[str, tuple[float, float]]:
         """Return how much of each limited resource two networks take, by its name."""
-        return {r.name.lower(): (r.count(dense), r.count(achieved)) for r, _ in self.amounts}
+        return {r.key: (r.count(dense), r.count(achieved)) for r, _ in self.amounts}
 
     def as_json(self) -> Mapping[str, float | None]:
         """Return every limit by its resource, None where nothing was asked for."""
         found: dict[str, float | None] = dict.fromkeys(_REPORTED)
         found["accuracy"] = self.floor
         for resource, limit in self.amounts:
-            name = resource.name.lower()
+            name = resource.key
             tightest = max if resource.at_least else min
             known = found.get(name)
             found[name] = limit if known is None else tightest(known, limit)

@@ -40,10 +40,12 @@ def measured_relevance(model: nn.Module, request: Request, data: CalibrationData
     """
     wanted = dict.fromkeys(filter(None, map(attribution_of, request.criteria)))
     options = request.options
-    if options.stats is not None:
+    if options.history is not None:
+        options.history.check(model)
+    if (known := options.known_relevance) is not None:
         for one in wanted:
-            _check_stats(options.stats, one, model)
-        return dict.fromkeys(wanted, options.stats)
+            _check_stats(known, one, model)
+        return dict.fromkeys(wanted, known)
     found: dict[Attribution, RelevanceStats | ModelError] = {}
     for one in wanted:
         try:
@@ -117,12 +119,15 @@ class NetworkSignals:
         stats = stats if isinstance(stats, RelevanceStats) else None
         unit_costs = self.request.short.unit_costs
         costs = unit_costs(graph) if unit_costs else None
-        tensors = named_tensors(self.target.network)
+        history = self.request.options.history
+        tracked = {} if history is None else history.magnitudes
+        tensors = {**named_tensors(self.target.network), **tracked}
         wanted = saliency_of(criterion)
         saliency = None if wanted is None else self.saliencies[wanted][0]
         scores = scores_of(criterion, graph, tensors, stats, saliency, costs)
-        options = self.request.options
-        return rank_units(graph, ALLOCATIONS[options.allocation](scores), options.multiple_of)
+        options, halved = self.request.options, self.request.halved
+        scores = ALLOCATIONS[options.allocation](scores)
+        return rank_units(graph, scores, options.multiple_of, halved=halved)
 
 
 def measured_signals(

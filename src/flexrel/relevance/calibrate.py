@@ -24,9 +24,10 @@ from flexrel.errors import ModelError, UsageError
 from flexrel.relevance.balance import Balance, Ledger, NaNFinder, merged
 from flexrel.relevance.follow import RelevanceRecorder
 from flexrel.relevance.rules import Rule, RuleLike, rule_of
-from flexrel.relevance.stats import LayerRelevance, RelevanceStats
+from flexrel.relevance.stats import RelevanceStats
 from flexrel.relevance.sums import LayerShape, Scratch, by_layer, flattened, relevance_of
 from flexrel.relevance.targets import Attribution, AttributionTarget, start
+from flexrel.relevance.vectors import LayerRelevance
 
 
 def calibrate(
