@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexrel.pruning.search import least_removal, most_removal
+from flexrel.pruning.bisection import least_removal, most_removal
 
 searched = settings(max_examples=200, derandomize=True)
 # Steps of zero and few distinct values: plateaus are where bisection goes wrong.
@@ -145,3 +145,15 @@ def test_all_goes_where_all_is_good(most):
 
 def test_nothing_is_good_if_the_least_is_not():
     assert most_removal(lambda k: k > 3, 2, 10, 1) is None
+
+
+def test_a_search_ends_where_nothing_that_is_left_would_be_worth_it():
+    asked = []
+
+    def good(count):
+        asked.append(count)
+        return count <= 3
+
+    # 0 is good, 50 of 0 ... 100 is not: at most 49 are left, and 60 would have been worth it.
+    assert most_removal(good, 0, 100, 1, lambda count: count >= 60) == 0
+    assert asked == [0, 50]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 from flexrel.core.plan import Plan
 from flexrel.core.precision import finest_first
@@ -14,7 +15,6 @@ from flexrel.pruning.request import Limits
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import NetworkSignals
 
-_ROUNDS = 3  # of choosing a criterion where the last one led
 _ROUGHER = 1.1  # of the divergence of the cut: what rounding may leave, where nothing says more
 
 
@@ -96,26 +96,29 @@ def _is_better(one: Solution, found: Sequence[Solution]) -> bool:
 
 
 def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
-    """Return the criterion, chosen of several on the samples that judge, and its plan."""
+    """Return the criterion, chosen of several, and its plan.
+
+    With a target that of the smallest network which keeps to it; else the closest to the dense one
+    on the samples that judge.
+    """
     if len(criteria) == 1:
         return Solution(search, criteria[0], search.plan(criteria[0]))
     magnitude = Magnitude()  # what the first choice is made like
     if search.limits.floor is None:
         return _chosen_within(search, criteria, magnitude)
-    found: list[Solution] = []
     ranking = search.ranking(magnitude)
     like = ranking.plan(ranking.removable // 2)
-    for _ in range(_ROUNDS):  # where the plan lands decides what is best there
-        chosen = _closest(search, criteria, partial(search.as_costly, like))
-        if any(chosen is earlier.criterion for earlier in found):
-            break
+    first = _closest(search, criteria, partial(search.as_costly, like))
+    found: list[Solution] = []
+    failed: list[BudgetError] = []
+    for criterion in sorted(criteria, key=lambda one: one is not first):
+        size = min((len(one.network.packed) for one in found), default=inf)
         try:
-            like = search.plan(chosen)
-        except BudgetError:
-            if found:
-                break
-            raise
-        found.append(Solution(search, chosen, like))
+            found.append(Solution(search, criterion, search.plan_below(criterion, size)))
+        except BudgetError as error:
+            failed.append(error)
+    if not found:
+        raise failed[0]
     return min(found, key=lambda one: len(one.network.packed))
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from functools import cache
 from operator import itemgetter
 
+from flexrel.core.budgets import Bytes
 from flexrel.core.plan import Plan
 from flexrel.core.resources import TOLERANCE, Candidate, Resource
 from flexrel.criteria import Criterion, Ranking, UnitRanking
 from flexrel.errors import BudgetError
+from flexrel.pruning.bisection import least_removal, most_removal
 from flexrel.pruning.evaluator import Evaluator
 from flexrel.pruning.request import Limits
 from flexrel.pruning.warnings import left_alone
@@ -20,6 +22,7 @@ _FILLS = 100  # units tried that may stay within the limits after all
 _ROOM = 0.01  # of a limit left over: not worth filling
 _AIMS = 5  # tries to bring a repaired network within a limit that is measured on it
 _STEPS = 1000  # of the units, where a measured resource rose as units went
+_LEAST_PACKED = 0.9  # of the bytes before repair: what a repaired network takes at the least
 _RESOLUTION = 128  # a target is searched to within 1/128 of the units
 
 
@@ -63,10 +66,34 @@ class BudgetSearch:
             BudgetError: the limits can't be kept; says the closest that can.
         """
         least = self.least(criterion)
-        floor = self.limits.floor
-        if floor is None:
+        if self.limits.floor is None:
             return self.filled(criterion, least)
+        return self.ranking(criterion).plan(self._most(criterion, least, lambda _: True))
+
+    def plan_below(self, criterion: Criterion, size: float) -> Plan:
+        """Return the plan of `plan` for a target; or one removing less, if that is not smaller.
+
+        The search ends where all that it may still come to is no smaller than `size`, which saves
+        most of the networks of a criterion that is not the best.
+
+        Args:
+            criterion: whose plan it is.
+            size: in bytes of the packed file.
+
+        Raises:
+            BudgetError: the limits can't be kept.
+        """
         ranking = self.ranking(criterion)
+
+        def worth(count: int) -> bool:
+            candidate = self._candidate(ranking, count, rough=True)
+            return _LEAST_PACKED * Bytes.resource.count(candidate) < size
+
+        return ranking.plan(self._most(criterion, self.least(criterion), worth))
+
+    def _most(self, criterion: Criterion, least: int, worth: Callable[[int], bool]) -> int:
+        """Return the most units found that can go within the limits, where that is worth it."""
+        ranking, floor = self.ranking(criterion), self.limits.floor or 0.0
         accuracies: dict[int, float] = {}
 
         def good(count: int) -> bool:
@@ -76,11 +103,12 @@ class BudgetSearch:
             self.evaluator.builder.progress(told, len(accuracies), None)
             return accuracies[count] >= floor - TOLERANCE and self._exceeded(candidate) is None
 
-        count = most_removal(good, least, ranking.removable, ranking.removable // _RESOLUTION)
+        resolution = ranking.removable // _RESOLUTION
+        count = most_removal(good, least, ranking.removable, resolution, worth)
         if count is None:
             advice = "That is what the budgets leave; raise them or allow a larger drop."
             raise BudgetError("accuracy", floor, accuracies[least], advice, at_least=True)
-        return ranking.plan(count)
+        return count
 
     def least(self, criterion: Criterion) -> int:
         """Return the least number of units to remove so that every budget is met.
@@ -225,64 +253,3 @@ class BudgetSearch:
             if room(fuller) >= 0:
                 plan = fuller
         return plan
-
-
-def least_removal(
-    cost: Callable[[int], float], limit: float, most: int, tolerance: float = 0.0
-) -> int | None:
-    """Return the least `k` in 0 ... `most` with `cost(k) <= limit`, or None if there is none.
-
-    Args:
-        cost: of the plan that removes `k` units; taken not to rise with `k`.
-        limit: that the cost must not exceed.
-        most: the largest `k`.
-        tolerance: stop at a `k` whose cost is within this share below the limit; 0 finds the
-            least exactly. A costly `cost` needs few calls when it falls about evenly, as the
-            next `k` is where a straight line between the last two bounds meets the limit.
-
-    Returns:
-        A `k` whose cost was really measured to be within the limit.
-    """
-    measured = cache(cost)
-    if measured(0) <= limit:
-        return 0
-    if measured(most) > limit:
-        return None
-    low, high = 0, most  # cost(low) > limit >= cost(high)
-    straight = True
-    while high - low > 1 and not (tolerance and measured(high) >= limit * (1 - tolerance)):
-        middle = (low + high) // 2
-        if tolerance and straight:
-            aim = limit * (1 - tolerance / 2)
-            share = (measured(low) - aim) / (measured(low) - measured(high))
-            middle = min(max(low + 1, round(low + share * (high - low))), high - 1)
-        straight = not straight
-        if measured(middle) > limit:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def most_removal(good: Callable[[int], bool], least: int, most: int, resolution: int) -> int | None:
-    """Return the largest `k` found in `least` ... `most` with `good(k)`, or None if none was.
-
-    Bisects as if `good` turned false once and stayed false, to within `resolution` units. What
-    is returned was really found good, also where `good` is noisy.
-
-    Args:
-        good: whether the plan that removes `k` units does its job.
-        least: the smallest `k` allowed; if that is not good, nothing is.
-        most: the largest `k`.
-        resolution: how close to the turning point to go, in units.
-    """
-    if not good(least):
-        return None
-    low, high = least, most + 1
-    while high - low > max(resolution, 1):
-        middle = (low + high) // 2
-        if good(middle):
-            low = middle
-        else:
-            high = middle
-    return low
