@@ -10,6 +10,7 @@ from flexrel.core.evaluate import Accuracy
 from flexrel.core.measurement import Measurement
 from flexrel.core.plan import Plan
 from flexrel.core.resources import Budget, Resource
+from flexrel.core.targets import Ceiling, Floor, Target, Worsening
 from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
 from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
 from flexrel.io import export, load
@@ -28,11 +29,13 @@ __all__ = [
     "Budget",
     "BudgetError",
     "Bytes",
+    "Ceiling",
     "ClosedForm",
     "Criterion",
     "FineTune",
     "FlexRel",
     "FlexrelError",
+    "Floor",
     "MACs",
     "Magnitude",
     "MaskHolder",
@@ -50,7 +53,9 @@ __all__ = [
     "Result",
     "Rule",
     "Sparsity",
+    "Target",
     "UsageError",
+    "Worsening",
     "__version__",
     "apply",
     "calibrate",

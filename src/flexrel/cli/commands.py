@@ -25,13 +25,13 @@ from flexrel.cli.arguments import (
 )
 from flexrel.cli.options import parse_rule
 from flexrel.cli.show import conservation, progress_bars, recovery_lines, table, what_it_is
-from flexrel.cli.sources import read_data, read_model
-from flexrel.core.budgets import budget_of, target_of
-from flexrel.core.evaluate import Accuracy
+from flexrel.cli.sources import read_data, read_evaluate, read_model
+from flexrel.core.budgets import TARGET_EXAMPLES, budget_of
 from flexrel.core.granularity import GRANULARITIES
 from flexrel.core.outputs import OUTPUT_KINDS
 from flexrel.core.plan import check_model
 from flexrel.core.precision import VALUES
+from flexrel.core.targets import targets_of
 from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.io import EXPORTS, check_exports, percent, render
@@ -102,9 +102,11 @@ def demo_command(
 def prune_command(
     model: ModelArgument,
     calibration: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
-    evaluation: Annotated[str | None, typer.Option(help=f"labelled data; {DATA}")] = None,
+    evaluation: Annotated[
+        str | None, typer.Option(help=f"labelled data, or a function of the model; {DATA}")
+    ] = None,
     weights: WeightsOption = None,
-    target: Annotated[str | None, typer.Option(help="accuracy-drop=1%")] = None,
+    target: Annotated[str | None, typer.Option(help=TARGET_EXAMPLES)] = None,
     budget: Annotated[
         list[str] | None, typer.Option(help="bytes=500kB, macs=50%, parameters=120k, sparsity=80%")
     ] = None,
@@ -151,12 +153,13 @@ def prune_command(
     if exports and out is None:
         raise UsageError("--export writes into --out DIR; name one")
     budgets = [budget_of(text) for text in budget or []]
-    goal = target_of(target) if target else None
-    if target and not evaluation:
-        raise UsageError("a target on accuracy needs --evaluation DATA, with labels")
+    targets = targets_of(target)
+    if targets and not evaluation:
+        metric = targets[0].metric
+        raise UsageError(f"a target on {metric} needs --evaluation DATA, with labels")
     attribution = Attribution(parse_rule(rule), output)
     criteria = criteria_of(criterion, granularity, recover, attribution)
-    evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
+    evaluate = read_evaluate(evaluation)
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)
         data = list(read_data(calibration, "calibration"))
@@ -164,7 +167,7 @@ def prune_command(
             network,
             calibration=data,
             evaluate=evaluate,
-            target=goal,
+            target=targets,
             budgets=budgets,
             criterion=criteria,
             granularity=granularity,

@@ -11,11 +11,10 @@ import flexrel_edge.cli
 from flexrel.cli.arguments import DATA, JsonOption, ModelArgument, SeedOption, WeightsOption
 from flexrel.cli.options import parse_metadata
 from flexrel.cli.show import plan_tables, progress_bars
-from flexrel.cli.sources import first_batch, read_data, read_model
-from flexrel.core.budgets import target_of
-from flexrel.core.evaluate import Accuracy
+from flexrel.cli.sources import first_batch, read_data, read_evaluate, read_model
 from flexrel.core.plan import Plan
 from flexrel.core.precision import VALUES
+from flexrel.core.targets import targets_of
 from flexrel.io import check_path, export, fixed, graph_notes, percent
 from flexrel.pruning import pack
 from flexrel.structure import apply
@@ -40,7 +39,9 @@ def pack_command(
     graph: Annotated[
         str | None, typer.Option(help=f"carry the ONNX graph too, made with inputs of {DATA}")
     ] = None,
-    evaluation: Annotated[str | None, typer.Option(help=f"labelled data; {DATA}")] = None,
+    evaluation: Annotated[
+        str | None, typer.Option(help=f"labelled data, or a function of the model; {DATA}")
+    ] = None,
     target: Annotated[str | None, typer.Option(help="accuracy-drop=1%, for --values auto")] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(help="NAME=TEXT or NAME=@FILE: labels, licence, ...")
@@ -55,8 +56,8 @@ def pack_command(
     data = read_data(calibration, "calibration") if calibration else ()
     example = first_batch(read_data(graph, "calibration")) if graph else None
     texts = parse_metadata(metadata or [])
-    goal = target_of(target) if target else None
-    evaluate = Accuracy(read_data(evaluation, "evaluation")) if evaluation else None
+    targets = targets_of(target)
+    evaluate = read_evaluate(evaluation)
     with progress_bars() as progress:
         network = read_model(model, weights, seed, progress)
         network = apply(network, cut) if cut else network
@@ -66,7 +67,7 @@ def pack_command(
             values,  # type: ignore[arg-type]  # checked
             calibration=data,
             evaluate=evaluate,
-            target=goal,
+            target=targets,
             graph=example,
             metadata=texts,
             codec=codec,

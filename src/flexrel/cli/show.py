@@ -9,10 +9,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from flexrel.core.evaluate import ACCURACY
 from flexrel.core.measurement import Progress
 from flexrel.core.plan import Plan, changes, named, totals
 from flexrel.core.wording import everyday
-from flexrel.io import count, percent
+from flexrel.io import count, figure, percent
 from flexrel.pruning import Result
 from flexrel.relevance import Balance
 
@@ -46,12 +47,14 @@ def table(result: Result) -> Table:
     """
     shown = Table(title=None)
     shown.add_column("network", no_wrap=True)
-    for name in ("accuracy", "parameters", "MACs", "bytes", "of dense", "weights gone"):
+    others = [name for name in result.dense.metrics if name != ACCURACY]
+    for name in ("accuracy", *others, "parameters", "MACs", "bytes", "of dense", "weights gone"):
         shown.add_column(name, justify="right")
     for m in result.measurements:
         shown.add_row(
             m.criterion,
             percent(m.accuracy),
+            *(figure(m.metrics[name]) for name in others),
             count(m.parameters),
             count(m.macs),
             count(m.bytes),

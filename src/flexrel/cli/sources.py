@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from flexrel.cli import demo
 from flexrel.cli.weights import read_weights
 from flexrel.core.batches import RawBatch
+from flexrel.core.evaluate import Accuracy, Evaluate
 from flexrel.core.measurement import Progress
 from flexrel.errors import UsageError
 
@@ -70,6 +72,31 @@ def read_data(spec: str, role: str) -> Iterable[RawBatch]:
     return batches if iter(batches) is not batches else list(batches)
 
 
+def read_evaluate(spec: str | None) -> Evaluate | None:
+    """Return what tells how a network does: the accuracy on data, or a function `model -> numbers`.
+
+    Args:
+        spec: a DATA argument; or a function in a file or module that needs an argument, the model;
+            None for nothing.
+
+    Raises:
+        UsageError: there is no such thing, or it holds no batches.
+    """
+    if spec is None:
+        return None
+    if spec != "demo:digits" and not spec.endswith(".npz"):
+        function = _function(spec, "data")
+        if _needs_argument(function):
+            return function
+    return Accuracy(read_data(spec, "evaluation"))
+
+
+def _needs_argument(function: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(one.kind in plain and one.default is one.empty for one in parameters)
+
+
 def first_batch(batches: Iterable[RawBatch]) -> RawBatch:
     """Return the first of the batches; UsageError if there is none."""
     for batch in batches:
@@ -100,16 +127,21 @@ def _npz(path: Path) -> list[RawBatch]:
     return [(x[at : at + _BATCH], y[at : at + _BATCH]) for at in cuts]
 
 
-def _made(spec: str, what: str) -> Any:  # noqa: ANN401 - whatever the user's factory returns
+def _function(spec: str, what: str) -> Callable[..., Any]:
     place, separator, name = spec.rpartition(":")
     if not separator or not name:
         more = ", an .npz" if what == "data" else ""
         raise UsageError(f"{what} {spec!r} is not understood; give {_FORMS}{more} or demo:digits")
     module = _file(Path(place)) if place.endswith(".py") else _module(place)
-    factory: Callable[[], Any] | None = getattr(module, name, None)
-    if not callable(factory):
+    function: Callable[..., Any] | None = getattr(module, name, None)
+    if not callable(function):
         public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         raise UsageError(f"{place} has no function {name!r}; it has {', '.join(public) or 'none'}")
+    return function
+
+
+def _made(spec: str, what: str) -> Any:  # noqa: ANN401 - whatever the user's factory returns
+    factory = _function(spec, what)
     try:
         return factory()
     except Exception as error:

@@ -168,10 +168,16 @@ class AccuracyDrop:
     """
 
     amount: float
+    metric: ClassVar[str] = "accuracy"
+    lower_is_better: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= (math.nan if isinstance(self.amount, str) else _number(self.amount)) <= 1:
             raise UsageError(f"accuracy drop is {self.amount!r}; 0.01 is one point, at most 1")
+
+    def limit(self, dense: float) -> float:
+        """Return the least accuracy allowed."""
+        return dense - self.amount
 
 
 _NAMED: Mapping[str, type[Bytes | MACs | Parameters | Sparsity]] = {
@@ -181,7 +187,7 @@ _NAMED: Mapping[str, type[Bytes | MACs | Parameters | Sparsity]] = {
     "sparsity": Sparsity,
 }
 _EXAMPLES = "bytes=500kB, macs=50%, parameters=120k, sparsity=80%"
-_TARGET = "accuracy-drop=1%"
+TARGET_EXAMPLES = "accuracy-drop=1%, accuracy>=90%, loss<=0.35, perplexity+5%, mAP-0.5"
 
 
 def budget_of(given: object) -> Budget:
@@ -217,10 +223,10 @@ def target_of(given: object) -> AccuracyDrop:
         return given
     name, _, amount = str(given).partition("=")
     if name != "accuracy-drop" or not isinstance(given, str):
-        raise UsageError(f"target {given!r} is not known; write it like {_TARGET}")
+        raise UsageError(f"target {given!r} is not known; write it like {TARGET_EXAMPLES}")
     if not _NUMBER.fullmatch(amount):
         raise UsageError(
-            f"target {given!r} has no amount that can be read; write it like {_TARGET}"
+            f"target {given!r} has no amount that can be read; write it like {TARGET_EXAMPLES}"
         )
     share = float(_number(amount))
     if share >= 1 and not amount.endswith("%"):

@@ -11,7 +11,7 @@ from flexrel.io.export import (
     graph_notes,
 )
 from flexrel.io.load import fit, load
-from flexrel.io.report import count, percent, render
+from flexrel.io.report import count, figure, percent, render
 
 __all__ = [
     "EXPORTS",
@@ -21,6 +21,7 @@ __all__ = [
     "encode",
     "export",
     "exported",
+    "figure",
     "fit",
     "fixed",
     "graph_notes",

@@ -81,17 +81,18 @@ def best_solution(evaluator: Evaluator, signals: NetworkSignals, limits: Limits)
         found.append(one)
         criteria = (one.criterion,)
     if not found:
-        raise next((error for error in failed if error.resource == "accuracy"), failed[-1])
+        metrics = [goal.metric for goal in limits.goals]
+        raise next((error for error in failed if error.resource in metrics), failed[-1])
     return found[-1]
 
 
 def _is_better(one: Solution, found: Sequence[Solution]) -> bool:
     limits = one.search.limits
-    if limits.floor is None and limits.measured:
+    if limits.goals:
+        return one.search.least_of(one.plan) < found[-1].search.least_of(found[-1].plan)
+    if limits.measured:
         return one.divergence < found[-1].divergence
     smaller = len(one.network.packed) < len(found[-1].network.packed)
-    if limits.floor is not None:
-        return smaller
     return smaller and one.divergence <= _ROUGHER * found[0].divergence
 
 
@@ -104,22 +105,26 @@ def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
     if len(criteria) == 1:
         return Solution(search, criteria[0], search.plan(criteria[0]))
     magnitude = Magnitude()  # what the first choice is made like
-    if search.limits.floor is None:
+    if not search.limits.goals:
         return _chosen_within(search, criteria, magnitude)
     ranking = search.ranking(magnitude)
     like = ranking.plan(ranking.removable // 2)
     first = _closest(search, criteria, partial(search.as_costly, like))
-    found: list[Solution] = []
+    best: Solution | None = None
+    least = (inf, inf)
     failed: list[BudgetError] = []
     for criterion in sorted(criteria, key=lambda one: one is not first):
-        size = min((len(one.network.packed) for one in found), default=inf)
         try:
-            found.append(Solution(search, criterion, search.plan_below(criterion, size)))
+            plan = search.plan_below(criterion, least[0])
         except BudgetError as error:
             failed.append(error)
-    if not found:
+            continue
+        takes = search.least_of(plan)
+        if takes < least:
+            best, least = Solution(search, criterion, plan), takes
+    if best is None:
         raise failed[0]
-    return min(found, key=lambda one: len(one.network.packed))
+    return best
 
 
 def _chosen_within(

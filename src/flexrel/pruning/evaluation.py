@@ -1,13 +1,21 @@
 """Whether an evaluation can tell what a target asks: more than chance, on samples enough."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from flexrel.core.answers import Tally
-from flexrel.core.budgets import AccuracyDrop
-from flexrel.core.evaluate import Accuracy, Evaluate, standard_error
+from flexrel.core.evaluate import (
+    ACCURACY,
+    Accuracy,
+    Evaluate,
+    Evaluation,
+    Metrics,
+    standard_error,
+)
+from flexrel.core.targets import Goal, Target, goals_of, unnamed
 from flexrel.errors import UsageError
 
 _POINT = 100  # of accuracy, in a whole
@@ -18,34 +26,43 @@ class EvaluationData:
     """What an evaluation measures on.
 
     Attributes:
+        metrics: of the dense network, by name; none without an `evaluate`.
+        goals: what the targets come to.
         samples: that are counted; None if `evaluate` does not tell.
-        accuracy: of the dense network, in [0, 1]; None likewise.
         warnings: what it can't tell, each in a line with its numbers.
     """
 
-    samples: int | None
-    accuracy: float | None
-    warnings: tuple[str, ...]
+    metrics: Metrics
+    goals: tuple[Goal, ...] = ()
+    samples: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def evaluation_data(
-    evaluate: Evaluate | None, model: nn.Module, target: AccuracyDrop | None
+    evaluate: Evaluate | None, model: nn.Module, targets: Sequence[Target]
 ) -> EvaluationData:
-    """Return what the dense network is evaluated on; a function of the caller's does not tell.
+    """Return how the dense network does, and on what; a function of the caller's tells no samples.
 
     Raises:
-        UsageError: the evaluation data are wrong, or there is a target, and the network's accuracy
-            is no better than if it always gave the most frequent label.
+        UsageError: the evaluation or its data are wrong; or there is a target, and the network does
+            not meet it, may lose all, or is no more accurate than if it always gave the most
+            frequent label.
     """
+    if evaluate is None:
+        return EvaluationData({})
     if not isinstance(evaluate, Accuracy):
-        return EvaluationData(None, None, ())
+        metrics = Evaluation(evaluate, unnamed(targets))(model)
+        return EvaluationData(metrics, goals_of(targets, metrics))
     tally = evaluate.tally(model)
+    metrics = {ACCURACY: tally.accuracy}
     chance = _no_better(tally)
-    if chance and target is not None:
+    if chance and targets:
         raise UsageError(chance)
-    fine = "" if target is None else _too_fine(tally, target.amount)
+    goals = goals_of(targets, metrics)
+    drop = min((round(tally.accuracy - goal.limit, 12) for goal in goals), default=None)
+    fine = "" if drop is None else _too_fine(tally, drop)
     warnings = (_left_out(tally), _one_label(tally), chance, fine)
-    return EvaluationData(tally.samples, tally.accuracy, tuple(filter(None, warnings)))
+    return EvaluationData(metrics, goals, tally.samples, tuple(filter(None, warnings)))
 
 
 def _left_out(tally: Tally) -> str:
@@ -97,17 +114,3 @@ def _too_fine(tally: Tally, drop: float) -> str:
         f"a drop of {drop * _POINT:.3g} points is less than one standard error of an accuracy "
         f"measured on {tally.samples:,} samples, {error * _POINT:.3g} points; {advice}"
     )
-
-
-def floor_of(accuracy: float, target: AccuracyDrop) -> float:
-    """Return the least accuracy that a target allows a dense network of this accuracy.
-
-    Raises:
-        UsageError: it allows any, though not all is asked for.
-    """
-    if accuracy <= target.amount < 1:
-        raise UsageError(
-            f"the network's accuracy is {accuracy:.4g} and may drop by {target.amount:.4g}, so a "
-            "network that is never right would do; check evaluate= and its labels, or ask for less"
-        )
-    return max(accuracy - target.amount, 0.0)

@@ -9,13 +9,12 @@ from torch import nn
 
 from flexrel.core import cost
 from flexrel.core.distance import Divergence
-from flexrel.core.evaluate import Accuracy, Evaluate, checked
+from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluation, Metrics
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Measurement
 from flexrel.core.plan import Plan
 from flexrel.core.precision import Values
 from flexrel.core.resources import Candidate
-from flexrel.errors import UsageError
 from flexrel.pruning.builder import NetworkBuilder, PrunedNetwork
 from flexrel.pruning.data import CalibrationData
 from flexrel.pruning.request import Request
@@ -30,9 +29,9 @@ class Evaluator:
     """
 
     def __init__(
-        self, builder: NetworkBuilder, graph: PruningGraph, evaluate: Evaluate | None
+        self, builder: NetworkBuilder, graph: PruningGraph, evaluate: Evaluation | None
     ) -> None:
-        """Take what makes networks, what can be pruned of them, and what tells their accuracy."""
+        """Take what makes networks, what can be pruned of them, and what tells how they do."""
         self.builder, self.graph = builder, graph
         self._evaluate = evaluate
         self._last: tuple[Plan, PrunedNetwork] | None = None
@@ -69,29 +68,27 @@ class Evaluator:
         """Return how far outputs of a plan's network are from the dense one's; lower is better."""
         return self.builder.divergence(self.network_of(plan).rounded)
 
-    def accuracy(self, network: nn.Module) -> float:
-        """Return what `evaluate` says of a network.
+    def metrics(self, network: nn.Module) -> Metrics:
+        """Return what `evaluate` says of a network, by name; nothing without one.
 
         Raises:
-            UsageError: there is no `evaluate`, or it says no number in [0, 1].
+            UsageError: it says what is no number, or an accuracy that is not in [0, 1].
         """
-        if self._evaluate is None:
-            raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
-        return checked(self._evaluate, network)
+        return {} if self._evaluate is None else self._evaluate(network)
 
     def measure(
-        self, name: str, candidate: Candidate, accuracy: float | None = None
+        self, name: str, candidate: Candidate, metrics: Metrics | None = None
     ) -> Measurement:
         """Return what a network costs and does.
 
         Args:
             name: its criterion's, or "dense".
             candidate: the network.
-            accuracy: of it, in [0, 1], if that is known already.
+            metrics: of it, if they are known already.
         """
         self.builder.progress(f"measuring {name}", 0, 1)
-        if accuracy is None and self._evaluate:
-            accuracy = self.accuracy(candidate.network)
+        if metrics is None:
+            metrics = self.metrics(candidate.network)
         network, graph, masks = candidate.network, candidate.graph, candidate.plan.masks
         measured = Measurement(
             criterion=name,
@@ -99,9 +96,10 @@ class Evaluator:
             parameters=cost.parameters(graph, masks),
             macs=cost.macs(graph, masks),
             bytes=len(candidate.packed),
-            accuracy=accuracy,
+            accuracy=metrics.get(ACCURACY),
             weights_removed=cost.weights_removed(network, self.builder.model),
             divergence=0.0 if network is self.builder.model else self.builder.divergence(network),
+            metrics=metrics,
         )
         self.builder.progress(f"measuring {name}", 1, 1)
         return measured
@@ -138,4 +136,4 @@ def evaluator_of(
         repair=request.repair,
         fitted=data.fitted,
     )
-    return Evaluator(builder, signals.target.graph, request.evaluate)
+    return Evaluator(builder, signals.target.graph, request.evaluation)

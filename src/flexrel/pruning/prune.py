@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from flexrel.core.batches import RawBatch
-from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.network import plain_network
 from flexrel.core.precision import RequestedPrecision
 from flexrel.core.resources import Budget
+from flexrel.core.targets import Target
 from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
 from flexrel.pruning.builder import PrunedNetwork
@@ -38,7 +38,7 @@ def prune(
     *,
     calibration: Iterable[RawBatch],
     evaluate: Evaluate | None = None,
-    target: AccuracyDrop | str | None = None,
+    target: Target | str | Sequence[Target | str] | None = None,
     budgets: Sequence[Budget | str] = (),
     criterion: Criterion | str | Sequence[Criterion | str] | None = None,
     granularity: str = "channel",
@@ -59,10 +59,13 @@ def prune(
             the samples 128, or a quarter, are held out: nothing is fitted to them, and criteria,
             repair and training are judged by how far they bring the outputs on these from the
             dense network's. Where nothing is repaired or trained all measure, and 512 judge.
-        evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it. Samples
-            that are too few for it, or of one class, are among the result's warnings.
-        target: how much accuracy may be lost, as `AccuracyDrop(0.01)` or "accuracy-drop=1%"; with
-            it, as much as possible is removed.
+        evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it. A function
+            may tell more, or something else: a mapping of names to numbers. Samples that are too
+            few for the target, or of one class, are among the result's warnings.
+        target: how much accuracy may be lost, as `AccuracyDrop(0.01)` or "accuracy-drop=1%"; or the
+            worst that any metric may come to, as `Ceiling("loss", 0.35)` or "loss<=0.35"; one or
+            several (`flexrel.core.targets.targets_of` has all texts). With it, as much as possible
+            is removed.
         budgets: what the network may cost at most, as `MACs(0.5)` or "macs=50%"; with them alone,
             as little as possible goes.
         criterion: what scores units, or its name, such as "magnitude" or "flexrel:0.5". Of several,
@@ -92,7 +95,8 @@ def prune(
 
     Raises:
         UsageError: the request, the data or the evaluation is wrong: with a target also if the
-            network's accuracy is no better than chance, or may drop to nothing.
+            network does not meet it as it came, or its accuracy is no better than chance, or may
+            drop to nothing.
         BudgetError: the target or a budget can't be met; says the closest that can.
         ModelError: the network can't be analysed, as one of TorchScript, already quantised or with
             weights that are NaN can't; or its cut does not verify.
@@ -112,7 +116,7 @@ def prune(
     plain = plain_network(model)
     model = plain.network
     data = calibration_data(model, calibration, fits=request.fits)
-    evaluation = evaluation_data(evaluate, model, request.target)
+    evaluation = evaluation_data(evaluate, model, request.targets)
     divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
     source = sources.first()
@@ -164,8 +168,8 @@ def _solved(
     """
     signals = measured_signals(source, request, data, relevances)
     evaluator = evaluator_of(signals, data, divergence)
-    dense = evaluator.measure("dense", evaluator.dense, evaluation.accuracy)
-    limits = limits_of(request, evaluator.dense, dense.accuracy)
+    dense = evaluator.measure("dense", evaluator.dense, evaluation.metrics)
+    limits = limits_of(request, evaluator.dense, evaluation.goals)
     return dense, best_solution(evaluator, signals, limits), signals.untried
 
 

@@ -4,22 +4,25 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from flexrel.core.budgets import PARAMETERS_LEFT, AccuracyDrop, budget_of, target_of
-from flexrel.core.evaluate import Evaluate
+from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Parameters, budget_of
+from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation
 from flexrel.core.granularity import Pattern
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.outputs import RequestedOutputs, check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
 from flexrel.core.resources import Budget, Candidate, Resource
+from flexrel.core.targets import Goal, Target, targets_of, unnamed
 from flexrel.criteria import ALLOCATIONS, Criterion
 from flexrel.errors import UsageError
 from flexrel.pruning.arguments import criteria_of, recoveries
-from flexrel.pruning.evaluation import floor_of
 from flexrel.relevance import RelevanceStats
 from flexrel.repair import FineTune, Recovery
 
 Form = Literal["auto", "module", "exported"]
 FORMS: tuple[Form, ...] = ("auto", "module", "exported")
+_LEAST: Mapping[str, Resource] = {
+    b.resource.name.lower(): b.resource for b in (Bytes, MACs, Parameters)
+}
 _REPORTED = ("accuracy", "sparsity", "parameters", "macs", "bytes")  # whether asked for or not
 
 
@@ -41,6 +44,8 @@ class PruneOptions:
             or a function (dense network's result, another's) -> their mean distance, of a batch.
             "auto" goes by the labels of calibration or evaluation; without labels by a distance
             that sees scale and shift, as of "values". `FineTune` follows it.
+        minimise: what is to be least where there is a target: "bytes" of the packed file, "macs",
+            "parameters", or any `flexrel.Resource`.
         stats: relevance of this very network, measured before: taken wherever a criterion needs
             relevance, and none is measured.
         progress: told after each step.
@@ -50,6 +55,7 @@ class PruneOptions:
     multiple_of: int = 1
     form: Form = "auto"
     outputs: RequestedOutputs = "auto"
+    minimise: str | Resource = "bytes"
     stats: RelevanceStats | None = None
     progress: Progress = silent
 
@@ -59,7 +65,7 @@ class Request:
     """All that was asked, checked and read: what the arguments of `prune` say of each field."""
 
     evaluate: Evaluate | None
-    target: AccuracyDrop | None
+    targets: tuple[Target, ...]
     budgets: tuple[Budget, ...]
     criteria: tuple[Criterion, ...]  # one is chosen, if several
     granularity: str
@@ -78,14 +84,27 @@ class Request:
 
     @property
     def short(self) -> Resource:
-        """What units are weighed by: the first budget's resource if it says what a unit takes.
+        """What units are weighed by: what is to be least, or the first budget's resource.
 
-        Else parameters, which bytes go with; and for zeros, which save no multiply-adds.
+        Of these the first that says what a unit takes. Else parameters, which bytes go with; and
+        for zeros, which save no multiply-adds.
         """
-        first = self.budgets[0].resource if self.budgets else PARAMETERS_LEFT
+        asked = [self.minimised] if self.targets else []
+        asked += [budget.resource for budget in self.budgets[:1]]
         zeros = Pattern.of(self.granularity).zeros
-        weighs = first.steady and first.unit_costs is not None
-        return first if weighs and not zeros else PARAMETERS_LEFT
+        weigh = (one for one in asked if one.steady and one.unit_costs is not None and not zeros)
+        return next(weigh, PARAMETERS_LEFT)
+
+    @property
+    def minimised(self) -> Resource:
+        """What is to be least where there is a target."""
+        asked = self.options.minimise
+        return asked if isinstance(asked, Resource) else _LEAST[asked]
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """What says how a network does."""
+        return self.evaluate and Evaluation(self.evaluate, unnamed(self.targets))
 
     def told(self) -> "Request":
         """Return what a result tells of it: without what measures, trains and listens."""
@@ -96,7 +115,7 @@ class Request:
 def requested(
     *,
     evaluate: Evaluate | None,
-    target: AccuracyDrop | str | None,
+    target: Target | str | Sequence[Target | str] | None,
     budgets: Sequence[Budget | str],
     criterion: Criterion | str | Sequence[Criterion | str] | None,
     granularity: str,
@@ -118,7 +137,7 @@ def requested(
     if not isinstance(options, PruneOptions):
         raise UsageError(f"options is a {type(options).__name__}; pass a flexrel.PruneOptions(...)")
     read = tuple(map(budget_of, budgets))
-    goal = None if target is None else target_of(target)
+    targets = targets_of(target)
     check_values(values, ("auto", *VALUES))
     check_outputs(options.outputs)
     _check_known("form", options.form, FORMS)
@@ -126,10 +145,10 @@ def requested(
     if options.form == "exported" and granularity == "depth":
         raise UsageError("a program has no blocks to remove; use form 'module' for depth")
     pattern = Pattern.of(granularity)
-    if goal is None and not read and pattern.unit != "n:m":
+    _check_minimised(options.minimise)
+    if not targets and not read and pattern.unit != "n:m":
         raise UsageError("nothing to prune to; pass target=AccuracyDrop(0.01) or budgets=[...]")
-    if goal is not None and evaluate is None:
-        raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
+    check_evaluated(targets, evaluate)
     width = options.multiple_of
     if (
         not isinstance(width, int)
@@ -145,7 +164,7 @@ def requested(
         training = replace(training, outputs=options.outputs)
     return Request(
         evaluate=evaluate,
-        target=goal,
+        targets=targets,
         budgets=read,
         criteria=criteria_of(criterion, granularity, recover),
         granularity=granularity,
@@ -159,6 +178,21 @@ def requested(
     )
 
 
+def check_evaluated(targets: Sequence[Target], evaluate: Evaluate | None) -> None:
+    """Raise a UsageError if there are targets and nothing that tells what they are on."""
+    if targets and evaluate is None:
+        metric = targets[0].metric
+        returns = "[0, 1]" if metric == ACCURACY else f'{{"{metric}": number}}'
+        raise UsageError(f"a target on {metric} needs evaluate=, a function model -> {returns}")
+
+
+def _check_minimised(given: object) -> None:
+    if not isinstance(given, Resource):
+        _check_known("minimise", str(given), _LEAST)
+    elif given.at_least:
+        raise UsageError(f"minimise is {given.name!r}, of which a network needs so much at least")
+
+
 def _check_known(name: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise UsageError(f"{name} {value!r} is not known; there are: {', '.join(known)}")
@@ -169,12 +203,19 @@ class Limits:
     """What a network must keep to.
 
     Attributes:
-        floor: the least accuracy allowed; None: any.
+        goals: what targets come to.
         amounts: each budget's resource, with its limit in the resource's unit.
+        minimised: what is to be least, where there are goals.
     """
 
-    floor: float | None
+    goals: tuple[Goal, ...]
     amounts: tuple[tuple[Resource, float], ...]
+    minimised: Resource
+
+    @property
+    def floor(self) -> float | None:
+        """The least accuracy allowed; None: any."""
+        return max((one.limit for one in self.goals if one.metric == ACCURACY), default=None)
 
     @property
     def measured(self) -> tuple[tuple[Resource, float], ...]:
@@ -197,15 +238,7 @@ class Limits:
         return found
 
 
-def limits_of(request: Request, dense: Candidate, accuracy: float | None) -> Limits:
-    """Return the limits that a request comes to for a dense network of this accuracy.
-
-    Raises:
-        UsageError: the target allows any accuracy.
-    """
-    floor = None
-    if request.target is not None and accuracy is not None:
-        floor = floor_of(accuracy, request.target)
-    return Limits(
-        floor, tuple((b.resource, b.limit(b.resource.count(dense))) for b in request.budgets)
-    )
+def limits_of(request: Request, dense: Candidate, goals: tuple[Goal, ...]) -> Limits:
+    """Return the limits that a request comes to for a dense network."""
+    amounts = tuple((b.resource, b.limit(b.resource.count(dense))) for b in request.budgets)
+    return Limits(goals, amounts, request.minimised)

@@ -13,10 +13,11 @@ from torch import nn
 
 from flexrel.core.batches import Batch
 from flexrel.core.budgets import Bytes
-from flexrel.core.evaluate import standard_error
+from flexrel.core.evaluate import Metrics, standard_error
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.plan import Plan
 from flexrel.core.precision import Values
+from flexrel.core.targets import Goal
 from flexrel.criteria import Criterion, FlexRel
 from flexrel.io import EXPORTS, check_exports, encode, exported, fixed, graph_notes, render
 from flexrel.pruning.request import Limits, Request
@@ -90,6 +91,7 @@ class Result:
             "chosen_from": [criterion.name for criterion in request.criteria],
             "keep": list(request.keep),
             "multiple_of": options.multiple_of,
+            "minimise": request.minimised.name if request.targets else None,
             "outputs": self.outputs,
             "rule": self.stats.rule if self.stats else None,
             "output": self.stats.output if self.stats else None,
@@ -129,6 +131,8 @@ class Result:
                 "accuracy_dense": dense.accuracy,
                 "accuracy_standard_error": self.standard_error,
                 "samples": self.samples,
+                "metrics": _numbers(achieved.metrics),
+                "metrics_dense": _numbers(dense.metrics),
                 "sparsity": achieved.removed,
                 "weights_removed": achieved.weights_removed,
                 "weights_removed_dense": dense.weights_removed,
@@ -142,6 +146,7 @@ class Result:
                 "latency_ms": None,  # not measured
                 "latency_dense_ms": None,
             },
+            "targets": [self._met(goal) for goal in self.limits.goals],
             "criterion": self.criterion.name,
             "delta": self.delta,
             "granularity": self.plan.graph.granularity,
@@ -162,6 +167,16 @@ class Result:
             "rivals": [_measurement(m) for m in self.rivals],
             "curves": [_measurement(m) for m in self.curves],
             "versions": self.versions,
+        }
+
+    def _met(self, goal: Goal) -> dict[str, Any]:
+        """Return a target, and how the dense network and the pruned one do."""
+        return {
+            "metric": goal.metric,
+            "lower_is_better": goal.lower_is_better,
+            "limit": goal.limit,
+            "dense": _finite(self.dense.metrics[goal.metric]),
+            "achieved": _finite(self.achieved.metrics[goal.metric]),
         }
 
     @property
@@ -243,6 +258,10 @@ def _measurement(m: Measurement) -> dict[str, Any]:
         "macs": m.macs,
         "bytes": m.bytes,
     }
+
+
+def _numbers(metrics: Metrics) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in metrics.items()}
 
 
 def _finite(value: float | None) -> float | None:

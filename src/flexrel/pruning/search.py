@@ -8,9 +8,10 @@ from collections.abc import Callable
 from functools import cache
 from operator import itemgetter
 
-from flexrel.core.budgets import Bytes
+from flexrel.core.evaluate import Metrics
 from flexrel.core.plan import Plan
-from flexrel.core.resources import TOLERANCE, Candidate, Resource
+from flexrel.core.resources import Candidate, Resource
+from flexrel.core.targets import missed
 from flexrel.criteria import Criterion, Ranking, UnitRanking
 from flexrel.errors import BudgetError
 from flexrel.pruning.bisection import least_removal, most_removal
@@ -22,7 +23,7 @@ _FILLS = 100  # units tried that may stay within the limits after all
 _ROOM = 0.01  # of a limit left over: not worth filling
 _AIMS = 5  # tries to bring a repaired network within a limit that is measured on it
 _STEPS = 1000  # of the units, where a measured resource rose as units went
-_LEAST_PACKED = 0.9  # of the bytes before repair: what a repaired network takes at the least
+_LEAST_REPAIRED = 0.9  # of the bytes before repair: what a repaired network takes at the least
 _RESOLUTION = 128  # a target is searched to within 1/128 of the units
 
 
@@ -66,48 +67,55 @@ class BudgetSearch:
             BudgetError: the limits can't be kept; says the closest that can.
         """
         least = self.least(criterion)
-        if self.limits.floor is None:
+        if not self.limits.goals:
             return self.filled(criterion, least)
         return self.ranking(criterion).plan(self._most(criterion, least, lambda _: True))
 
-    def plan_below(self, criterion: Criterion, size: float) -> Plan:
-        """Return the plan of `plan` for a target; or one removing less, if that is not smaller.
+    def plan_below(self, criterion: Criterion, amount: float) -> Plan:
+        """Return the plan of `plan` for a target; or one removing less, if that takes no less.
 
-        The search ends where all that it may still come to is no smaller than `size`, which saves
+        The search ends where all that it may still come to takes more than `amount`, which saves
         most of the networks of a criterion that is not the best.
 
         Args:
             criterion: whose plan it is.
-            size: in bytes of the packed file.
+            amount: of what is to be least.
 
         Raises:
             BudgetError: the limits can't be kept.
         """
-        ranking = self.ranking(criterion)
+        ranking, resource = self.ranking(criterion), self.limits.minimised
+        share = 1.0 if resource.steady else _LEAST_REPAIRED
 
         def worth(count: int) -> bool:
-            candidate = self._candidate(ranking, count, rough=True)
-            return _LEAST_PACKED * Bytes.resource.count(candidate) < size
+            return share * resource.count(self._candidate(ranking, count, rough=True)) <= amount
 
         return ranking.plan(self._most(criterion, self.least(criterion), worth))
 
+    def least_of(self, plan: Plan) -> tuple[float, int]:
+        """Return how much of what is to be least a plan's network takes, and its bytes."""
+        candidate = self.evaluator.candidate(plan)
+        return self.limits.minimised.count(candidate), len(candidate.packed)
+
     def _most(self, criterion: Criterion, least: int, worth: Callable[[int], bool]) -> int:
         """Return the most units found that can go within the limits, where that is worth it."""
-        ranking, floor = self.ranking(criterion), self.limits.floor or 0.0
-        accuracies: dict[int, float] = {}
+        ranking, goals = self.ranking(criterion), self.limits.goals
+        found: dict[int, Metrics] = {}
 
         def good(count: int) -> bool:
             candidate = self._candidate(ranking, count)
-            accuracies[count] = self.evaluator.accuracy(candidate.network)
+            found[count] = self.evaluator.metrics(candidate.network)
             told = f"searching with {criterion.name}"
-            self.evaluator.builder.progress(told, len(accuracies), None)
-            return accuracies[count] >= floor - TOLERANCE and self._exceeded(candidate) is None
+            self.evaluator.builder.progress(told, len(found), None)
+            return missed(goals, found[count]) is None and self._exceeded(candidate) is None
 
         resolution = ranking.removable // _RESOLUTION
         count = most_removal(good, least, ranking.removable, resolution, worth)
         if count is None:
             advice = "That is what the budgets leave; raise them or allow a larger drop."
-            raise BudgetError("accuracy", floor, accuracies[least], advice, at_least=True)
+            goal = missed(goals, found[least]) or goals[0]
+            closest, at_least = found[least][goal.metric], not goal.lower_is_better
+            raise BudgetError(goal.metric, goal.limit, closest, advice, at_least)
         return count
 
     def least(self, criterion: Criterion) -> int:
@@ -121,7 +129,7 @@ class BudgetSearch:
         ranking = self.ranking(criterion)
         counts = [self._least_for(ranking, *pair) for pair in self.limits.amounts]
         count = max(counts, default=0)
-        if self.limits.floor is None and self.evaluator.graph.pattern.unit == "n:m":
+        if not self.limits.goals and self.evaluator.graph.pattern.unit == "n:m":
             count = ranking.removable
         while self.limits.measured:  # it may rise a little as units go
             candidate = self._candidate(ranking, count)
