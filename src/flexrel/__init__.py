@@ -14,7 +14,16 @@ from flexrel.core.targets import Ceiling, Floor, Target, Worsening
 from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
 from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
 from flexrel.io import export, load
-from flexrel.pruning import PackReport, PruneOptions, Result, compare, pack, prune
+from flexrel.pruning import (
+    Feasibility,
+    PackReport,
+    PruneOptions,
+    Result,
+    compare,
+    dry_run,
+    pack,
+    prune,
+)
 from flexrel.relevance import RULES, RelevanceStats, Rule, calibrate
 from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery
 from flexrel.structure import apply
@@ -32,6 +41,7 @@ __all__ = [
     "Ceiling",
     "ClosedForm",
     "Criterion",
+    "Feasibility",
     "FineTune",
     "FlexRel",
     "FlexrelError",
@@ -60,6 +70,7 @@ __all__ = [
     "apply",
     "calibrate",
     "compare",
+    "dry_run",
     "export",
     "load",
     "pack",

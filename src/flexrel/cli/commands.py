@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from jinja2 import UndefinedError
@@ -23,11 +23,19 @@ from flexrel.cli.arguments import (
     SeedOption,
     WeightsOption,
 )
+from flexrel.cli.feasible import told_possible
 from flexrel.cli.options import parse_rule
-from flexrel.cli.show import conservation, progress_bars, recovery_lines, table, what_it_is
+from flexrel.cli.show import (
+    conservation,
+    progress_bars,
+    recovery_lines,
+    table,
+    what_it_is,
+)
 from flexrel.cli.sources import read_data, read_evaluate, read_model
 from flexrel.core.budgets import TARGET_EXAMPLES, budget_of
 from flexrel.core.granularity import GRANULARITIES
+from flexrel.core.measurement import silent
 from flexrel.core.outputs import OUTPUT_KINDS
 from flexrel.core.plan import check_model
 from flexrel.core.precision import VALUES
@@ -35,7 +43,7 @@ from flexrel.core.targets import targets_of
 from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import FlexrelError, UsageError
 from flexrel.io import EXPORTS, check_exports, percent, render
-from flexrel.pruning import FORMS, PruneOptions, criteria_of, prune
+from flexrel.pruning import FORMS, PruneOptions, criteria_of, dry_run, prune
 from flexrel.pruning import compare as compare_result
 from flexrel.relevance import Attribution, RelevanceStats, calibrate
 from flexrel_edge.files import replace_file
@@ -131,6 +139,7 @@ def prune_command(
     form: Annotated[
         str, typer.Option(help=f"what is cut: {', '.join(FORMS)}; the last where code fixes sizes")
     ] = "auto",
+    dry: Annotated[bool, typer.Option("--dry-run", help="only say what is possible")] = False,
     compare: Annotated[
         bool, typer.Option(help="measure magnitude and relevance too, for the report")
     ] = True,
@@ -154,9 +163,14 @@ def prune_command(
         raise UsageError("--export writes into --out DIR; name one")
     budgets = [budget_of(text) for text in budget or []]
     targets = targets_of(target)
+    if dry:
+        how = PruneOptions(multiple_of=multiple_of, form=form)  # type: ignore[arg-type]
+        asked: dict[str, Any] = {"budgets": budgets, "granularity": granularity, "values": values}
+        asked |= {"keep": keep or (), "calibration": read_data(calibration, "calibration")}
+        found = dry_run(read_model(model, weights, seed, silent), options=how, **asked)
+        raise typer.Exit(told_possible(found, as_json=as_json))
     if targets and not evaluation:
-        metric = targets[0].metric
-        raise UsageError(f"a target on {metric} needs --evaluation DATA, with labels")
+        raise UsageError(f"a target on {targets[0].metric} needs --evaluation DATA, with labels")
     attribution = Attribution(parse_rule(rule), output)
     criteria = criteria_of(criterion, granularity, recover, attribution)
     evaluate = read_evaluate(evaluation)

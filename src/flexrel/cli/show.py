@@ -45,7 +45,7 @@ def table(result: Result) -> Table:
 
     The last column is the share of all weights that is gone or zero, zeros of before included.
     """
-    shown = Table(title=None)
+    shown = Table(title=None, caption=str(result.promise or ""))
     shown.add_column("network", no_wrap=True)
     others = [name for name in result.dense.metrics if name != ACCURACY]
     for name in ("accuracy", *others, "parameters", "MACs", "bytes", "of dense", "weights gone"):

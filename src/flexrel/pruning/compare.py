@@ -7,7 +7,7 @@ from typing import cast
 from torch import nn
 
 from flexrel.core.batches import RawBatch
-from flexrel.core.evaluate import Evaluate
+from flexrel.core.evaluate import Accuracy, Evaluate
 from flexrel.core.measurement import Measurement, Progress, silent
 from flexrel.core.network import plain_network
 from flexrel.core.outputs import Outputs
@@ -15,6 +15,7 @@ from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attributi
 from flexrel.errors import BudgetError
 from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
+from flexrel.pruning.promise import halves
 from flexrel.pruning.result import Result
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import measured_relevance, measured_signals
@@ -55,6 +56,8 @@ def compare(
     if not callable(options.outputs):
         options = replace(options, outputs=cast("Outputs", result.outputs))
     asked = replace(result.request, criteria=criteria, values=result.values)
+    if isinstance(evaluate, Accuracy) and result.promise is not None and result.promise.aside:
+        evaluate, _ = halves(evaluate)
     request = replace(asked, evaluate=evaluate, options=options)
     model = plain_network(model).network
     data = calibration_data(model, calibration, fits=request.fits)

@@ -61,7 +61,10 @@ def prune(
             dense network's. Where nothing is repaired or trained all measure, and 512 judge.
         evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it. A function
             may tell more, or something else: a mapping of names to numbers. Samples that are too
-            few for the target, or of one class, are among the result's warnings.
+            few for the target, or of one class, are among the result's warnings. Of the samples of
+            an `Accuracy` half are set aside where there is a target that they can tell: nothing is
+            chosen on them, and `Result.promise` is what they say of the network returned. It is
+            called twice on the dense network: one that is random is told or refused.
         target: how much accuracy may be lost, as `AccuracyDrop(0.01)` or "accuracy-drop=1%"; or the
             worst that any metric may come to, as `Ceiling("loss", 0.35)` or "loss<=0.35"; one or
             several (`flexrel.core.targets.targets_of` has all texts). With it, as much as possible
@@ -116,7 +119,7 @@ def prune(
     plain = plain_network(model)
     model = plain.network
     data = calibration_data(model, calibration, fits=request.fits)
-    evaluation = evaluation_data(evaluate, model, request.targets)
+    evaluation = evaluation_data(evaluate, model, request.targets, set_aside=True)
     divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
     source = sources.first()
@@ -143,6 +146,7 @@ def prune(
         limits=limits,
         amounts=limits.counted(evaluator.dense, final),
         samples=evaluation.samples,
+        promise=evaluation.promise(network.rounded),
         stats=first_stats(relevances),
         samples_a_call=source.samples,
         calibration_samples=data.samples,
@@ -166,6 +170,7 @@ def _solved(
     Raises:
         BudgetError: nothing does.
     """
+    request = replace(request, evaluate=evaluation.evaluate)
     signals = measured_signals(source, request, data, relevances)
     evaluator = evaluator_of(signals, data, divergence)
     dense = evaluator.measure("dense", evaluator.dense, evaluation.metrics)

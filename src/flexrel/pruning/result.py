@@ -20,6 +20,7 @@ from flexrel.core.precision import Values
 from flexrel.core.targets import Goal
 from flexrel.criteria import Criterion, FlexRel
 from flexrel.io import EXPORTS, check_exports, encode, exported, fixed, graph_notes, render
+from flexrel.pruning.promise import Promise
 from flexrel.pruning.request import Limits, Request
 from flexrel.relevance import RelevanceStats
 from flexrel_edge.files import replace_files
@@ -44,6 +45,8 @@ class Result:
         limits: what that came to.
         amounts: how much of each limited resource the dense network takes, and the pruned one.
         samples: how many samples accuracy was measured on, if `evaluate` tells.
+        promise: how much accuracy is lost at most, by samples that nothing was chosen on; None if
+            `evaluate` does not tell samples apart.
         stats: the relevance that was measured, the first if by several attributions.
         values: precision of the packed file.
         samples_a_call: how many samples the network takes in one call; None: any number.
@@ -67,6 +70,7 @@ class Result:
     limits: Limits
     amounts: Mapping[str, tuple[float, float]]
     samples: int | None
+    promise: Promise | None
     stats: RelevanceStats | None
     values: Values
     samples_a_call: int | None
@@ -147,6 +151,7 @@ class Result:
                 "latency_dense_ms": None,
             },
             "targets": [self._met(goal) for goal in self.limits.goals],
+            "promise": self.promise and self.promise.as_json(),
             "criterion": self.criterion.name,
             "delta": self.delta,
             "granularity": self.plan.graph.granularity,
