@@ -97,6 +97,19 @@ def test_too_few_samples_set_nothing_aside_and_how_many_would_do_is_said():
     assert "about 2,400 evaluation samples would do" in str(result.promise)
 
 
+def test_a_floor_that_half_of_the_samples_miss_sets_nothing_aside_and_that_is_said():
+    """Of 1,600 answers 80 are wrong, all of them in the half that would be searched with."""
+    labels = answers(network(), X)
+    labels[:160:2] = (labels[:160:2] + 1) % 3
+
+    result = prune(Accuracy([(X, labels)]), target="accuracy>=92%")
+
+    assert result.dense.accuracy == pytest.approx(0.95)
+    assert result.samples == 1600
+    assert result.promise is None
+    assert any("accuracy is 0.9, below the 0.92 asked" in line for line in result.warnings)
+
+
 def test_with_budgets_alone_nothing_is_chosen_on_any_sample():
     result = prune(Accuracy(in_batches(200)), budgets=[MACs(0.8)])
 
