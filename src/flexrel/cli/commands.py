@@ -139,6 +139,7 @@ def prune_command(
     form: Annotated[
         str, typer.Option(help=f"what is cut: {', '.join(FORMS)}; the last where code fixes sizes")
     ] = "auto",
+    assured: Annotated[bool, typer.Option(help="keep a margin for the promise")] = False,
     dry: Annotated[bool, typer.Option("--dry-run", help="only say what is possible")] = False,
     compare: Annotated[
         bool, typer.Option(help="measure magnitude and relevance too, for the report")
@@ -192,6 +193,7 @@ def prune_command(
             options=PruneOptions(
                 allocation=allocation,  # type: ignore[arg-type]
                 multiple_of=multiple_of,
+                assured=assured,
                 form=form,  # type: ignore[arg-type]
                 outputs=outputs,  # type: ignore[arg-type]
                 progress=progress,

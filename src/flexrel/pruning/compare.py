@@ -15,7 +15,7 @@ from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attributi
 from flexrel.errors import BudgetError
 from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
-from flexrel.pruning.promise import halves
+from flexrel.pruning.promise import searched_with
 from flexrel.pruning.result import Result
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import measured_relevance, measured_signals
@@ -56,10 +56,10 @@ def compare(
     if not callable(options.outputs):
         options = replace(options, outputs=cast("Outputs", result.outputs))
     asked = replace(result.request, criteria=criteria, values=result.values)
-    if isinstance(evaluate, Accuracy) and result.promise is not None and result.promise.aside:
-        evaluate, _ = halves(evaluate)
-    request = replace(asked, evaluate=evaluate, options=options)
     model = plain_network(model).network
+    if isinstance(evaluate, Accuracy) and result.promise is not None and result.promise.aside:
+        evaluate = searched_with(evaluate, model, result.limits.goals)
+    request = replace(asked, evaluate=evaluate, options=options)
     data = calibration_data(model, calibration, fits=request.fits)
     source = PruneTarget(model, result.plan.graph, (data.example,))
     if result.form == "exported":

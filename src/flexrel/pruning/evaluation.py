@@ -20,7 +20,14 @@ from flexrel.core.evaluate import (
 )
 from flexrel.core.targets import Goal, Target, goals_of, unnamed
 from flexrel.errors import UsageError
-from flexrel.pruning.promise import Promise, Untouched, halves, worth_setting_aside
+from flexrel.pruning.promise import (
+    BOUND,
+    BoundedAccuracy,
+    Promise,
+    Untouched,
+    halves,
+    worth_setting_aside,
+)
 
 _POINT = 100  # of accuracy, in a whole
 _CALLS: Final = 5  # of an evaluation that is random, to tell its spread
@@ -61,6 +68,7 @@ def evaluation_data(
     targets: Sequence[Target],
     *,
     set_aside: bool = False,
+    assured: bool = False,
 ) -> EvaluationData:
     """Return how the dense network does, and on what; a function of the caller's tells no samples.
 
@@ -71,6 +79,7 @@ def evaluation_data(
         model: the dense network.
         targets: on what `evaluate` tells.
         set_aside: whether half of the samples may be kept for the promise, where they are many.
+        assured: whether what is searched for keeps a margin, so that it can be promised.
 
     Raises:
         UsageError: the evaluation or its data are wrong, or more random than a target allows; or
@@ -103,7 +112,8 @@ def evaluation_data(
     data = EvaluationData(evaluate, metrics, goals, tally.samples, tuple(filter(None, warnings)))
     if random or not ordered or not set_aside:
         return data
-    return _with_untouched(data, evaluate, model, tally, targets)
+    data = _with_untouched(data, evaluate, model, tally, targets)
+    return _with_margin(data, model) if assured else data
 
 
 def _with_untouched(
@@ -137,6 +147,25 @@ def _with_untouched(
         samples=part.samples,
         untouched=Untouched(rest, rest.tally(model), asked, aside=True),
     )
+
+
+def _with_margin(data: EvaluationData, model: nn.Module) -> EvaluationData:
+    """Return the data with a goal on what the drop is at most, where samples are set aside."""
+    untouched, searched = data.untouched, data.evaluate
+    if not isinstance(searched, Accuracy) or untouched is None or untouched.asked is None:
+        return data
+    if not untouched.aside:
+        return data
+    bounded = BoundedAccuracy(searched, searched.tally(model))
+    metrics = bounded(model)
+    goal = Goal(BOUND, untouched.asked, lower_is_better=True)
+    if goal.met(metrics[BOUND]):
+        return replace(data, evaluate=bounded, metrics=metrics, goals=(*data.goals, goal))
+    line = (
+        f"no margin is kept for the promise: on {data.samples:,} samples a network that loses "
+        f"nothing may still lose {metrics[BOUND]:.4g} of accuracy, and {goal.limit:.4g} is asked"
+    )
+    return replace(data, warnings=(*data.warnings, line))
 
 
 def _drop_allowed(metrics: Metrics, goals: Sequence[Goal]) -> float | None:

@@ -1,7 +1,7 @@
 """What is promised of the network returned, told by samples that nothing was chosen on."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Final
@@ -10,10 +10,13 @@ from torch import nn
 
 from flexrel.core.answers import Tally
 from flexrel.core.batches import RawBatch, read_batches, samples_in
-from flexrel.core.evaluate import Accuracy
+from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluate
 from flexrel.core.paired import drop_bound, samples_needed
+from flexrel.core.targets import Goal
 
 CONFIDENCE: Final = 0.95
+BOUND: Final = "drop at most"  # of accuracy, by the margin that a search keeps
+MARGIN: Final = 0.999  # confidence of that: `benchmarks/promise.py` has how much is then promised
 _WORTH: Final = 6.0  # over the drop allowed: how many samples, set aside, may show it at all
 _WHOLE: Final = 8  # batches, from which on every other one is set aside, else every other sample
 _POINT: Final = 100  # of accuracy, in a whole
@@ -101,9 +104,7 @@ class Untouched:
         if self.accuracy is None or self.dense is None:
             return Promise(None, self.asked, needed=_fewest(self.asked))
         tally = self.accuracy.tally(network)
-        samples = tally.samples
-        lost = int((self.dense.hits & ~tally.hits).sum())
-        won = int((tally.hits & ~self.dense.hits).sum())
+        lost, won, samples = _changed(self.dense, tally)
         said = Promise(
             drop=drop_bound(lost, won, samples, CONFIDENCE),
             asked=self.asked,
@@ -143,6 +144,48 @@ def halves(evaluate: Accuracy) -> tuple[Accuracy, Accuracy]:
     parts = (_Half(evaluate.batches, second, whole) for second in (False, True))
     searched, untouched = (replace(evaluate, batches=part) for part in parts)
     return searched, untouched
+
+
+def searched_with(evaluate: Accuracy, model: nn.Module, goals: Sequence[Goal]) -> Evaluate:
+    """Return what the goals of a result were searched with, where samples were set aside.
+
+    Args:
+        evaluate: on all samples.
+        model: the dense network.
+        goals: with one on `BOUND` if a margin was kept.
+    """
+    searched, _ = halves(evaluate)
+    if any(goal.metric == BOUND for goal in goals):
+        return BoundedAccuracy(searched, searched.tally(model))
+    return searched
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundedAccuracy:
+    """The accuracy, and what its drop is at most by a wide margin: an `evaluate` to search with.
+
+    What is just good enough on the samples searched with is mostly not on others. With the margin
+    most of what is found can be promised.
+
+    Attributes:
+        accuracy: on the samples searched with.
+        dense: what the dense network answers on them.
+    """
+
+    accuracy: Accuracy
+    dense: Tally
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Return the model's accuracy on them, and the bound of its drop, both in [0, 1]."""
+        tally = self.accuracy.tally(model)
+        return {ACCURACY: tally.accuracy, BOUND: drop_bound(*_changed(self.dense, tally), MARGIN)}
+
+
+def _changed(dense: Tally, pruned: Tally) -> tuple[int, int, int]:
+    """Return how many samples are lost, won, and there are."""
+    lost = int((dense.hits & ~pruned.hits).sum())
+    won = int((pruned.hits & ~dense.hits).sum())
+    return lost, won, pruned.samples
 
 
 @dataclass(frozen=True, slots=True)

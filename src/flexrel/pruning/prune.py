@@ -119,7 +119,9 @@ def prune(
     plain = plain_network(model)
     model = plain.network
     data = calibration_data(model, calibration, fits=request.fits)
-    evaluation = evaluation_data(evaluate, model, request.targets, set_aside=True)
+    evaluation = evaluation_data(
+        evaluate, model, request.targets, set_aside=True, assured=options.assured
+    )
     divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
     source = sources.first()

@@ -46,6 +46,8 @@ class PruneOptions:
             that sees scale and shift, as of "values". `FineTune` follows it.
         minimise: what is to be least where there is a target: "bytes" of the packed file, "macs",
             "parameters", or any `flexrel.Resource`.
+        assured: with a target on accuracy, keep so far within it on the samples searched with that
+            those set aside can mostly confirm it: less goes, and `Result.promise` is mostly kept.
         stats: relevance of this very network, measured before: taken wherever a criterion needs
             relevance, and none is measured.
         progress: told after each step.
@@ -56,6 +58,7 @@ class PruneOptions:
     form: Form = "auto"
     outputs: RequestedOutputs = "auto"
     minimise: str | Resource = "bytes"
+    assured: bool = False
     stats: RelevanceStats | None = None
     progress: Progress = silent
 
