@@ -38,6 +38,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/updates.py
 	$(BIN)/python benchmarks/link.py
+	$(BIN)/python benchmarks/over_time.py
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -10,8 +10,9 @@ import numpy as np
 
 import common
 from flexrel.core import cost
-from flexrel.core.batches import first_samples, fitted_and_judged, read_batches
+from flexrel.core.batches import first_samples, read_batches
 from flexrel.core.distance import Divergence
+from flexrel.core.division import fitted_and_judged
 from flexrel.criteria import SALIENCY, UnitRanking, measure_saliency, scores_of, without_unmeasured
 from flexrel.io import encode
 from flexrel.relevance import calibrate

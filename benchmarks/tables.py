@@ -8,6 +8,7 @@ import common
 import compatibility
 import latency
 import link
+import over_time
 import paper
 import peers
 import relevance
@@ -24,6 +25,7 @@ PAGES = {  # how the page is made of its blocks
     "wire": wire.page,
     "updates": updates.page,
     "link": link.page,
+    "over_time": over_time.page,
 }
 
 

@@ -40,13 +40,17 @@ def test_all_is_true_and_has_the_contract():
 
 
 def test_everything_public_that_is_ours_is_in_all():
+    for name in flexrel.__all__:
+        getattr(flexrel, name)
+    helpers = {"TYPE_CHECKING", "import_module"}
     found = {
         name
         for name, value in vars(flexrel).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
 
-    assert found == set(flexrel.__all__) - {"__version__"}
+    assert found - helpers == set(flexrel.__all__) - {"__version__"}
+    assert set(flexrel.__all__) <= set(dir(flexrel))
 
 
 def test_names_are_documented():

@@ -3,30 +3,13 @@
 result = flexrel.prune(model, calibration=batches, evaluate=accuracy_of,
                        target=flexrel.AccuracyDrop(0.01))
 result.save("pruned")
+
+A name is imported when it is first asked for: torch takes a second to load, which `flexrel --help`
+does without.
 """
 
-from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
-from flexrel.core.evaluate import Accuracy
-from flexrel.core.measurement import Measurement
-from flexrel.core.plan import Plan
-from flexrel.core.resources import Budget, Resource
-from flexrel.core.targets import Ceiling, Floor, Target, Worsening
-from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
-from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
-from flexrel.io import export, load
-from flexrel.pruning import (
-    Feasibility,
-    PackReport,
-    PruneOptions,
-    Result,
-    compare,
-    dry_run,
-    pack,
-    prune,
-)
-from flexrel.relevance import RULES, RelevanceStats, Rule, calibrate
-from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery
-from flexrel.structure import apply
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -50,6 +33,7 @@ __all__ = [
     "Magnitude",
     "MaskHolder",
     "Measurement",
+    "MergedStats",
     "ModelError",
     "PackError",
     "PackReport",
@@ -73,6 +57,70 @@ __all__ = [
     "dry_run",
     "export",
     "load",
+    "merge",
     "pack",
     "prune",
 ]
+
+if TYPE_CHECKING:
+    from flexrel import online as online
+    from flexrel import training as training
+    from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
+    from flexrel.core.evaluate import Accuracy
+    from flexrel.core.measurement import Measurement
+    from flexrel.core.plan import Plan
+    from flexrel.core.resources import Budget, Resource
+    from flexrel.core.targets import Ceiling, Floor, Target, Worsening
+    from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
+    from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
+    from flexrel.io import export, load
+    from flexrel.pruning import (
+        Feasibility,
+        PackReport,
+        PruneOptions,
+        Result,
+        compare,
+        dry_run,
+        pack,
+        prune,
+    )
+    from flexrel.relevance import RULES, MergedStats, RelevanceStats, Rule, calibrate, merge
+    from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery
+    from flexrel.structure import apply
+else:
+    _HOMES = {  # as above
+        "core.budgets": ("AccuracyDrop", "Bytes", "MACs", "Parameters", "Sparsity"),
+        "core.evaluate": ("Accuracy",),
+        "core.measurement": ("Measurement",),
+        "core.plan": ("Plan",),
+        "core.resources": ("Budget", "Resource"),
+        "core.targets": ("Ceiling", "Floor", "Target", "Worsening"),
+        "criteria": ("OBS", "Criterion", "FlexRel", "Magnitude", "Relevance"),
+        "errors": ("BudgetError", "FlexrelError", "ModelError", "PackError", "UsageError"),
+        "io": ("export", "load"),
+        "pruning": (
+            "Feasibility",
+            "PackReport",
+            "PruneOptions",
+            "Result",
+            "compare",
+            "dry_run",
+            "pack",
+            "prune",
+        ),
+        "relevance": ("RULES", "MergedStats", "RelevanceStats", "Rule", "calibrate", "merge"),
+        "repair": ("ClosedForm", "FineTune", "MaskHolder", "Recovery"),
+        "structure": ("apply",),
+    }
+
+    def __getattr__(name: str) -> object:  # type checkers see the imports, and not this
+        if name in ("online", "training"):
+            return import_module(f"flexrel.{name}")
+        for home, names in _HOMES.items():
+            if name in names:
+                globals()[name] = found = getattr(import_module(f"flexrel.{home}"), name)
+                return found
+        raise AttributeError(f"module 'flexrel' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

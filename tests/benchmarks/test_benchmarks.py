@@ -82,6 +82,22 @@ def test_other_libraries_are_run_and_their_failures_are_rows(tmp_path):
     assert block["rows"]["NNCF"] == {"failure": "ValueError: not on this machine"}
 
 
+def test_importance_is_tracked_while_a_network_is_trained(tmp_path):
+    printed = run("over_time.py", "--quick", results=tmp_path)
+    found = blocks(tmp_path, "over_time-quick")
+    assert [(b["granularity"], b["cut"]) for b in found] == [
+        *(("channel", "macs=50%"), ("element", "sparsity=80%"))
+    ]
+    for block in found:
+        assert len(block["scores"]) == 3 * 3  # criteria, each by the last network and two averages
+        assert all(0.1 < score <= 1 for score in block["scores"].values())
+    scores = found[0]["scores"]
+    plain, mean = (scores[f"magnitude, {name}"] for name in ("trained network", "mean"))
+    assert f"| {100 * plain:.1f} ± 0.0 | {100 * mean:.1f} ± 0.0 | {100 * (mean - plain):+.1f}" in (
+        printed
+    )
+
+
 def test_latency_is_measured_in_every_runtime_there_is(tmp_path):
     run("latency.py", "--quick", results=tmp_path)
     (block,) = blocks(tmp_path, "latency-quick")

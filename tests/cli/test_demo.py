@@ -26,7 +26,7 @@ def story(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         said = []
-        patch.setattr("flexrel.cli.commands.Console.print", lambda _, *a, **k: said.extend(a))
+        patch.setattr("rich.console.Console.print", lambda _, *a, **k: said.extend(a))
         assert main(["demo", "--out", str(out)]) == 0
     return out, said
 

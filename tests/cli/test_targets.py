@@ -34,13 +34,15 @@ def net(tmp_path):
     return path
 
 
+def out(net):
+    return "--out", str(net.parent / "pruned")
+
+
 def test_a_function_of_the_model_tells_what_a_target_is_on(net, capsys):
     data = ("--calibration", f"{net}:inputs", "--evaluation", f"{net}:told")
     how = ("--criterion", "magnitude", "--recover", "none")
 
-    code = main(
-        ["prune", f"{net}:make", *data, *how, "--target", "loss<=0.6", "--json", "--no-compare"]
-    )
+    code = main(["prune", f"{net}:make", *data, *how, "--target", "loss<=0.6", "--json", *out(net)])
 
     told = json.loads(capsys.readouterr().out)
     assert code == 0
@@ -53,9 +55,9 @@ def test_a_function_of_the_model_tells_what_a_target_is_on(net, capsys):
 
 def test_the_table_has_a_column_for_the_metric(net, capsys):
     data = ("--calibration", f"{net}:inputs", "--evaluation", f"{net}:told")
-    how = ("--criterion", "magnitude", "--recover", "none", "--no-compare")
+    how = ("--criterion", "magnitude", "--recover", "none")
 
-    code = main(["prune", f"{net}:make", *data, *how, "--target", "loss+50%"])
+    code = main(["prune", f"{net}:make", *data, *how, "--target", "loss+50%", *out(net)])
 
     assert code == 0
     assert "loss" in capsys.readouterr().out

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from flexrel import FlexrelError, ModelError, UsageError
-from flexrel.core.batches import divided, first_samples, joined, missing_labels, read_batches
+from flexrel.core.batches import first_samples, missing_labels, read_batches
+from flexrel.core.division import divided, joined
 from flexrel.core.running import call
 
 X = torch.arange(6.0).view(3, 2)

@@ -148,6 +148,7 @@ def test_an_amount_as_text_is_the_same_limit(budget, twin):
 
 def test_a_target_is_read_from_text_too():
     assert target_of("accuracy-drop=1%") == target_of("accuracy-drop=0.01") == AccuracyDrop(0.01)
+    assert target_of("1%") == target_of("0.01") == AccuracyDrop(0.01)
     assert target_of(AccuracyDrop(0.3)) == AccuracyDrop(0.3)
 
 

@@ -233,14 +233,38 @@ def test_what_is_no_number_can_not_be_a_whole_one(odd, values):
     assert stored("w", torch.tensor([1.0, odd]), values)[0] == 1.0
 
 
-def test_very_large_values_keep_a_scale_that_a_reader_takes():
-    rows = torch.tensor([[3e38, -1e38]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_very_large_values_keep_a_scale_that_a_reader_takes(values, dtype):
+    most = LARGEST[values] * 2.0**120
+    rows = torch.tensor([[most, -1e-3 * most]]).to(dtype)
 
     model = nn.Linear(2, 1, bias=False)
-    model.weight = nn.Parameter(stored("w", rows, "int8"))
+    model.weight = nn.Parameter(stored("w", rows, values))
 
-    assert bool(model.weight.isfinite().all())
-    assert encode(model, "int8") == encode(model)
+    assert model.weight[0, 0] == rows[0, 0]
+    assert encode(model, values) == encode(model)
+
+
+@pytest.mark.parametrize("seen", [0, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("values", "most"), [("int8", 2.0**127), ("int4", 2.0**123)])
+def test_larger_values_are_refused_and_never_cut_off(values, most, dtype, seen):
+    """Of the largest scale that a reader takes, 2^120, one more step is too far."""
+    model = nn.Sequential(nn.Linear(2, 1, bias=False)).to(dtype)
+    with torch.no_grad():
+        model[0].weight[0, 1] = most * 1.02
+    batches = [torch.randn(seen, 2, dtype=dtype) * 1e-30] if seen else []
+
+    with pytest.raises(UsageError, match=rf"0.weight has a value of .* which {values} can't hold"):
+        round_(model, values, batches)
+
+
+def test_all_of_float16_is_within_a_step_of_int8_and_int4():
+    rows = torch.tensor([[65504.0, 1.0]], dtype=torch.float16)
+    for values, largest in LARGEST.items():
+        found = float(stored("w", rows, values)[0, 0])
+        assert abs(found - 65504) <= 65504 / largest
 
 
 def test_empty_matrices_are_no_trouble():

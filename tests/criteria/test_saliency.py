@@ -9,7 +9,8 @@ from torch import nn
 import flexrel
 from flexrel import OBS, ModelError, Parameters
 from flexrel.core import cost
-from flexrel.core.batches import divided, read_batches
+from flexrel.core.batches import read_batches
+from flexrel.core.division import divided
 from flexrel.criteria import measure_saliency, scores_of
 from flexrel.criteria.kfac import measure_factors
 from flexrel.criteria.obs import predicted_saliency, refitted

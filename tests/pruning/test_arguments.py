@@ -25,12 +25,12 @@ def named(given, attribution=GAMMA):
 
 
 def test_criteria_are_named_as_plans_name_them():
-    for made in (Magnitude(), OBS(), Relevance("gamma", "norm")):
+    for made in (Magnitude(), OBS("norm"), Relevance("gamma", "norm")):
         assert named(made.name) == named([made.name]) == (made,)
     for delta, blend in ((0.25, "sum"), (0.5, "product")):
         made = FlexRel(delta, blend=blend, rule="gamma", output="norm")
         assert named(made.name) == (made,)
-    assert named(["obs", Magnitude()]) == (OBS(), Magnitude())
+    assert named(["obs", Magnitude()]) == (OBS("norm"), Magnitude())
 
 
 def test_without_a_criterion_the_candidates_stand_in():
@@ -71,7 +71,7 @@ def test_prune_takes_texts_for_objects():
     [
         ({"keep": "0"}, r"keep is the text '0'; pass a list"),
         ({"options": {"multiple_of": 8}}, "options is a dict; pass a flexrel.PruneOptions"),
-        ({"budgets": "macs=50%"}, r"budgets is a str; pass a list"),
+        ({"budgets": 7}, "budgets is a int; pass a list"),
         ({"budgets": [7]}, "7 is no budget that can be counted"),
         ({"target": "accuracy-drop=x", "evaluate": len}, "write it like accuracy-drop=1%"),
     ],

@@ -97,7 +97,8 @@ def test_a_record_beside_a_model_that_it_was_not_saved_with_is_refused(network, 
     path = tmp_path / "plan.json"
     results[0].save(tmp_path)
     sha256 = flexrel_edge.inspect(tmp_path / "model.flexrel").sha256
-    flexrel.pack(network, tmp_path / "model.flexrel")
+    flexrel.pack(network, tmp_path / "other.flexrel")
+    (tmp_path / "other.flexrel").replace(tmp_path / "model.flexrel")
 
     with pytest.raises(PackError, match=r"plan\.json: was saved with .* folder of its own"):
         flexrel.Plan.load(path)
@@ -129,3 +130,32 @@ def test_files_of_a_folder_keep_their_modes(results, tmp_path):
 
     assert (tmp_path / "model.flexrel").stat().st_mode & 0o777 == 0o600
     assert len(content(tmp_path)) == 5
+
+
+def test_packing_over_the_model_of_a_result_is_refused_before_it_makes_its_plan_useless(
+    network, results, tmp_path
+):
+    results[0].save(tmp_path)
+    before = content(tmp_path)
+    plan = flexrel.Plan.load(tmp_path / "plan.json")
+
+    with pytest.raises(flexrel.UsageError, match=r"plan\.json beside it .* another name or folder"):
+        flexrel.pack(flexrel.apply(network, plan), tmp_path / "model.flexrel", values="float16")
+
+    assert content(tmp_path) == before
+    assert flexrel.Plan.load(tmp_path / "plan.json").as_json() == plan.as_json()
+
+
+@pytest.mark.parametrize("name", ["half.flexrel", "model.flexrel"])
+def test_packing_elsewhere_is_not_refused(network, results, tmp_path, name):
+    results[0].save(tmp_path / "result")
+    folder = tmp_path / ("result" if name == "half.flexrel" else "other")
+    folder.mkdir(exist_ok=True)
+    (tmp_path / "other").mkdir(exist_ok=True)
+    results[0].plan.save(tmp_path / "other" / "plan.json")  # belongs to no model
+
+    for _ in range(2):
+        flexrel.pack(network, folder / name)
+
+    flexrel.Plan.load(tmp_path / "result" / "plan.json")
+    flexrel.Plan.load(tmp_path / "other" / "plan.json")

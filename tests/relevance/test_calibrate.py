@@ -175,7 +175,18 @@ def test_batches_are_read_once_and_told_to_progress():
     )
 
     assert stats.samples == 5
-    assert told == [("calibrating", 1, None), ("calibrating", 2, None)]
+    assert told == [("calibrating", done, 2) for done in range(3)]
+
+
+def test_a_stream_of_unknown_length_is_told_without_and_max_batches_is_the_most():
+    told = []
+    stream = (IMAGES for _ in range(5))
+
+    calibrate(classifier(), stream, progress=lambda *step: told.append(step), max_batches=2)
+    calibrate(classifier(), (IMAGES for _ in range(1)), progress=lambda *step: told.append(step))
+
+    assert told[:3] == [("calibrating", done, 2) for done in range(3)]
+    assert told[3:] == [("calibrating", 0, None), ("calibrating", 1, None)]
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -300,7 +311,7 @@ def breaks_autograd(x):
         (Returns(raises(KeyError("a key"))), ROWS, {}, r"\(2, 3\)\): 'a key'$"),
         (Returns(raises(AssertionError())), ROWS, {}, r"\(2, 3\)\): AssertionError$"),
         (Returns(identity), torch.ones(2, 4), {}, r"batch 0 \(inputs of shape \(2, 4\)\): mat1"),
-        (Returns(identity), {"y": ROWS}, {}, "unexpected keyword argument 'y'"),
+        (Returns(identity), {"y": ROWS, "z": ROWS}, {}, "unexpected keyword argument 'y'"),
         (nn.Conv2d(1, 2, 3), torch.ones(1, 5, 5), {}, "'' got an input of 3 axes; it must have"),
         (nn.Conv1d(1, 2, 3), torch.ones(1, 5), {}, "'' got an input of 2 axes"),
     ],

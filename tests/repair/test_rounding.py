@@ -10,7 +10,7 @@ from torch import nn
 
 import flexrel
 from flexrel import Magnitude, Sparsity, prune
-from flexrel.core.batches import fitted_and_judged
+from flexrel.core.division import fitted_and_judged
 from flexrel.core.precision import scales_of, to_grid
 from flexrel.io import encode
 from flexrel.pruning import pack

@@ -1,28 +1,64 @@
 """Arguments that several commands have."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from flexrel.relevance import OUTPUTS, RULES
+from flexrel.cli.choices import check, told
+from flexrel.cli.paths import existing, model_there
+
+DATA: Final = "a folder of images, an .npz with x and y, file.py:factory or demo:digits"
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="file.py:factory, package.module:factory or demo:digits")
+    str,
+    typer.Argument(
+        help="file.py:factory, package.module:factory, torchvision:NAME, timm:NAME, hf:FOLDER, "
+        "a .pt2 or demo:digits; arguments follow a ?, timm:resnet18?num_classes=10",
+        callback=model_there,
+    ),
 ]
 WeightsOption = Annotated[
     Path | None,
-    typer.Option(help=".safetensors, an index of some (.json), .flexrel, or a checkpoint of torch"),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
-SeedOption = Annotated[int, typer.Option(help="of every random number")]
-RuleOption = Annotated[
-    str,
     typer.Option(
-        help=f"of relevance: {', '.join(RULES)}; by layer: features.*=gamma,head*=epsilon"
+        help=".safetensors, an index of some (.json), .flexrel, or a checkpoint of torch",
+        exists=True,
+        dir_okay=False,
     ),
 ]
-OutputOption = Annotated[
-    str, typer.Option(help=f"what relevance starts from: {', '.join(OUTPUTS)}")
+CalibrationOption = Annotated[
+    str, typer.Option("--calibration", help=f"inputs as in use; {DATA}", callback=existing)
 ]
-DATA = "file.py:factory, package.module:factory, an .npz with x and y, or demo:digits"
+InputsOption = Annotated[
+    str, typer.Option("--data", help=f"inputs as in use; {DATA}", callback=existing)
+]
+EvaluationOption = Annotated[
+    str | None, typer.Option("--evaluation", help=f"labelled data; {DATA}", callback=existing)
+]
+SizeOption = Annotated[
+    int | None, typer.Option(help="of images, in pixels, unless the network's own is known")
+]
+MeanOption = Annotated[
+    str | None, typer.Option(help="of images' channels in [0, 1]: 0.485,0.456,0.406; likewise")
+]
+StdOption = Annotated[str | None, typer.Option(help="likewise: 0.229,0.224,0.225")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="one JSON object on stdout, also of an error")
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="print nothing but warnings and errors")
+]
+SeedOption = Annotated[int, typer.Option(help="of every random number")]
+RuleOption = Annotated[
+    str, typer.Option(help=f"of relevance: {told('rule')}", callback=check("rule"))
+]
+OutputOption = Annotated[
+    str,
+    typer.Option(
+        help=f"what relevance starts from, and obs counts: {told('output')}",
+        callback=check("output"),
+    ),
+]
+ValuesOption = Annotated[
+    str, typer.Option(help=f"in the file: {told('values')}", callback=check("values"))
+]

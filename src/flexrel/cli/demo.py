@@ -14,6 +14,7 @@ from flexrel.core.batches import RawBatch
 from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.measurement import Progress, silent
+from flexrel.core.progress import RequestedProgress, shown
 from flexrel.errors import UsageError
 from flexrel.pruning import PruneOptions, Result, compare, prune
 
@@ -112,25 +113,23 @@ def train(data: Digits, seed: int = 0, progress: Progress = silent) -> DigitsNet
     return model.eval()
 
 
-def run(seed: int = 0, progress: Progress = silent) -> Result:
+def run(seed: int = 0, progress: RequestedProgress = None) -> Result:
     """Train, and prune by channel to lose at most one point, beside magnitude and relevance.
 
     The criterion is chosen on the calibration images, and every network repaired.
     """
     data = digits()
-    model = train(data, seed, progress)
+    with shown(progress) as tell:
+        model = train(data, seed, tell)
+    evaluate = Accuracy(data.evaluation)
     result = prune(
         model,
         calibration=data.calibration,
-        evaluate=Accuracy(data.evaluation),
+        evaluate=evaluate,
         target=AccuracyDrop(_DROP),
         seed=seed,
         options=PruneOptions(progress=progress),
     )
     return compare(
-        result,
-        model,
-        calibration=data.calibration,
-        evaluate=Accuracy(data.evaluation),
-        progress=progress,
+        result, model, calibration=data.calibration, evaluate=evaluate, progress=progress
     )

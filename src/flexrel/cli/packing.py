@@ -5,19 +5,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-import flexrel_edge.cli
-from flexrel.cli.arguments import DATA, JsonOption, ModelArgument, SeedOption, WeightsOption
-from flexrel.cli.options import parse_metadata
-from flexrel.cli.show import plan_tables, progress_bars
-from flexrel.cli.sources import first_batch, read_data, read_evaluate, read_model
-from flexrel.core.plan import Plan
-from flexrel.core.precision import VALUES
-from flexrel.core.targets import targets_of
-from flexrel.io import check_path, export, fixed, graph_notes, percent
-from flexrel.pruning import pack
-from flexrel.structure import apply
+from flexrel.cli.arguments import (
+    DATA,
+    EvaluationOption,
+    InputsOption,
+    JsonOption,
+    MeanOption,
+    ModelArgument,
+    SeedOption,
+    SizeOption,
+    StdOption,
+    ValuesOption,
+    WeightsOption,
+)
+from flexrel.cli.choices import check, told
+from flexrel.cli.paths import existing
 
 packing_app = typer.Typer()
 
@@ -30,37 +33,63 @@ def pack_command(
     plan: Annotated[
         Path | None, typer.Option(help="a plan.json, carried out on the network first")
     ] = None,
-    values: Annotated[
-        str, typer.Option(help=f"in the file: auto, {', '.join(VALUES)}")
-    ] = "float32",
+    values: ValuesOption = "float32",
     calibration: Annotated[
-        str | None, typer.Option(help=f"int8 and int4 round so that outputs on it stay; {DATA}")
+        str | None,
+        typer.Option(
+            help=f"int8 and int4 round so that outputs on it stay; {DATA}", callback=existing
+        ),
     ] = None,
     graph: Annotated[
-        str | None, typer.Option(help=f"carry the ONNX graph too, made with inputs of {DATA}")
+        str | None,
+        typer.Option(
+            help=f"carry the ONNX graph too, made with inputs of {DATA}", callback=existing
+        ),
     ] = None,
-    evaluation: Annotated[
-        str | None, typer.Option(help=f"labelled data, or a function of the model; {DATA}")
+    evaluation: EvaluationOption = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help=f"{told('target')}, for --values auto", callback=check("target")),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="accuracy-drop=1%, for --values auto")] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(help="NAME=TEXT or NAME=@FILE: labels, licence, ...")
     ] = None,
     codec: Annotated[
-        str, typer.Option(help="pcodec-1, or zstd-1 for devices that pcodec has no wheel for")
+        str,
+        typer.Option(
+            help="pcodec-1, or zstd-1 for devices that pcodec has no wheel for",
+            callback=check("codec"),
+        ),
     ] = "pcodec-1",
+    size: SizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Pack a network as it is, or as a plan cuts it."""
+    from flexrel.cli.images import prepared
+    from flexrel.cli.models import read_model
+    from flexrel.cli.options import parse_metadata
+    from flexrel.cli.sources import first_batch, read_data, read_evaluate
+    from flexrel.core.plan import Plan
+    from flexrel.core.progress import shown
+    from flexrel.core.targets import targets_of
+    from flexrel.io import graph_notes, percent
+    from flexrel.pruning import pack
+    from flexrel.structure import apply
+
     cut = Plan.load(plan) if plan else None
-    data = read_data(calibration, "calibration") if calibration else ()
-    example = first_batch(read_data(graph, "calibration")) if graph else None
     texts = parse_metadata(metadata or [])
     targets = targets_of(target)
-    evaluate = read_evaluate(evaluation)
-    with progress_bars() as progress:
-        network = read_model(model, weights, seed, progress)
-        network = apply(network, cut) if cut else network
+    with shown("auto") as progress:
+        progress("loading the network", 0, None)
+        source = read_model(model, weights, seed, progress)
+        images = prepared(source.preparation, size, mean, std)
+        data = read_data(calibration, "calibration", images) if calibration else ()
+        example = first_batch(read_data(graph, "calibration", images)) if graph else None
+        evaluate = read_evaluate(evaluation, images)
+        network = apply(source.network, cut) if cut else source.network
+        progress("packing", 0, None)
         done = pack(
             network,
             out,
@@ -86,11 +115,14 @@ def pack_command(
 def export_command(
     model: ModelArgument,
     out: Annotated[Path, typer.Argument(help="to write; an .onnx or .pt2")],
-    data: Annotated[str, typer.Option(help=f"inputs as in use; {DATA}")],
+    data: InputsOption,
     weights: WeightsOption = None,
     plan: Annotated[
         Path | None, typer.Option(help="a plan.json, carried out on the network first")
     ] = None,
+    size: SizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Write a network for other programs: as ONNX, or as a program of torch.export.
@@ -98,16 +130,27 @@ def export_command(
     Example: flexrel export net.py:make net.onnx --data data.py:inputs --weights
     pruned/model.flexrel
     """
+    from flexrel.cli.images import prepared
+    from flexrel.cli.models import read_model
+    from flexrel.cli.sources import first_batch, read_data
+    from flexrel.core.plan import Plan
+    from flexrel.core.progress import shown
+    from flexrel.io import check_path, export, export_notes
+    from flexrel.structure import apply
+
     check_path(out)
-    example = first_batch(read_data(data, "calibration"))
     cut = Plan.load(plan) if plan else None
-    with progress_bars() as progress:
-        network = read_model(model, weights, seed, progress)
-        network = apply(network, cut) if cut else network
+    with shown("auto") as progress:
+        progress("loading the network", 0, None)
+        source = read_model(model, weights, seed, progress)
+        images = prepared(source.preparation, size, mean, std)
+        example = first_batch(read_data(data, "calibration", images))
+        network = apply(source.network, cut) if cut else source.network
+        progress("exporting", 0, None)
         samples = export(network, example, out)
     typer.echo(f"{out}: {out.stat().st_size:,} bytes")
-    if samples is not None:
-        typer.echo(f"warning: {fixed(out.name, samples)}", err=True)
+    for line in export_notes(out.name, samples, network):
+        typer.echo(f"warning: {line}", err=True)
 
 
 @packing_app.command("inspect")
@@ -117,6 +160,11 @@ def inspect_command(
 ) -> None:
     """Say what a packed file holds, or what a plan does and why."""
     if file.suffix == ".json":
+        from rich.console import Console
+
+        from flexrel.cli.show import plan_tables
+        from flexrel.core.plan import Plan
+
         plan = Plan.load(file)
         if as_json:
             typer.echo(json.dumps(plan.as_json()))
@@ -125,7 +173,10 @@ def inspect_command(
         for shown in plan_tables(plan):
             console.print(shown)
         return
-    raise typer.Exit(flexrel_edge.cli.main(["inspect", str(file), *["--json"] * as_json]))
+    from flexrel_edge import inspect
+
+    inspect(file)  # what is wrong with it is told like other errors
+    raise typer.Exit(_edge(["inspect", str(file), *["--json"] * as_json]))
 
 
 @packing_app.command("unpack")
@@ -134,7 +185,7 @@ def unpack_command(
     out: Annotated[Path, typer.Argument(help="to write; an .onnx, or else safetensors")],
 ) -> None:
     """Write a packed file's tensors as safetensors, or its network as .onnx if it has the graph."""
-    raise typer.Exit(flexrel_edge.cli.main(["unpack", str(file), str(out)]))
+    raise typer.Exit(_edge(["unpack", str(file), str(out)]))
 
 
 @packing_app.command("diff")
@@ -148,7 +199,7 @@ def diff_command(
 ) -> None:
     """Write an update: what makes one packed file of another, byte for byte."""
     where = [*(["--beside"] if beside else []), *([] if update is None else [str(update)])]
-    raise typer.Exit(flexrel_edge.cli.main(["diff", str(old), str(new), *where]))
+    raise typer.Exit(_edge(["diff", str(old), str(new), *where]))
 
 
 @packing_app.command("patch")
@@ -158,7 +209,7 @@ def patch_command(
     new: Annotated[Path, typer.Argument(help="packed file to write; it may be the old one")],
 ) -> None:
     """Make the new packed file of the old one and an update; all are verified."""
-    raise typer.Exit(flexrel_edge.cli.main(["patch", str(old), str(update), str(new)]))
+    raise typer.Exit(_edge(["patch", str(old), str(update), str(new)]))
 
 
 @packing_app.command("sign")
@@ -171,4 +222,11 @@ def sign_command(
 ) -> None:
     """Sign a packed file; `flexrel-edge keygen` makes keys, and devices check with --trust."""
     counted = [] if counter is None else ["--counter", str(counter)]
-    raise typer.Exit(flexrel_edge.cli.main(["sign", str(file), "--key", str(key), *counted]))
+    raise typer.Exit(_edge(["sign", str(file), "--key", str(key), *counted]))
+
+
+def _edge(words: list[str]) -> int:
+    """Return the exit code of a command that devices have too."""
+    from flexrel_edge.cli import main
+
+    return main(words)

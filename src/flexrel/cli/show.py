@@ -1,68 +1,82 @@
-"""What a person sees: progress while they wait, and the result as a table."""
+"""What a person sees: the result as a table, and what led to it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from flexrel.core.evaluate import ACCURACY
-from flexrel.core.measurement import Progress
 from flexrel.core.plan import Plan, changes, named, totals
 from flexrel.core.wording import everyday
+from flexrel.errors import FlexrelError
 from flexrel.io import count, figure, percent
 from flexrel.pruning import Result
 from flexrel.relevance import Balance
 
 
-@contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """Yield something to tell progress to; it draws a bar a stage on stderr, gone at the end."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    console = Console(stderr=True)
-    quiet = not console.is_terminal  # a log file wants no bars
-    with Bars(*columns, console=console, transient=True, disable=quiet) as bars:
-        tasks: dict[str, TaskID] = {}
+class StoppedError(FlexrelError):
+    """Ctrl-C was pressed when something had been written; says what."""
 
-        def tell(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield tell
+    exit_code = 130
 
 
 def table(result: Result) -> Table:
-    """Return the measurements of a result, one network a row.
+    """Return the measurements of a result, one network a row; ">" marks the result's own.
 
     The last column is the share of all weights that is gone or zero, zeros of before included.
     """
-    shown = Table(title=None, caption=str(result.promise or ""))
+    values = "" if result.values == "float32" else f", values in {result.values}"
+    told = "> is the result; dense is the network as it came, its bytes those of its packed file"
+    promise = "" if result.promise is None else f"\n{result.promise}"
+    shown = Table(box=SIMPLE_HEAD, caption=f"{told}{values}{promise}", caption_justify="left")
     shown.add_column("network", no_wrap=True)
     others = [name for name in result.dense.metrics if name != ACCURACY]
-    for name in ("accuracy", *others, "parameters", "MACs", "bytes", "of dense", "weights gone"):
-        shown.add_column(name, justify="right")
+    sizes = ("parameters", "MACs", "bytes", "MB", "% of dense", "weights gone")
+    for name in ("accuracy", *others, *sizes):
+        shown.add_column(name, justify="right", no_wrap=True)
     for m in result.measurements:
+        chosen = m is result.achieved
         shown.add_row(
-            m.criterion,
-            percent(m.accuracy),
+            f"{'>' if chosen else ' '} {m.criterion}",
+            "-" if m.accuracy is None else percent(m.accuracy),
             *(figure(m.metrics[name]) for name in others),
             count(m.parameters),
             count(m.macs),
             count(m.bytes),
+            f"{m.bytes / _MB:,.3f}",
             percent(m.bytes / result.dense.bytes),
             percent(m.weights_removed),
-            style="bold" if m is result.achieved else "",
+            style="bold" if chosen else "",
         )
     return shown
+
+
+def print_whole(shown: Table) -> None:
+    """Print a table with all that is in it, also where that takes more than the width there is."""
+    console = Console()
+    needed = Console(width=_WIDEST).measure(shown).maximum
+    console.width = max(console.width, needed)
+    console.print(shown)
+
+
+def unmeasured(result: Result) -> Iterator[str]:
+    """Yield why accuracy is not known, and what to pass, if it is not."""
+    if result.dense.accuracy is None:
+        yield "Accuracy was not measured: that takes labelled data, --evaluation DATA."
+
+
+def files_in(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int | str]]:
+    """Return the bytes and the SHA-256 of each of the files that is there."""
+    found: dict[str, dict[str, int | str]] = {}
+    for path in filter(Path.is_file, (folder / name for name in names)):
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.name] = {"bytes": path.stat().st_size, "sha256": sha256}
+    return found
 
 
 def plan_tables(plan: Plan) -> Iterator[Table]:
@@ -119,4 +133,6 @@ def conservation(balances: Sequence[Balance]) -> Table:
     return shown
 
 
+_MB = 10**6  # bytes
+_WIDEST = 999  # characters
 _WORST = 20  # rows

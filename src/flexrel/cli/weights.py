@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flexrel.cli.paths import SCRIPTED, is_torchscript
 from flexrel.core.running import unwrapped
 from flexrel.errors import PackError, UsageError
 from flexrel.io import fit, load
 
 _STATES: Final = ("state_dict", "model_state_dict", "model")  # where checkpoints have it
-_PREFIXES: Final = ("module.", "model.")  # of DataParallel; of Lightning and other holders
-_COMPILED: Final = "_orig_mod."  # what torch.compile puts before the names of what it holds
+_WRAPPERS: Final = ("module", "_orig_mod")  # parts of names, by DataParallel, by torch.compile
+_PREFIXES: Final = ("module.", "_orig_mod.", "model.")  # the latter of Lightning and other holders
 _SHOWN: Final = 5  # names in an error
 
 
@@ -27,7 +28,7 @@ def read_weights(path: Path, model: nn.Module) -> None:
     Args:
         path: of a packed file, of safetensors, of an index of several of these (`.json`), or of
             what `torch.save` wrote: a state, alone or as "state_dict", "model_state_dict" or
-            "model". Names may begin with "module.", "_orig_mod." or "model.".
+            "model". Names may begin with "model.", and have "module" and "_orig_mod" anywhere.
         model: taken out of its wrappers.
 
     Raises:
@@ -46,15 +47,32 @@ def read_weights(path: Path, model: nn.Module) -> None:
 
 
 def _renamed(tensors: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, Tensor]:
-    """Return the tensors without what wrappers put before their names, unless the model has it."""
-    if not any(_COMPILED in name for name in known):
-        tensors = {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
+    """Return the tensors by the model's names, wherever in a name wrappers put their own."""
+    tensors = _by_name(tensors, known)
     while tensors and not any(name in known for name in tensors):
         common = [p for p in _PREFIXES if all(name.startswith(p) for name in tensors)]
         if not common:
             break
-        tensors = {name.removeprefix(common[0]): tensor for name, tensor in tensors.items()}
+        shorter = {name.removeprefix(common[0]): tensor for name, tensor in tensors.items()}
+        tensors = _by_name(shorter, known)
     return tensors
+
+
+def _by_name(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
+    """Return the tensors by those names of a model that differ in names of wrappers alone."""
+    of: dict[str, list[str]] = {}
+    for name in known:
+        of.setdefault(_unwrapped(name), []).append(name)
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        fitting = [] if name in known else of.get(_unwrapped(name), [])
+        alone = len(fitting) == 1 and fitting[0] not in tensors and fitting[0] not in found
+        found[fitting[0] if alone else name] = tensor
+    return found
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _tied(tensors: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,6 +118,8 @@ def _safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _saved(path: Path) -> Mapping[str, Tensor]:
+    if is_torchscript(path):
+        raise UsageError(f"{path} is {SCRIPTED}")
     refused = PackError(
         f"{path}: is damaged, or holds pickled objects, which can run code, and is refused. "
         "Convert it where it was made: "

@@ -1,20 +1,19 @@
 """One reading of a batch, whatever form the caller's loader gives it in."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from flexrel.core.forms import check_further, numbers_of, parts_of
+from flexrel.core.forms import batches_of, check_further, numbers_of, parts_of, renamed
 from flexrel.errors import UsageError
 
 RawBatch = Any  # a tensor, a tuple (inputs, labels, ...), a dict as transformers have it, a Batch
+RawBatches = Iterable[RawBatch] | Dataset[Any]
 EXAMPLE_SAMPLES = 2  # that structure is read on, and exports are made with
-_JUDGED = 128  # calibration samples that judge and fit nothing, or
-_MOST_JUDGED = 0.25  # of all
-_JUDGED_UNFITTED = 512  # that judge where nothing is fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +26,12 @@ class Batch:
     labels: Tensor | None  # numbers, one or more for each sample
     weights: Tensor | None = None  # how often each sample counts
     unread: str = ""  # why there are no labels, where something else was given
+    whole: bool = False  # whether it may not be cut into samples
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of all input tensors."""
+        return [tuple(tensor.shape) for tensor in self.tensors]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -38,7 +43,7 @@ class Batch:
         """Return the batch with each argument, labels and weights changed."""
         kwargs = {name: change(value) for name, value in self.kwargs.items()}
         args, rest = tuple(map(change, self.args)), (change(self.labels), change(self.weights))
-        return Batch(self.index, args, kwargs, *rest, self.unread)
+        return Batch(self.index, args, kwargs, *rest, self.unread, self.whole)
 
     @property
     def samples(self) -> int:
@@ -48,21 +53,29 @@ class Batch:
         return next((length for length in told if length in lengths), len(self.tensors[0]))
 
 
-def collect(batches: Iterable[RawBatch]) -> list[RawBatch]:
+def collect(batches: RawBatches) -> list[RawBatch]:
     """Return all batches in a list, to go through them again and again.
 
     Raises:
         UsageError: it is one tensor, which would be gone through sample by sample.
     """
     _check_iterable(batches)
-    return list(batches)
+    return list(batches_of(batches))
 
 
-def _check_iterable(batches: Iterable[RawBatch]) -> None:
+def _check_iterable(batches: RawBatches) -> None:
     if isinstance(batches, Tensor):  # iterable too, but sample by sample
         raise UsageError(
             f"the batches are one tensor of shape {tuple(batches.shape)}; "
             "pass an iterable of batches, for one batch a list of one"
+        )
+    parts = batches if isinstance(batches, tuple) else ()
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) == len(parts) and len({part.ndim for part in tensors}) > 1:
+        raise UsageError(
+            f"the batches are {len(parts)} tensors that differ in axes, as inputs and labels do; "
+            "pass a list of batches, [(inputs, labels)], or torch.utils.data.TensorDataset(inputs, "
+            "labels)"
         )
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise UsageError(
@@ -71,15 +84,16 @@ def _check_iterable(batches: Iterable[RawBatch]) -> None:
         )
 
 
-def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batch]:
+def read_batches(batches: RawBatches, model: nn.Module) -> Iterator[Batch]:
     """Yield each batch on the model's device, checked.
 
     Args:
         batches: tensors; tuples `(inputs, labels, ...)`, where what follows the labels is left
             alone, and several inputs are a tuple or a dict of their own, `((a, b), labels)`; or
             dicts with the model's keyword arguments and, under "labels" or "label", labels, under
-            "sample_weight" how often each sample counts. Labels that are no numbers, or not as
-            many as samples, are left to whoever needs labels to refuse.
+            "sample_weight" how often each sample counts; a single input may have any name. Or a
+            `torch.utils.data.Dataset` of samples, which are taken 64 a batch. Labels that are no
+            numbers, or not as many as samples, are left to whoever needs labels to refuse.
         model: tells the device that inputs go to.
 
     Raises:
@@ -87,12 +101,12 @@ def read_batches(batches: Iterable[RawBatch], model: nn.Module) -> Iterator[Batc
     """
     _check_iterable(batches)
     device = device_of(model)
-    for index, raw in enumerate(batches):
+    for index, raw in enumerate(batches_of(batches)):
         check_further(raw, index, model)
-        yield read_batch(raw, index, device)
+        yield read_batch(renamed(raw, model), index, device)
 
 
-def samples_of(batches: Iterable[RawBatch], model: nn.Module) -> int:
+def samples_of(batches: RawBatches, model: nn.Module) -> int:
     """Return how many samples the batches have in all; raises as `read_batches` does."""
     return sum(batch.samples for batch in read_batches(batches, model))
 
@@ -172,101 +186,15 @@ def missing_labels(batch: Batch) -> str:
     return f"batch {batch.index} {batch.unread or 'has no labels'}"
 
 
-def divided(
-    batches: Iterable[RawBatch], model: nn.Module, held: float
-) -> Iterator[tuple[Batch | None, Batch | None]]:
-    """Yield each batch in two: what stays of it, and what is held out; None where that is empty.
-
-    Args:
-        batches: as `read_batches` takes them.
-        model: likewise.
-        held: which share of all samples is held out: the last of each batch, or every so many
-            batches where these are small.
-    """
-    seen = taken = 0
-    for batch in read_batches(batches, model):
-        seen += batch.samples
-        out = min(int(held * seen) - taken, batch.samples)
-        taken += out
-        stay = batch.samples - out
-        yield (
-            samples_in(batch, slice(stay)) if stay else None,
-            samples_in(batch, slice(stay, None)) if out else None,
-        )
-
-
-def joined(batches: Iterable[Batch]) -> list[Batch]:
-    """Return fewer, larger batches: neighbours in one where all that they hold is by samples."""
-    groups: list[list[Batch]] = []
-    for batch in batches:
-        if groups and _alike(groups[-1][0], batch):
-            groups[-1].append(batch)
-        else:
-            groups.append([batch])
-    return [_joined(group) if len(group) > 1 else group[0] for group in groups]
-
-
-def _alike(one: Batch, other: Batch) -> bool:
-    """Return whether the batches differ in their samples alone, and can follow one another."""
-    if len(one.args) != len(other.args) or list(one.kwargs) != list(other.kwargs):
-        return False
-    parts = _by_samples(one), _by_samples(other)
-    shapes = [[t if t is None else (t.shape[1:], t.dtype) for t in part or ()] for part in parts]
-    return None not in parts and shapes[0] == shapes[1]
-
-
-def _by_samples(batch: Batch) -> list[Tensor | None] | None:
-    """Return all that the batch holds, if every value of it is one entry a sample, or missing."""
-    values = [*batch.args, *batch.kwargs.values(), batch.labels, batch.weights]
-    fit = (v is None or (isinstance(v, Tensor) and v.shape[:1] == (batch.samples,)) for v in values)
-    return values if all(fit) else None
-
-
-def _joined(group: Sequence[Batch]) -> Batch:
-    def cat(values: Sequence[Tensor | None]) -> Any:  # noqa: ANN401 - None where there is none
-        return None if values[0] is None else torch.cat([v for v in values if v is not None])
-
-    first = group[0]
-    return Batch(
-        first.index,
-        tuple(cat(values) for values in zip(*(batch.args for batch in group), strict=True)),
-        {name: cat([batch.kwargs[name] for batch in group]) for name in first.kwargs},
-        cat([batch.labels for batch in group]),
-        cat([batch.weights for batch in group]),
-        first.unread,
-    )
-
-
-def fitted_and_judged(
-    batches: Sequence[RawBatch], model: nn.Module, *, fits: bool = True
-) -> tuple[Sequence[RawBatch], Sequence[RawBatch]]:
-    """Return what scores and repairs are fitted to, and what they are judged by.
-
-    A repair fits the very data it sees: by those, the criterion would be chosen that fits best,
-    not that which holds on others. Scores alone fit nothing: all may measure, and judge.
-
-    Args:
-        batches: of calibration.
-        model: whose inputs they are.
-        fits: whether weights are fitted to them.
-    """
-    samples = max(samples_of(batches, model), 1)
-    share = min(_JUDGED / samples, _MOST_JUDGED) if fits else _JUDGED_UNFITTED / samples
-    if share >= 1:
-        return batches, batches
-    parts = list(divided(batches, model, share))
-    fitted = [part for part, _ in parts if part is not None]
-    judged = [part for _, part in parts if part is not None]
-    return fitted if fits else batches, judged or fitted
-
-
 def first_samples(batch: Batch, count: int = EXAMPLE_SAMPLES) -> Batch:
     """Return the batch cut to its first `count` samples: by default to an example."""
     return samples_in(batch, slice(count))
 
 
 def samples_in(batch: Batch, where: slice) -> Batch:
-    """Return the batch cut to some of its samples."""
+    """Return the batch cut to some of its samples; as it is where it may not be cut."""
+    if batch.whole:
+        return batch
     size = batch.samples
 
     def cut(value: Any) -> Any:  # noqa: ANN401 - arguments of the user's model

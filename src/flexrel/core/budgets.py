@@ -214,14 +214,15 @@ def budget_of(given: object) -> Budget:
 
 
 def target_of(given: object) -> AccuracyDrop:
-    """Return the target that is given, or that a text such as "accuracy-drop=1%" asks for.
+    """Return the target that is given, or that "accuracy-drop=1%" or "1%" asks for.
 
     Raises:
         UsageError: it is no target.
     """
     if isinstance(given, AccuracyDrop):
         return given
-    name, _, amount = str(given).partition("=")
+    bare = isinstance(given, str) and _NUMBER.fullmatch(given)
+    name, _, amount = (f"accuracy-drop={given}" if bare else str(given)).partition("=")
     if name != "accuracy-drop" or not isinstance(given, str):
         raise UsageError(f"target {given!r} is not known; write it like {TARGET_EXAMPLES}")
     if not _NUMBER.fullmatch(amount):

@@ -1,15 +1,16 @@
 """How well a network does its job: the accuracy, or other metrics, that the caller measures."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from flexrel.core.answers import Tally, answers_of, tally_of
-from flexrel.core.batches import RawBatch, read_batches, samples_of
+from flexrel.core.batches import RawBatches, read_batches, samples_of
 from flexrel.core.running import call, duplicate, undisturbed
 from flexrel.errors import UsageError
 
@@ -30,16 +31,17 @@ class Accuracy:
     where labels for yes and no are -1 and 1, and none is 0, -1 means no.
 
     Attributes:
-        batches: that can be gone through again and again, with labels; never the calibration set.
+        batches: that can be gone through again and again, with labels, or a
+            `torch.utils.data.Dataset` of samples; never the calibration set.
         threshold: above which a score says yes: 0 for logits, 0.5 for probabilities. Class numbers
             need none.
     """
 
-    batches: Iterable[RawBatch]
+    batches: RawBatches
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        if iter(self.batches) is self.batches:
+        if isinstance(self.batches, Iterator):
             raise UsageError("evaluation batches are an iterator, gone after one use; pass a list")
 
     @property
@@ -61,6 +63,22 @@ class Accuracy:
         with undisturbed(model), torch.no_grad():
             batches = read_batches(self.batches, model)
             return tally_of([answers_of(call(model, b), b, self.threshold) for b in batches])
+
+
+def evaluate_of(given: object) -> Evaluate | None:
+    """Return what measures accuracy: the function that is given, or `Accuracy` on labelled data.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if given is None or callable(given):
+        return given
+    if not isinstance(given, Iterable | Dataset):
+        raise UsageError(
+            f"evaluate is a {type(given).__name__}; pass a function model -> [0, 1], or batches "
+            "with labels, such as a DataLoader"
+        )
+    return Accuracy(given)
 
 
 def standard_error(accuracy: float, samples: int) -> float:

@@ -1,17 +1,19 @@
 """The forms that a loader gives batches in."""
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from flexrel.errors import UsageError
 
 SEVERAL_INPUTS = "several inputs as ((a, b), labels) or as a dict of the model's arguments"
 _LABELS = ("labels", "label")
 _WEIGHTS = "sample_weight"
+_BATCH: Final = 64  # samples of a data set
 
 
 def signature_of(model: nn.Module) -> inspect.Signature:
@@ -20,6 +22,45 @@ def signature_of(model: nn.Module) -> inspect.Signature:
         return inspect.signature(model.forward)
     except (TypeError, ValueError):  # of what is no Python function
         return inspect.signature(lambda *_, **__: None)
+
+
+def batches_of(data: Iterable[Any] | Dataset[Any]) -> Iterable[Any]:
+    """Return the data as batches: of a `torch.utils.data.Dataset` 64 samples each, else as it is.
+
+    Raises:
+        UsageError: when they are gone through, if samples can't be stacked.
+    """
+    return DataLoader(data, _BATCH, collate_fn=_stacked) if isinstance(data, Dataset) else data
+
+
+def _stacked(samples: list[Any]) -> Any:  # noqa: ANN401 - whatever the samples are
+    try:
+        return default_collate(samples)
+    except (RuntimeError, TypeError) as error:
+        first = samples[0]
+        parts = first if isinstance(first, tuple | list) else [first]
+        raise UsageError(
+            f"samples of the data set, such as ({', '.join(type(p).__name__ for p in parts)}), "
+            "can't be stacked to a batch; give it a transform that returns tensors of one shape, "
+            "or pass a DataLoader with a collate_fn"
+        ) from error
+
+
+def renamed(raw: Any, model: nn.Module) -> Any:  # noqa: ANN401 - of the loader
+    """Return a dict with its one input under the name that the model takes it by.
+
+    So {"pixel_values": x, "labels": y} is a batch for a model whose `forward` takes one tensor.
+    Whatever else a batch is, and one whose names the model may take, stays as it is.
+    """
+    if not isinstance(raw, Mapping):
+        return raw
+    inputs = [name for name in raw if name not in (*_LABELS, _WEIGHTS)]
+    taken = signature_of(model).parameters.values()
+    own = [p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD]
+    free = any(p.kind is p.VAR_KEYWORD for p in taken)
+    if len(inputs) != 1 or not own or free or inputs[0] in (p.name for p in taken):
+        return raw
+    return {own[0] if name == inputs[0] else name: value for name, value in raw.items()}
 
 
 def check_further(raw: object, index: int, model: nn.Module) -> None:

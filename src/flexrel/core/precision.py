@@ -63,15 +63,32 @@ def stored(name: str, tensor: Tensor, values: Values) -> Tensor:
         return tensor.bfloat16() if values == "bfloat16" else _half(name, tensor)
     if tensor.ndim < _MATRIX:
         return shortened(tensor)
+    check_reach(name, tensor, values)
+    return _on_grid(tensor.to(_WIDE), LARGEST[values], tensor.dtype).to(tensor.dtype)
+
+
+def check_reach(name: str, tensor: Tensor, values: Values) -> None:
+    """Raise a PrecisionError if whole numbers times a scale reach not all values of a matrix.
+
+    Args:
+        name: said in the error.
+        tensor: any; only floating ones of two axes or more become whole numbers.
+        values: only "int8" and "int4" make them.
+    """
+    if not tensor.is_floating_point() or tensor.ndim < _MATRIX or values not in LARGEST:
+        return
     if not bool(tensor.isfinite().all()):
         raise PrecisionError(
             f"{name} has a value that is no finite number, which {values} can't hold"
         )
-    wide = tensor.to(_WIDE)
-    if not bool(wide.isfinite().all()):
-        top = float(tensor.abs().max())
-        raise PrecisionError(f"{name} has a value of {top:.3g}, which {values} can't hold")
-    return _on_grid(wide, LARGEST[values], tensor.dtype).to(tensor.dtype)
+    largest = LARGEST[values]
+    reach = (largest + 1) * _largest_scale(largest, tensor.dtype)  # with what rounding takes off
+    top = float(tensor.abs().max()) if tensor.numel() else 0.0
+    if top > reach:
+        raise PrecisionError(
+            f"{name} has a value of {top:.3g}, which {values} can't hold: {reach:.3g} is the most; "
+            "bfloat16 and float32 can"
+        )
 
 
 def shortened(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -127,16 +144,25 @@ def to_grid(
 
 def _short_scale(scales: Tensor, largest: int, dtype: torch.dtype) -> Tensor:
     """Round up to the few bits that leave products with whole numbers exact; 1 in place of 0."""
-    numbers = torch.finfo(dtype)
-    digits = 1 - round(math.log2(numbers.eps))
-    bits = min(_SCALE_BITS, digits - largest.bit_length())
-    fraction, exponent = math.frexp(numbers.max / largest)
-    most = min(MAX_SCALE, math.ldexp(math.floor(fraction * 2**bits), exponent - bits))
+    numbers, bits = torch.finfo(dtype), _bits_of_scales(largest, dtype)
     parts, exponents = torch.frexp(scales.clamp_min(torch.finfo(_WIDE).tiny))
     lowest = round(math.log2(numbers.tiny) + math.log2(numbers.eps))  # bit, of the dtype
     last = (exponents - bits).clamp_min(lowest)
     up = torch.ldexp(torch.ldexp(parts, exponents - last).ceil(), last)
-    return torch.where(scales == 0, 1.0, up.clamp_max(most))
+    return torch.where(scales == 0, 1.0, up.clamp_max(_largest_scale(largest, dtype)))
+
+
+def _bits_of_scales(largest: int, dtype: torch.dtype) -> int:
+    """Return how many significant bits leave products with whole numbers exact in a dtype."""
+    digits = 1 - round(math.log2(torch.finfo(dtype).eps))
+    return min(_SCALE_BITS, digits - largest.bit_length())
+
+
+def _largest_scale(largest: int, dtype: torch.dtype) -> float:
+    """Return the largest scale of so few bits whose products a dtype holds, and a reader takes."""
+    bits = _bits_of_scales(largest, dtype)
+    fraction, exponent = math.frexp(torch.finfo(dtype).max / largest)
+    return min(MAX_SCALE, math.ldexp(math.floor(fraction * 2**bits), exponent - bits))
 
 
 def _on_grid(tensor: Tensor, largest: int, dtype: torch.dtype) -> Tensor:

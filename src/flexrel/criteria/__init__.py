@@ -3,15 +3,21 @@
 from flexrel.criteria.criteria import (
     BLENDS,
     OBS,
-    SALIENCY,
     Blend,
-    Criterion,
     FlexRel,
     Magnitude,
     Relevance,
-    attribution_of,
     scores_of,
 )
+from flexrel.criteria.criterion import (
+    SALIENCY,
+    Criterion,
+    SaliencyTarget,
+    attribution_of,
+    saliency_of,
+)
+from flexrel.criteria.drift import Drift, drift
+from flexrel.criteria.history import History
 from flexrel.criteria.ranking import (
     ALLOCATIONS,
     Ranking,
@@ -28,15 +34,20 @@ __all__ = [
     "SALIENCY",
     "Blend",
     "Criterion",
+    "Drift",
     "FlexRel",
     "GroupSignals",
+    "History",
     "Magnitude",
     "Ranking",
     "Relevance",
+    "SaliencyTarget",
     "UnitRanking",
     "attribution_of",
+    "drift",
     "measure_saliency",
     "rank_units",
+    "saliency_of",
     "scores_of",
     "without_unmeasured",
 ]

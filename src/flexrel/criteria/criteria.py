@@ -8,7 +8,7 @@ must be comparable over the whole network.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import ClassVar, Final, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,30 +17,19 @@ from torch import Tensor
 from flexrel.core.cost import Cost, unit_parameters
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Saliency, Scores
+from flexrel.criteria.criterion import Criterion, SaliencyTarget, Signal, attribution_of
 from flexrel.criteria.signals import GroupSignals
 from flexrel.errors import UsageError
-from flexrel.relevance import Attribution, AttributionTarget, RelevanceStats, RuleLike
+from flexrel.relevance import (
+    Attribution,
+    AttributionTarget,
+    RelevanceStats,
+    RuleLike,
+    check_output,
+)
 
 Blend = Literal["sum", "product"]
 BLENDS: tuple[Blend, ...] = ("sum", "product")
-SALIENCY: Final = "saliency"  # what a removal costs that no refit of the readers makes up for
-Signal = Attribution | Literal["saliency"]
-
-
-@runtime_checkable
-class Criterion(Protocol):
-    """What `prune` asks of a criterion."""
-
-    @property
-    def name(self) -> str:
-        """Name in plans and reports."""
-
-    @property
-    def needs(self) -> frozenset[Signal]:
-        """What must be measured for it besides weights: SALIENCY, an `Attribution`, or both."""
-
-    def scores(self, signals: Sequence[GroupSignals]) -> Iterator[Tensor]:
-        """Yield one tensor of scores for each group, of the group's shape. Higher means keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +85,29 @@ class OBS:
     """Keep what no refit of the layers behind can make up for; for cuts that are repaired.
 
     A unit's score is its saliency (`GroupSignals.saliency`) over what goes with it, in parameters
-    or multiply-adds (`GroupSignals.cost`). No labels. Not for residual blocks.
+    or multiply-adds (`GroupSignals.cost`). Not for residual blocks.
+
+    Attributes:
+        output: whose squared change counts, as in `calibrate`, where "auto" is all outputs: of
+            a mapping those under "logits", of several each by its own size. "label" takes labels.
+
+    Raises:
+        UsageError: there is no such output.
 
     Source:
         Hassibi and Stork, 1993 (Optimal Brain Surgeon); the division by the cost is ours.
     """
 
+    output: str | AttributionTarget = "auto"
     name: ClassVar[str] = "obs"
-    needs: ClassVar[frozenset[Signal]] = frozenset({SALIENCY})
+
+    def __post_init__(self) -> None:
+        check_output(self.output)
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """The saliency, of the output."""
+        return frozenset({SaliencyTarget(self.output)})
 
     def scores(self, signals: Sequence[GroupSignals]) -> Iterator[Tensor]:
         """Yield each unit's saliency over its cost; of single weights, as it is."""
@@ -179,11 +183,6 @@ class FlexRel:
                     yield m.pow_(1 - self.delta).mul_(r.pow_(self.delta))
                 else:
                     yield m.mul_(1 - self.delta).add_(r, alpha=self.delta)
-
-
-def attribution_of(criterion: Criterion) -> Attribution | None:
-    """Return which relevance the criterion needs, if any."""
-    return next((need for need in criterion.needs if isinstance(need, Attribution)), None)
 
 
 def scores_of(

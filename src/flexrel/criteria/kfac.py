@@ -15,10 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, divided, samples_of
+from flexrel.core.batches import Batch, RawBatch, samples_of
+from flexrel.core.division import divided
 from flexrel.core.measurement import Progress, silent
-from flexrel.core.running import backward_to_inputs, call, rooted, scores_in, tensors_of
+from flexrel.core.running import backward_to_inputs, call, rooted
 from flexrel.errors import ModelError
+from flexrel.relevance import AttributionTarget, counted
 from flexrel.repair import (
     SecondMoments,
     drawn_rows,
@@ -31,8 +33,9 @@ from flexrel.tracing import LayerCall, Op, OpRecorder, ParameterOwners, layer_ca
 
 _Sum = TypeVar("_Sum", SecondMoments, Tensor)
 
-_ROWS = 20_000  # of a layer's inputs, over all batches
-_GRADIENTS = 100_000  # rows of its outputs, likewise
+_ROWS = 5_000  # of a layer's inputs, over all batches, or
+_ROWS_AN_INPUT = 4
+_GRADIENTS = 25_000  # rows of its outputs, likewise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +119,7 @@ def measure_factors(
     layers: Collection[str],
     progress: Progress = silent,
     *,
+    output: str | AttributionTarget = "auto",
     held: float = 0.0,
     seed: int = 0,
 ) -> KFACFactors:
@@ -130,6 +134,7 @@ def measure_factors(
         batches: gone through once, one forward and one backward pass each.
         layers: whose factors are wanted; those that are never reached are left out.
         progress: told after each batch.
+        output: which of the network's outputs, as `counted` takes it.
         held: share of the samples that are left out, as `divided` does.
         seed: of the normal vectors and of the rows that are drawn.
 
@@ -143,7 +148,8 @@ def measure_factors(
         for batch, _ in divided(batches, model, held):
             if batch is None:
                 continue
-            total += _factors_on(model, batch, layers, batch.samples / samples, generator)
+            share = batch.samples / samples
+            total += _factors_on(model, batch, layers, output, share, generator)
             progress("measuring K-FAC factors", batch.index + 1, len(batches))
     return total
 
@@ -152,6 +158,7 @@ def _factors_on(
     model: nn.Module,
     batch: Batch,
     layers: Collection[str],
+    output: str | AttributionTarget,
     share: float,
     generator: torch.Generator,
 ) -> KFACFactors:
@@ -159,17 +166,17 @@ def _factors_on(
     recorder = _FactorRecorder(ParameterOwners(model), layers, batch.samples, share, generator)
     roots, fresh = rooted(batch)
     with recorder:
-        result = scores_in(call(model, fresh))
-    outputs = [t for t in tensors_of(result) if t.is_floating_point() and t.requires_grad]
+        result = call(model, fresh)
+    every = counted(result, batch, output)
+    outputs = [tensor for tensor in every if tensor.requires_grad]
     if not outputs:
         raise ModelError(
             "no gradient reaches the network's layers: its output does not depend on a "
             "floating-point input or an embedding, or it runs under no_grad"
         )
     probes = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
-    if len(outputs) > 1:  # each by its own size, not by its units'
-        sizes = [t.detach().norm() / batch.samples**0.5 for t in outputs]
-        probes = [p / torch.where(s > 0, s, 1) for p, s in zip(probes, sizes, strict=True)]
+    sizes = output_sizes(outputs, batch.samples)
+    probes = [probe / size for probe, size in zip(probes, sizes, strict=True)]
     torch.autograd.grad(outputs, [*roots, *recorder.leaves], probes, allow_unused=True)
     found = {
         name: LayerFactors(
@@ -178,6 +185,17 @@ def _factors_on(
         for name, squares in recorder.outputs.items()
     }
     return KFACFactors(found, batch.samples)
+
+
+def output_sizes(outputs: Sequence[Tensor], samples: int) -> list[Tensor]:
+    """Return what each output of so many samples is divided by: not by its units' size, its own.
+
+    The root of its mean square norm; 1 of a single output, or of zeros.
+    """
+    if len(outputs) == 1:
+        return [outputs[0].new_ones(())]
+    sizes = [tensor.detach().norm() / samples**0.5 for tensor in outputs]
+    return [torch.where(size > 0, size, 1) for size in sizes]
 
 
 class _FactorRecorder(OpRecorder):
@@ -206,7 +224,7 @@ class _FactorRecorder(OpRecorder):
         self.leaves: list[Tensor] = []
         self.transposed: set[str] = set()
         self._weights, self._layers, self._samples = weights, layers, samples
-        self._rows, self._gradients = ceil(share * _ROWS), ceil(share * _GRADIENTS)
+        self._share, self._gradients = share, ceil(share * _GRADIENTS)
         self._generator = generator
 
     def run(self, op: Op) -> Any:  # noqa: ANN401
@@ -233,7 +251,8 @@ class _FactorRecorder(OpRecorder):
 
     def _add_inputs(self, found: LayerCall, outputs: Tensor) -> None:
         affine = found.affine
-        rows = drawn_rows(outputs, affine.geometry, self._rows, self._generator)
+        most = ceil(self._share * max(_ROWS, _ROWS_AN_INPUT * affine.weight[0].numel()))
+        rows = drawn_rows(outputs, affine.geometry, most, self._generator)
         taken = inputs_at(affine.inputs.detach(), affine.weight, affine.geometry, rows)
         numbers = samples_at(outputs, affine.geometry, rows, self._samples)
         first = (numbers < self._samples // 2).to(taken.device)

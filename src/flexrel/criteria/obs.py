@@ -20,6 +20,7 @@ _RIDGE = 1e-3  # of the mean square of an input
 _TINY = 1e-9  # of the mean square of a gradient: keeps matrices of few samples regular
 _RANK = 1e-6  # by which saliency grows from one unit that goes to the next, at least
 _FULL = 0.75  # of what is held, while at least so much of it is left
+_WIDE = 1024  # inputs: of so many the inverse is made in single precision
 _ROUNDS = 64  # at most, in which units of a group go; between them everything is refitted
 
 
@@ -93,7 +94,8 @@ def refitted(
     stays = torch.ones(rows.shape[2], dtype=torch.bool)
     stays[_inputs_of_units(member, weight)[~kept].flatten()] = False
     found = torch.zeros_like(rows)
-    found[:, :, stays] = normal_solution(xx[:, stays][:, :, stays], rows @ xx[:, :, stays])
+    some = xx[:, :, stays]
+    found[:, :, stays] = normal_solution(some[:, stays], rows @ some, single=True)
     shape = weight.shape if member.axis else weight.mT.shape
     found = found.reshape(shape).to(weight)
     return found if member.axis else found.mT
@@ -102,16 +104,15 @@ def refitted(
 class _RefittedReader:
     """A layer that takes units in, refitted as they go.
 
-    Its inputs are the entries of one axis, each with its kernel positions; a unit owns some. The
-    inverse is made in double precision; as units go, single is enough (costs differ by 1e-6).
+    Its inputs are the entries of one axis, each with its kernel positions; a unit owns some. As
+    units go, single precision is enough (costs differ by 1e-6).
     """
 
     def __init__(self, member: GroupMember, weight: Tensor, factors: LayerFactors) -> None:
         rows = _matrices(weight, member.axis, factors)
         # S^(1/2)' W in the place of W: what a refit does to it is the same, and its squares add up
         self._weight = (_square_root(factors.outputs.cpu()).mT @ rows).float()
-        xx = _ridged_(factors.covariance().cpu().double())
-        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(xx)).float()
+        self._inverse = _inverse(_ridged_(factors.covariance().cpu()))
         self._inputs = _inputs_of_units(member, weight)
         self._stays = torch.ones(rows.shape[2], dtype=torch.bool)  # of the inputs that are held
 
@@ -176,6 +177,15 @@ def _ridged_(xx: Float[Tensor, "g k k"]) -> Float[Tensor, "g k k"]:
     own = xx.diagonal(dim1=1, dim2=2)
     own.add_(_RIDGE * own.mean(1, keepdim=True).clamp_min(1e-30))
     return xx
+
+
+def _inverse(xx: Float[Tensor, "g k k"]) -> Float[Tensor, "g k k"]:
+    """Return the inverses of float32 matrices; where that is quick, by way of double precision."""
+    if xx.shape[2] >= _WIDE:
+        factor, failed = torch.linalg.cholesky_ex(xx)
+        if not failed.any():
+            return torch.cholesky_inverse(factor)
+    return torch.cholesky_inverse(torch.linalg.cholesky(xx.double())).float()
 
 
 def _square_root(squares: Float[Tensor, "g j j"]) -> Float[Tensor, "g j j"]:

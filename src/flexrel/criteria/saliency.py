@@ -12,12 +12,14 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, divided, joined, samples_of
+from flexrel.core.batches import Batch, RawBatch, samples_of
+from flexrel.core.division import divided, joined
 from flexrel.core.graph import Protected, PruningGraph, PruningGroup, layer_of
 from flexrel.core.measurement import Progress, Saliency, silent
-from flexrel.core.running import scores_in, tensors_of, undisturbed
-from flexrel.criteria.kfac import KFACFactors, measure_factors
+from flexrel.core.running import undisturbed
+from flexrel.criteria.kfac import KFACFactors, measure_factors, output_sizes
 from flexrel.criteria.obs import predicted_saliency, refitted
+from flexrel.relevance import AttributionTarget, counted
 from flexrel.structure import named_tensors
 
 _HELD_OUT = 32  # samples, or a quarter of all if that is fewer
@@ -31,6 +33,7 @@ def measure_saliency(
     batches: Sequence[RawBatch],
     progress: Progress = silent,
     *,
+    output: str | AttributionTarget = "auto",
     seed: int = 0,
 ) -> tuple[Saliency, list[Protected]]:
     """Return what the removal of each unit costs after a refit, and the groups that are not known.
@@ -38,9 +41,11 @@ def measure_saliency(
     Args:
         model: runs in evaluation mode, and is left as it was.
         graph: of it: channels, heads or single weights.
-        batches: calibration data, without labels: gone through once forward and backward, and 32
-            samples of it once for each group of channels or heads.
+        batches: calibration data, with labels if the output takes them: gone through once forward
+            and backward, and 32 samples of it once for each group of channels or heads.
         progress: told after each batch and each group.
+        output: of the network, whose squared change counts: as `calibrate` takes it, but "auto" is
+            "norm", all outputs, of several each by its own size.
         seed: of random numbers.
 
     Returns:
@@ -53,7 +58,7 @@ def measure_saliency(
     samples = samples_of(batches, model)
     held = min(_HELD_OUT / max(samples, 1), _MOST_HELD)
     layers = {reader for group in graph.groups for reader in group.readers}
-    factors = measure_factors(model, batches, layers, progress, held=held, seed=seed)
+    factors = measure_factors(model, batches, layers, progress, output=output, held=held, seed=seed)
     lost = {name for name, one in factors.layers.items() if not one.finite}
     tensors = named_tensors(model)
     predicted: dict[str, Tensor] = {}
@@ -73,7 +78,7 @@ def measure_saliency(
         progress("refitting readers", done + 1, len(graph.groups))
     groups = [group for group in graph.groups if group.members and group.name in predicted]
     checks = joined(check for _, check in divided(batches, model, held) if check is not None)
-    gains = _gains(model, groups, predicted, factors, checks, progress)
+    gains = _gains(model, groups, predicted, factors, checks, output, progress)
     return {name: costs * gains.get(name, 1.0) for name, costs in predicted.items()}, unknown
 
 
@@ -83,6 +88,7 @@ def _gains(
     predicted: Saliency,
     factors: KFACFactors,
     checks: Sequence[Batch],
+    output: str | AttributionTarget,
     progress: Progress,
 ) -> dict[str, float]:
     """Return how many times as large as predicted the saliency of each group is.
@@ -93,7 +99,8 @@ def _gains(
     samples = sum(batch.samples for batch in checks)
     found: dict[str, float] = {}
     with undisturbed(model), torch.no_grad():
-        dense = [_outputs(model, {}, batch) for batch in checks]
+        dense = [_outputs(model, {}, batch, output) for batch in checks]
+        sizes = [output_sizes(each, b.samples) for each, b in zip(dense, checks, strict=True)]
         for done, group in enumerate(groups if checks else ()):
             costs = predicted[group.name]
             gone = costs.argsort(stable=True)[: group.units // 2]
@@ -106,9 +113,10 @@ def _gains(
                 if reader.reads
             }
             error = 0.0
-            for batch, expected in zip(checks, dense, strict=True):
-                for now, then in zip(_outputs(model, changed, batch), expected, strict=True):
-                    error += float((now - then).double().square().sum())
+            for batch, expected, by in zip(checks, dense, sizes, strict=True):
+                here = _outputs(model, changed, batch, output)
+                for now, then, size in zip(here, expected, by, strict=True):
+                    error += float(((now - then) / size).double().square().sum())
             gain = error / samples / float(costs[gone].sum() + 1e-30)
             if 0 < gain < float("inf"):  # else no harm is seen, or the refit has no solution
                 found[group.name] = gain
@@ -117,7 +125,12 @@ def _gains(
     return {group.name: max(found.get(group.name, typical), _LEAST * typical) for group in groups}
 
 
-def _outputs(model: nn.Module, changed: Mapping[str, Tensor], batch: Batch) -> list[Tensor]:
+def _outputs(
+    model: nn.Module,
+    changed: Mapping[str, Tensor],
+    batch: Batch,
+    output: str | AttributionTarget,
+) -> list[Tensor]:
     """Return the outputs that count, with other values in the place of some parameters."""
     result = torch.func.functional_call(model, dict(changed), batch.args, dict(batch.kwargs))
-    return [tensor for tensor in tensors_of(scores_in(result)) if tensor.is_floating_point()]
+    return counted(result, batch, output)

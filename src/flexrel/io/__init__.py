@@ -6,8 +6,8 @@ from flexrel.io.export import (
     check_exports,
     check_path,
     export,
+    export_notes,
     exported,
-    fixed,
     graph_notes,
 )
 from flexrel.io.load import fit, load
@@ -20,10 +20,10 @@ __all__ = [
     "count",
     "encode",
     "export",
+    "export_notes",
     "exported",
     "figure",
     "fit",
-    "fixed",
     "graph_notes",
     "load",
     "percent",

@@ -8,7 +8,9 @@ from typing import Final
 import torch
 from torch import nn
 
-from flexrel.core.batches import RawBatch, device_of, first_samples, read_batch
+from flexrel.core.batches import RawBatch, first_samples, read_batches
+from flexrel.core.caches import cache_note, uncached
+from flexrel.core.whole import uncut
 from flexrel.errors import ModelError, UsageError
 from flexrel.io.encode import names_of
 from flexrel.io.onnx import check_installed, onnx_graph
@@ -27,7 +29,8 @@ def export(model: nn.Module, example: RawBatch, path: str | Path) -> int | None:
     """Write the model, in evaluation mode, for programs that do not know its class.
 
     Args:
-        model: not changed.
+        model: not changed. A cache that it returns for its next call, as Hugging Face's models do
+            where `config.use_cache` is on, is left out.
         example: a batch of inputs, labels not needed.
         path: ends in `.onnx`, weights inside, or `.pt2`, for `torch.export.load`; replaced if it
             is there, whole or not at all.
@@ -63,15 +66,26 @@ def check_exports(kinds: Sequence[str]) -> None:
         check_installed()
 
 
-def fixed(name: str, samples: int) -> str:
-    """Say of an exported network that it does not take any number of samples."""
-    return f"{name} takes {samples} samples a call, no more or less"
-
-
 def graph_notes(name: str, data: bytes) -> list[str]:
     """Return what there is to know of the ONNX graph in a packed file, a line each."""
     samples = graph_in(describe(data)).samples
-    return [] if samples is None else [fixed(f"the ONNX graph in {name}", samples)]
+    return [] if samples is None else [_fixed(f"the ONNX graph in {name}", samples)]
+
+
+def export_notes(name: str, samples: int | None, model: nn.Module) -> list[str]:
+    """Return what there is to know of a model's export, a line each.
+
+    Args:
+        name: of the file.
+        samples: that a call takes; None: any number.
+        model: that was exported.
+    """
+    return [*([] if samples is None else [_fixed(name, samples)]), *cache_note(name, model)]
+
+
+def _fixed(name: str, samples: int) -> str:
+    """Say of an exported network that it takes inputs of one size, of so many samples."""
+    return f"{name} takes inputs of the example's size alone, {samples} samples a call"
 
 
 def exported(model: nn.Module, example: RawBatch, kind: str) -> tuple[bytes, int | None]:
@@ -91,7 +105,8 @@ def exported(model: nn.Module, example: RawBatch, kind: str) -> tuple[bytes, int
         graph = onnx_graph(model, example, tensors)
         pieces = filled(graph, lambda name: stored_as_is(tensors[name]))
         return b"".join(pieces), graph.samples
-    whole = read_batch(example, 0, device_of(model))
+    model = uncached(model)
+    whole = next(read_batches(uncut(model, [example]).batches, model))
     program, used, dynamic = torch_program(model, first_samples(whole), whole)
     file = io.BytesIO()
     with quiet():

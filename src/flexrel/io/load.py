@@ -32,23 +32,31 @@ _NO_NUMBERS: Numbers = {}
 _SHOWN = 3  # names in an error
 
 
-def load(path: str | Path, into: nn.Module, *, trust: str | Path | None = None) -> nn.Module:
+def load(
+    path: str | Path, into: nn.Module | None = None, *, trust: str | Path | None = None
+) -> nn.Module:
     """Return `into` with the packed weights: its shapes are cut to fit, then the weights copied.
 
     Args:
         path: of a packed file.
-        into: the dense architecture, changed in place. What is on the meta device gets its values
-            on the CPU, and a buffer of it that no file has does not fit; of a network in
-            `DataParallel` or `torch.compile` the one inside is loaded. Masks, norms and
-            parametrizations that are constant in evaluation mode are taken off: its weights are
-            plain ones then, as in the file.
+        into: the dense architecture, without which there is an error; changed in place. What is on
+            the meta device gets its values on the CPU, and a buffer of it that no file has does not
+            fit; of a network in `DataParallel` or `torch.compile` the one inside is loaded. Masks,
+            norms and parametrizations that are constant in evaluation mode are taken off: its
+            weights are plain ones then, as in the file.
         trust: file of public keys, one of which must have signed it.
 
     Raises:
-        UsageError: there is no such file, or its tensors do not fit the model: names, shapes, or
+        UsageError: no `into`, no such file, or tensors that do not fit the model: names, shapes, or
             values that a dtype of the model can't hold; `into` is as it was.
         PackError: the file is damaged, or not trusted.
     """
+    if into is None:
+        raise UsageError(
+            f"load needs into=, a network of the architecture that {path} was made of, dense or "
+            "cut: a packed file has weights and no code. For the arrays alone, "
+            "flexrel_edge.read(path); to run its ONNX graph, flexrel_edge.session(path)"
+        )
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file")
     packed = read_packed(path, trust)

@@ -12,8 +12,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, device_of, first_samples, read_batch
+from flexrel.core.batches import Batch, RawBatch, first_samples, read_batches
+from flexrel.core.caches import uncached
 from flexrel.core.running import reason
+from flexrel.core.whole import uncut
 from flexrel.errors import FlexrelError, ModelError, UsageError
 from flexrel.io.state import stored_as_is
 from flexrel.structure import difference, outputs, quiet, torch_program
@@ -31,7 +33,7 @@ def onnx_graph(model: nn.Module, example: RawBatch, tensors: Mapping[str, Tensor
     """Return what the model computes in evaluation mode, and which tensors it takes for that.
 
     Args:
-        model: not changed.
+        model: not changed. A cache that it returns for its next call is left out.
         example: a batch of inputs, labels not needed. The graph takes any number of samples if
             torch can tell that the model does, else as many as the example has.
         tensors: of the model, by the names that they will have in the file.
@@ -41,7 +43,8 @@ def onnx_graph(model: nn.Module, example: RawBatch, tensors: Mapping[str, Tensor
         ModelError: the model can't be exported, or onnxruntime computes something else.
     """
     check_installed()
-    whole = read_batch(example, 0, device_of(model))
+    model = uncached(model)
+    whole = next(read_batches(uncut(model, [example]).batches, model))
     program, _, dynamic = torch_program(model, first_samples(whole), whole)
     try:
         with quiet():

@@ -5,10 +5,11 @@ from flexrel.pruning.compare import compare
 from flexrel.pruning.dry_run import Feasibility, Possibility, dry_run
 from flexrel.pruning.packing import PackReport, pack
 from flexrel.pruning.prune import prune
-from flexrel.pruning.request import FORMS, PruneOptions
+from flexrel.pruning.request import EFFORTS, FORMS, PruneOptions
 from flexrel.pruning.result import Result
 
 __all__ = [
+    "EFFORTS",
     "FORMS",
     "Feasibility",
     "PackReport",

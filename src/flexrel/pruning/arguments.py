@@ -24,7 +24,8 @@ def criteria_of(
             none and "auto": `candidates`.
         granularity: as in `prune`.
         recover: likewise.
-        attribution: which relevance criteria need that are given by name.
+        attribution: which relevance criteria need that are given by name, and OBS from which
+            output.
 
     Raises:
         UsageError: one is no criterion, or needs relevance of two kinds.
@@ -50,7 +51,7 @@ def _criterion(given: object, attribution: Attribution) -> Criterion:
     plain: dict[object, Criterion] = {
         "magnitude": Magnitude(),
         "relevance": Relevance(rule=rule, output=output),
-        "obs": OBS(),
+        "obs": OBS(output),
     }
     if given in plain:
         return plain[given]
@@ -81,7 +82,7 @@ def candidates(
     Args:
         granularity: as in `prune`.
         recover: likewise.
-        attribution: by which rule and from which output relevance is measured.
+        attribution: by which rule and from which output relevance is measured, and saliency.
     """
     rule, output = attribution.rule, attribution.output
 
@@ -91,7 +92,7 @@ def candidates(
     relevance = Relevance(rule=rule, output=output)
     repairs = recover != "none"
     if repairs and granularity in ("channel", "head"):
-        return (OBS(), blended(0.5), Magnitude(), relevance)
+        return (OBS(output), blended(0.5), Magnitude(), relevance)
     if repairs and granularity != "depth":
         return (Magnitude(), blended(1 / 3, "product"), blended(0.1))
     sums = tuple(map(blended, (0.1, 0.3, 0.5, 0.7, 0.9)))
@@ -99,7 +100,7 @@ def candidates(
     return (*sums, *products, Magnitude(), relevance)
 
 
-def recoveries(recover: str | Recovery, seed: int) -> tuple[Recovery | None, Recovery | None]:
+def recoveries(recover: str | Recovery, seed: int) -> tuple[ClosedForm | None, Recovery | None]:
     """Return what repairs every network that is tried, and what goes on from the one chosen.
 
     Args:

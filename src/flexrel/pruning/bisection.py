@@ -1,4 +1,4 @@
-"""Bisection over how many units go: the least that meets a limit, the most that is good."""
+"""Where along a ranking things turn: the least removal that is enough, the most that is good."""
 
 from collections.abc import Callable
 from functools import cache
@@ -46,6 +46,7 @@ def most_removal(
     least: int,
     most: int,
     resolution: int,
+    begin: int | None = None,
     worth: Callable[[int], bool] = lambda _: True,
 ) -> int | None:
     """Return the largest `k` found in `least` ... `most` with `good(k)`, or None if none was.
@@ -58,13 +59,26 @@ def most_removal(
         least: the smallest `k` allowed; if that is not good, nothing is.
         most: the largest `k`.
         resolution: how close to the turning point to go, in units.
+        begin: a `k` that is likely to be near it, from which steps double until it is passed.
         worth: whether a removal of `k` would be worth it; where the most that is still possible is
             not, the search ends.
     """
-    if not good(least):
-        return None
-    low, high = least, most + 1
-    while high - low > max(resolution, 1) and worth(high - 1):
+    resolution = max(resolution, 1)
+    low, high = least - 1, most + 1  # the last that is known to be good, the first that is not
+    at, step = least if begin is None else min(max(begin, least), most), 4 * resolution
+    while low < least or (begin is not None and high > most):
+        if good(at):
+            low = at
+            if begin is None or low == most:
+                break
+            at = min(low + step, most)
+        else:
+            high = at
+            if high == least or not worth(high - 1):
+                return None
+            at = max(high - step, least)
+        step *= 2
+    while high - low > resolution and worth(high - 1):
         middle = (low + high) // 2
         if good(middle):
             low = middle

@@ -1,8 +1,9 @@
 """From a plan to its network: cut, repaired where that helps, trained if asked, and rounded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Final
 
 from torch import nn
 
@@ -13,8 +14,10 @@ from flexrel.core.plan import Plan
 from flexrel.core.precision import LARGEST, Values
 from flexrel.core.running import duplicate
 from flexrel.io import encode
-from flexrel.repair import Recovery, round_
+from flexrel.repair import ClosedForm, Recovery, round_
 from flexrel.structure import apply
+
+_SKETCHED: Final = 4000  # rows of a layer that are fitted where networks are only compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +29,14 @@ class PrunedNetwork:
         rounded: with the values that its packed file holds; the same object where none is rounded.
         values: precision of these.
         steps: what repair, training and rounding did.
+        divergence: of the rounded network, if it was measured.
     """
 
     exact: nn.Module
     rounded: nn.Module
     values: Values
     steps: tuple[RecoveryStep, ...] = ()
+    divergence: float | None = None
 
     @cached_property
     def packed(self) -> bytes:
@@ -51,14 +56,16 @@ class NetworkBuilder:
         repair: of every network; None: none is repaired.
         fitted: calibration data that repairs, and rounding to whole numbers, are fitted to; without
             them each value is rounded by itself.
+        few: some of these, for networks that are only compared; or these.
     """
 
     model: nn.Module
     values: Values
     divergence: Divergence
     progress: Progress
-    repair: Recovery | None = None
+    repair: ClosedForm | None = None
     fitted: Sequence[RawBatch] = ()
+    few: Sequence[RawBatch] = ()
 
     def build(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network, repaired where that helps."""
@@ -66,6 +73,19 @@ class NetworkBuilder:
             return self.rough(plan)
         network, step = self._improved(apply(self.model, plan), self.repair, plan)
         return self._rounded(network, (step,), self.fitted)
+
+    @property
+    def sketches(self) -> bool:
+        """Whether a sketch is made sooner than the network itself."""
+        return self.repair is not None and self.few is not self.fitted
+
+    def sketch(self, plan: Plan) -> nn.Module:
+        """Return what a plan's network is about like: repaired with few samples and rows."""
+        network = apply(self.model, plan)
+        if self.repair is not None:
+            quick = replace(self.repair, rows=_SKETCHED)
+            network = quick(network, self.model, plan, self.few, self.progress).model
+        return self._rounded(network, (), self.few).rounded
 
     def rough(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network cut and rounded, each value by itself, and no more."""
@@ -83,16 +103,17 @@ class NetworkBuilder:
     def _rounded(
         self, network: nn.Module, steps: tuple[RecoveryStep, ...], fitted: Sequence[RawBatch]
     ) -> PrunedNetwork:
+        before = None
+        if steps:
+            before = steps[-1].after if steps[-1].kept else steps[-1].before
         if self.values == "float32":
-            return PrunedNetwork(network, network, self.values, steps)
-        rounded = duplicate(network)
+            return PrunedNetwork(network, network, self.values, steps, before)
+        rounded, after = duplicate(network), None
         round_(rounded, self.values, fitted, self.progress)
-        if steps and self.values in LARGEST:
-            last = steps[-1]
-            before = last.after if last.kept else last.before
+        if before is not None and self.values in LARGEST:
             name, after = f"rounding to {self.values}", self.divergence(rounded)
             steps = (*steps, RecoveryStep(name, before, after, kept=True))
-        return PrunedNetwork(network, rounded, self.values, steps)
+        return PrunedNetwork(network, rounded, self.values, steps, after)
 
     def _improved(
         self, network: nn.Module, recover: Recovery, plan: Plan

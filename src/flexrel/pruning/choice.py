@@ -11,10 +11,12 @@ from flexrel.criteria import Criterion, Magnitude
 from flexrel.errors import BudgetError, PrecisionError
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.evaluator import Evaluator
-from flexrel.pruning.request import Limits
+from flexrel.pruning.limits import Limits
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import NetworkSignals
 
+_HOPELESS = 1.5  # times the best criterion's sketch: too far off to be the smallest
+_NEAR = 1.25  # times the least divergence of a sketch: may be the better one all the same
 _ROUGHER = 1.1  # of the divergence of the cut: what rounding may leave, where nothing says more
 
 
@@ -115,16 +117,31 @@ def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
     failed: list[BudgetError] = []
     for criterion in sorted(criteria, key=lambda one: one is not first):
         try:
-            plan = search.plan_below(criterion, least[0])
+            plan = search.plan(criterion) if best is None else _smaller(best, criterion, least[0])
         except BudgetError as error:
             failed.append(error)
             continue
-        takes = search.least_of(plan)
-        if takes < least:
+        takes = least if plan is None else search.least_of(plan)
+        if plan is not None and takes < least:
             best, least = Solution(search, criterion, plan), takes
     if best is None:
         raise failed[0]
     return best
+
+
+def _smaller(best: Solution, criterion: Criterion, amount: float) -> Plan | None:
+    """Return another criterion's plan for a target, which may be smaller than the best so far.
+
+    None where it can't be, or where sketches at the size of the best are so far from the dense
+    network's outputs that it is not tried.
+    """
+    search, evaluator = best.search, best.evaluator
+    if evaluator.builder.sketches:
+        alike = search.as_costly(best.plan, criterion)
+        most = _HOPELESS * evaluator.sketched_divergence(best.plan)
+        if alike is not None and evaluator.sketched_divergence(alike) > most:
+            return None
+    return search.plan_below(criterion, amount, best.plan)
 
 
 def _chosen_within(
@@ -135,7 +152,7 @@ def _chosen_within(
     plan_of: Callable[[Criterion], Plan | None] = search.plan
     if search.limits.measured:  # which takes long: plans are made alike in what is short
         plan_of = partial(search.as_costly, search.ranking(magnitude).plan(count))
-    chosen = _closest(search, criteria, plan_of)
+    chosen = _closest(search, criteria, plan_of, sure=True)
     if chosen == magnitude:  # what it has to do is known
         return Solution(search, chosen, search.filled(chosen, count))
     return Solution(search, chosen, search.plan(chosen))
@@ -145,24 +162,42 @@ def _closest(
     search: BudgetSearch,
     criteria: Sequence[Criterion],
     plan_of: Callable[[Criterion], Plan | None],
+    *,
+    sure: bool = False,
 ) -> Criterion:
     """Return the criterion whose plan's network diverges least; a tie goes to the earlier.
+
+    Sketches of the networks tell.
 
     Args:
         search: judges.
         criteria: to choose from.
         plan_of: makes a criterion's plan, all of one cost; None where there is none.
+        sure: whether the best is repaired in full, and the second too if its sketch is close to
+            that of the best, or no worse than what became of it.
     """
-    evaluator = search.evaluator
-
-    def divergence(index: int) -> float:
+    evaluator, builder = search.evaluator, search.evaluator.builder
+    plans: list[Plan | None] = []
+    sketched: list[float] = []
+    for criterion in criteria:
+        builder.progress("choosing a criterion", len(plans), len(criteria))
         try:
-            plan = plan_of(criteria[index])
+            plan = plan_of(criterion)
         except BudgetError:  # it can't score enough of the network
             plan = None
-        evaluator.builder.progress("choosing a criterion", index + 1, len(criteria))
-        if plan is None:
-            return float("inf")
-        return evaluator.divergence(plan)
-
-    return criteria[min(range(len(criteria)), key=divergence)]
+        plans.append(plan)
+        sketched.append(inf if plan is None else evaluator.sketched_divergence(plan))
+        if plan and not builder.sketches and sketched[-1] < min(sketched[:-1], default=inf):
+            evaluator.hold(plan)
+    builder.progress("choosing a criterion", len(criteria), len(criteria))
+    first, *others = sorted(range(len(criteria)), key=sketched.__getitem__)
+    best = plans[first]
+    if not sure or not builder.sketches or best is None:
+        return criteria[first]
+    least = evaluator.divergence(best)
+    for at in others[:1]:
+        other = plans[at]
+        if other and sketched[at] <= max(least, _NEAR * sketched[first]):
+            evaluator.hold(best)
+            return criteria[at if evaluator.divergence(other) < least else first]
+    return criteria[first]

@@ -1,21 +1,26 @@
 """The evidence beside a result: magnitude and relevance alone, for the same request."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch
-from flexrel.core.evaluate import Accuracy, Evaluate
-from flexrel.core.measurement import Measurement, Progress, silent
+from flexrel.core.batches import RawBatches
+from flexrel.core.caches import uncached
+from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluate, evaluate_of
+from flexrel.core.measurement import Measurement
 from flexrel.core.network import plain_network
 from flexrel.core.outputs import Outputs
+from flexrel.core.progress import RequestedProgress, shown
+from flexrel.core.targets import Goal, missed
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
 from flexrel.errors import BudgetError
+from flexrel.io import figure, percent
 from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.promise import searched_with
+from flexrel.pruning.request import Request
 from flexrel.pruning.result import Result
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import measured_relevance, measured_signals
@@ -29,9 +34,9 @@ def compare(
     result: Result,
     model: nn.Module,
     *,
-    calibration: Iterable[RawBatch],
-    evaluate: Evaluate | None = None,
-    progress: Progress = silent,
+    calibration: RawBatches,
+    evaluate: Evaluate | RawBatches | None = None,
+    progress: RequestedProgress = None,
 ) -> Result:
     """Return the result with its `rivals` and `curves` measured, for the report.
 
@@ -40,7 +45,7 @@ def compare(
         model: that was pruned; not changed.
         calibration: that it was pruned with.
         evaluate: likewise.
-        progress: told after each step.
+        progress: as of `PruneOptions`.
 
     Raises:
         UsageError: the data can't be used.
@@ -52,28 +57,69 @@ def compare(
     chosen = result.criterion
     blend = chosen if isinstance(chosen, FlexRel) else FlexRel(rule=how.rule, output=how.output)
     criteria = (magnitude, relevance, blend)
-    options = replace(result.request.options, stats=result.stats, progress=progress)
+    options = replace(result.request.options, stats=result.stats)
     if not callable(options.outputs):
         options = replace(options, outputs=cast("Outputs", result.outputs))
     asked = replace(result.request, criteria=criteria, values=result.values)
-    model = plain_network(model).network
-    if isinstance(evaluate, Accuracy) and result.promise is not None and result.promise.aside:
-        evaluate = searched_with(evaluate, model, result.limits.goals)
-    request = replace(asked, evaluate=evaluate, options=options)
+    request = replace(asked, evaluate=evaluate_of(evaluate), options=options)
+    stages = [name for name in request.stages if name in ("reading the data", "calibrating")]
+    with shown(progress, (*stages, "measuring rivals", "measuring curves")) as tell:
+        return _compared(result, model, calibration, replace(request, progress=tell))
+
+
+def _compared(
+    result: Result, model: nn.Module, calibration: RawBatches, request: Request
+) -> Result:
+    """Return the result with rivals and curves; the last of the request's criteria is no rival."""
+    request.progress("reading the data", 0, None)
+    model = uncached(plain_network(model).network)
+    given, promise = request.evaluate, result.promise
+    if isinstance(given, Accuracy) and promise is not None and promise.aside:
+        searched = searched_with(given, model, result.limits.goals)
+        request = replace(request, evaluate=searched)
     data = calibration_data(model, calibration, fits=request.fits)
-    source = PruneTarget(model, result.plan.graph, (data.example,))
+    source = PruneTarget(model, result.plan.graph, (data.example,), data)
     if result.form == "exported":
         source = replace(Sources(model, data, request).exported(), graph=result.plan.graph)
     relevances = measured_relevance(model, request, data)
-    signals = measured_signals(source, request, data, relevances)
-    evaluator = evaluator_of(signals, data, divergence_of(model, data, request))
+    signals = measured_signals(source, request, relevances)
+    evaluator = evaluator_of(signals, divergence_of(model, source.data, request))
     search = BudgetSearch(evaluator, signals.rank, result.limits, request.short)
-    scored = [one for one in criteria if one in signals.criteria]
-    rivals = [one for one in scored if one is not blend and one.name != chosen.name]
+    scored = [one for one in request.criteria if one in signals.criteria]
+    chosen, blend = result.criterion.name, request.criteria[-1]
+    rivals = [one for one in scored if one is not blend and one.name != chosen]
+    found: list[Measurement] = []
+    for done, one in enumerate(rivals):
+        request.progress("measuring rivals", done, len(rivals))
+        found += filter(None, [_at_limits(search, one)])
     return replace(
         result,
-        rivals=tuple(filter(None, (_at_limits(search, one) for one in rivals))),
+        rivals=tuple(found),
         curves=tuple(_curves(search, scored, result.dense)),
+        warnings=(*result.warnings, *_smaller(result, found)),
+    )
+
+
+def _smaller(result: Result, rivals: Sequence[Measurement]) -> Iterator[str]:
+    """Yield which rivals are as accurate as was asked for, or as the result, and smaller."""
+    achieved, goals = result.achieved, result.limits.goals
+    if not goals and achieved.accuracy is not None:
+        goals = (Goal(ACCURACY, achieved.accuracy, lower_is_better=False),)
+    for rival in rivals:
+        if goals and rival.bytes < achieved.bytes and missed(goals, rival.metrics) is None:
+            yield (
+                f"criterion {rival.criterion!r} came out smaller: {rival.bytes:,} bytes, "
+                f"{_told(rival, goals)}, where the result has {achieved.bytes:,} and "
+                f"{_told(achieved, goals)}"
+            )
+
+
+def _told(one: Measurement, goals: Sequence[Goal]) -> str:
+    """Return what a network's metrics are that there are goals on."""
+    values = {goal.metric: one.metrics[goal.metric] for goal in goals}
+    return ", ".join(
+        f"{name} {percent(value) if name == ACCURACY else figure(value)}"
+        for name, value in values.items()
     )
 
 
@@ -99,6 +145,7 @@ def _curves(
     """Measure each criterion at several shares of units removed."""
     points: list[Measurement] = []
     evaluator, total = search.evaluator, len(criteria) * (len(_SHARES) + 1)
+    evaluator.builder.progress("measuring curves", 0, total)
     for criterion in criteria:
         points.append(replace(dense, criterion=criterion.name))
         ranking = search.ranking(criterion)

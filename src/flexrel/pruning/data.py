@@ -4,8 +4,8 @@ The first batch norm of a network remembers the mean and the variance of what ca
 training. Data scaled in another way, or of another kind, miss them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from flexrel.core.batches import (
     Batch,
     RawBatch,
+    RawBatches,
     collect,
     first_samples,
-    fitted_and_judged,
     read_batches,
     samples_of,
 )
+from flexrel.core.division import fitted_and_judged, spread
 from flexrel.core.running import call, undisturbed
+from flexrel.core.whole import UncutBatches, alike, uncut
 from flexrel.errors import UsageError
 from flexrel.tracing import Op, OpRecorder
 
+_FEW = 64  # samples that networks are repaired with that are only compared
 _SAMPLES = 64  # looked at, of the first batch
 _NORMS = ("batch_norm", "instance_norm")
 _FAR = 1.0  # standard deviations that means may be off
@@ -38,26 +41,28 @@ class CalibrationData:
     Attributes:
         batches: all of them, as they were given.
         fitted: what scores and repairs are fitted to.
+        few: some of these, of all parts alike, enough to tell better plans from worse; or all.
         judged: what criteria, repair and training are judged by.
         first: the first batch, which exports are made with.
         samples: how many inputs there are in all.
+        warnings: how batches are used where the network runs on no part of one, a line each.
     """
 
     batches: Sequence[RawBatch]
     fitted: Sequence[RawBatch]
+    few: Sequence[RawBatch]
     judged: Sequence[RawBatch]
     first: Batch
     samples: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def example(self) -> Batch:
-        """The samples that structure is read on, and multiply-adds are counted with."""
+        """What structure is read on, and multiply-adds are counted with: samples, or a batch."""
         return first_samples(self.first)
 
 
-def calibration_data(
-    model: nn.Module, calibration: Iterable[RawBatch], *, fits: bool
-) -> CalibrationData:
+def calibration_data(model: nn.Module, calibration: RawBatches, *, fits: bool) -> CalibrationData:
     """Return the data, all of it kept in memory.
 
     Args:
@@ -69,11 +74,37 @@ def calibration_data(
         UsageError: there is no batch, or one can't be used.
     """
     batches = collect(calibration)
-    first = next(read_batches(batches[:1], model), None)
-    if first is None:
+    if not batches:
         raise UsageError("the calibration set is empty; pass at least one batch")
+    data = _divided(model, uncut(model, batches), fits=fits)
+    if not data.first.whole:
+        return data
+    told = f"multiply-adds are those of one call, with inputs {data.first.shapes}"
+    return replace(data, warnings=(*data.warnings, told))
+
+
+def data_alike(
+    model: nn.Module, data: CalibrationData, example: Batch, *, fits: bool
+) -> CalibrationData:
+    """Return what of the data a program takes that takes the example's shapes alone, uncut.
+
+    Args:
+        model: whose inputs they are.
+        data: likewise.
+        example: that the program was exported on.
+        fits: as for `calibration_data`.
+    """
+    found = _divided(model, alike(data.batches, model, example), fits=fits)
+    return replace(found, warnings=(*data.warnings, *found.warnings))
+
+
+def _divided(model: nn.Module, found: UncutBatches, *, fits: bool) -> CalibrationData:
+    batches = found.batches
+    first = next(read_batches(batches[:1], model))
     fitted, judged = fitted_and_judged(batches, model, fits=fits)
-    return CalibrationData(batches, fitted, judged, first, samples_of(batches, model))
+    few = fitted if samples_of(fitted, model) < 2 * _FEW else spread(fitted, model, _FEW)
+    samples = samples_of(batches, model)
+    return CalibrationData(batches, fitted, few, judged, first, samples, found.warnings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,25 @@
 """What budgets can be met at all: counted in seconds, before anything is repaired or trained."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from flexrel.core.batches import RawBatch
+from flexrel.core.batches import RawBatches
 from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Sparsity
+from flexrel.core.caches import uncached
 from flexrel.core.distance import Divergence
 from flexrel.core.network import plain_network
 from flexrel.core.precision import RequestedPrecision
 from flexrel.core.resources import Budget, Resource
 from flexrel.criteria import Magnitude
 from flexrel.errors import BudgetError
-from flexrel.pruning.data import CalibrationData, calibration_data
+from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluator import evaluator_of
-from flexrel.pruning.request import Limits, PruneOptions, Request, requested
+from flexrel.pruning.limits import Limits
+from flexrel.pruning.request import PruneOptions, Request, requested
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
@@ -88,8 +90,8 @@ class Feasibility:
 def dry_run(
     model: nn.Module,
     *,
-    calibration: Iterable[RawBatch],
-    budgets: Sequence[Budget | str] = (),
+    calibration: RawBatches,
+    budgets: Sequence[Budget | str] | Budget | str = (),
     granularity: str = "channel",
     values: RequestedPrecision = "float32",
     keep: Sequence[str] = (),
@@ -127,26 +129,24 @@ def dry_run(
     )
     if not budgets:
         request = replace(request, budgets=())
-    network = plain_network(model).network
+    network = uncached(plain_network(model).network)
     data = calibration_data(network, calibration, fits=False)
     sources = Sources(network, data, request)
     source = sources.first()
-    found, error = _counted(source, request, data)
+    found, error = _counted(source, request)
     if error is not None:
         try:
-            found, _ = _counted(sources.instead(source, error), request, data)
+            found, _ = _counted(sources.instead(source, error), request)
         except BudgetError:  # no more can be cut of its program
             return found
     return found
 
 
-def _counted(
-    source: PruneTarget, request: Request, data: CalibrationData
-) -> tuple[Feasibility, BudgetError | None]:
+def _counted(source: PruneTarget, request: Request) -> tuple[Feasibility, BudgetError | None]:
     """Return what is possible, and the last budget's error that is not."""
-    signals = measured_signals(source, request, data, {})
+    signals = measured_signals(source, request, {})
     divergence = Divergence(source.network, source.examples[:1])
-    evaluator = evaluator_of(signals, data, divergence)
+    evaluator = evaluator_of(signals, divergence)
     dense = evaluator.dense
     asked = [(b.resource, b.limit(b.resource.count(dense))) for b in request.budgets]
     names = [resource.name for resource, _ in asked]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
+from typing import Literal
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from flexrel.core import cost
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluation, Metrics
+from flexrel.core.forms import batches_of
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Measurement
 from flexrel.core.plan import Plan
@@ -22,7 +24,7 @@ from flexrel.pruning.signals import NetworkSignals
 
 
 class Evaluator:
-    """Makes and measures networks of plans of one network; the last one is kept.
+    """Makes and measures networks of plans of one network; the last, and one to hold, are kept.
 
     A repair takes long, and the same plan is asked for again: for its bytes, its accuracy, its
     divergence, and in the end to be returned.
@@ -34,7 +36,7 @@ class Evaluator:
         """Take what makes networks, what can be pruned of them, and what tells how they do."""
         self.builder, self.graph = builder, graph
         self._evaluate = evaluate
-        self._last: tuple[Plan, PrunedNetwork] | None = None
+        self._kept: dict[Literal["last", "held"], tuple[Plan, PrunedNetwork]] = {}
 
     def at(self, values: Values) -> "Evaluator":
         """Return the evaluator of networks whose packed files have values of a precision."""
@@ -60,13 +62,38 @@ class Evaluator:
 
     def network_of(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network, repaired where that helps."""
-        if self._last is None or not _same(self._last[0], plan):
-            self._last = plan, self.builder.build(plan)
-        return self._last[1]
+        for known, made in self._kept.values():
+            if _same(known, plan):
+                return made
+        self._kept["last"] = plan, self.builder.build(plan)
+        return self._kept["last"][1]
+
+    def hold(self, plan: Plan) -> None:
+        """Keep the plan's network, whatever is made next, until another is to be held."""
+        self._kept["held"] = plan, self.network_of(plan)
 
     def divergence(self, plan: Plan) -> float:
         """Return how far outputs of a plan's network are from the dense one's; lower is better."""
-        return self.builder.divergence(self.network_of(plan).rounded)
+        return self._divergence(self.network_of(plan).rounded)
+
+    def sketched_divergence(self, plan: Plan) -> float:
+        """Return about that, sooner if that is possible: to compare plans by."""
+        if not self.builder.sketches:
+            return self.divergence(plan)
+        return self.builder.divergence(self.builder.sketch(plan))
+
+    def sketched_metrics(self, plan: Plan) -> Metrics:
+        """Return about what `evaluate` says of a plan's network, sooner."""
+        return self.metrics(self.builder.sketch(plan))
+
+    def _divergence(self, network: nn.Module) -> float:
+        """Return that of a network, which may be known since it was made."""
+        if network is self.builder.model:
+            return 0.0
+        kept = self._kept.values()
+        known = (made.divergence for _, made in kept if made.rounded is network)
+        found = next(known, None)
+        return self.builder.divergence(network) if found is None else found
 
     def metrics(self, network: nn.Module) -> Metrics:
         """Return what `evaluate` says of a network, by name; nothing without one.
@@ -98,7 +125,7 @@ class Evaluator:
             bytes=len(candidate.packed),
             accuracy=metrics.get(ACCURACY),
             weights_removed=cost.weights_removed(network, self.builder.model),
-            divergence=0.0 if network is self.builder.model else self.builder.divergence(network),
+            divergence=self._divergence(network),
             metrics=metrics,
         )
         self.builder.progress(f"measuring {name}", 1, 1)
@@ -119,21 +146,20 @@ def divergence_of(model: nn.Module, data: CalibrationData, request: Request) -> 
     What its outputs are, labels say: of calibration, or else those that accuracy is measured by.
     """
     evaluate = request.evaluate
-    labelled = evaluate.batches if isinstance(evaluate, Accuracy) else ()
+    labelled = batches_of(evaluate.batches) if isinstance(evaluate, Accuracy) else ()
     return Divergence(model, data.judged, request.options.outputs, tuple(islice(labelled, 1)))
 
 
-def evaluator_of(
-    signals: NetworkSignals, data: CalibrationData, divergence: Divergence
-) -> Evaluator:
+def evaluator_of(signals: NetworkSignals, divergence: Divergence) -> Evaluator:
     """Return what makes and measures the networks of a request, at the finest precision asked."""
-    request = signals.request
+    request, target = signals.request, signals.target
     builder = NetworkBuilder(
-        model=signals.target.network,
+        model=target.network,
         values="float32" if request.values == "auto" else request.values,
         divergence=divergence,
-        progress=request.options.progress,
+        progress=request.progress,
         repair=request.repair,
-        fitted=data.fitted,
+        fitted=target.data.fitted,
+        few=target.data.fitted if request.options.effort == "thorough" else target.data.few,
     )
-    return Evaluator(builder, signals.target.graph, request.evaluation)
+    return Evaluator(builder, target.graph, request.evaluation)

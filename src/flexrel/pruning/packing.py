@@ -1,15 +1,18 @@
 """Packing a network whose precision is to be chosen by what it costs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch, collect, fitted_and_judged
+from flexrel.core.batches import RawBatch, RawBatches, collect
+from flexrel.core.caches import cache_note
 from flexrel.core.distance import Divergence
-from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation, Metrics
+from flexrel.core.division import fitted_and_judged
+from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation, Metrics, evaluate_of
 from flexrel.core.network import plain_network
+from flexrel.core.plan import check_alone
 from flexrel.core.precision import (
     FINEST_FIRST,
     VALUES,
@@ -19,6 +22,7 @@ from flexrel.core.precision import (
 )
 from flexrel.core.running import duplicate
 from flexrel.core.targets import Target, missed, targets_of, unnamed
+from flexrel.core.whole import uncut
 from flexrel.errors import BudgetError, FlexrelError, PrecisionError, UsageError
 from flexrel.io import encode
 from flexrel.pruning.evaluation import evaluation_data
@@ -60,8 +64,8 @@ def pack(
     path: str | Path,
     values: RequestedPrecision = "float32",
     *,
-    calibration: Iterable[RawBatch] = (),
-    evaluate: Evaluate | None = None,
+    calibration: RawBatches = (),
+    evaluate: Evaluate | RawBatches | None = None,
     target: Target | str | Sequence[Target | str] | None = None,
     graph: RawBatch | None = None,
     metadata: Mapping[str, str] = NO_METADATA,
@@ -81,7 +85,8 @@ def pack(
         calibration: batches of inputs, labels not needed. "int8" and "int4" round so that the
             outputs of each layer change least on them; 128, or a quarter, are held out, and tell
             how far the model's outputs moved.
-        evaluate: `model -> accuracy` in [0, 1], or a mapping of names to numbers, on other data.
+        evaluate: `model -> accuracy` in [0, 1], or a mapping of names to numbers, on other data;
+            or such data with labels.
         target: how much accuracy may be lost, or the worst any metric may come to, as in `prune`.
         graph: a batch of inputs, with which what the network computes is written down too, as an
             ONNX graph: so that `flexrel_edge.session` and `unpack` to `.onnx` need nothing else.
@@ -89,23 +94,25 @@ def pack(
         codec: "pcodec-1", or "zstd-1" for devices that pcodec has no wheel for; larger files.
 
     Raises:
-        UsageError: an unknown precision, a value that it can't hold, state that is no tensor,
-            metadata under a name of ours, a graph without the extra "export", a target without
-            `evaluate` or that allows any accuracy, an accuracy no better than chance, or "auto"
-            without a target.
+        UsageError: an unknown precision, a value that it can't hold, state that is no tensor, the
+            path of a result's model, metadata under a name of ours, a graph without the extra
+            "export", a target without `evaluate` or that allows any accuracy, an accuracy no better
+            than chance, or "auto" without a target.
         ModelError: the model has no ONNX graph; or a tensor of it can't be packed: on the meta
             device, sparse, of a class or dtype of its own, with NaN, in a TorchScript or quantised
             module.
         BudgetError: more accuracy is lost than the target allows; nothing was written.
     """
-    targets = targets_of(target)
+    targets, evaluate = targets_of(target), evaluate_of(evaluate)
     check_evaluated(targets, evaluate)
     if not targets and values == "auto":
         raise UsageError("values 'auto' needs target=, such as AccuracyDrop(0.01)")
     check_values(values, ("auto", *VALUES))
+    check_alone(Path(path))
     plain = plain_network(model)
     model = plain.network
-    batches = collect(calibration)
+    given = uncut(model, collect(calibration))
+    batches = given.batches
     fitted, judged = fitted_and_judged(batches, model) if batches else ((), ())
     dense = evaluation_data(evaluate, model, targets)
     failed: list[FlexrelError] = []
@@ -129,13 +136,14 @@ def pack(
     data = encode(rounded, precision, graph, metadata, codec)
     replace_file(Path(path), data)
     divergence = Divergence(model, judged)(rounded) if judged else None
+    left = [] if graph is None else cache_note(f"the ONNX graph in {path}", model)
     return PackReport(
         bytes=len(data),
         values=precision,
         accuracy=metrics.get(ACCURACY),
         accuracy_before=dense.metrics.get(ACCURACY),
         divergence=divergence,
-        warnings=plain.warnings,
+        warnings=(*plain.warnings, *given.warnings, *left),
         metrics=metrics,
         metrics_before=dense.metrics,
     )

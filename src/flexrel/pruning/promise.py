@@ -1,7 +1,7 @@
 """What is promised of the network returned, told by samples that nothing was chosen on."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Final
@@ -9,8 +9,9 @@ from typing import Any, Final
 from torch import nn
 
 from flexrel.core.answers import Tally
-from flexrel.core.batches import RawBatch, read_batches, samples_in
+from flexrel.core.batches import RawBatch, RawBatches, read_batches, samples_in
 from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluate
+from flexrel.core.forms import batches_of
 from flexrel.core.paired import drop_bound, samples_needed
 from flexrel.core.targets import Goal
 
@@ -140,7 +141,7 @@ def halves(evaluate: Accuracy) -> tuple[Accuracy, Accuracy]:
     Args:
         evaluate: on all of them, in the same order at each pass.
     """
-    whole = len(list(islice(evaluate.batches, _WHOLE))) == _WHOLE
+    whole = len(list(islice(batches_of(evaluate.batches), _WHOLE))) == _WHOLE
     parts = (_Half(evaluate.batches, second, whole) for second in (False, True))
     searched, untouched = (replace(evaluate, batches=part) for part in parts)
     return searched, untouched
@@ -192,14 +193,16 @@ def _changed(dense: Tally, pruned: Tally) -> tuple[int, int, int]:
 class _Half:
     """Every other batch of some, or every other sample of each."""
 
-    batches: Iterable[RawBatch]
+    batches: RawBatches
     second: bool
     whole: bool
 
     def __iter__(self) -> Iterator[RawBatch]:
         """Go through it; again and again, if the batches can be."""
         if self.whole:
-            yield from (raw for at, raw in enumerate(self.batches) if at % 2 == self.second)
+            yield from (
+                raw for at, raw in enumerate(batches_of(self.batches)) if at % 2 == self.second
+            )
             return
         for batch in read_batches(self.batches, nn.Module()):
             if batch.samples > self.second:

@@ -1,27 +1,30 @@
 """The spine: from a network and what the target can afford to the result."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from flexrel.core.batches import RawBatch
+from flexrel.core.batches import RawBatches
+from flexrel.core.caches import cache_again_, uncached
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.network import plain_network
 from flexrel.core.precision import RequestedPrecision
+from flexrel.core.progress import shown
 from flexrel.core.resources import Budget
 from flexrel.core.targets import Target
 from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
-from flexrel.pruning.data import CalibrationData, calibration_data
+from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluation import EvaluationData, evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
-from flexrel.pruning.request import PruneOptions, Request, limits_of, requested
+from flexrel.pruning.limits import limits_of
+from flexrel.pruning.request import PruneOptions, Request, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
@@ -36,10 +39,10 @@ _DEFAULTS = PruneOptions()
 def prune(
     model: nn.Module,
     *,
-    calibration: Iterable[RawBatch],
-    evaluate: Evaluate | None = None,
+    calibration: RawBatches,
+    evaluate: Evaluate | RawBatches | None = None,
     target: Target | str | Sequence[Target | str] | None = None,
-    budgets: Sequence[Budget | str] = (),
+    budgets: Sequence[Budget | str] | Budget | str = (),
     criterion: Criterion | str | Sequence[Criterion | str] | None = None,
     granularity: str = "channel",
     recover: str | Recovery = "closed-form",
@@ -54,23 +57,27 @@ def prune(
         model: trained; never changed. Taken out of `DataParallel` and `torch.compile`; masks of
             `torch.nn.utils.prune` are applied to a copy, weight norm, spectral norm and
             parametrizations that are constant folded, and `Result.warnings` says so.
-        calibration: batches of inputs as the network will see them, labels not needed; all of
-            them are kept in memory. The first is the example for multiply-adds and structure. Of
-            the samples 128, or a quarter, are held out: nothing is fitted to them, and criteria,
-            repair and training are judged by how far they bring the outputs on these from the
-            dense network's. Where nothing is repaired or trained all measure, and 512 judge.
-        evaluate: `model -> accuracy` in [0, 1], on other data; only a target needs it. A function
-            may tell more, or something else: a mapping of names to numbers. Samples that are too
-            few for the target, or of one class, are among the result's warnings. Of the samples of
-            an `Accuracy` half are set aside where there is a target that they can tell: nothing is
-            chosen on them, and `Result.promise` is what they say of the network returned. It is
-            called twice on the dense network: one that is random is told or refused.
-        target: how much accuracy may be lost, as `AccuracyDrop(0.01)` or "accuracy-drop=1%"; or the
-            worst that any metric may come to, as `Ceiling("loss", 0.35)` or "loss<=0.35"; one or
-            several (`flexrel.core.targets.targets_of` has all texts). With it, as much as possible
-            is removed.
-        budgets: what the network may cost at most, as `MACs(0.5)` or "macs=50%"; with them alone,
-            as little as possible goes.
+        calibration: batches of inputs as the network will see them, or a data set of samples;
+            labels are not needed, and all of them are kept in memory. The first is the example for
+            multiply-adds and structure. Of the samples 128, or a quarter, are held out: nothing is
+            fitted to them, and criteria, repair and training are judged by how far they bring the
+            outputs on these from the dense network's. Where nothing is repaired or trained all
+            measure, and 512 judge. A network that runs on no part of a batch, as one fixed to 16
+            samples, or on lists of edges, has whole batches held out, and its multiply-adds are
+            those of one call.
+        evaluate: `model -> accuracy` in [0, 1], on other data, or such data with labels, on which
+            `Accuracy` is measured; only a target needs it. A function may tell more, or something
+            else: a mapping of names to numbers. Samples that are too few for the target, or of one
+            class, are among the result's warnings. Of the samples of an `Accuracy` half are set
+            aside where there is a target that they can tell: nothing is chosen on them, and
+            `Result.promise` is what they say of the network returned. It is called twice on the
+            dense network: one that is random is told or refused.
+        target: how much accuracy may be lost, as `AccuracyDrop(0.01)`, "accuracy-drop=1%" or "1%";
+            or the worst that any metric may come to, as `Ceiling("loss", 0.35)` or "loss<=0.35";
+            one or several (`flexrel.core.targets.targets_of` has all texts). With it, as much as
+            possible is removed.
+        budgets: what the network may cost at most, one or several, as `MACs(0.5)` or "macs=50%";
+            with them alone, as little as possible goes.
         criterion: what scores units, or its name, such as "magnitude" or "flexrel:0.5". Of several,
             the one whose pruned network's outputs change least on the calibration samples that
             judge is taken; None stands for a few that measured best (`docs/method.md`).
@@ -116,33 +123,49 @@ def prune(
         seed=seed,
         options=options,
     )
+    with shown(options.progress, request.stages) as progress:
+        return _pruned(model, calibration, replace(request, progress=progress))
+
+
+def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Result:
+    """Return the result; raises as `prune` does."""
+    request.progress("reading the data", 0, None)
     plain = plain_network(model)
-    model = plain.network
+    model = uncached(plain.network)
     data = calibration_data(model, calibration, fits=request.fits)
     evaluation = evaluation_data(
-        evaluate, model, request.targets, set_aside=True, assured=options.assured
+        request.evaluate,
+        model,
+        request.targets,
+        set_aside=True,
+        assured=request.options.assured,
     )
     divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
+    request.progress("tracing the network", 0, None)
     source = sources.first()
-    relevances = measured_relevance(model, request, data)
+    relevances = measured_relevance(model, request, source.data)
     try:
-        dense, solution, notes = _solved(source, request, data, relevances, divergence, evaluation)
+        dense, solution, notes = _solved(source, sources, relevances, divergence, evaluation)
     except BudgetError as error:
         source = sources.instead(source, error)
-        dense, solution, notes = _solved(source, request, data, relevances, divergence, evaluation)
+        dense, solution, notes = _solved(source, sources, relevances, divergence, evaluation)
     source.verify(solution.plan)
     evaluator, limits = solution.evaluator, solution.search.limits
     network, steps = _finished(solution, request.training)
+    request.progress("finishing", 0, None)
     final = evaluator.candidate(solution.plan, network)
+    achieved = evaluator.measure(solution.criterion.name, final)
+    program = program_bytes(source.program, network.rounded) if source.program else None
+    cache_again_(network.rounded, plain.network)
     return Result(
         model=network.rounded,
         plan=solution.plan,
         criterion=solution.criterion,
         dense=dense,
-        achieved=evaluator.measure(solution.criterion.name, final),
+        achieved=achieved,
         recovery=steps,
-        warnings=(*warnings_of(plain, evaluation, data, solution.plan), *notes),
+        warnings=(*warnings_of(plain, evaluation, source.data, solution.plan), *notes),
         request=request.told(),
         outputs=divergence.told,
         limits=limits,
@@ -151,18 +174,17 @@ def prune(
         promise=evaluation.promise(network.rounded),
         stats=first_stats(relevances),
         samples_a_call=source.samples,
-        calibration_samples=data.samples,
-        example=data.first,
+        calibration_samples=source.data.samples,
+        example=source.data.first,
         values=network.values,
         packed=network.packed,
-        program=program_bytes(source.program, network.rounded) if source.program else None,
+        program=program,
     )
 
 
 def _solved(
     source: PruneTarget,
-    request: Request,
-    data: CalibrationData,
+    sources: Sources,
     relevances: Relevances,
     divergence: Divergence,
     evaluation: EvaluationData,
@@ -172,9 +194,11 @@ def _solved(
     Raises:
         BudgetError: nothing does.
     """
-    request = replace(request, evaluate=evaluation.evaluate)
-    signals = measured_signals(source, request, data, relevances)
-    evaluator = evaluator_of(signals, data, divergence)
+    request = replace(sources.request, evaluate=evaluation.evaluate)
+    signals = measured_signals(source, request, relevances)
+    if source.data is not sources.data:  # a program may not take all of them
+        divergence = divergence_of(sources.model, source.data, sources.request)
+    evaluator = evaluator_of(signals, divergence)
     dense = evaluator.measure("dense", evaluator.dense, evaluation.metrics)
     limits = limits_of(request, evaluator.dense, evaluation.goals)
     return dense, best_solution(evaluator, signals, limits), signals.untried

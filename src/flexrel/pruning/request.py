@@ -2,28 +2,33 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
+from flexrel.core.batches import RawBatches
 from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Parameters, budget_of
-from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation
+from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation, evaluate_of
 from flexrel.core.granularity import Pattern
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.outputs import RequestedOutputs, check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
-from flexrel.core.resources import Budget, Candidate, Resource
-from flexrel.core.targets import Goal, Target, targets_of, unnamed
-from flexrel.criteria import ALLOCATIONS, Criterion
+from flexrel.core.progress import RequestedProgress, check_progress
+from flexrel.core.resources import Budget, Resource
+from flexrel.core.targets import Target, targets_of, unnamed
+from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, History, Magnitude
 from flexrel.errors import UsageError
 from flexrel.pruning.arguments import criteria_of, recoveries
-from flexrel.relevance import RelevanceStats
-from flexrel.repair import FineTune, Recovery
+from flexrel.relevance import Attribution, RelevanceStats
+from flexrel.repair import ClosedForm, FineTune, Recovery
 
 Form = Literal["auto", "module", "exported"]
+Effort = Literal["fast", "default", "thorough"]
+EFFORTS: tuple[Effort, ...] = ("fast", "default", "thorough")
 FORMS: tuple[Form, ...] = ("auto", "module", "exported")
 _LEAST: Mapping[str, Resource] = {
     b.resource.name.lower(): b.resource for b in (Bytes, MACs, Parameters)
 }
-_REPORTED = ("accuracy", "sparsity", "parameters", "macs", "bytes")  # whether asked for or not
+_THOROUGH = 30_000  # rows of each layer that are fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,9 @@ class PruneOptions:
             self-contained program that `torch.export` makes of it, where numbers in its code are
             no obstacle, and which is in evaluation mode for good; "auto" takes the program only
             where the module can't be cut, or not enough for the budgets, and the program can.
+        effort: "fast" tries one criterion where none is named, the one that was best most often;
+            "default" compares several by networks repaired with few samples, and repairs the best
+            one or two with all; "thorough" repairs each with all, to more rows.
         outputs: what the network's outputs are, which says how far two networks are apart:
             "classes", scores `[samples, classes]`; "logits", each a yes or no of its own; "values";
             or a function (dense network's result, another's) -> their mean distance, of a batch.
@@ -50,17 +58,29 @@ class PruneOptions:
             those set aside can mostly confirm it: less goes, and `Result.promise` is mostly kept.
         stats: relevance of this very network, measured before: taken wherever a criterion needs
             relevance, and none is measured.
-        progress: told after each step.
+        history: averages over training (`flexrel.training.Tracker`), which stand for the weights
+            where a criterion asks how large they are, and for relevance, if some was tracked and no
+            `stats` are given.
+        progress: "auto" draws bars in a terminal or notebook, and elsewhere prints a line every
+            few seconds; a function (stage, steps done, steps in all or None) is told of each step.
     """
 
     allocation: Literal["global", "per-layer"] = "global"
     multiple_of: int = 1
     form: Form = "auto"
+    effort: Effort = "default"
     outputs: RequestedOutputs = "auto"
     minimise: str | Resource = "bytes"
     assured: bool = False
     stats: RelevanceStats | None = None
-    progress: Progress = silent
+    history: History | None = None
+    progress: RequestedProgress = None
+
+    @property
+    def known_relevance(self) -> RelevanceStats | None:
+        """What is taken for relevance, and not measured."""
+        tracked = None if self.history is None else self.history.relevance
+        return tracked if self.stats is None else self.stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +91,34 @@ class Request:
     targets: tuple[Target, ...]
     budgets: tuple[Budget, ...]
     criteria: tuple[Criterion, ...]  # one is chosen, if several
+    quick: bool  # whether the first of these that can score something is taken
     granularity: str
-    repair: Recovery | None  # of every network that is tried
+    repair: ClosedForm | None  # of every network that is tried
     training: Recovery | None  # of the one that is chosen
     recover: str  # what the last two were asked by
     values: RequestedPrecision
     keep: tuple[str, ...]
     seed: int
     options: PruneOptions
+    progress: Progress = silent  # what is told of each step, while it goes on
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """How the names of the stages begin that it takes, in their order."""
+        needs = [need for criterion in self.criteria for need in criterion.needs]
+        attributed = any(isinstance(need, Attribution) for need in needs)
+        saliency = ("measuring K-FAC factors", "refitting readers", "measuring saliency")
+        parts = (
+            ("reading the data", "tracing the network"),
+            ("calibrating",) if attributed and self.options.known_relevance is None else (),
+            saliency if SALIENCY in needs else (),
+            ("measuring dense",),
+            ("choosing a criterion",) if len(self.criteria) > 1 else (),
+            ("searching",) if self.targets else (),
+            () if self.training is None else ("fine-tuning",),
+            ("finishing",),
+        )
+        return tuple(chain.from_iterable(parts))
 
     @property
     def fits(self) -> bool:
@@ -111,15 +151,15 @@ class Request:
 
     def told(self) -> "Request":
         """Return what a result tells of it: without what measures, trains and listens."""
-        options = replace(self.options, progress=silent, stats=None)
-        return replace(self, evaluate=None, training=None, options=options)
+        options = replace(self.options, progress=None, stats=None)
+        return replace(self, evaluate=None, training=None, options=options, progress=silent)
 
 
 def requested(
     *,
-    evaluate: Evaluate | None,
+    evaluate: Evaluate | RawBatches | None,
     target: Target | str | Sequence[Target | str] | None,
-    budgets: Sequence[Budget | str],
+    budgets: Sequence[Budget | str] | Budget | str,
     criterion: Criterion | str | Sequence[Criterion | str] | None,
     granularity: str,
     recover: str | Recovery,
@@ -133,7 +173,9 @@ def requested(
     Raises:
         UsageError: something is unknown, or makes no sense together.
     """
-    if not isinstance(budgets, Sequence) or isinstance(budgets, str):
+    evaluate = evaluate_of(evaluate)
+    budgets = (budgets,) if isinstance(budgets, str | Budget) else budgets
+    if not isinstance(budgets, Sequence):
         raise UsageError(f"budgets is a {type(budgets).__name__}; pass a list, [MACs(0.5)]")
     if isinstance(keep, str):
         raise UsageError(f"keep is the text {keep!r}; pass a list of names of layers, [{keep!r}]")
@@ -143,7 +185,9 @@ def requested(
     targets = targets_of(target)
     check_values(values, ("auto", *VALUES))
     check_outputs(options.outputs)
+    check_progress(options.progress)
     _check_known("form", options.form, FORMS)
+    _check_known("effort", options.effort, EFFORTS)
     _check_known("allocation", options.allocation, ALLOCATIONS)
     if options.form == "exported" and granularity == "depth":
         raise UsageError("a program has no blocks to remove; use form 'module' for depth")
@@ -152,24 +196,22 @@ def requested(
     if not targets and not read and pattern.unit != "n:m":
         raise UsageError("nothing to prune to; pass target=AccuracyDrop(0.01) or budgets=[...]")
     check_evaluated(targets, evaluate)
-    width = options.multiple_of
-    if (
-        not isinstance(width, int)
-        or width < 1
-        or (width > 1 and pattern.unit not in ("channel", "head"))
-    ):
-        raise UsageError(
-            f"multiple_of={width!r} of granularity {granularity!r}; the widths of channels and "
-            "heads can be rounded up to a multiple of 1 or more"
-        )
+    _check_width(options.multiple_of, granularity, pattern)
+    criteria = criteria_of(criterion, granularity, recover)
     repair, training = recoveries(recover, seed)
+    quick = options.effort == "fast" and repair is not None and not criterion
+    if quick:
+        criteria = (criteria[0], Magnitude())
+    if repair and options.effort == "thorough":
+        repair = replace(repair, rows=_THOROUGH)
     if isinstance(training, FineTune) and training.outputs == "auto":
         training = replace(training, outputs=options.outputs)
     return Request(
         evaluate=evaluate,
         targets=targets,
         budgets=read,
-        criteria=criteria_of(criterion, granularity, recover),
+        criteria=criteria,
+        quick=quick,
         granularity=granularity,
         repair=repair,
         training=training,
@@ -196,52 +238,15 @@ def _check_minimised(given: object) -> None:
         raise UsageError(f"minimise is {given.name!r}, of which a network needs so much at least")
 
 
+def _check_width(width: int, granularity: str, pattern: Pattern) -> None:
+    rounds = pattern.unit in ("channel", "head")
+    if not isinstance(width, int) or width < 1 or (width > 1 and not rounds):
+        raise UsageError(
+            f"multiple_of={width!r} of granularity {granularity!r}; the widths of channels and "
+            "heads can be rounded up to a multiple of 1 or more"
+        )
+
+
 def _check_known(name: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise UsageError(f"{name} {value!r} is not known; there are: {', '.join(known)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a network must keep to.
-
-    Attributes:
-        goals: what targets come to.
-        amounts: each budget's resource, with its limit in the resource's unit.
-        minimised: what is to be least, where there are goals.
-    """
-
-    goals: tuple[Goal, ...]
-    amounts: tuple[tuple[Resource, float], ...]
-    minimised: Resource
-
-    @property
-    def floor(self) -> float | None:
-        """The least accuracy allowed; None: any."""
-        return max((one.limit for one in self.goals if one.metric == ACCURACY), default=None)
-
-    @property
-    def measured(self) -> tuple[tuple[Resource, float], ...]:
-        """Those that only the network itself tells, such as the bytes of its file."""
-        return tuple(pair for pair in self.amounts if not pair[0].steady)
-
-    def counted(self, dense: Candidate, achieved: Candidate) -> Mapping[str, tuple[float, float]]:
-        """Return how much of each limited resource two networks take, by its name."""
-        return {r.name.lower(): (r.count(dense), r.count(achieved)) for r, _ in self.amounts}
-
-    def as_json(self) -> Mapping[str, float | None]:
-        """Return every limit by its resource, None where nothing was asked for."""
-        found: dict[str, float | None] = dict.fromkeys(_REPORTED)
-        found["accuracy"] = self.floor
-        for resource, limit in self.amounts:
-            name = resource.name.lower()
-            tightest = max if resource.at_least else min
-            known = found.get(name)
-            found[name] = limit if known is None else tightest(known, limit)
-        return found
-
-
-def limits_of(request: Request, dense: Candidate, goals: tuple[Goal, ...]) -> Limits:
-    """Return the limits that a request comes to for a dense network."""
-    amounts = tuple((b.resource, b.limit(b.resource.count(dense))) for b in request.budgets)
-    return Limits(goals, amounts, request.minimised)

@@ -13,15 +13,17 @@ from torch import nn
 
 from flexrel.core.batches import Batch
 from flexrel.core.budgets import Bytes
+from flexrel.core.caches import cache_note
 from flexrel.core.evaluate import Metrics, standard_error
 from flexrel.core.measurement import Measurement, RecoveryStep
-from flexrel.core.plan import Plan
+from flexrel.core.plan import Plan, changes
 from flexrel.core.precision import Values
 from flexrel.core.targets import Goal
 from flexrel.criteria import Criterion, FlexRel
-from flexrel.io import EXPORTS, check_exports, encode, exported, fixed, graph_notes, render
+from flexrel.io import EXPORTS, check_exports, encode, export_notes, exported, graph_notes, render
+from flexrel.pruning.limits import Limits
 from flexrel.pruning.promise import Promise
-from flexrel.pruning.request import Limits, Request
+from flexrel.pruning.request import Request
 from flexrel.relevance import RelevanceStats
 from flexrel_edge.files import replace_files
 from flexrel_edge.format import describe
@@ -49,7 +51,8 @@ class Result:
             `evaluate` does not tell samples apart.
         stats: the relevance that was measured, the first if by several attributions.
         values: precision of the packed file.
-        samples_a_call: how many samples the network takes in one call; None: any number.
+        samples_a_call: how many samples an exported program takes in one call; None: any number,
+            or what the network took before.
         calibration_samples: how many there were.
         example: the first calibration batch, which exports are made with.
         packed: content of `model.flexrel`.
@@ -108,6 +111,12 @@ class Result:
         }
 
     @property
+    def widths(self) -> dict[str, dict[str, int | str]]:
+        """How many units each group has, and how many of them are kept."""
+        found = changes(self.plan.graph, self.plan.masks)
+        return {one.name: {"kept": one.kept, "of": one.units, "unit": one.unit} for one in found}
+
+    @property
     def versions(self) -> dict[str, str]:
         """Versions of all that has a part in it."""
         packages = ("flexrel", "flexrel-edge", "torch", "numpy", "pcodec")
@@ -155,6 +164,7 @@ class Result:
             "criterion": self.criterion.name,
             "delta": self.delta,
             "granularity": self.plan.graph.granularity,
+            "widths": self.widths,
             "form": self.form,
             "seed": self.request.seed,
             "options": self.options,
@@ -227,7 +237,10 @@ class Result:
         packed, notes = self.packed, list[str]()
         if "graph" in export:
             packed = encode(self.model, self.values, self.example)
-            notes = graph_notes("model.flexrel", packed)
+            notes = [
+                *graph_notes("model.flexrel", packed),
+                *cache_note("the ONNX graph in model.flexrel", self.model),
+            ]
             limit = next((at for r, at in self.limits.amounts if r is Bytes.resource), None)
             if limit is not None and len(packed) > limit:
                 notes.append(
@@ -247,7 +260,7 @@ class Result:
             name = f"model.{kind}"
             if kind in export and name not in files:
                 files[name], samples = exported(self.model, self.example, kind)
-                notes += [] if samples is None else [fixed(name, samples)]
+                notes += export_notes(name, samples, self.model)
         replace_files(folder, files)
         return tuple(notes)
 

@@ -4,6 +4,7 @@ A ranking cut after `k` units is a plan, and plans of one ranking are nested: a 
 steady can only fall as `k` grows.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from operator import itemgetter
@@ -16,7 +17,7 @@ from flexrel.criteria import Criterion, Ranking, UnitRanking
 from flexrel.errors import BudgetError
 from flexrel.pruning.bisection import least_removal, most_removal
 from flexrel.pruning.evaluator import Evaluator
-from flexrel.pruning.request import Limits
+from flexrel.pruning.limits import Limits
 from flexrel.pruning.warnings import left_alone
 
 _FILLS = 100  # units tried that may stay within the limits after all
@@ -69,10 +70,12 @@ class BudgetSearch:
         least = self.least(criterion)
         if not self.limits.goals:
             return self.filled(criterion, least)
-        return self.ranking(criterion).plan(self._most(criterion, least, lambda _: True))
+        begin = self._sketched(criterion, least) if self.evaluator.builder.sketches else None
+        count = self._most(criterion, least, begin, lambda _: True)
+        return self.ranking(criterion).plan(least if count is None else count)
 
-    def plan_below(self, criterion: Criterion, amount: float) -> Plan:
-        """Return the plan of `plan` for a target; or one removing less, if that takes no less.
+    def plan_below(self, criterion: Criterion, amount: float, like: Plan) -> Plan | None:
+        """Return the plan of `plan` for a target; or one removing less, or None, if that is larger.
 
         The search ends where all that it may still come to takes more than `amount`, which saves
         most of the networks of a criterion that is not the best.
@@ -80,6 +83,7 @@ class BudgetSearch:
         Args:
             criterion: whose plan it is.
             amount: of what is to be least.
+            like: a plan whose cost is likely to be about that of the one to be found.
 
         Raises:
             BudgetError: the limits can't be kept.
@@ -90,33 +94,60 @@ class BudgetSearch:
         def worth(count: int) -> bool:
             return share * resource.count(self._candidate(ranking, count, rough=True)) <= amount
 
-        return ranking.plan(self._most(criterion, self.least(criterion), worth))
+        begin = None
+        if self.evaluator.builder.sketches:
+            limit = self._short.count(self.evaluator.candidate(like))
+            begin = self._bisected(ranking, self._short, limit)
+        count = self._most(criterion, self.least(criterion), begin, worth)
+        return None if count is None else ranking.plan(count)
 
     def least_of(self, plan: Plan) -> tuple[float, int]:
         """Return how much of what is to be least a plan's network takes, and its bytes."""
         candidate = self.evaluator.candidate(plan)
         return self.limits.minimised.count(candidate), len(candidate.packed)
 
-    def _most(self, criterion: Criterion, least: int, worth: Callable[[int], bool]) -> int:
-        """Return the most units found that can go within the limits, where that is worth it."""
-        ranking, goals = self.ranking(criterion), self.limits.goals
+    def _sketched(self, criterion: Criterion, least: int) -> int | None:
+        """Return about how many units can go within the goals, told by sketches."""
+        ranking, evaluator = self.ranking(criterion), self.evaluator
+        tried = itertools.count(1)
+
+        def good(count: int) -> bool:
+            metrics = evaluator.sketched_metrics(ranking.plan(count))
+            evaluator.builder.progress(f"searching with {criterion.name}", next(tried), None)
+            return missed(self.limits.goals, metrics) is None
+
+        return most_removal(good, least, ranking.removable, 4 * self._resolution(ranking))
+
+    def _most(
+        self, criterion: Criterion, least: int, begin: int | None, worth: Callable[[int], bool]
+    ) -> int | None:
+        """Return the most units found that can go within the limits; None if it is not worth it."""
+        ranking, evaluator, goals = self.ranking(criterion), self.evaluator, self.limits.goals
+        told = f"searching with {criterion.name}"
         found: dict[int, Metrics] = {}
+        evaluator.builder.progress(told, 0, None)
 
         def good(count: int) -> bool:
             candidate = self._candidate(ranking, count)
-            found[count] = self.evaluator.metrics(candidate.network)
-            told = f"searching with {criterion.name}"
-            self.evaluator.builder.progress(told, len(found), None)
-            return missed(goals, found[count]) is None and self._exceeded(candidate) is None
+            found[count] = evaluator.metrics(candidate.network)
+            evaluator.builder.progress(told, len(found), None)
+            if missed(goals, found[count]) is not None or self._exceeded(candidate) is not None:
+                return False
+            evaluator.hold(candidate.plan)
+            return True
 
-        resolution = ranking.removable // _RESOLUTION
-        count = most_removal(good, least, ranking.removable, resolution, worth)
-        if count is None:
+        most, resolution = ranking.removable, self._resolution(ranking)
+        count = most_removal(good, least, most, resolution, begin, worth)
+        if count is None and least in found:
             advice = "That is what the budgets leave; raise them or allow a larger drop."
             goal = missed(goals, found[least]) or goals[0]
             closest, at_least = found[least][goal.metric], not goal.lower_is_better
             raise BudgetError(goal.metric, goal.limit, closest, advice, at_least)
         return count
+
+    @staticmethod
+    def _resolution(ranking: Ranking) -> int:
+        return max(ranking.removable // _RESOLUTION, 1)
 
     def least(self, criterion: Criterion) -> int:
         """Return the least number of units to remove so that every budget is met.

@@ -11,12 +11,13 @@ from flexrel.core.measurement import Saliency
 from flexrel.core.running import fingerprint
 from flexrel.criteria import (
     ALLOCATIONS,
-    SALIENCY,
     Criterion,
     Ranking,
+    SaliencyTarget,
     attribution_of,
     measure_saliency,
     rank_units,
+    saliency_of,
     scores_of,
     without_unmeasured,
 )
@@ -27,6 +28,7 @@ from flexrel.pruning.sources import PruneTarget
 from flexrel.relevance import Attribution, RelevanceStats, calibrate, rule_of
 from flexrel.structure import named_tensors
 
+Saliencies = Mapping[SaliencyTarget, tuple[Saliency, Sequence[Protected]]]
 Relevances = Mapping[Attribution, RelevanceStats | ModelError]  # the latter: why there is none
 
 
@@ -38,14 +40,16 @@ def measured_relevance(model: nn.Module, request: Request, data: CalibrationData
     """
     wanted = dict.fromkeys(filter(None, map(attribution_of, request.criteria)))
     options = request.options
-    if options.stats is not None:
+    if options.history is not None:
+        options.history.check(model)
+    if (known := options.known_relevance) is not None:
         for one in wanted:
-            _check_stats(options.stats, one, model)
-        return dict.fromkeys(wanted, options.stats)
+            _check_stats(known, one, model)
+        return dict.fromkeys(wanted, known)
     found: dict[Attribution, RelevanceStats | ModelError] = {}
     for one in wanted:
         try:
-            found[one] = calibrate(model, data.fitted, one.rule, one.output, options.progress)
+            found[one] = calibrate(model, data.fitted, one.rule, one.output, request.progress)
         except ModelError as error:  # other criteria may not need it
             found[one] = error
     return found
@@ -75,8 +79,7 @@ class NetworkSignals:
     Attributes:
         target: the network.
         relevances: by what was asked for.
-        saliency: if a criterion needs it.
-        no_saliency: the groups without, and why.
+        saliencies: likewise: those measured, and the groups without, and why.
         request: says how units are compared.
         criteria: of the request's, those that can score something.
         untried: why others can't, a line each.
@@ -84,8 +87,7 @@ class NetworkSignals:
 
     target: PruneTarget
     relevances: Relevances
-    saliency: Saliency | None
-    no_saliency: Sequence[Protected]
+    saliencies: Saliencies
     request: Request
     criteria: tuple[Criterion, ...] = ()
     untried: tuple[str, ...] = ()
@@ -103,9 +105,10 @@ class NetworkSignals:
             if isinstance(found, ModelError):
                 raise found
             graph = without_unmeasured(graph, found)
-        if SALIENCY in criterion.needs:
-            saliency = self.saliency or {}
-            graph = graph.only([g for g in graph.groups if g.name in saliency], self.no_saliency)
+        wanted = saliency_of(criterion)
+        if wanted is not None:
+            saliency, unknown = self.saliencies[wanted]
+            graph = graph.only([g for g in graph.groups if g.name in saliency], unknown)
         return graph
 
     def rank(self, criterion: Criterion) -> Ranking:
@@ -116,30 +119,37 @@ class NetworkSignals:
         stats = stats if isinstance(stats, RelevanceStats) else None
         unit_costs = self.request.short.unit_costs
         costs = unit_costs(graph) if unit_costs else None
-        tensors = named_tensors(self.target.network)
-        scores = scores_of(criterion, graph, tensors, stats, self.saliency, costs)
+        history = self.request.options.history
+        tracked = {} if history is None else history.magnitudes
+        tensors = {**named_tensors(self.target.network), **tracked}
+        wanted = saliency_of(criterion)
+        saliency = None if wanted is None else self.saliencies[wanted][0]
+        scores = scores_of(criterion, graph, tensors, stats, saliency, costs)
         options = self.request.options
         return rank_units(graph, ALLOCATIONS[options.allocation](scores), options.multiple_of)
 
 
 def measured_signals(
-    target: PruneTarget, request: Request, data: CalibrationData, relevances: Relevances
+    target: PruneTarget, request: Request, relevances: Relevances
 ) -> NetworkSignals:
     """Return what the criteria of a request need of a network, besides its weights.
 
     Raises:
         ModelError: none of them can score anything.
     """
-    saliency, unknown = None, list[Protected]()
-    if any(SALIENCY in criterion.needs for criterion in request.criteria):
-        progress = request.options.progress
+    saliencies: dict[SaliencyTarget, tuple[Saliency, Sequence[Protected]]] = {}
+    for wanted in dict.fromkeys(filter(None, map(saliency_of, request.criteria))):
+        progress, output = request.progress, wanted.output
         try:
-            saliency, unknown = measure_saliency(
-                target.network, target.graph, data.fitted, progress, seed=request.seed
+            saliencies[wanted] = measure_saliency(
+                *(target.network, target.graph, target.data.fitted, progress),
+                output=output,
+                seed=request.seed,
             )
         except ModelError as error:  # other criteria may not need it
             unknown = [Protected(group.name, str(error)) for group in target.graph.groups]
-    signals = NetworkSignals(target, relevances, saliency, unknown, request)
+            saliencies[wanted] = {}, unknown
+    signals = NetworkSignals(target, relevances, saliencies, request)
     return replace(signals, **_scorable(signals))
 
 
@@ -157,6 +167,8 @@ def _scorable(signals: NetworkSignals) -> dict[str, Any]:
             failed[criterion.name] = error
     if not known:
         raise next(iter(failed.values()))
+    if signals.request.quick:
+        known = known[:1]
     untried = [f"criterion {name} was not tried: {error}" for name, error in failed.items()]
     if signals.target.graph.pattern.unit == "n:m":
         most = max(count for _, count in known)

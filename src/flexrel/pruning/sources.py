@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from flexrel.core.batches import Batch, first_samples, read_batches
+from flexrel.core.evaluate import Accuracy
 from flexrel.core.graph import PruningGraph
 from flexrel.core.plan import Plan
-from flexrel.errors import BudgetError, ModelError, UnprunableError
-from flexrel.pruning.data import CalibrationData
+from flexrel.errors import BudgetError, ModelError, UnprunableError, UsageError
+from flexrel.pruning.data import CalibrationData, data_alike
 from flexrel.pruning.request import Request
 from flexrel.structure import Program, analyse, apply, exported_program, untrainable, verify
 
@@ -22,6 +23,7 @@ class PruneTarget:
     network: nn.Module
     graph: PruningGraph
     examples: tuple[Batch, ...]  # the first is what the graph was read on
+    data: CalibrationData  # that it runs on
     program: Program | None = None
 
     @property
@@ -78,7 +80,7 @@ class Sources:
                 raise UnprunableError(f"{error}; nor as an exported program") from refused
             except ModelError as refused:
                 raise UnprunableError(f"{error}; as a program: {refused}") from error
-        return PruneTarget(self.model, graph, (example,))
+        return PruneTarget(self.model, graph, (example,), self.data)
 
     def instead(self, target: PruneTarget, error: BudgetError) -> PruneTarget:
         """Return the program, of which more can be cut than of the module; else raise the error."""
@@ -94,14 +96,33 @@ class Sources:
         return program
 
     def exported(self) -> PruneTarget:
-        """Return the model's program."""
+        """Return the model's program.
+
+        Raises:
+            UsageError: evaluation batches are not of the one size that it takes.
+        """
         data, request = self.data, self.request
-        last = next(read_batches(data.batches[-1:], self.model))
         program = exported_program(self.model, data.example, data.first)
         graph = analyse(
             self.model, program.example, request.granularity, request.keep, program.graph
         )
-        other = first_samples(last, _OTHER_SAMPLES) if program.dynamic else last
-        fits = program.dynamic or other.samples == program.example.samples
-        examples = (program.example, other) if fits else (program.example,)
-        return PruneTarget(program.graph, graph, examples, program)
+        if not program.dynamic:
+            self._check_evaluation(program)
+            data = data_alike(self.model, data, program.example, fits=request.fits)
+        last = next(read_batches(data.batches[-1:], self.model))
+        examples = (program.example, first_samples(last, _OTHER_SAMPLES))
+        return PruneTarget(program.graph, graph, examples, data, program)
+
+    def _check_evaluation(self, program: Program) -> None:
+        """Raise a UsageError if evaluation batches are not of the one size that a program takes."""
+        evaluate, example = self.request.evaluate, program.example
+        for batch in read_batches(
+            evaluate.batches if isinstance(evaluate, Accuracy) else (), self.model
+        ):
+            if batch.shapes != example.shapes:
+                raise UsageError(
+                    f"the network's program takes inputs {example.shapes} alone, as the first "
+                    f"calibration batch has, but evaluation batch {batch.index} has "
+                    f"{batch.shapes}; pass evaluation batches of that size, without a shorter last "
+                    "one, or form='module'"
+                )

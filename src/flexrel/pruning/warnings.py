@@ -1,5 +1,6 @@
 """What the user of a result should know, a line each."""
 
+from flexrel.core.caches import caching
 from flexrel.core.cost import left_whole
 from flexrel.core.graph import PruningGraph
 from flexrel.core.network import PlainNetwork
@@ -7,6 +8,10 @@ from flexrel.core.plan import Plan
 from flexrel.pruning.data import CalibrationData, input_shift
 from flexrel.pruning.evaluation import EvaluationData
 
+_CACHES = (
+    "the network returns a cache for its next call; config.use_cache was turned off while it was "
+    "pruned, and is on again in the result"
+)
 _MUCH = 0.05  # of all weights
 
 
@@ -15,8 +20,16 @@ def warnings_of(
 ) -> tuple[str, ...]:
     """Return all that may be wrong with a request, or that a plan left."""
     shift = input_shift(plain.network, data.batches)
+    caches = (_CACHES,) if caching(plain.network) else ()
     unlike = (str(shift),) if shift and shift.warns else ()
-    return (*plain.warnings, *evaluation.warnings, *unlike, *left_warnings(plan.graph))
+    return (
+        *plain.warnings,
+        *caches,
+        *data.warnings,
+        *evaluation.warnings,
+        *unlike,
+        *left_warnings(plan.graph),
+    )
 
 
 def left_warnings(graph: PruningGraph) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
 """Relevance: how it goes back through a network, and what of it comes to each layer."""
 
 from flexrel.relevance.balance import Balance
+from flexrel.relevance.blocks import ForgettingBlocks, encode_blocks, load_blocks
 from flexrel.relevance.calibrate import calibrate
 from flexrel.relevance.layer import Affine
+from flexrel.relevance.merge import MOST_SAMPLES, MergedStats, merge
 from flexrel.relevance.rules import (
     RULES,
     AttnLRP,
@@ -16,10 +18,12 @@ from flexrel.relevance.rules import (
     ZPlus,
     rule_of,
 )
-from flexrel.relevance.stats import LayerRelevance, Part, RelevanceStats
-from flexrel.relevance.targets import OUTPUTS, Attribution, AttributionTarget
+from flexrel.relevance.stats import RelevanceStats
+from flexrel.relevance.targets import OUTPUTS, Attribution, AttributionTarget, check_output, counted
+from flexrel.relevance.vectors import LayerRelevance, Part
 
 __all__ = [
+    "MOST_SAMPLES",
     "OUTPUTS",
     "RULES",
     "Affine",
@@ -30,14 +34,21 @@ __all__ = [
     "ByDepth",
     "ByName",
     "Epsilon",
+    "ForgettingBlocks",
     "Gamma",
     "GradientInput",
     "LayerRelevance",
+    "MergedStats",
     "Part",
     "RelevanceStats",
     "Rule",
     "RuleLike",
     "ZPlus",
     "calibrate",
+    "check_output",
+    "counted",
+    "encode_blocks",
+    "load_blocks",
+    "merge",
     "rule_of",
 ]

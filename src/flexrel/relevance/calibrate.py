@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import islice
+from operator import length_hint
 
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, read_batches
+from flexrel.core.batches import Batch, RawBatches, read_batches
 from flexrel.core.graph import layer_of
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.network import private_copy
@@ -23,14 +24,15 @@ from flexrel.errors import ModelError, UsageError
 from flexrel.relevance.balance import Balance, Ledger, NaNFinder, merged
 from flexrel.relevance.follow import RelevanceRecorder
 from flexrel.relevance.rules import Rule, RuleLike, rule_of
-from flexrel.relevance.stats import LayerRelevance, RelevanceStats
+from flexrel.relevance.stats import RelevanceStats
 from flexrel.relevance.sums import LayerShape, Scratch, by_layer, flattened, relevance_of
 from flexrel.relevance.targets import Attribution, AttributionTarget, start
+from flexrel.relevance.vectors import LayerRelevance
 
 
 def calibrate(
     model: nn.Module,
-    data: Iterable[RawBatch],
+    data: RawBatches,
     rule: RuleLike = "gradient-input",
     output: str | AttributionTarget = "auto",
     progress: Progress = silent,
@@ -76,10 +78,12 @@ def calibrate(
         raise UsageError(f"max_seconds={max_seconds} must be above 0")
     calibration = _Calibration(private_copy(model), rule_of(wanted.rule), wanted.output, check)
     began = time.monotonic()
+    total = min(filter(None, (length_hint(data), max_batches)), default=None)
+    progress("calibrating", 0, total)
     with backward_to_inputs(calibration.model):
         for batch in islice(read_batches(data, calibration.model), max_batches):
             calibration.add(batch)
-            progress("calibrating", batch.index + 1, max_batches)
+            progress("calibrating", batch.index + 1, total)
             if max_seconds is not None and time.monotonic() - began >= max_seconds:
                 break
     stats = calibration.stats()

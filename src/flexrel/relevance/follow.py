@@ -181,7 +181,8 @@ class RelevanceRecorder(OpRecorder):
         axes = call.inputs.ndim
         if call.geometry is not None and axes != call.weight.ndim:
             raise ModelError(
-                f"{owner.name!r} got an input of {axes} axes; it must have a batch axis"
+                f"{owner.name!r} got an input of {axes} axes; it must have a batch axis, as "
+                "torch.utils.data.DataLoader(samples, batch_size=64) gives it"
             )
         if torch._C._functorch.is_functorch_wrapped_tensor(call.inputs):  # noqa: SLF001
             raise ModelError(

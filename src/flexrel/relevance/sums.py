@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from flexrel.relevance.layer import Stamp, Window, sum_patches
-from flexrel.relevance.stats import LayerRelevance
+from flexrel.relevance.vectors import LayerRelevance
 from flexrel.tracing import AffineCall, Owner
 
 _ENTRIES = 2**20  # of the scratch memory: it stays in a processor's cache

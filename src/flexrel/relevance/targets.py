@@ -35,14 +35,19 @@ class Attribution:
 
     def __post_init__(self) -> None:
         rule_of(self.rule)
-        if not callable(self.output) and self.output not in OUTPUTS:
-            raise UsageError(
-                f"output {self.output!r} is not known; pass {', '.join(OUTPUTS)}, or a callable "
-                "(output, labels) -> one scalar per sample"
-            )
+        check_output(self.output)
 
     def __hash__(self) -> int:
         return hash((rule_of(self.rule).name, self.output))
+
+
+def check_output(output: str | AttributionTarget) -> None:
+    """Raise a UsageError if there is no such output."""
+    if not callable(output) and output not in OUTPUTS:
+        raise UsageError(
+            f"output {output!r} is not known; pass {', '.join(OUTPUTS)}, or a callable "
+            "(output, labels) -> one scalar per sample"
+        )
 
 
 def start(
@@ -62,14 +67,43 @@ def start(
         ModelError: the output is no tensor, or no class scores where they are asked for.
         UsageError: labels are missing or out of range, or the callable returns something else.
     """
-    if isinstance(output, str):
-        output, scalars = _named(result, batch, output)
-    else:
-        scalars = output(result, batch.labels)
-        if not isinstance(scalars, Tensor) or scalars.shape != (batch.samples,):
-            found = list(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
-            raise UsageError(f"output= must return [{batch.samples}] scalars, but returned {found}")
+    output, scalars = _scalars(result, batch, output)
     return output, scalars.sum() if batch.weights is None else (scalars * batch.weights).sum()
+
+
+def counted(result: Any, batch: Batch, output: str | AttributionTarget) -> list[Tensor]:  # noqa: ANN401
+    """Return the outputs whose changes count for saliency, by the choice that relevance has.
+
+    All tensors of numbers, of "logits" where there are any, for "auto" and "norm"; for all else the
+    scalars that relevance starts from, `[samples]`.
+
+    Args:
+        result: as for `start`.
+        batch: whose labels "label" and a callable take.
+        output: likewise.
+
+    Raises:
+        ModelError: as `start` does.
+        UsageError: likewise.
+    """
+    if output in ("auto", "norm"):
+        return [tensor for tensor in tensors_of(scores_in(result)) if tensor.is_floating_point()]
+    return [_scalars(result, batch, output)[1]]
+
+
+def _scalars(
+    result: Any,  # noqa: ANN401 - whatever the model returns
+    batch: Batch,
+    output: str | AttributionTarget,
+) -> tuple[str | AttributionTarget, Tensor]:
+    """Return `output` resolved, and its scalars: one a sample, or one for all of them."""
+    if isinstance(output, str):
+        return _named(result, batch, output)
+    scalars = output(result, batch.labels)
+    if not isinstance(scalars, Tensor) or scalars.shape != (batch.samples,):
+        found = list(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
+        raise UsageError(f"output= must return [{batch.samples}] scalars, but returned {found}")
+    return output, scalars
 
 
 def _named(result: Any, batch: Batch, output: str) -> tuple[str, Tensor]:  # noqa: ANN401

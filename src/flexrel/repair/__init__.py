@@ -3,7 +3,6 @@
 from flexrel.repair.closed_form import reconstruct_
 from flexrel.repair.finetune import FineTune
 from flexrel.repair.holder import MaskHolder
-from flexrel.repair.least_squares import normal_solution
 from flexrel.repair.moments import (
     SecondMoments,
     drawn_rows,
@@ -14,6 +13,7 @@ from flexrel.repair.moments import (
 )
 from flexrel.repair.recovery import ClosedForm, Recovery, RepairResult
 from flexrel.repair.rounding import round_
+from flexrel.repair.systems import normal_solution
 
 __all__ = [
     "ClosedForm",

@@ -21,7 +21,13 @@ from flexrel.core.measurement import Progress, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import undisturbed
 from flexrel.repair.gptq import round_solution
-from flexrel.repair.layerwise import LayerStop, LayerwiseForward, plain_modes, stoppable
+from flexrel.repair.layerwise import (
+    HELD_OUT,
+    LayerStop,
+    LayerwiseForward,
+    plain_modes,
+    stoppable,
+)
 from flexrel.repair.least_squares import LayerSolution, solve
 from flexrel.repair.moments import (
     RunningMoments,
@@ -35,15 +41,13 @@ from flexrel.repair.uses import LayerUse, uses_of
 from flexrel.structure import kept_positions, named_tensors
 from flexrel.tracing import AffineCall
 
-_ROWS = 30_000  # of each layer that are fitted, but
-_ENTRIES = 2e7  # fewer where that would be more numbers, though
-_ROWS_AN_INPUT = 16  # at least
-HELD_OUT = 4  # of so many samples, one chooses the ridge and fits nothing
+ROWS = 12_000  # of each layer that are fitted, but
+_ENTRIES = 2e7  # fewer where that would be more numbers, and
+_INPUTS = 750  # in proportion more where there are more of these
 _BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
 _LIVE = 5  # times a layer's inputs and outputs: what waits with them, of both networks
 _SAME = 1e-6  # of the size of the outputs: nothing to repair
 _FLAT = 1e-3  # of the largest slope: what is added can't be made up for
-_TINY = 1e-30  # in place of a variance that is 0
 
 Kept = Mapping[tuple[str, int], Tensor]  # tensor and axis -> which positions the plan leaves
 
@@ -56,7 +60,7 @@ class LayerRepair:
     rows: int  # that it was fitted to
     inputs: int  # of each output: as many rows are wanted at least
     ridge: float | None  # None: the weights stayed
-    before: float  # squared error of the outputs over their variance, on held-out rows
+    before: float  # squared error over variance on held-out rows, of up to 64 outputs
     after: float
     changed: bool
 
@@ -69,6 +73,7 @@ def reconstruct_(
     progress: Progress = silent,
     *,
     samples: int = 1024,
+    rows: int = ROWS,
     seed: int = 0,
     largest: int | None = None,
 ) -> tuple[list[LayerRepair], dict[str, str]]:
@@ -81,6 +86,7 @@ def reconstruct_(
         batches: calibration data, without labels.
         progress: told after each layer.
         samples: no more than so many are used.
+        rows: likewise, of each layer.
         seed: of the rows that are drawn.
         largest: round the weights too, to whole numbers up to it times a scale for each output.
 
@@ -121,10 +127,12 @@ def reconstruct_(
                 (whole.advance(use.name), left.advance(use.name, changed=changed))
                 for whole, left in passes
             ]
-            rows = _gathered(use, stops, [whole.samples for whole, _ in passes], kept, generator)
+            parts = [whole.parts for whole, _ in passes]
+            gathered = _gathered(use, stops, parts, kept, rows, generator)
             changed = False
-            if rows is not None:
-                found = _refit_(pruned, use, stops[0][1].call, rows, largest)
+            if gathered is not None:
+                near = next((one.ridge for one in reversed(made) if one.ridge), None)
+                found = _refit_(pruned, use, stops[0][1].call, gathered, largest, near)
                 changed = found is not None and found.changed
                 made += [found] if found else []
             progress("repairing", done + 1, len(uses))
@@ -166,8 +174,9 @@ class _Gathered:
 def _gathered(
     use: LayerUse,
     stops: Sequence[tuple[LayerStop, LayerStop]],
-    samples: Sequence[int],
+    parts: Sequence[int],
     kept: Kept,
+    most: int,
     generator: torch.Generator,
 ) -> _Gathered | None:
     """Return the moments of rows that are drawn of a layer; None where none can be held out.
@@ -175,19 +184,20 @@ def _gathered(
     Args:
         use: of the layer.
         stops: of the dense and of the pruned network, for each batch.
-        samples: how many each batch has.
+        parts: into how many each batch falls, of which every fourth is held out.
         kept: which outputs of the dense layer are left.
+        most: rows, for up to 750 inputs; in proportion more for more.
         generator: that rows are drawn by.
     """
     call = stops[0][1].call
     groups, inputs = call.geometry.groups if call.geometry else 1, call.weight[0].numel()
-    most = max(min(_ROWS, int(_ENTRIES / (groups * inputs))), _ROWS_AN_INPUT * inputs)
+    most = max(min(most, int(_ENTRIES / (groups * inputs))), most * inputs // _INPUTS)
     fit, check = RunningMoments(), RunningMoments()
     apart = size = 0.0
     seen = 0
-    for count, (whole, left) in zip(samples, stops, strict=True):
+    for count, (whole, left) in zip(parts, stops, strict=True):
         outputs, geometry = left.outputs, left.call.geometry
-        share = max(most * count // sum(samples), 1)
+        share = max(most * count // sum(parts), 1)
         rows = drawn_rows(outputs, geometry, share, generator)
         goals = _goals(whole, left, rows, _outputs_left(use, kept, len(whole.call.weight)))
         now = outputs_at(outputs, geometry, rows)
@@ -235,6 +245,7 @@ def _refit_(
     call: AffineCall,
     rows: _Gathered,
     largest: int | None,
+    near: float | None,
 ) -> LayerRepair | None:
     """Put the weights into a layer that suit its rows best; None if there is nothing to repair.
 
@@ -247,21 +258,21 @@ def _refit_(
         rows: that tell what it should give.
         largest: as for `reconstruct_`; no layer is rounded whose scales the file would have by
             inputs.
+        near: the ridge of the layer before.
     """
     largest = None if use.transposed else largest  # the file scales by axis 0
     if rows.same and largest is None:
         return None
-    found = _solution(use, call, rows, largest)
+    found = _solution(use, call, rows, largest, near)
     changed = largest is not None or found.after < found.before
     if changed:
         _write_(pruned, use, call, found)
-    variance = max(float(rows.check.centred().yy.sum()), _TINY)
-    errors = found.before / variance, found.after / variance
+    errors = found.before / found.variance, found.after / found.variance
     return LayerRepair(use.name, rows.fit.rows, rows.fit.x.shape[1], found.ridge, *errors, changed)
 
 
 def _solution(
-    use: LayerUse, call: AffineCall, rows: _Gathered, largest: int | None
+    use: LayerUse, call: AffineCall, rows: _Gathered, largest: int | None, near: float | None
 ) -> LayerSolution:
     """Return the weights that suit the layer's rows best, rounded if `largest` is given."""
     groups, inputs = rows.fit.x.shape
@@ -270,7 +281,7 @@ def _solution(
     bias = weight.new_zeros(len(call.weight)) if call.bias is None else call.bias.detach()
     free = use.bias or use.mean is not None
     old = weight, bias.reshape(groups, -1)
-    found = solve(rows.fit, rows.check, *old, free_bias=free, support=support)
+    found = solve(rows.fit, rows.check, *old, free_bias=free, support=support, near=near)
     if largest is None:
         return found
     every = rows.fit + rows.check

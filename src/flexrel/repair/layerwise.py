@@ -31,6 +31,13 @@ from flexrel.tracing import (
     operation_name,
 )
 
+HELD_OUT = 4  # of so many parts of a batch, one chooses the ridge and fits nothing
+
+
+def repair_parts(batch: Batch) -> int:
+    """Return into how many parts a batch's rows fall: samples; at least 4 where it stays whole."""
+    return max(batch.samples, HELD_OUT) if batch.whole else batch.samples
+
 
 @contextmanager
 def plain_modes(device: torch.device, *, inference: bool) -> Iterator[None]:
@@ -134,7 +141,7 @@ class LayerwiseForward(OpRecorder):
 
     def __init__(self, model: nn.Module, batch: Batch, uses: Mapping[str, LayerUse]) -> None:
         super().__init__()
-        self.samples = batch.samples
+        self.samples, self.parts = batch.samples, repair_parts(batch)
         self._model, self._batch, self._uses = model, batch, uses
         self._weights = ParameterOwners(model)
         self._turns: Counter[str] = Counter()

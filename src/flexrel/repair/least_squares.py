@@ -4,23 +4,21 @@ Ridge regression towards the weights as they are (ours: where the rows say nothi
 with inputs scaled to unit size, and the ridge chosen by rows that were held out.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf, isnan
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flexrel.repair.moments import SecondMoments
+from flexrel.repair.systems import normal_solution, within
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _TRIED = 64  # outputs on which the ridge is chosen, where each is solved by itself
-_FEW = 64, 0.1  # inputs, and of them all: outputs with no more are solved exactly, and quicker
-_ENTRIES = 2**23  # of all systems that are solved at the same time
-_STEPS = 60  # of conjugate gradients, at most
-_ROUGH = 1e-3  # they end when the last brought no more than this share of what all did: to judge by
+_ROUGH = 1e-3  # steps end when the last brought this share of what all did, or less: to judge by
 _CLOSE = 1e-10  # likewise: to keep
-_WIDE = 1024  # inputs: of so many the steps are in single precision
+_SINGLE = 1e-3  # where the ridge is no less: it makes the matrix regular enough
 _TINY = 1e-30  # in place of a divisor that is 0
 _SMALL = 1e-8  # of the mean square of the inputs: counts as no input
 _STILL = 1e-4  # of an input's squared mean: one that varies less hardly counts, as it is rounding
@@ -34,8 +32,10 @@ class LayerSolution:
         weight: `[g, j, k]`, float64.
         bias: `[g, j]`: of the layer as a whole, not a change.
         ridge: that was chosen, in squared inputs of unit size; None: the weights as they were.
-        before: mean squared error of the outputs on the held-out rows, as the layer was.
-        after: as it is with the new weights.
+        before: mean squared error, on the held-out rows, of the outputs that it was chosen on, as
+            the layer was.
+        after: likewise, fitted to the other rows alone.
+        variance: of these outputs there, above 0.
     """
 
     weight: Float[Tensor, "g j k"]
@@ -43,6 +43,7 @@ class LayerSolution:
     ridge: float | None
     before: float
     after: float
+    variance: float
 
 
 def error_of(
@@ -69,8 +70,12 @@ def solve(
     *,
     free_bias: bool,
     support: Bool[Tensor, "g j k"] | None = None,
+    near: float | None = None,
 ) -> LayerSolution:
     """Return the weights that bring the outputs closest to the goals.
+
+    The ridge is one of `RIDGES` whose neighbours do no better; where there are many outputs, by 64
+    of them.
 
     Args:
         fit: moments of the rows to fit.
@@ -79,40 +84,53 @@ def solve(
         bias: as it is.
         free_bias: whether the bias can change.
         support: which weights may be other than 0; None: all.
+        near: the ridge to begin at, such as that of a layer before; None: one in the middle.
     """
     old = weight.double(), bias.double()
-    system, judge = _system(fit, *old, free_bias=free_bias), check.centred()
-    ridges: tuple[float | None, ...] = (None, *RIDGES) if free_bias else RIDGES
-    if support is not None and weight.shape[1] > _TRIED:
-        some = torch.linspace(0, weight.shape[1] - 1, _TRIED).round().long()
-        tried = _best_of(ridges, system.of(some), support[:, some], judge.of(some))
-        ridges = (tried.ridge,) if tried.after < tried.before else ()
-    best = _best_of(ridges, system, support, judge)
-    if not best.after < best.before:
-        return best
+    count, begin = weight.shape[1], RIDGES.index(near) if near in RIDGES else len(RIDGES) // 2
+    some = torch.linspace(0, count - 1, min(count, _TRIED)).round().long()
+    system = _system(fit.of(some), *(part[:, some] for part in old), free_bias=free_bias)
+    within = None if support is None else support[:, some]
+    tried = _walked(begin, system, within, check.of(some).centred())
+    if not tried.after < tried.before:
+        return replace(tried, weight=old[0], bias=old[1], ridge=None, after=tried.before)
     every = _system(fit + check, *old, free_bias=free_bias)
-    found = every.best(best.ridge, support, close=_CLOSE, start=best.weight)
+    start = tried.weight if count <= _TRIED else None
+    found = every.best(tried.ridge, support, rough=False, start=start)
     if not found.isfinite().all():  # of inputs that hardly vary, rounding leaves little
-        found = best.weight
-    return replace(best, weight=found, bias=every.bias_of(found))
+        every = _system(fit, *old, free_bias=free_bias)
+        found = every.best(tried.ridge, support)
+    return replace(tried, weight=found, bias=every.bias_of(found))
 
 
-def _best_of(
-    ridges: Sequence[float | None], system: "_System", support: Tensor | None, judge: SecondMoments
+def _walked(
+    begin: int, system: "_System", support: Tensor | None, judge: SecondMoments
 ) -> LayerSolution:
-    """Return what does best on the rows that judge, fitted to the others alone.
+    """Return what does best on the rows that judge, fitted to others.
 
-    No ridge at all is the bias alone; where nothing is better, the layer stays as it is.
+    From the ridge of that place on to larger ones while they do better, or else to smaller ones.
+    No ridge at all is the bias alone.
     """
+    variance = max(float(judge.yy.sum()), _TINY)
     before = error_of(system.weight, system.bias, judge)
-    best = LayerSolution(system.weight, system.bias, None, before, before)
-    for ridge in ridges:
+
+    def fitted(ridge: float | None) -> LayerSolution:
         found = system.best(ridge, support)
         bias = system.bias_of(found)
-        error = error_of(found, bias, judge)
-        if error < best.after:
-            best = LayerSolution(found, bias, ridge, before, error)
-    return best
+        after = error_of(found, bias, judge)
+        return LayerSolution(found, bias, ridge, before, inf if isnan(after) else after, variance)
+
+    at, best = begin, fitted(RIDGES[begin])
+    for step in (1, -1):
+        while 0 <= at + step < len(RIDGES):
+            further = fitted(RIDGES[at + step])
+            if not further.after < best.after:
+                break
+            at, best = at + step, further
+        if at != begin:
+            break
+    alone = fitted(None)
+    return alone if alone.after <= best.after else best
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,18 +155,12 @@ class _System:
     diagonal: Tensor
     left: Tensor
 
-    def of(self, outputs: Tensor) -> "_System":
-        """Return the equations of some of the outputs, with the same inputs."""
-        means = self.means and (self.means[0], self.means[1][:, outputs])
-        weight, bias = self.weight[:, outputs], self.bias[:, outputs]
-        return replace(self, weight=weight, bias=bias, means=means, left=self.left[:, outputs])
-
     def best(
         self,
         ridge: float | None,
         support: Tensor | None,
         *,
-        close: float = _ROUGH,
+        rough: bool = True,
         start: Tensor | None = None,
     ) -> Tensor:
         """Return the weights that do best with such a ridge; without one, those that there are.
@@ -156,16 +168,19 @@ class _System:
         Args:
             ridge: towards the weights that there are.
             support: which may be other than 0; with one they are found by steps, and nearly.
-            close: how near: they end when the last brings less than this share of all.
+            rough: whether they are to judge a ridge by, and not to keep.
             start: weights that the steps begin at.
         """
         if ridge is None:
             return self.weight
         self.xx.diagonal(dim1=1, dim2=2).copy_(self.diagonal + ridge)
-        if support is None:
-            return self.weight + normal_solution(self.xx, self.left) * self.scale
-        begun = torch.zeros_like(self.left) if start is None else (start - self.weight) / self.scale
-        return self.weight + _within(self.xx, self.left, support, close, begun) * self.scale
+        if support is not None:
+            begun = 0 * self.left if start is None else (start - self.weight) / self.scale
+            close = _ROUGH if rough else _CLOSE
+            change = within(self.xx, self.left, support, close, begun)
+        else:
+            change = normal_solution(self.xx, self.left, single=ridge >= _SINGLE)
+        return self.weight + change * self.scale
 
     def bias_of(self, weight: Tensor) -> Tensor:
         """Return the bias that does best with such weights, or that which can't change."""
@@ -193,92 +208,3 @@ def _system(rows: SecondMoments, weight: Tensor, bias: Tensor, *, free_bias: boo
     xx.mul_(scale).mul_(scale.mT)
     diagonal = xx.diagonal(dim1=1, dim2=2).clone()
     return _System(weight, bias, means, scale, xx, diagonal, left)
-
-
-def normal_solution(
-    xx: Float[Tensor, "g k k"], left: Float[Tensor, "g j k"]
-) -> Float[Tensor, "g j k"]:
-    """Return the solution of normal equations: the weights with `weights @ xx = left`, by groups.
-
-    Args:
-        xx: products of the inputs, with a ridge on the diagonal; symmetric.
-        left: products of outputs and inputs.
-
-    Returns:
-        By Cholesky factors; NaN if one of the matrices is not positive definite.
-    """
-    factor, failed = torch.linalg.cholesky_ex(xx)
-    if bool(failed.any()):
-        return torch.full_like(left, torch.nan)
-    return torch.cholesky_solve(left.mT, factor).mT
-
-
-def _within(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Tensor) -> Tensor:
-    """Return the change on the support alone that does best: `[g, j, k]`.
-
-    Each output has a support, so a system, of its own. One with few inputs is solved exactly, the
-    others by steps from the change that is given.
-    """
-    few = support.sum(2) <= max(_FEW[0], _FEW[1] * support.shape[2])
-    some = ~few.all(0)
-    change[:, some] = _by_steps(xx, left[:, some], support[:, some], close, change[:, some])
-    change[few] = _solved(xx, left[few], support[few], few.nonzero()[:, 0])
-    return change
-
-
-def _solved(xx: Tensor, left: Tensor, support: Tensor, groups: Tensor) -> Tensor:
-    """Return the change on the support that does best, of some outputs, each by itself.
-
-    Args:
-        xx: `[g, k, k]`.
-        left: `[n, k]`, of `n` outputs.
-        support: likewise.
-        groups: `[n]`: of each output.
-
-    Returns:
-        `[n, k]`; NaN where rounding makes a system indefinite.
-    """
-    change = torch.zeros_like(left)
-    counts = support.sum(1)
-    waiting = counts.argsort(descending=True)[: int(counts.count_nonzero())]
-    while len(waiting):  # those of like size together, padded by equations of their own
-        width = int(counts[waiting[0]])
-        rows, waiting = waiting.tensor_split([max(_ENTRIES // width**2, 1)])
-        real = torch.arange(width, device=rows.device) < counts[rows, None]
-        at = torch.zeros_like(real, dtype=torch.int64)
-        at[real] = support[rows].nonzero()[:, 1]
-        lines = (groups[rows, None] * xx.shape[1] + at) * xx.shape[2]
-        system = xx.take(lines[:, :, None] + at[:, None, :])
-        system.masked_fill_(~(real[:, :, None] & real[:, None, :]), 0)
-        system.diagonal(dim1=1, dim2=2).masked_fill_(~real, 1)
-        factor, failed = torch.linalg.cholesky_ex(system)
-        found = torch.cholesky_solve(left[rows].gather(1, at)[:, :, None], factor).squeeze(2)
-        found.masked_fill_(failed[:, None] > 0, torch.nan)
-        change[rows[:, None].expand_as(at)[real], at[real]] = found[real]
-    return change
-
-
-def _by_steps(xx: Tensor, left: Tensor, support: Tensor, close: float, change: Tensor) -> Tensor:
-    """Return the change on the support alone that does best, nearly, by conjugate gradients.
-
-    All outputs take their steps together, from the change that is given; in single precision
-    where they would take long.
-    """
-    through = change @ xx if bool(change.any()) else change  # which is 0
-    gained = (change * (left - through / 2)).sum()  # of half the squared error
-    kind = torch.float32 if xx.shape[2] >= _WIDE else torch.float64
-    rest, xx = (left - through).masked_fill_(~support, 0).to(kind), xx.to(kind)
-    way, size = rest.clone(), rest.square().sum(2, keepdim=True)
-    for _ in range(_STEPS):
-        through = (way @ xx).masked_fill_(~support, 0)
-        step = size / (way * through).sum(2, keepdim=True).clamp_min(_TINY)
-        gain = (step * size).sum() / 2
-        gained += gain
-        change += step * way
-        if bool(gain <= close * gained):
-            break
-        rest -= step * through
-        now = rest.square().sum(2, keepdim=True)
-        way = rest + now / size.clamp_min(_TINY) * way
-        size = now
-    return change

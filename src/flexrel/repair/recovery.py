@@ -6,11 +6,12 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch, samples_of
+from flexrel.core.batches import RawBatch, read_batches
 from flexrel.core.measurement import Progress, Training, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate
-from flexrel.repair.closed_form import HELD_OUT, reconstruct_
+from flexrel.repair.closed_form import ROWS, reconstruct_
+from flexrel.repair.layerwise import HELD_OUT, repair_parts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,10 +59,13 @@ class ClosedForm:
     Attributes:
         samples: of the calibration data, at most.
         seed: of the rows that are drawn of each layer.
+        rows: of each layer, samples and positions, at most; in proportion more of those with more
+            than 750 inputs.
     """
 
     samples: int = 1024
     seed: int = 0
+    rows: int = ROWS
     name: str = "closed-form"
 
     def __call__(
@@ -74,14 +78,17 @@ class ClosedForm:
     ) -> RepairResult:
         """Return a repaired copy of the network."""
         network = duplicate(pruned)
-        samples = samples_of(batches, dense)
+        samples = sum(map(repair_parts, read_batches(batches, dense)))
         if samples < HELD_OUT:
             note = (
                 f"nothing refitted: of {samples} samples none can be held out to judge a refit by"
             )
             return RepairResult(self.name, network, (f"{note}; pass at least {HELD_OUT}",))
         repairs, refused = reconstruct_(
-            network, dense, plan, batches, progress, samples=self.samples, seed=self.seed
+            *(network, dense, plan, batches, progress),
+            samples=self.samples,
+            rows=self.rows,
+            seed=self.seed,
         )
         changed = sum(repair.changed for repair in repairs)
         notes = [f"{changed} layers refitted, {len(repairs) - changed} left as they were"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flexrel.core.batches import RawBatch
 from flexrel.core.measurement import Progress, silent
-from flexrel.core.precision import LARGEST, Values, stored
+from flexrel.core.precision import LARGEST, Values, check_reach, stored
 from flexrel.core.running import duplicate
 from flexrel.repair.closed_form import reconstruct_
 from flexrel.structure import cut_changes
@@ -31,11 +31,14 @@ def round_(
     Raises:
         PrecisionError: the precision can't hold a value.
     """
+    _, unsaved = cut_changes(model)
+    held = {**unsaved, **model.state_dict()}
+    tensors = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
+    for name, tensor in tensors.items():
+        check_reach(name, tensor, values)
     if calibration and values in LARGEST:
         whole = duplicate(model)
         reconstruct_(model, whole, None, calibration, progress, largest=LARGEST[values])
-    _, unsaved = cut_changes(model)
     with torch.no_grad():
-        for name, tensor in {**unsaved, **model.state_dict()}.items():
-            if isinstance(tensor, Tensor):
-                tensor.copy_(stored(name, tensor, values))
+        for name, tensor in tensors.items():
+            tensor.copy_(stored(name, tensor, values))

@@ -2,7 +2,6 @@
 
 from itertools import accumulate
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -186,39 +185,6 @@ def pad(d: DependencyBuilder, op: Operation) -> None:
         around = [d.fresh(before, reason), axes[dim], d.fresh(after, reason)]
         axes[dim] = _chained(d, around, [before, x.shape[dim], after], reason)
     d.set(out, axes)
-
-
-def index(d: DependencyBuilder, op: Operation) -> None:
-    """Look entries up by number: what is looked up in keeps all of them."""
-    x, (out,) = op.args["self"], op.outputs
-    indices: list[Any] = op.args["indices"]
-    looked = [at for at, i in enumerate(indices) if i is not None]
-    first = looked[0]
-    ranks = [len(indices[at].shape) for at in looked]
-    adjacent = looked == list(range(first, first + len(looked)))
-    if not adjacent or len(set(ranks)) > 1:
-        give_up(d, op)
-        return
-    reason = f"{op.told} looks it up by number"
-    axes = list(d.axes(x))
-    for at in looked:
-        d.bar(axes[at], reason)
-    made = [d.fresh(n, reason) for n in out.shape[first : first + ranks[0]]]
-    d.set(out, [*axes[:first], *made, *axes[first + len(looked) :]])
-
-
-def bag(d: DependencyBuilder, op: Operation) -> None:
-    """Add up rows of a table, which is a product with how often each is in the bag."""
-    d.multiplied(op.args["weight"])
-    give_up(d, op)
-
-
-def look_up(d: DependencyBuilder, op: Operation) -> None:
-    """Take rows of a table: the features of the rows go on, all rows stay."""
-    table, indices, (out,) = op.args["weight"], op.args["indices"], op.outputs
-    d.bar(d.axes(table)[0], f"{op.told} looks it up by number")
-    d.role(d.axes(table)[1], "producer")
-    d.set(out, [*d.axes(indices), d.axes(table)[1]])
 
 
 def shuffle(d: DependencyBuilder, op: Operation) -> None:

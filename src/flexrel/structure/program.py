@@ -6,6 +6,7 @@ numbers, unlike those in a class, can be rewritten, so that more of it can be cu
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -21,6 +22,7 @@ from flexrel.structure.program_sizes import argument_of, aten_name
 from flexrel.structure.trace import slow_path
 from flexrel.structure.verify import difference, outputs
 
+_UNKNOWN = re.compile(r"Found <class '(.+?)'> in (\w+), which is not a known type")
 _ENOUGH = 2  # samples; torch takes an axis of one for one that is never longer
 
 
@@ -44,7 +46,7 @@ def exported_program(model: nn.Module, example: Batch, whole: Batch | None = Non
 
     Args:
         model: not changed.
-        example: one or two samples.
+        example: one or two samples, or a batch that stays whole.
         whole: a batch as it will be used, for a model that is fixed to its number of samples;
             without it the example.
 
@@ -73,6 +75,8 @@ def torch_program(
     Raises:
         ModelError: the model can't be exported.
     """
+    if example.whole:
+        return _export(model, example, dynamic=False), example, False
     try:
         example = _doubled(example)
         return _export(model, example, dynamic=True), example, True
@@ -114,6 +118,12 @@ def _export(model: nn.Module, example: Batch, *, dynamic: bool) -> torch.export.
 
 def _why(error: Exception) -> str:
     """Return an error of export in one line, with the line of code that it came from."""
+    if unknown := _UNKNOWN.search(str(error)):
+        kind, where = unknown[1].rpartition(".")[2], unknown[2]
+        return (
+            f"its {where} is, or holds, an object of class {kind}, and no more than tensors in "
+            "tuples, lists and dicts can be; a model that returns a cache takes use_cache=False"
+        )
     lines = [line.strip() for line in str(error).splitlines()]
     at = [line for line in lines if line.startswith('File "') and "/torch/" not in line]
     return f"{reason(error)} ({at[-1]})" if at else reason(error)

@@ -7,7 +7,7 @@ products of matrices.
 from collections.abc import Callable
 from math import prod
 
-from flexrel.structure import axis_rules, move_rules
+from flexrel.structure import axis_rules, index_rules, move_rules
 from flexrel.structure.dependencies import Axis, AxisDependencies, DependencyBuilder
 from flexrel.structure.move_rules import give_up
 from flexrel.structure.program_sizes import SIZED_BY_LIST
@@ -203,36 +203,28 @@ _POINTWISE = (
     "_prelu_kernel prelu log_sigmoid_forward where _conj logical_or zeros_like ones_like"
 )
 
-
 _LIKE = "empty_like rand_like randn_like full_like new_zeros_like bernoulli fill zero normal"
-
 
 _MADE = (
     "zeros ones full empty arange rand randn new_zeros new_ones new_full new_empty scalar_tensor "
     "eye linspace tril_indices triu_indices"
 )
 
-
 _VIEWS = "view _unsafe_view reshape _reshape_alias squeeze unsqueeze flatten unflatten"
-
 
 _PERMUTES = "permute transpose t swapaxes movedim numpy_T"
 
-
 _SPLITS = "split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes"
-
 
 _ALONG = (
     "_softmax _safe_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp flip sort "
     "topk roll"
 )
 
-
 _REDUCTIONS = (
     "mean sum amax amin max min var std var_mean std_mean prod argmax argmin all any norm "
     "logsumexp linalg_vector_norm median count_nonzero"
 )
-
 
 _POOLINGS = (
     "max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
@@ -243,12 +235,10 @@ _POOLINGS = (
     "upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
 )
 
-
 _BATCH_NORMS = (
     "native_batch_norm cudnn_batch_norm miopen_batch_norm "
     "_native_batch_norm_legit _native_batch_norm_legit_no_training"
 )
-
 
 _ATTENTIONS = (
     "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
@@ -267,8 +257,8 @@ def _table() -> dict[str, AxisRule]:
         ("mm bmm addmm baddbmm", _product),
         ("mv dot", _vector_product),
         ("mkldnn_rnn_layer _cudnn_rnn lstm gru rnn_tanh rnn_relu", _recurrent),
-        ("embedding", move_rules.look_up),
-        ("_embedding_bag _embedding_bag_forward_only", move_rules.bag),
+        ("embedding", index_rules.look_up),
+        ("_embedding_bag _embedding_bag_forward_only", index_rules.bag),
         ("native_layer_norm _fused_rms_norm", axis_rules.layer_norm),
         ("native_group_norm", axis_rules.group_norm),
         ("_weight_norm_interface", _weight_norm),
@@ -282,7 +272,10 @@ def _table() -> dict[str, AxisRule]:
         (_SPLITS, move_rules.pieces),
         ("slice", move_rules.slice_),
         ("constant_pad_nd", move_rules.pad),
-        ("index", move_rules.index),
+        ("index", index_rules.index),
+        ("index_select", index_rules.select),
+        ("gather", index_rules.gather),
+        ("index_add scatter_add scatter_reduce", index_rules.add_by_number),
         (_ALONG, axis_rules.along),
         (_REDUCTIONS, _reduction),
         (_POOLINGS, axis_rules.spatial),

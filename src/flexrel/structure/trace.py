@@ -79,7 +79,7 @@ class Trace:
     trained: frozenset[str]  # the names of the parameters among them
     inputs: tuple[Ref, ...]
     outputs: tuple[Ref, ...]
-    samples: int
+    samples: int  # that multiply-adds are divided by: 1 of a batch that stays whole
     calls: tuple[Call, ...] = ()  # of modules, in the order in which they returned
     nodes: Mapping[str, tuple[Ref, ...]] = field(default_factory=dict)  # of a program's graph
 
@@ -114,7 +114,7 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
         frozenset(name for name, _ in model.named_parameters()),
         inputs,
         outputs,
-        batch.samples,
+        1 if batch.whole else batch.samples,
         tuple(recorder.calls),
         nodes,
     )

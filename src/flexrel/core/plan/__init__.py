@@ -1,9 +1,10 @@
 """A plan as its user holds it: explained, written down, read again."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -17,7 +18,19 @@ from flexrel_edge.container import announced
 from flexrel_edge.files import replace_file
 from flexrel_edge.source import OnDisk
 
-__all__ = ["GroupChange", "Plan", "changes", "check_model", "named", "totals"]
+__all__ = [
+    "GroupChange",
+    "Plan",
+    "changes",
+    "check_alone",
+    "check_model",
+    "named",
+    "totals",
+]
+
+
+_MODEL: Final = "model.flexrel"  # of the folder that `Result.save` writes, and beside it
+_RECORDS: Final = ("plan.json", "result.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +112,7 @@ def check_model(record: Path, sha256: str) -> None:
     Raises:
         PackError: the checksums differ.
     """
-    model = record.with_name("model.flexrel")
+    model = record.with_name(_MODEL)
     if not sha256 or not model.is_file():
         return
     with model.open("rb") as file:
@@ -109,7 +122,28 @@ def check_model(record: Path, sha256: str) -> None:
             raise PackError(f"{model}: {error}") from error
     if found != sha256:
         raise PackError(
-            f"{record}: was saved with a model.flexrel of checksum {sha256[:16]}..., the one "
+            f"{record}: was saved with a {_MODEL} of checksum {sha256[:16]}..., the one "
             f"beside it has {found[:16]}...: saving was cut off, or one of them was replaced; "
             f"save the result again, or move {record.name} to a folder of its own"
         )
+
+
+def check_alone(path: Path) -> None:
+    """Refuse to write a packed file in the place of a result's, whose records it would not fit.
+
+    Args:
+        path: of the file to be written.
+
+    Raises:
+        UsageError: a record that carries a model's checksum lies beside it.
+    """
+    for record in map(path.with_name, _RECORDS if path.name == _MODEL else ()):
+        try:
+            content = json.loads(record.read_bytes())
+        except (OSError, ValueError, RecursionError):  # none, or no record
+            continue
+        if isinstance(content, dict) and content.get("model"):
+            raise UsageError(
+                f"{path}: {record.name} beside it belongs to the {_MODEL} that it was saved with, "
+                "and would be refused beside another; write to another name or folder"
+            )

@@ -113,9 +113,10 @@ def test_examples_by_hand():
 def test_the_most_removal_was_really_found_good(answers, data):
     least = data.draw(st.integers(0, len(answers) - 1))
     resolution = data.draw(st.integers(0, 10))
+    begin = data.draw(st.none() | st.integers(-5, len(answers) + 5))
     good = Counted(answers)
 
-    found = most_removal(good, least, len(answers) - 1, resolution)
+    found = most_removal(good, least, len(answers) - 1, resolution, begin)
 
     if found is None:
         assert not answers[least]
@@ -132,10 +133,23 @@ def test_the_turning_point_is_found_to_within_the_resolution(size, data, resolut
     last_good = data.draw(st.integers(least, size - 1))
     good = Counted([k <= last_good for k in range(size)])
 
-    found = most_removal(good, least, size - 1, resolution)
+    begin = data.draw(st.none() | st.integers(least, size - 1))
+
+    found = most_removal(good, least, size - 1, resolution, begin)
 
     assert last_good - max(resolution, 1) < found <= last_good
-    assert len(good.asked) <= 1 + math.ceil(math.log2(size + 1))
+    apart = size if begin is None else 2 + abs(begin - last_good)
+    assert len(good.asked) <= (1 if begin is None else 2) * (1 + math.ceil(math.log2(apart + 1)))
+
+
+def test_a_good_guess_saves_tries():
+    answers = Counted([k <= 700 for k in range(1024)])
+    guessed = Counted([k <= 700 for k in range(1024)])
+
+    assert most_removal(answers, 0, 1023, 8) == pytest.approx(700, abs=8)
+    assert most_removal(guessed, 0, 1023, 8, 690) == pytest.approx(700, abs=8)
+    assert len(guessed.asked) <= 4
+    assert len(answers.asked) >= 7
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 7, 8, 100])
@@ -155,5 +169,17 @@ def test_a_search_ends_where_nothing_that_is_left_would_be_worth_it():
         return count <= 3
 
     # 0 is good, 50 of 0 ... 100 is not: at most 49 are left, and 60 would have been worth it.
-    assert most_removal(good, 0, 100, 1, lambda count: count >= 60) == 0
+    assert most_removal(good, 0, 100, 1, worth=lambda count: count >= 60) == 0
     assert asked == [0, 50]
+
+
+def test_a_search_that_begins_too_far_ends_where_less_would_not_be_worth_it():
+    asked = []
+
+    def good(count):
+        asked.append(count)
+        return count <= 3
+
+    # 80 is not good, nor 76 four below it: at most 75 are left, and 76 would have been worth it.
+    assert most_removal(good, 0, 100, 1, 80, lambda count: count >= 76) is None
+    assert asked == [80, 76]

@@ -1,0 +1,297 @@
+"""The commands that prune, as those in `commands`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from flexrel.cli.arguments import (
+    CalibrationOption,
+    EvaluationOption,
+    JsonOption,
+    MeanOption,
+    ModelArgument,
+    OutputOption,
+    QuietOption,
+    RuleOption,
+    SeedOption,
+    SizeOption,
+    StdOption,
+    ValuesOption,
+    WeightsOption,
+)
+from flexrel.cli.choices import check, metric_of, told
+from flexrel.cli.paths import EXPORTED, WRITTEN, check_folder
+
+if TYPE_CHECKING:
+    from flexrel.pruning import Result
+
+prune_app = typer.Typer()
+
+
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="replace the results that lie in --out")
+]
+
+
+@prune_app.command("demo")
+def demo_command(
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder for the results, else flexrel-demo, where those of an earlier demo are "
+            "replaced"
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """The whole story on handwritten digits, in under a minute: train, prune, pack, report."""
+    folder = Path("flexrel-demo") if out is None else out
+    check_folder(folder, overwrite=overwrite or out is None)
+    from rich.console import Console
+
+    from flexrel.cli import demo
+    from flexrel.cli.show import print_whole, table
+    from flexrel.io import percent
+
+    result = demo.run(seed, None if quiet else "auto")
+    result.save(folder)
+    for line in result.warnings:
+        typer.echo(f"warning: {line}", err=True)
+    if quiet:
+        return
+    console = Console()
+    console.print(
+        f"A network for handwritten digits, pruned to lose at most 1 point of accuracy on "
+        f"{result.samples} images that it was not trained on (one standard error: "
+        f"{percent(result.standard_error)}):"
+    )
+    print_whole(table(result))
+    console.print(f"Wrote {folder}/: {', '.join(WRITTEN)}")
+    console.print(
+        f"Next: open {folder}/report.html; flexrel inspect {folder}/model.flexrel; "
+        "flexrel prune --help for a network of your own.",
+        soft_wrap=True,
+    )
+
+
+def _check_asked(
+    target: str | None,
+    budget: list[str] | None,
+    granularity: str,
+    evaluation: str | None,
+    *,
+    compare: bool,
+) -> None:
+    """Find out before torch is loaded that there is nothing to do, or nothing to do it with."""
+    if (target or compare) and not evaluation:
+        asked = f"a target on {metric_of(target)}" if target else "--compare"
+        raise typer.BadParameter(f"{asked} needs --evaluation DATA, with labels")
+    if not (target or budget or ":" in granularity):
+        raise typer.BadParameter("nothing to prune to; give --target or --budget")
+
+
+@prune_app.command("prune")
+def prune_command(
+    model: ModelArgument,
+    calibration: CalibrationOption,
+    evaluation: EvaluationOption = None,
+    weights: WeightsOption = None,
+    target: Annotated[
+        str | None, typer.Option(help=told("target"), callback=check("target"))
+    ] = None,
+    assured: Annotated[
+        bool, typer.Option("--assured", help="keep a margin, so that the target can be promised")
+    ] = False,
+    budget: Annotated[
+        list[str] | None, typer.Option(help=told("budget"), callback=check("budget"))
+    ] = None,
+    granularity: Annotated[
+        str, typer.Option(help=told("granularity"), callback=check("granularity"))
+    ] = "channel",
+    criterion: Annotated[
+        str, typer.Option(help=told("criterion"), callback=check("criterion"))
+    ] = "auto",
+    allocation: Annotated[
+        str, typer.Option(help=told("allocation"), callback=check("allocation"))
+    ] = "global",
+    keep: Annotated[list[str] | None, typer.Option(help="a layer to leave alone")] = None,
+    multiple_of: Annotated[int, typer.Option(help="round widths up to multiples of this")] = 1,
+    rule: RuleOption = "gradient-input",
+    output: OutputOption = "auto",
+    outputs: Annotated[
+        str,
+        typer.Option(
+            help=f"what the network returns: {told('outputs')}", callback=check("outputs")
+        ),
+    ] = "auto",
+    recover: Annotated[
+        str,
+        typer.Option(help=f"{told('recover')} on the calibration data", callback=check("recover")),
+    ] = "closed-form",
+    values: ValuesOption = "float32",
+    form: Annotated[
+        str,
+        typer.Option(
+            help=f"what is cut: {told('form')}; the last where code fixes sizes",
+            callback=check("form"),
+        ),
+    ] = "auto",
+    effort: Annotated[
+        str,
+        typer.Option(
+            help=f"{told('effort')}: one criterion; several by quick sketches; all in full",
+            callback=check("effort"),
+        ),
+    ] = "default",
+    stats: Annotated[
+        Path | None,
+        typer.Option(
+            help="relevance measured before: by calibrate, in use, or merged",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="only say what is possible")] = False,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="measure magnitude and relevance too, at several sizes, for the report; "
+            "takes as long again",
+        ),
+    ] = False,
+    size: SizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path, typer.Option(help="folder for the results; those of others stay, unless --overwrite")
+    ] = Path("pruned"),
+    overwrite: OverwriteOption = False,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="into --out too: onnx, pt2; graph: ONNX inside of model.flexrel",
+            callback=check("export"),
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Return the smallest network that keeps to a target and budgets.
+
+    Example: flexrel prune net.py:make --weights net.safetensors --calibration data.py:inputs
+    --evaluation data.py:labelled --target accuracy-drop=1% --out pruned
+    """
+    if not dry:
+        check_folder(out, overwrite=overwrite)
+        _check_asked(target, budget, granularity, evaluation, compare=compare)
+    from flexrel.cli.feasible import told_possible
+    from flexrel.cli.images import prepared
+    from flexrel.cli.models import read_model
+    from flexrel.cli.options import parse_rule
+    from flexrel.cli.show import StoppedError
+    from flexrel.cli.sources import read_data, read_evaluate
+    from flexrel.core.budgets import budget_of
+    from flexrel.core.progress import shown
+    from flexrel.core.targets import targets_of
+    from flexrel.io import check_exports
+    from flexrel.pruning import PruneOptions, criteria_of, dry_run, prune
+    from flexrel.pruning import compare as compare_result
+    from flexrel.relevance import Attribution, RelevanceStats
+
+    exports = export or []
+    check_exports(exports)
+    progress: Literal["auto"] | None = None if quiet else "auto"
+    attribution = Attribution(parse_rule(rule), output)
+    criteria = criteria_of(criterion, granularity, recover, attribution)
+    budgets = [budget_of(text) for text in budget or []]
+    targets = targets_of(target)
+    measured = RelevanceStats.load(stats) if stats else None
+    with shown(progress) as tell:
+        tell("loading the network", 0, None)
+        source = read_model(model, weights, seed, tell)
+        network, images = source.network, prepared(source.preparation, size, mean, std)
+        evaluate = read_evaluate(evaluation, images)
+        tell("reading calibration data", 0, None)
+        data = list(read_data(calibration, "calibration", images))
+    if dry:
+        found = dry_run(
+            network,
+            calibration=data,
+            budgets=budgets,
+            granularity=granularity,
+            values=values,  # type: ignore[arg-type]
+            keep=keep or (),
+            options=PruneOptions(multiple_of=multiple_of, form=form),  # type: ignore[arg-type]
+        )
+        raise typer.Exit(told_possible(found, as_json=as_json))
+    result = prune(
+        network,
+        calibration=data,
+        evaluate=evaluate,
+        target=targets,
+        budgets=budgets,
+        criterion=criteria,
+        granularity=granularity,
+        recover=recover,
+        values=values,  # type: ignore[arg-type]  # checked, as the next four
+        keep=keep or (),
+        seed=seed,
+        options=PruneOptions(
+            allocation=allocation,  # type: ignore[arg-type]
+            multiple_of=multiple_of,
+            assured=assured,
+            form=form,  # type: ignore[arg-type]
+            effort=effort,  # type: ignore[arg-type]
+            outputs=outputs,  # type: ignore[arg-type]
+            stats=measured,
+            progress=progress,
+        ),
+    )
+    with shown(progress) as tell:
+        tell("writing", 0, None)
+        notes = result.save(out, exports)
+    if compare:
+        try:
+            result = compare_result(
+                result, network, calibration=data, evaluate=evaluate, progress=progress
+            )
+            result.save(out, exports)
+        except KeyboardInterrupt:
+            raise StoppedError(
+                f"stopped while others were measured; {out}/ has the network and its report, "
+                "without them"
+            ) from None
+    for line in (*result.warnings, *notes):
+        typer.echo(f"warning: {line}", err=True)
+    if as_json or not quiet:
+        _tell(result, out, exports, as_json=as_json)
+
+
+def _tell(result: "Result", out: Path, exports: list[str], *, as_json: bool) -> None:
+    """Print a result that was written to a folder."""
+    from flexrel.cli.show import (
+        files_in,
+        print_whole,
+        recovery_lines,
+        table,
+        unmeasured,
+        what_it_is,
+    )
+
+    kinds = {*exports, *(["pt2"] if result.form == "exported" else [])}
+    programs = [name for name in EXPORTED if name.partition(".")[2] in kinds]
+    files = files_in(out, (*WRITTEN, *programs))
+    if as_json:
+        typer.echo(json.dumps({**result.as_json(), "out": str(out), "files": files}))
+    else:
+        print_whole(table(result))
+        for line in (*unmeasured(result), *recovery_lines(result)):
+            typer.echo(line)
+        typer.echo(what_it_is(result))
+        typer.echo(f"Wrote {out}/: {', '.join(files)}")

@@ -1,0 +1,159 @@
+"""Importance tracked while a network is trained, by a loop of one's own or anybody's.
+
+A network's last weights are one draw of where training left them. Averages over training say how
+large each was on the way, and how much it mattered: `prune(options=PruneOptions(history=...))`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexrel.core.batches import RawBatch
+from flexrel.core.network import private_copy
+from flexrel.core.running import fingerprint
+from flexrel.criteria import History
+from flexrel.errors import UsageError
+from flexrel.relevance import Attribution, AttributionTarget, RelevanceStats, RuleLike, calibrate
+
+__all__ = ["History", "Tracker"]
+
+
+class Tracker:
+    """Averages the magnitude of weights, and relevance, over training steps.
+
+        tracker = flexrel.training.Tracker(model)
+        for batch in loader:
+            ...
+            optimizer.step()
+            tracker.step(batch)
+        flexrel.prune(model, ..., options=flexrel.PruneOptions(history=tracker.history()))
+
+    The model is only read. Save `state_dict()` with the checkpoint, and training goes on as if it
+    had not been stopped.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        every: int = 100,
+        half_life: float | None = None,
+        *,
+        rule: RuleLike = "gradient-input",
+        output: str | AttributionTarget = "auto",
+    ) -> None:
+        """Look at nothing yet.
+
+        Args:
+            model: that is trained, also inside `DistributedDataParallel` or `torch.compile`.
+            every: so many steps it is looked at once.
+            half_life: steps after which a look counts half; None: all count the same.
+            rule: of relevance, as in `calibrate`.
+            output: likewise; "label" takes the batch's labels.
+
+        Raises:
+            UsageError: an argument makes no sense.
+        """
+        if every < 1 or (half_life is not None and not half_life > 0):
+            raise UsageError(
+                f"every={every}, half_life={half_life}: steps between looks must be at least 1, "
+                "and a half-life above 0"
+            )
+        self._wanted = Attribution(rule, output)
+        self._model, self._every = model, every
+        self._kept = 1.0 if half_life is None else 0.5 ** (every / half_life)  # of older looks
+        self._steps = self._looks = 0
+        self._weight = 0.0  # of all looks, older ones counting less
+        self._magnitudes: dict[str, Tensor] = {}
+        self._relevance: RelevanceStats | None = None
+
+    def step(self, batch: RawBatch | None = None) -> None:
+        """Count a step of the optimizer; every so many, look at the model.
+
+        Args:
+            batch: as `calibrate` takes one, whose relevance is measured then; None: of this look
+                there are magnitudes alone.
+
+        Raises:
+            UsageError: the batch can't be read.
+            ModelError: no relevance can be measured with it.
+        """
+        self._steps += 1
+        if self._steps % self._every:
+            return
+        network = private_copy(self._model)
+        found = None
+        if batch is not None:
+            found = calibrate(network, [batch], self._wanted.rule, self._wanted.output)
+        self._looks += 1
+        self._weight = self._weight * self._kept + 1
+        with torch.no_grad():
+            for name, weight in network.named_parameters():
+                size = weight.detach().float().abs()
+                if (average := self._magnitudes.get(name)) is None:
+                    self._magnitudes[name] = size
+                else:
+                    average.lerp_(size.to(average.device), 1 / self._weight)
+        if self._relevance is not None:
+            older = self._relevance.scaled(self._kept)
+            self._relevance = older if found is None else older + found
+        else:
+            self._relevance = found
+
+    def history(self) -> History:
+        """Return the averages so far, as `PruneOptions` takes them.
+
+        Raises:
+            UsageError: the model was not looked at yet.
+        """
+        if not self._looks:
+            raise UsageError(
+                f"nothing was tracked yet: the model is looked at every {self._every} steps, and "
+                f"step() was called {self._steps} times"
+            )
+        return History(
+            {name: average.cpu().clone() for name, average in self._magnitudes.items()},
+            self._relevance,
+            fingerprint(private_copy(self._model)),
+            self._looks,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that was tracked, as tensors and numbers, to be saved with the checkpoint."""
+        data = bytearray() if self._relevance is None else bytearray(self._relevance.encode())
+        none = torch.empty(0, dtype=torch.uint8)
+        return {
+            "steps": self._steps,
+            "looks": self._looks,
+            "weight": self._weight,
+            "magnitudes": {name: average.clone() for name, average in self._magnitudes.items()},
+            "relevance": torch.frombuffer(data, dtype=torch.uint8) if data else none,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned, to the bit.
+
+        Raises:
+            UsageError: it is of another model.
+            PackError: its relevance is damaged.
+        """
+        own = private_copy(self._model)
+        shapes = {name: list(p.shape) for name, p in own.named_parameters()}
+        found = {name: list(average.shape) for name, average in state["magnitudes"].items()}
+        if found and found != shapes:
+            odd = next(n for n in {**shapes, **found} if shapes.get(n) != found.get(n))
+            raise UsageError(
+                f"the tracker's state is of another model: {odd} is {found.get(odd, 'missing')} "
+                f"there, {shapes.get(odd, 'missing')} here"
+            )
+        data = state["relevance"].cpu().numpy().tobytes()
+        relevance = RelevanceStats.decode(data, "the tracker's state") if data else None
+        devices = {name: p.device for name, p in own.named_parameters()}
+        self._steps, self._looks = int(state["steps"]), int(state["looks"])
+        self._weight = float(state["weight"])
+        self._magnitudes = {
+            name: average.to(devices[name], copy=True)
+            for name, average in state["magnitudes"].items()
+        }
+        self._relevance = relevance

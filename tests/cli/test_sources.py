@@ -1,0 +1,398 @@
+"""MODEL and DATA: every form is read as whoever made it would, or says what to write."""
+
+import json
+import sys
+import warnings
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import typer
+from torch import nn
+
+from flexrel.cli.factories import arguments
+from flexrel.cli.images import Preparation, image_folder, prepared, read_image
+from flexrel.cli.models import read_model
+from flexrel.cli.paths import existing, model_there
+from flexrel.cli.sources import read_data
+from flexrel.cli.weights import read_weights
+from flexrel.core.measurement import silent
+from flexrel.errors import UsageError
+from oracles import needs
+
+OWN = """
+from functools import partial
+from torch import nn
+from torch.utils.data import TensorDataset
+import torch
+
+def make(width=4, name="relu", deep=False):
+    layers = [nn.Linear(3, width), nn.ReLU() if name == "relu" else nn.Tanh()]
+    return nn.Sequential(*layers, *[nn.Linear(width, width)] * deep)
+
+class Net(nn.Module):
+    def __init__(self, width=2):
+        super().__init__()
+        self.layer = nn.Linear(3, width)
+
+network = make()
+bound = partial(make, width=9)
+batches = [torch.zeros(2, 3)]
+samples = TensorDataset(torch.zeros(70, 3))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_words.py").write_text(OWN)
+    yield "own_words"
+    sys.modules.pop("own_words", None)
+
+
+def model(spec, weights=None):
+    return read_model(spec, weights, 0, silent)
+
+
+def widths(network):
+    return [m.out_features for m in network.modules() if isinstance(m, nn.Linear)]
+
+
+# --- factories ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("own_words.py:make", [4]),
+        ("own_words.py:make?width=7", [7]),
+        ("own_words.py:make?width=7&deep=true&name=tanh", [7, 7]),
+        ("own_words.py:Net?width=5", [5]),
+        ("own_words.py:network", [4]),
+        ("own_words.py:bound", [9]),
+        ("own_words:make", [4]),
+        ("own_words.make?width=6", [6]),
+    ],
+)
+def test_a_network_comes_from_a_factory_a_class_or_is_there(own, spec, found):
+    assert widths(model(spec).network) == found
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("own_words.py", "write own_words.py:NAME"),
+        ("own_words.py:mak", "no function 'mak'; it has make, Net"),
+        ("own_words.py:make?wide=3", "unexpected keyword argument 'wide'"),
+        ("own_words.py:batches", "returned a list, not a torch.nn.Module"),
+        ("nonsense", "torchvision:NAME, timm:NAME, hf:FOLDER"),
+        ("no.such.thing", "torchvision:NAME, timm:NAME, hf:FOLDER"),
+    ],
+)
+def test_a_model_that_is_none_says_what_to_give(own, spec, says):
+    with pytest.raises(UsageError) as refused:
+        model(spec)
+
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("net.onnx", "the network of torch that it is made of"),
+        ("weights.pth", "--weights weights.pth"),
+        ("weights.safetensors", "give that as MODEL"),
+        ("nowhere.pt2", "nowhere.pt2: no such file or folder"),
+        ("nowhere.py:make?width=3", "nowhere.py: no such file or folder"),
+    ],
+)
+def test_a_file_that_is_no_model_or_not_there_is_told_before_torch_is_loaded(spec, says):
+    with pytest.raises(typer.BadParameter) as refused:
+        model_there(spec)
+
+    assert says in str(refused.value.message)
+
+
+@pytest.mark.parametrize("spec", ["nowhere/images", "./images", "data.npz", "own.py:batches"])
+def test_data_that_are_not_there_are_told_before_torch_is_loaded(own, spec):
+    with pytest.raises(typer.BadParameter, match="no such file or folder"):
+        existing(spec)
+
+
+@pytest.mark.parametrize("spec", [None, "own_words.py:batches", "own_words:batches", "demo:digits"])
+def test_data_that_may_be_there_pass(own, spec):
+    assert existing(spec) == spec
+
+
+def test_arguments_are_numbers_words_and_texts():
+    assert arguments("a=3&b=0.5&c=true&d=none&e=resnet18&f=(1,2)") == {
+        "a": 3,
+        "b": 0.5,
+        "c": True,
+        "d": None,
+        "e": "resnet18",
+        "f": (1, 2),
+    }
+
+
+def test_torchscript_as_the_model_is_told_to_be_weights(tmp_path):
+    path = tmp_path / "net.pt"
+    with warnings.catch_warnings(action="ignore"):  # torch is about to drop it
+        torch.jit.save(torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3)), path)
+
+    with pytest.raises(typer.BadParameter, match=r"TorchScript, .* as --weights, and the arch"):
+        model_there(str(path))
+    with pytest.raises(UsageError, match=r"TorchScript, .*torch\.jit\.load\(\.\.\.\)\.state_dict"):
+        read_weights(path, nn.Linear(3, 2))
+
+
+def test_a_program_is_a_model(tmp_path):
+    network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    samples = torch.export.Dim("samples")
+    program = torch.export.export(network, (torch.zeros(4, 3),), dynamic_shapes=({0: samples},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    x = torch.randn(5, 3)
+
+    assert torch.equal(model(str(tmp_path / "net.pt2")).network(x), network(x))
+
+
+# --- libraries ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm", "transformers"])
+def test_a_library_that_is_not_installed_is_named_with_how_to_install_it(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    spec = {"transformers": "hf"}.get(name, name)
+
+    with pytest.raises(UsageError, match=f"{spec}:x.* needs {name}: pip install {name}"):
+        model(f"{spec}:x?weights=DEFAULT&pretrained=true")
+
+
+def test_a_library_that_can_not_be_loaded_says_why_and_what_mends_it(monkeypatch, tmp_path):
+    broken = tmp_path / "torchvision"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(UsageError) as refused:
+        model("torchvision:resnet18?weights=DEFAULT")
+
+    assert "is installed but can't be loaded: RuntimeError: operator nms" in str(refused.value)
+    assert "pip install --force-reinstall torch" in str(refused.value)
+
+
+def test_torchvision_is_asked_for_its_network_and_how_its_images_are_prepared(tmp_path):
+    vision = needs("torchvision.models")
+    weights = tmp_path / "w.pth"
+    state = vision.resnet18(num_classes=7).state_dict()
+    torch.save(state, weights)
+
+    found = model("torchvision:resnet18?num_classes=7", weights)
+
+    assert all(torch.equal(found.network.state_dict()[name], state[name]) for name in state)
+    preset = vision.ResNet18_Weights.DEFAULT.transforms()
+    assert found.preparation == Preparation(
+        *preset.crop_size, tuple(preset.mean), tuple(preset.std), *preset.resize_size
+    )
+
+
+def test_timm_is_asked_for_its_network_and_how_its_images_are_prepared(tmp_path):
+    timm = needs("timm")
+    weights = tmp_path / "w.pth"
+    state = timm.create_model("test_resnet", num_classes=7).state_dict()
+    torch.save(state, weights)
+
+    found = model("timm:test_resnet?num_classes=7", weights)
+
+    assert all(torch.equal(found.network.state_dict()[name], state[name]) for name in state)
+    told = timm.data.resolve_model_data_config(found.network)
+    assert found.preparation.size == told["input_size"][-1]
+    assert found.preparation.mean == told["mean"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "how"),
+    [
+        ("torchvision:resnet18", "torchvision:resnet18.weights=DEFAULT"),
+        ("timm:test_resnet", "timm:test_resnet.pretrained=true"),
+    ],
+)
+def test_an_untrained_network_is_refused_with_where_weights_come_from(spec, how):
+    needs(spec.partition(":")[0])
+
+    with pytest.raises(UsageError, match=f"untrained; give --weights FILE, or .*'{how}'"):
+        model(spec)
+
+
+def test_a_folder_of_transformers_is_a_network_and_its_processor_says_of_images(tmp_path):
+    transformers = needs("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        image_size=16, patch_size=8, num_labels=3,
+    )  # fmt: skip
+    network = transformers.ViTForImageClassification(config).eval()
+    network.save_pretrained(tmp_path)
+    told = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**told, "resample": 3}))
+    x = torch.randn(2, 3, 16, 16)
+
+    found = model(f"hf:{tmp_path}")
+
+    assert torch.equal(found.network(x).logits, network(x).logits)
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    assert found.preparation == Preparation(16, mean, std, 16, "bicubic", stretched=True)
+
+
+def test_what_is_no_folder_of_transformers_starts_no_download(tmp_path):
+    needs("transformers")
+
+    with pytest.raises(UsageError, match=r"no folder with a config\.json.*hf download"):
+        model(f"hf:{tmp_path}")
+
+
+# --- images -------------------------------------------------------------------------------------
+
+PLAIN = Preparation(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of images, named so that the order of names is not the order of making."""
+    pillow = needs("PIL.Image")
+    draw = np.random.default_rng(0)
+    for name, sizes in (("wasp", [(20, 12)]), ("ant", [(12, 20), (9, 9)])):
+        (tmp_path / name).mkdir()
+        for at, (width, height) in enumerate(sizes):
+            pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            pillow.fromarray(pixels).save(tmp_path / name / f"{at}.png")
+    (tmp_path / "ant" / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_a_folder_of_images_has_a_class_a_sub_folder_in_the_order_of_names(photos):
+    (batch,) = read_data(str(photos), "evaluation", PLAIN)
+
+    x, labels = batch
+    assert x.shape == (3, 3, 8, 8)
+    assert labels.tolist() == [0, 0, 1]
+    assert 0 <= x.min() <= x.max() <= 1
+
+
+def test_images_are_gone_through_again_and_again_in_batches(photos):
+    data = image_folder(photos, PLAIN, 2)
+
+    first, again = list(data), list(data)
+
+    assert len(data) == len(first) == 2
+    assert [len(labels) for _, labels in first] == [2, 1]
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
+
+
+def test_images_without_sub_folders_have_no_labels(photos):
+    (x,) = read_data(str(photos / "ant"), "calibration", PLAIN)
+
+    assert x.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("resize", "how"), [(8, "bilinear"), (11, "bilinear"), (10, "bicubic")])
+def test_images_are_prepared_as_torchvision_prepares_them(photos, resize, how):
+    transforms = needs("torchvision.transforms")
+    pillow = needs("PIL.Image")
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    kind = transforms.InterpolationMode(how)
+    expected = transforms.Compose(
+        [
+            transforms.Resize(resize, interpolation=kind),
+            transforms.CenterCrop(8),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+    for path in photos.glob("*/*.png"):
+        found = read_image(path, Preparation(8, mean, std, resize, how))
+
+        assert torch.allclose(found, expected(pillow.open(path)), atol=1e-6)
+
+
+def test_one_mean_makes_grey_images(photos):
+    found = read_image(photos / "ant" / "0.png", Preparation(8, (0.5,), (0.5,)))
+
+    assert found.shape == (1, 8, 8)
+    assert found.min() >= -1
+
+
+def test_options_go_before_what_the_network_knows():
+    own = Preparation(224, (0.1,) * 3, (0.2,) * 3, 256, "bicubic")
+
+    assert prepared(own, None, None, None) == own
+    assert prepared(own, 64, None, None) == Preparation(64, (0.1,) * 3, (0.2,) * 3, None, "bicubic")
+    assert prepared(own, None, "0.5,0.5,0.5", None).mean == (0.5,) * 3
+    assert prepared(None, 32, "0.5", "0.25") == Preparation(32, (0.5,), (0.25,))
+    assert prepared(None, None, None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((32, None, None), "--size, --mean and --std together"),
+        ((None, "0.5", None), "--size, --mean and --std together"),
+        ((32, "half", "1"), "--mean 'half' is no list of numbers"),
+        ((32, "0.5,0.5", "1,1"), "one number a channel, 1 or 3"),
+        ((32, "0.5", "0"), "can't be"),
+        ((32, "0.5,0.5,0.5", "1"), "can't be"),
+    ],
+)
+def test_options_of_images_that_can_not_be_say_so(options, says):
+    with pytest.raises(UsageError, match=says):
+        prepared(None, *options)
+
+
+def test_images_that_nothing_tells_how_to_prepare_are_refused(photos):
+    with pytest.raises(UsageError, match="Give --size, --mean and --std as in training"):
+        read_data(str(photos), "calibration")
+
+
+def test_a_folder_without_images_and_an_image_that_is_none_are_named(tmp_path, photos):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "ant" / "broken.jpg").write_bytes(b"none")
+
+    with pytest.raises(UsageError, match="empty: has no images"):
+        read_data(str(tmp_path / "empty"), "calibration", PLAIN)
+    with pytest.raises(UsageError, match=r"broken\.jpg: is no image that can be read"):
+        list(read_data(str(photos), "calibration", PLAIN))
+
+
+def test_images_without_pillow_name_it(photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+
+    with pytest.raises(UsageError, match="needs pillow: pip install pillow"):
+        read_data(str(photos), "calibration", PLAIN)
+
+
+# --- other data ---------------------------------------------------------------------------------
+
+
+def test_data_are_batches_that_are_there_or_samples_of_a_data_set(own):
+    assert len(list(read_data("own_words.py:batches", "calibration"))) == 1
+    sizes = [len(x) for (x,) in read_data("own_words.py:samples", "calibration")]
+    assert sizes == [64, 6]
+
+
+def test_a_file_that_is_no_data_says_what_can_be_read(own, tmp_path):
+    (tmp_path / "data.csv").write_text("1,2")
+
+    with pytest.raises(UsageError, match=r"a \.csv is no data.*a folder of images, an \.npz"):
+        read_data("data.csv", "calibration")
+
+
+def test_nothing_of_torchvision_is_loaded_for_other_models(own, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    monkeypatch.delattr(sys.modules["torchvision"], "__path__", raising=False)
+
+    assert widths(model("own_words.py:make").network) == [4]
