@@ -19,6 +19,8 @@ from torch import nn
 import flexrel
 import flexrel_edge
 
+for name in flexrel.__all__:  # names are loaded when they are asked for: what runs then is no work
+    getattr(flexrel, name)
 FOLDERS = tuple(f"{Path(package.__file__).parent}/" for package in (flexrel, flexrel_edge))
 
 

@@ -4,6 +4,8 @@
     python benchmarks/latency.py --networks resnet56
     python benchmarks/latency.py --cuts DIR --cut-only   make the networks alone; timing them, with
                                                       --cuts DIR, wants an idle machine
+    python benchmarks/latency.py --promise            networks pruned to a latency, beside what
+                                                      they then take (ten minutes)
     python benchmarks/latency.py --quick              digits alone, in seconds; needs no data
     python benchmarks/latency.py --show               the page, from the JSON
 
@@ -29,7 +31,7 @@ import torch
 
 import common
 import tasks
-from flexrel import OBS, BudgetError, MACs, PruneOptions, export, load, prune
+from flexrel import OBS, BudgetError, Latency, MACs, PruneOptions, export, load, prune
 
 NETWORKS = ("resnet56", "vgg16", "efficientnet_lite0", "minilm")
 LEVELS = (1 / 2, 1 / 4)
@@ -38,6 +40,14 @@ THREADS, BATCHES = (1, 2), (1, 32)
 ROUNDS, SHORTEST = 15, 0.02  # of timings; seconds that each takes at least
 PACKAGES = ("torch", "onnxruntime", "openvino")
 HEADER = ("runtime", "threads", "batch", "dense, ms", "pruned, ms", "speed-up", "of the ideal")
+CALLS = 100  # of each, to measure a promise again
+PROMISED = "latency-promise"  # their JSON
+PROMISES = (  # network, runtime, batch, share of the dense network's time
+    ("resnet20", "onnxruntime", 1, 0.5),
+    ("resnet20", "torch", 32, 0.5),
+    ("resnet20", "onnxruntime", 1, 0.7),
+    ("resnet56", "onnxruntime", 1, 0.5),
+)
 CLOSE = 1e-3  # of the largest output: what a runtime may differ by
 
 
@@ -197,6 +207,58 @@ def wanted(args):
             yield task, level, multiple_of
 
 
+def promise(task, runtime, batch, share):
+    """Return a block: a network pruned to a share of its time, what that is, and what it takes."""
+    budget = Latency(share, runtime, batch)
+    block = {"network": task.network, "runtime": runtime, "batch": batch, "share": share}
+    block["versions"] = common.versions(*PACKAGES)
+    began = time.perf_counter()
+    try:
+        result = prune(task.model, calibration=task.inputs, budgets=[budget], criterion=OBS())
+    except BudgetError as error:
+        return block | {"failure": str(error), "seconds": time.perf_counter() - began}
+    timing = result.timing
+    return block | {
+        "seconds": time.perf_counter() - began,
+        "dense_ms": timing.dense,
+        "pruned_ms": timing.milliseconds,
+        "again": again(task, result, budget),
+        "macs": result.achieved.macs / result.dense.macs,
+        "multiple_of": result.options["multiple_of"],
+        "scores": [task.test.score(task.test(one)) for one in (task.model, result.model)],
+    }
+
+
+def again(task, result, budget):
+    """Return the share of the time that its ONNX, or its program of torch, takes at the best."""
+    inputs = torch.cat([_padded(batch, task.inputs) for batch in task.inputs])[: budget.batch]
+    works = []
+    with tempfile.TemporaryDirectory() as exports, torch.inference_mode():
+        for name, network in (("dense", task.model), ("pruned", result.model)):
+            in_torch_itself = budget.runtime == "torch"
+            path = str(Path(exports) / f"{name}.{'pt2' if in_torch_itself else 'onnx'}")
+            export(network.eval(), inputs, path)
+            if in_torch_itself:
+                torch.set_num_threads(budget.threads)
+                works.append(functools.partial(torch.export.load(path).module(), inputs))
+            else:
+                call = RUNTIMES[budget.runtime](network, path, budget.threads)
+                works.append(functools.partial(call, inputs.numpy()))
+        times = [[common.timed(work) for work in works] for _ in range(CALLS)]
+    dense, pruned = map(min, zip(*times, strict=True))
+    return pruned / dense
+
+
+def promises(args):
+    """Yield a block for each network that is pruned to a latency."""
+    if args.quick:
+        yield promise(tasks.digits(), "torch", 32, 0.8)
+        return
+    for network, runtime, batch, share in PROMISES:
+        task = tasks.task(network, tasks.DEPLOYMENTS[network][0], 0)
+        yield promise(task, runtime, batch, share)
+
+
 # --- page -----------------------------------------------------------------------------------
 
 
@@ -213,6 +275,7 @@ def page(found):
         "Accuracy in percent, of the data of `benchmarks/tasks.py` that report, in use as trained."
     )
     yield from in_short(found)
+    yield from kept(common.read(PROMISED))
     for block in found:
         yield from _cut(block)
     yield common.measured_with(found[-1]["versions"])
@@ -246,6 +309,38 @@ def in_short(found):
         "and 32; and the points of accuracy that each network lost."
     )
     yield common.table(["multiply-adds", *runtimes, "accuracy lost"], rows)
+
+
+def kept(found):
+    """Yield a table of promises: what was asked for, and what was measured."""
+    rows = []
+    for one in found:
+        row = [f"{one['network']}, {one['runtime']}, batch {one['batch']}", f"{one['share']:.0%}"]
+        if "failure" in one:
+            rows.append([*row, *[""] * 5, common.quoted(one["failure"])])
+            continue
+        share = one["pruned_ms"] / one["dense_ms"]
+        before, after = (100 * score for score in one["scores"])
+        times = f"{one['dense_ms']:.2f} → {one['pruned_ms']:.2f}"
+        rest = [f"{one['macs']:.3f}", one["multiple_of"], f"{before:.1f} → {after:.1f}"]
+        rows.append([*row, f"{share:.1%}", f"{one['again']:.1%}", times, *rest])
+    if rows:
+        yield (
+            "Made by `python benchmarks/latency.py --promise`: networks pruned to a share of the "
+            "dense network's time in a runtime, on one thread. *Measured*: as the result has it, "
+            "in a process of its own. *Again*: afterwards, the fastest of 100 calls each, in turn."
+        )
+        header = [
+            "network",
+            "asked",
+            "measured",
+            "again",
+            "ms",
+            "multiply-adds",
+            "multiple of",
+            "accuracy",
+        ]
+        yield common.table(header, rows)
 
 
 def _speedup(blocks, runtime):
@@ -290,7 +385,16 @@ def main():
     parser = common.parser(__doc__, NETWORKS)
     parser.add_argument("--cuts", type=Path, help="folder that keeps the cut networks")
     parser.add_argument("--cut-only", action="store_true", help="time nothing")
+    parser.add_argument("--promise", action="store_true", help="prune to latencies alone")
     args = parser.parse_args()
+    if args.promise:
+        for block in promises(args):
+            name = f"{PROMISED}-quick" if args.quick else PROMISED
+            common.keep(name, block, "network", "runtime", "batch", "share")
+            print(json.dumps(block), flush=True)
+        if not args.quick:
+            common.write("latency", page(common.read("latency")))
+        return
     with tempfile.TemporaryDirectory() as passing:
         folder = args.cuts or Path(passing)
         if args.cut_only:

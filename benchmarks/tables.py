@@ -12,6 +12,7 @@ import over_time
 import paper
 import peers
 import relevance
+import speed
 import updates
 import wire
 
@@ -26,6 +27,7 @@ PAGES = {  # how the page is made of its blocks
     "updates": updates.page,
     "link": link.page,
     "over_time": over_time.page,
+    "speed": speed.page,
 }
 
 

@@ -29,6 +29,8 @@ __all__ = [
     "FlexRel",
     "FlexrelError",
     "Floor",
+    "Latency",
+    "Link",
     "MACs",
     "Magnitude",
     "MaskHolder",
@@ -38,6 +40,7 @@ __all__ = [
     "PackError",
     "PackReport",
     "Parameters",
+    "PeakMemory",
     "Plan",
     "PruneOptions",
     "Recovery",
@@ -67,7 +70,10 @@ if TYPE_CHECKING:
     from flexrel import training as training
     from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
     from flexrel.core.evaluate import Accuracy
+    from flexrel.core.latency import Latency
+    from flexrel.core.link import Link
     from flexrel.core.measurement import Measurement
+    from flexrel.core.memory import PeakMemory
     from flexrel.core.plan import Plan
     from flexrel.core.resources import Budget, Resource
     from flexrel.core.targets import Ceiling, Floor, Target, Worsening
@@ -91,7 +97,10 @@ else:
     _HOMES = {  # as above
         "core.budgets": ("AccuracyDrop", "Bytes", "MACs", "Parameters", "Sparsity"),
         "core.evaluate": ("Accuracy",),
+        "core.latency": ("Latency",),
+        "core.link": ("Link",),
         "core.measurement": ("Measurement",),
+        "core.memory": ("PeakMemory",),
         "core.plan": ("Plan",),
         "core.resources": ("Budget", "Resource"),
         "core.targets": ("Ceiling", "Floor", "Target", "Worsening"),

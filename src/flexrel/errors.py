@@ -53,6 +53,7 @@ class BudgetError(FlexrelError):
         closest: the closest value that an allowed plan reaches, same unit.
         advice: one sentence on what to change, or "".
         at_least: whether so much is asked for at least, and not at most.
+        unit: that limit and closest are in, where the resource's name does not say it.
     """
 
     exit_code = 3
@@ -64,18 +65,20 @@ class BudgetError(FlexrelError):
         closest: float,
         advice: str = "",
         at_least: bool = False,  # noqa: FBT001, FBT002 - `args` are given by place when unpickled
+        unit: str = "",
     ) -> None:
         """Keep the numbers; `args` holds them all, so the error survives pickling."""
-        super().__init__(resource, limit, closest, advice, at_least)
+        super().__init__(resource, limit, closest, advice, at_least, unit)
         self.resource, self.limit, self.closest, self.advice = resource, limit, closest, advice
-        self.at_least = at_least
+        self.at_least, self.unit = at_least, unit
 
     def __str__(self) -> str:
         """Say what was asked and what is possible."""
         bound = "at least" if self.at_least else "at most"
+        what = f"{self.unit} of {self.resource}" if self.unit else self.resource
         text = (
-            f"asked for {bound} {_number(self.limit)} {self.resource}, "
-            f"but the closest possible is {_number(self.closest)} {self.resource}."
+            f"asked for {bound} {_number(self.limit)} {what}, "
+            f"but the closest possible is {_number(self.closest)} {what}."
         )
         return f"{text} {self.advice}".rstrip()
 

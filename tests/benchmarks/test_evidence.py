@@ -362,6 +362,18 @@ def test_the_page_compares_widths_on_the_same_networks(monkeypatch, tmp_path):
     assert "- prune: asked for at most 5 MACs" in text
 
 
+def test_the_page_has_promises_of_latency_beside_what_was_measured(monkeypatch, tmp_path):
+    asked = {"network": "a", "runtime": "torch", "batch": 8, "share": 0.5}
+    met = {"dense_ms": 4.0, "pruned_ms": 1.9, "again": 0.48, "macs": 0.3, "multiple_of": 16}
+    met |= {"scores": [0.9, 0.85]}
+    promised = [asked | met, asked | {"batch": 1, "failure": "asked for at most 1 ms"}]
+    blocks = {"latency": [cut("a", 1, 2.0)], "latency-promise": promised}
+    text = written(monkeypatch, tmp_path, **blocks)
+    numbers = "50% | 47.5% | 48.0% | 4.00 → 1.90 | 0.300 | 16 | 90.0 → 85.0 |"
+    assert f"| a, torch, batch 8 | {numbers}" in text
+    assert "| a, torch, batch 1 | 50% | | | | | | `asked for at most 1 ms` |" in text
+
+
 def test_the_page_says_what_was_not_measured(monkeypatch, tmp_path):
     text = written(monkeypatch, tmp_path)
     assert "Not measured: no machine with one was at hand." in text

@@ -114,7 +114,8 @@ def test_the_table_marks_the_result_and_says_what_each_number_is(net, capsys):
 
     out = capsys.readouterr().out
     heads = next(line for line in out.splitlines() if "network" in line).split()
-    assert heads == ["network", "accuracy", "parameters", "MACs", "bytes", "MB", "%", "of", "dense"]
+    told = "network accuracy parameters MACs bytes MB % of dense weights gone"
+    assert heads == told.split()
     (marked,) = [line for line in out.splitlines() if line.strip().startswith("> ") and "%" in line]
     result = json.loads(Path("pruned/result.json").read_text())
     achieved = result["achieved"]
@@ -127,6 +128,7 @@ def test_the_table_marks_the_result_and_says_what_each_number_is(net, capsys):
         f"{achieved['bytes']:,}",
         f"{achieved['bytes'] / 1e6:.3f}",
         *f"{achieved['bytes'] / achieved['bytes_dense']:.2%}".replace("%", " %").split(),
+        *f"{achieved['weights_removed']:.2%}".replace("%", " %").split(),
     ]
     assert "dense is the network as it came, its bytes those of its packed file" in " ".join(
         out.split()
@@ -593,7 +595,10 @@ def test_damaged_files_exit_5_and_leave_nothing(net, tmp_path, capsys):
         (["--budget", "macs=60%", "--values", "int3"], "inputs", 2, "float32"),
         (["--budget", "macs=60%", "--recover", "magic"], "inputs", 2, "none"),
         (["--budget", "macs=60%", "--allocation", "x"], "inputs", 2, "per-layer"),
-        (["--budget", "latency=5ms"], "inputs", 2, "bytes=500kB"),
+        (["--budget", "speed=5ms"], "inputs", 2, "bytes=500kB"),
+        (["--budget", "latency=5ms@java"], "inputs", 2, "onnxruntime"),
+        (["--budget", "link=8s"], "inputs", 2, "link=8s@1Mbit/s"),
+        (["--budget", "flops=50%"], "inputs", 2, "did you mean macs=50%?"),
         (["--budget", "macs=none"], "inputs", 2, "macs=50%"),
         (["--budget", "bytes=10 parsecs"], "inputs", 2, "500kB"),
         (["--target", "speed=1%"], "inputs", 2, "accuracy-drop"),
@@ -675,6 +680,7 @@ def test_a_place_that_can_not_be_written_is_refused_before_the_work(net, capsys)
 
 
 def press_ctrl_c(*_, **__):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what runs in background
     signal.raise_signal(signal.SIGINT)
 
 

@@ -94,7 +94,7 @@ def test_a_torch_that_is_too_old_is_said(monkeypatch):
 def test_both_distributions_have_to_be_of_one_version(monkeypatch, installed, state):
     monkeypatch.setattr(doctor, "versions", lambda *_: installed)
 
-    one = doctor.alike()
+    one = doctor.same_version()
 
     assert one.state == state
     assert one.needed

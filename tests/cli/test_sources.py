@@ -163,7 +163,8 @@ def test_a_program_is_a_model(tmp_path):
 
 @pytest.mark.parametrize("name", ["torchvision", "timm", "transformers"])
 def test_a_library_that_is_not_installed_is_named_with_how_to_install_it(name, monkeypatch):
-    monkeypatch.setitem(sys.modules, name, None)
+    for known in (name, f"{name}.models"):  # another test may have loaded it
+        monkeypatch.setitem(sys.modules, known, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     spec = {"transformers": "hf"}.get(name, name)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexrel import AccuracyDrop, Budget, Bytes, MACs, Parameters, Sparsity, UsageError
+from flexrel import AccuracyDrop, Budget, Bytes, MACs, Parameters, PeakMemory, Sparsity, UsageError
 from flexrel.core.budgets import budget_of, target_of
 from networks import unchecked
 
@@ -126,6 +126,8 @@ def test_budgets_fit_their_protocol_and_name_their_resource():
         ("bytes=50%", Bytes(0.5)),
         ("bytes=5000", Bytes(5000)),
         ("sparsity=80%", Sparsity(0.8)),
+        ("memory=2MB", PeakMemory("2MB")),
+        ("memory=50%", PeakMemory(0.5)),
     ],
 )
 def test_a_text_asks_for_the_same_budget_as_the_object(text, budget):

@@ -83,6 +83,17 @@ def test_rounded_widths_keep_what_the_plan_keeps_and_the_best_of_the_rest(scores
             assert not gone.numel() or not back.numel() or gone.max() <= back.min()
 
 
+def test_a_multiple_is_halved_for_widths_of_less_than_two_of_it():
+    scores = {str(width): torch.arange(float(width)) for width in (12, 16, 32, 48)}
+    graph = graph_of(scores)
+    most = graph.units - len(scores)
+
+    plan = UnitRanking(graph, scores, multiple_of=16, halved=True).plan(most)
+
+    kept = {name: int(mask.sum()) for name, mask in plan.masks.items()}
+    assert kept == {"12": 4, "16": 8, "32": 16, "48": 16}
+
+
 def test_a_width_of_several_channels_a_unit_counts_channels():
     scores = {"a": torch.arange(8.0)}  # groups of two channels: four of them make eight
     part = GroupMember("a.weight", 0, torch.arange(16).view(8, 2), "producer")

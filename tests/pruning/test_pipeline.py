@@ -391,7 +391,7 @@ def test_what_is_repaired_for_a_byte_budget_is_repaired_seldom(share):
     assert 0.99 <= used <= 1
     both, again = repairs(Magnitude(), Relevance())  # of weights relevance alone is worse
     assert again == used
-    assert both <= alone + 2  # relevance's once, to judge it; magnitude's again, to return it
+    assert both <= alone + 4  # a sketch of each, and of the two in full if these are close
     _, used = repairs(Relevance(), Magnitude(), FlexRel())
     assert 0.99 <= used <= 1
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import flexrel
-from flexrel import Budget, BudgetError, Magnitude, Resource
+from flexrel import Budget, BudgetError, Bytes, Link, Magnitude, Resource
 
 DATA = [torch.randn(8, 6, generator=torch.Generator().manual_seed(0))]
 
@@ -104,6 +104,20 @@ def test_one_that_is_measured_on_the_network_is_kept_too():
     assert rows_in(result.model) == 16  # half of 20 + 10 + 2, and each unit is one row
 
 
+def test_a_limit_of_less_than_one_is_kept_too():
+    class Thousands:
+        resource = Resource("thousand biases", lambda c: biases_left(c) / 1000)
+
+        def limit(self, dense):
+            return dense / 2
+
+    result = flexrel.prune(
+        network(), calibration=DATA, budgets=[Thousands()], criterion=Magnitude()
+    )
+
+    assert biases_in(result.model) == 16  # half of 32
+
+
 def test_one_that_can_not_be_met_says_the_closest_by_its_name():
     with pytest.raises(BudgetError) as caught:
         flexrel.prune(network(), calibration=DATA, budgets=[Biases(0.1)], criterion=Magnitude())
@@ -141,3 +155,31 @@ def test_a_result_survives_pickling():
 
     assert back.packed == result.packed
     assert back.requested == result.requested
+
+
+def pruned(*budgets):
+    return flexrel.prune(network(), calibration=DATA, budgets=budgets, criterion=Magnitude())
+
+
+def test_a_network_is_pruned_to_a_link_as_to_the_bytes_that_it_carries():
+    dense = len(pruned("macs=100%").packed)
+    most = dense * 3 // 4
+
+    over = pruned(Link(f"{most} ms", "8 kbit/s"))  # a byte each millisecond
+    told = over.as_json()
+
+    assert len(over.packed) == len(pruned(Bytes(most)).packed) <= most
+    assert told["requested"]["link_s"] == most / 1000
+    assert told["achieved"]["link_s"] == len(over.packed) / 1000
+    assert told["achieved"]["link_s_dense"] == dense / 1000
+    assert "seconds over the link" in over.report()
+
+
+def test_a_link_that_is_too_slow_says_the_closest_time():
+    with pytest.raises(BudgetError, match=r"at most 0\.01 s of link, but the closest .* s of link"):
+        pruned("link=10ms@8kbit/s")
+
+
+def test_two_links_of_different_rates_are_refused():
+    with pytest.raises(flexrel.UsageError, match="give the tighter"):
+        pruned("link=8s@1Mbit/s", "link=8s@2Mbit/s")

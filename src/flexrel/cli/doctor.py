@@ -65,7 +65,7 @@ def findings() -> Iterator[Finding]:
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}")
     for name, module, purpose in _NEEDED:
         yield package(name, module, purpose, needed=True)
-    yield alike()
+    yield same_version()
     for name, module, purpose in _OPTIONAL:
         yield package(name, module, purpose)
     yield from runtimes()
@@ -93,7 +93,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
 
 
-def alike() -> Finding:
+def same_version() -> Finding:
     """Return whether the two distributions are of one version: they share a file format."""
     found = versions("flexrel", "flexrel-edge")
     told = " and ".join(f"{name} {one or 'not installed'}" for name, one in found.items())

@@ -277,6 +277,7 @@ def _tell(result: "Result", out: Path, exports: list[str], *, as_json: bool) -> 
     """Print a result that was written to a folder."""
     from flexrel.cli.show import (
         files_in,
+        latency_line,
         print_whole,
         recovery_lines,
         table,
@@ -291,7 +292,9 @@ def _tell(result: "Result", out: Path, exports: list[str], *, as_json: bool) -> 
         typer.echo(json.dumps({**result.as_json(), "out": str(out), "files": files}))
     else:
         print_whole(table(result))
-        for line in (*unmeasured(result), *recovery_lines(result)):
+        for line in filter(
+            None, (*unmeasured(result), *recovery_lines(result), latency_line(result))
+        ):
             typer.echo(line)
         typer.echo(what_it_is(result))
         typer.echo(f"Wrote {out}/: {', '.join(files)}")

@@ -107,6 +107,21 @@ def recovery_lines(result: Result) -> Iterator[str]:
         yield from (f"  {note}" for note in step.notes)
 
 
+def latency_line(result: Result) -> str:
+    """Return in a line how long a call takes, measured in a process of its own, beside the limit.
+
+    "" where latency was not limited.
+    """
+    timing, limit = result.timing, result.requested.get("latency_ms")
+    if timing is None or limit is None:
+        return ""
+    return (
+        f"latency: {timing.milliseconds:.4g} ms of at most {limit:.4g}, dense {timing.dense:.4g} "
+        f"({timing.runtime} {timing.version}, batch {timing.batch}, threads {timing.threads}; "
+        f"widths in multiples of {result.options['multiple_of']})"
+    )
+
+
 def what_it_is(result: Result) -> str:
     """Return in a line whether the network is the module, or a program exported of it."""
     if result.form == "module":

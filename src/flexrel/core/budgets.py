@@ -5,22 +5,25 @@ multiply-adds. Every budget is met from below, or the call fails and says what i
 """
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from flexrel.core import cost
 from flexrel.core.graph import PruningGraph
+from flexrel.core.latency import Latency
+from flexrel.core.link import Link
+from flexrel.core.memory import PeakMemory
+from flexrel.core.quantities import (
+    bytes_limit,
+    bytes_unread,
+    check_share_or_count,
+    is_number,
+    number_of,
+    share_or_count,
+)
 from flexrel.core.resources import Budget, Candidate, Resource
 from flexrel.errors import UsageError
-
-_NUMBER = re.compile(r"([0-9]*\.?[0-9]+)\s*(%|[kMG]?)")
-_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*((?:[kKMG]i?)?B)\s*")
-_FACTORS = {"k": 10**3, "M": 10**6, "G": 10**9}
-_UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_UNITS |= {"KiB": 2**10, "kiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def _parameters_left(candidate: Candidate) -> int:
@@ -66,11 +69,11 @@ class Parameters:
     resource: ClassVar[Resource] = PARAMETERS_LEFT
 
     def __post_init__(self) -> None:
-        _checked(self.resource.name, self.amount)
+        check_share_or_count(self.resource.name, self.amount)
 
     def limit(self, dense: float) -> int:
         """Return the most parameters allowed."""
-        return _share_or_count(self.amount, dense)
+        return share_or_count(self.amount, dense)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +90,11 @@ class MACs:
     )
 
     def __post_init__(self) -> None:
-        _checked(self.resource.name, self.amount)
+        check_share_or_count(self.resource.name, self.amount)
 
     def limit(self, dense: float) -> int:
         """Return the most multiply-adds allowed."""
-        return _share_or_count(self.amount, dense)
+        return share_or_count(self.amount, dense)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +113,12 @@ class Bytes:
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.amount, str):
-            _checked(self.resource.name, self.amount)
-        elif not self.limit(10**12):
-            raise self._unread()
+        if not bytes_limit(self.resource.name, self.amount, 10**12):
+            raise bytes_unread(self.resource.name, self.amount)
 
     def limit(self, dense: float) -> int:
         """Return the most bytes allowed."""
-        if not isinstance(self.amount, str):
-            return _share_or_count(self.amount, dense)
-        if _NUMBER.fullmatch(self.amount):  # "500", "500k", "50%"
-            return _share_or_count(self.amount, dense)
-        found = _BYTES.fullmatch(self.amount)
-        if found is None:
-            raise self._unread()
-        return math.floor(Fraction(found[1]) * _UNITS[found[2]])
-
-    def _unread(self) -> UsageError:
-        return UsageError(
-            f'bytes budget is {self.amount!r}; write it like "500 kB", "1.5 MiB" or 500000'
-        )
+        return bytes_limit(self.resource.name, self.amount, dense)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +138,14 @@ class Sparsity:
     resource: ClassVar[Resource] = Resource("sparsity", _share_removed, at_least=True)
 
     def __post_init__(self) -> None:
-        readable = not isinstance(self.amount, str) or _NUMBER.fullmatch(self.amount)
-        amount = _number(self.amount) if readable else None
+        readable = not isinstance(self.amount, str) or is_number(self.amount)
+        amount = number_of(self.amount) if readable else None
         if amount is None or not 0 <= amount < 1:
             raise UsageError(f"sparsity is {self.amount!r}; it is the fraction removed, in [0, 1)")
 
     def limit(self, dense: float) -> float:  # noqa: ARG002 - a sparsity does not depend on it
         """Return the least fraction removed."""
-        return float(_number(self.amount))
+        return float(number_of(self.amount))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +161,7 @@ class AccuracyDrop:
     lower_is_better: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= (math.nan if isinstance(self.amount, str) else _number(self.amount)) <= 1:
+        if not 0 <= (math.nan if isinstance(self.amount, str) else number_of(self.amount)) <= 1:
             raise UsageError(f"accuracy drop is {self.amount!r}; 0.01 is one point, at most 1")
 
     def limit(self, dense: float) -> float:
@@ -180,14 +169,25 @@ class AccuracyDrop:
         return dense - self.amount
 
 
-_NAMED: Mapping[str, type[Bytes | MACs | Parameters | Sparsity]] = {
-    "bytes": Bytes,
-    "macs": MACs,
-    "parameters": Parameters,
-    "sparsity": Sparsity,
+def _number_or_text(amount: str) -> float | str:
+    return number_of(amount) if is_number(amount) else amount
+
+
+_READERS: Final[Mapping[str, Callable[[str], Budget]]] = {  # each of what follows the "="
+    "bytes": lambda amount: Bytes(_number_or_text(amount)),
+    "macs": lambda amount: MACs(number_of(amount)),
+    "parameters": lambda amount: Parameters(number_of(amount)),
+    "sparsity": lambda amount: Sparsity(number_of(amount)),
+    "link": Link.read,
+    "latency": Latency.read,
+    "memory": lambda amount: PeakMemory(_number_or_text(amount)),
 }
-_EXAMPLES = "bytes=500kB, macs=50%, parameters=120k, sparsity=80%"
-TARGET_EXAMPLES = "accuracy-drop=1%, accuracy>=90%, loss<=0.35, perplexity+5%, mAP-0.5"
+BUDGET_EXAMPLES: Final = (
+    "bytes=500kB, macs=50%, parameters=120k, sparsity=80%, link=8s@1Mbit/s, memory=50%, "
+    "latency=5ms@onnxruntime"
+)
+TARGET_EXAMPLES: Final = "accuracy-drop=1%, accuracy>=90%, loss<=0.35, perplexity+5%, mAP-0.5"
+_OTHER_NAMES: Final = {"flops": "macs", "params": "parameters", "size": "bytes"}
 
 
 def budget_of(given: object) -> Budget:
@@ -201,16 +201,17 @@ def budget_of(given: object) -> Budget:
     if not isinstance(given, str):
         raise UsageError(
             f"{given!r} is no budget that can be counted; pass an object with a Resource and a "
-            f"limit, or a text like {_EXAMPLES}"
+            f"limit, or a text like {BUDGET_EXAMPLES}"
         )
     name, _, amount = given.partition("=")
-    if name not in _NAMED:
-        raise UsageError(f"budget {given!r} is not known; write it like {_EXAMPLES}")
-    if _NUMBER.fullmatch(amount):
-        return _NAMED[name](_number(amount))
-    if name == "bytes" and amount.endswith("B"):
-        return Bytes(amount)
-    raise UsageError(f"budget {given!r} has no amount that can be read; write it like {_EXAMPLES}")
+    if name not in _READERS:
+        meant = _OTHER_NAMES.get(name.lower(), "")
+        meant = f"did you mean {meant}={amount}? " if meant else ""
+        raise UsageError(f"budget {given!r} is not known; {meant}write it like {BUDGET_EXAMPLES}")
+    try:
+        return _READERS[name](amount)
+    except UsageError as error:
+        raise UsageError(f"budget {given!r}: {error}; write it like {BUDGET_EXAMPLES}") from error
 
 
 def target_of(given: object) -> AccuracyDrop:
@@ -221,54 +222,15 @@ def target_of(given: object) -> AccuracyDrop:
     """
     if isinstance(given, AccuracyDrop):
         return given
-    bare = isinstance(given, str) and _NUMBER.fullmatch(given)
+    bare = isinstance(given, str) and is_number(given)
     name, _, amount = (f"accuracy-drop={given}" if bare else str(given)).partition("=")
     if name != "accuracy-drop" or not isinstance(given, str):
         raise UsageError(f"target {given!r} is not known; write it like {TARGET_EXAMPLES}")
-    if not _NUMBER.fullmatch(amount):
+    if not is_number(amount):
         raise UsageError(
             f"target {given!r} has no amount that can be read; write it like {TARGET_EXAMPLES}"
         )
-    share = float(_number(amount))
+    share = float(number_of(amount))
     if share >= 1 and not amount.endswith("%"):
         raise UsageError(f"target {given!r} is unclear; write one point as 1% or as 0.01")
     return AccuracyDrop(share)
-
-
-def _number(given: object) -> float:
-    """Return a share for "50%" and "0.5", a whole number for "500", "120k" and "1.5M".
-
-    Numbers are what they are, and NaN what is none.
-    """
-    if isinstance(given, bool) or not isinstance(given, str | int | float):
-        return math.nan
-    if not isinstance(given, str):
-        return given
-    found = _NUMBER.fullmatch(given)
-    if found is None:
-        raise UsageError(f"amount {given!r} can't be read; write it like 500, 120k, 0.5 or 50%")
-    number, unit = found.groups()
-    if unit == "%":
-        return float(number) / 100
-    if unit or "." not in number:
-        return round(float(number) * _FACTORS.get(unit, 1))
-    return float(number)
-
-
-def _share_or_count(amount: float | str, dense: float) -> int:
-    """Return the limit, rounded down: 0.29 of 100 is 29, though the product of floats is less."""
-    number = _number(amount)
-    return math.floor(Fraction(str(number)) * Fraction(dense)) if _is_share(number) else int(number)
-
-
-def _is_share(number: float) -> bool:
-    return isinstance(number, float)
-
-
-def _checked(resource: str, given: float | str) -> None:
-    number = _number(given)
-    if not (0 < number <= 1 if _is_share(number) else number > 0):
-        raise UsageError(
-            f"{resource} budget is {given!r}; give a share of the dense network in (0, 1] "
-            "as a float, or a count of at least 1 as an int"
-        )

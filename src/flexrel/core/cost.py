@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flexrel.core.graph import Masks, ProductMacs, PruningGraph, ResidualBlock, tensor_of
+from flexrel.core.graph import Masks, PruningGraph, ResidualBlock, ShrinkingAxes, tensor_of
 
 Cost = float | Float[Tensor, "units"]
 
 
 def parameters(graph: PruningGraph, masks: Masks | None = None) -> int:
     """Return how many parameters remain; zeroed entries do not count, tied ones count once."""
-    shapes = _shapes(graph, masks)
+    shapes = shapes_left(graph, masks)
     total = sum(prod(shape) for shape in shapes.values())
     total += sum(shapes[weight][0] for weight in _given_biases(graph, masks))
     return total - (_zeroed(graph, masks) if masks and graph.pattern.zeros else 0)
@@ -34,18 +34,25 @@ def macs(graph: PruningGraph, masks: Masks | None = None) -> int:
     """Return the multiply-adds of one sample."""
     if masks and (blocks := removed_blocks(graph, masks)):
         return macs(graph) - sum(block.macs for block in blocks)
-    shapes = _shapes(graph, masks)
+    shapes = shapes_left(graph, masks)
     gone = {group: int((~mask).sum()) for group, mask in (masks or {}).items()}
     return sum(times * prod(shapes[weight]) for weight, times in graph.uses) + sum(
-        _remaining(work, gone) for work in graph.products
+        remaining(work.macs, work.axes, gone) for work in graph.products
     )
 
 
-def _remaining(work: ProductMacs, gone: Mapping[str, int]) -> int:
-    macs = Fraction(work.macs)
-    for length, units in work.axes:
-        macs *= Fraction(length - sum(gone.get(group, 0) * each for group, each in units), length)
-    return int(macs)
+def remaining(amount: int, axes: ShrinkingAxes, gone: Mapping[str, int]) -> int:
+    """Return what is left of a product of axes' lengths.
+
+    Args:
+        amount: the product, times what no axis has a part in.
+        axes: that shrink.
+        gone: group -> how many of its units go.
+    """
+    left = Fraction(amount)
+    for length, units in axes:
+        left *= Fraction(length - sum(gone.get(group, 0) * each for group, each in units), length)
+    return int(left)
 
 
 def unit_parameters(graph: PruningGraph) -> dict[str, Cost]:
@@ -154,8 +161,8 @@ def _given_biases(graph: PruningGraph, masks: Masks | None) -> set[str]:
     }
 
 
-def _shapes(graph: PruningGraph, masks: Masks | None) -> dict[str, list[int]]:
-    """Return every parameter's shape once channels or blocks are gone."""
+def shapes_left(graph: PruningGraph, masks: Masks | None) -> dict[str, list[int]]:
+    """Return every parameter's shape once channels or blocks are gone; what goes whole is none."""
     shapes = {name: list(shape) for name, shape in graph.shapes.items()}
     if masks:
         passed = removed_blocks(graph, masks)

@@ -130,15 +130,16 @@ class ProgramSize:
     units: Mapping[str, Int64[Tensor, "units"]]  # group -> by how much with each unit
 
 
+ShrinkingAxes = tuple[tuple[int, tuple[tuple[str, int], ...]], ...]
+"""Of each axis its length, and how it shrinks as units go: group -> by how much."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProductMacs:
-    """Multiply-adds of one sample in which no parameter takes part, as in attention.
-
-    Each of the axes multiplied has a length, and shrinks as units go: group -> by how much.
-    """
+    """Multiply-adds of one sample in which no parameter takes part, as in attention."""
 
     macs: int
-    axes: tuple[tuple[int, tuple[tuple[str, int], ...]], ...]
+    axes: ShrinkingAxes  # that are multiplied
 
 
 @dataclass(frozen=True, slots=True)

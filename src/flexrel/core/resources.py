@@ -95,6 +95,7 @@ class Resource:
             weighed by where this is what is short, which only what is steady can be; None: units
             are weighed by their parameters.
         advice: of a graph, what to change where the limit can't be met, or "".
+        unit: that amounts are in, where the name does not say it: "s" of "link".
     """
 
     name: str
@@ -104,6 +105,7 @@ class Resource:
     tolerance: float = 0.0
     unit_costs: Callable[[PruningGraph], Mapping[str, Cost]] | None = None
     advice: Callable[[PruningGraph], str] = _no_advice
+    unit: str = ""
 
     def __post_init__(self) -> None:
         if self.at_least and not self.steady:
@@ -111,6 +113,19 @@ class Resource:
                 f"resource {self.name!r} is a floor and is measured on the network; only what is "
                 "steady can be one: count what may be kept at most instead"
             )
+
+    @property
+    def key(self) -> str:
+        """Its name in a result's records, with its unit: "macs", "link_s"."""
+        return f"{self.name}_{self.unit}".lower() if self.unit else self.name.lower()
+
+    def told(self, amount: float) -> str:
+        """Return an amount in words: "500 MACs", "7.98 s of link"."""
+        return (
+            f"{amount:,.3g} {self.unit} of {self.name}"
+            if self.unit
+            else (f"{amount:,.0f} {self.name}")
+        )
 
     def met(self, amount: float, limit: float) -> bool:
         """Return whether an amount keeps to a limit."""
@@ -127,3 +142,20 @@ class Budget(Protocol):
 
     def limit(self, dense: float) -> float:
         """Return the limit in the resource's unit, where the dense network takes `dense`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundBudget:
+    """A budget whose resource is counted on one network's own trace, or time: that of this one.
+
+    Attributes:
+        asked: the budget as it was given, which knows the limit.
+        resource: of the network.
+    """
+
+    asked: Budget
+    resource: Resource
+
+    def limit(self, dense: float) -> float:
+        """Return the limit that was asked for."""
+        return self.asked.limit(dense)

@@ -15,7 +15,9 @@ from flexrel.core.evaluate import ACCURACY, Metrics
 from flexrel.core.resources import TOLERANCE
 from flexrel.errors import UsageError
 
-_TEXT: Final = re.compile(r"([A-Za-z].*?)\s*(>=|<=|\+|-)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)(%?)")
+_TEXT: Final = re.compile(
+    r"([A-Za-z][^=<>]*?)\s*(>=|<=|\+|-)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)(%?)"
+)
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ from flexrel.criteria.ranking import (
     ALLOCATIONS,
     Ranking,
     UnitRanking,
+    fitting_multiple,
     rank_units,
 )
 from flexrel.criteria.saliency import measure_saliency
@@ -45,6 +46,7 @@ __all__ = [
     "UnitRanking",
     "attribution_of",
     "drift",
+    "fitting_multiple",
     "measure_saliency",
     "rank_units",
     "saliency_of",

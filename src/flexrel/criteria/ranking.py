@@ -118,6 +118,13 @@ class PatternRanking:
         return Plan(self.graph, masks)
 
 
+def fitting_multiple(multiple: int, width: int) -> int:
+    """Return the multiple, halved until a width is at least two of it, so that it can shrink."""
+    while multiple > 1 and 2 * multiple > width:
+        multiple //= 2
+    return multiple
+
+
 class UnitRanking:
     """An order in which units go; `plan(k)` is the plan that removes the first `k`.
 
@@ -129,10 +136,20 @@ class UnitRanking:
     rather than be rounded to more than it was.
     """
 
-    def __init__(self, graph: PruningGraph, scores: Scores, multiple_of: int = 1) -> None:
-        """Take the scores of all units, comparable over the network."""
+    def __init__(
+        self, graph: PruningGraph, scores: Scores, multiple_of: int = 1, *, halved: bool = False
+    ) -> None:
+        """Take the scores of all units, comparable over the network.
+
+        Args:
+            graph: of the network.
+            scores: of its units.
+            multiple_of: what widths are rounded up to.
+            halved: of a width that is less than two multiples, half of it, and so on.
+        """
         self.graph = graph
         self.multiple_of = multiple_of
+        self._halved = halved
         self.removable = graph.units - len(graph.groups)
         self._scores: dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]] = {}
         for group in graph.groups:
@@ -174,7 +191,10 @@ class UnitRanking:
     def _rounded(self, group: PruningGroup, kept: int) -> int:
         """Return how many units to keep, so that what is left of the width is a multiple."""
         width = next((member.index.shape[1] for member in group.members if member.makes), 1)
-        step = self.multiple_of // gcd(self.multiple_of, width)
+        multiple = self.multiple_of
+        if self._halved:
+            multiple = fitting_multiple(multiple, width * group.units)
+        step = multiple // gcd(multiple, width)
         return min(-(-kept // step) * step, group.units)
 
     def best_removed(self, count: int) -> Iterator[tuple[str, int]]:
@@ -193,8 +213,17 @@ class UnitRanking:
 Ranking = UnitRanking | PatternRanking
 
 
-def rank_units(graph: PruningGraph, scores: Scores, multiple_of: int = 1) -> Ranking:
-    """Return the order in which units go, or in which layers take the pattern N:M."""
+def rank_units(
+    graph: PruningGraph, scores: Scores, multiple_of: int = 1, *, halved: bool = False
+) -> Ranking:
+    """Return the order in which units go, or in which layers take the pattern N:M.
+
+    Args:
+        graph: as for `UnitRanking`.
+        scores: likewise.
+        multiple_of: likewise.
+        halved: likewise.
+    """
     if graph.pattern.unit == "n:m":
         return PatternRanking(graph, scores)
-    return UnitRanking(graph, scores, multiple_of)
+    return UnitRanking(graph, scores, multiple_of, halved=halved)

@@ -12,12 +12,23 @@ from flexrel.io.export import (
 )
 from flexrel.io.load import fit, load
 from flexrel.io.report import count, figure, percent, render
+from flexrel.io.timing import (
+    LayerPoint,
+    check_runtime,
+    dense_time,
+    layer_times,
+    network_times,
+    timed_file,
+)
 
 __all__ = [
     "EXPORTS",
+    "LayerPoint",
     "check_exports",
     "check_path",
+    "check_runtime",
     "count",
+    "dense_time",
     "encode",
     "export",
     "export_notes",
@@ -25,7 +36,10 @@ __all__ = [
     "figure",
     "fit",
     "graph_notes",
+    "layer_times",
     "load",
+    "network_times",
     "percent",
     "render",
+    "timed_file",
 ]

@@ -27,7 +27,13 @@ def render(result: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"percent": percent, "size": size, "count": count, "figure": figure}
+    pages.filters |= {
+        "percent": percent,
+        "size": size,
+        "count": count,
+        "figure": figure,
+        "amount": amount,
+    }
     curves = [point for point in result["curves"] if point["accuracy"] is not None]
     return pages.get_template("report.html.j2").render(
         result=result,
@@ -63,6 +69,13 @@ def _round_size(number: float) -> str:
 def count(number: float | None) -> str:
     """Return a whole number with separators, "" for None."""
     return "" if number is None else f"{number:,.0f}"
+
+
+def amount(number: float | None) -> str:
+    """Return whole numbers with separators, others with four digits, "" for None."""
+    if number is None or number == int(number):
+        return count(number)
+    return figure(number)
 
 
 def figure(number: float | None) -> str:

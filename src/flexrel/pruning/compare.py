@@ -106,11 +106,12 @@ def _smaller(result: Result, rivals: Sequence[Measurement]) -> Iterator[str]:
     if not goals and achieved.accuracy is not None:
         goals = (Goal(ACCURACY, achieved.accuracy, lower_is_better=False),)
     for rival in rivals:
-        if goals and rival.bytes < achieved.bytes and missed(goals, rival.metrics) is None:
+        told = goals and all(goal.metric in rival.metrics for goal in goals)
+        if told and rival.bytes < achieved.bytes and missed(goals, rival.metrics) is None:
             yield (
                 f"criterion {rival.criterion!r} came out smaller: {rival.bytes:,} bytes, "
-                f"{_told(rival, goals)}, where the result has {achieved.bytes:,} and "
-                f"{_told(achieved, goals)}"
+                f"{_told(rival, goals)}, where the result has {achieved.bytes:,} "
+                f"bytes, {_told(achieved, goals)}"
             )
 
 

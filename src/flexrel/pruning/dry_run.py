@@ -16,6 +16,7 @@ from flexrel.core.precision import RequestedPrecision
 from flexrel.core.resources import Budget, Resource
 from flexrel.criteria import Magnitude
 from flexrel.errors import BudgetError
+from flexrel.pruning.binding import bound
 from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluator import evaluator_of
 from flexrel.pruning.limits import Limits
@@ -144,6 +145,7 @@ def dry_run(
 
 def _counted(source: PruneTarget, request: Request) -> tuple[Feasibility, BudgetError | None]:
     """Return what is possible, and the last budget's error that is not."""
+    request = bound(request, source).request
     signals = measured_signals(source, request, {})
     divergence = Divergence(source.network, source.examples[:1])
     evaluator = evaluator_of(signals, divergence)

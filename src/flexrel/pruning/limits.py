@@ -37,14 +37,14 @@ class Limits:
 
     def counted(self, dense: Candidate, achieved: Candidate) -> Mapping[str, tuple[float, float]]:
         """Return how much of each limited resource two networks take, by its name."""
-        return {r.name.lower(): (r.count(dense), r.count(achieved)) for r, _ in self.amounts}
+        return {r.key: (r.count(dense), r.count(achieved)) for r, _ in self.amounts}
 
     def as_json(self) -> Mapping[str, float | None]:
         """Return every limit by its resource, None where nothing was asked for."""
         found: dict[str, float | None] = dict.fromkeys(_REPORTED)
         found["accuracy"] = self.floor
         for resource, limit in self.amounts:
-            name = resource.name.lower()
+            name = resource.key
             tightest = max if resource.at_least else min
             known = found.get(name)
             found[name] = limit if known is None else tightest(known, limit)

@@ -1,7 +1,7 @@
 """The spine: from a network and what the target can afford to the result."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from flexrel.core.batches import RawBatches
 from flexrel.core.caches import cache_again_, uncached
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
+from flexrel.core.latency import Timing
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.network import plain_network
 from flexrel.core.precision import RequestedPrecision
@@ -18,12 +19,15 @@ from flexrel.core.resources import Budget
 from flexrel.core.targets import Target
 from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
+from flexrel.pruning.binding import BoundRequest, bound
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.choice import Solution, best_solution
+from flexrel.pruning.clock import Clock
 from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluation import EvaluationData, evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
-from flexrel.pruning.limits import limits_of
+from flexrel.pruning.in_time import kept_in_time
+from flexrel.pruning.limits import Limits, limits_of
 from flexrel.pruning.request import PruneOptions, Request, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
@@ -146,12 +150,13 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
     source = sources.first()
     relevances = measured_relevance(model, request, source.data)
     try:
-        dense, solution, notes = _solved(source, sources, relevances, divergence, evaluation)
+        solved = _solved(source, sources, relevances, divergence, evaluation)
     except BudgetError as error:
         source = sources.instead(source, error)
-        dense, solution, notes = _solved(source, sources, relevances, divergence, evaluation)
+        solved = _solved(source, sources, relevances, divergence, evaluation)
+    solution, timing, request = solved.solution, solved.timing, solved.bound.request
     source.verify(solution.plan)
-    evaluator, limits = solution.evaluator, solution.search.limits
+    evaluator, limits = solution.evaluator, solved.limits
     network, steps = _finished(solution, request.training)
     request.progress("finishing", 0, None)
     final = evaluator.candidate(solution.plan, network)
@@ -162,14 +167,15 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
         model=network.rounded,
         plan=solution.plan,
         criterion=solution.criterion,
-        dense=dense,
+        dense=solved.dense,
         achieved=achieved,
         recovery=steps,
-        warnings=(*warnings_of(plain, evaluation, source.data, solution.plan), *notes),
+        warnings=(*warnings_of(plain, evaluation, source.data, solution.plan), *solved.notes),
         request=request.told(),
         outputs=divergence.told,
         limits=limits,
-        amounts=limits.counted(evaluator.dense, final),
+        amounts={**limits.counted(evaluator.dense, final), **(timing.amounts if timing else {})},
+        timing=timing,
         samples=evaluation.samples,
         promise=evaluation.promise(network.rounded),
         stats=first_stats(relevances),
@@ -182,26 +188,60 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Solved:
+    """What keeps to a request.
+
+    Attributes:
+        bound: the request, its budgets bound to what is cut.
+        dense: what the network as it came costs and does.
+        solution: the plan, and where it was found.
+        limits: that it keeps to.
+        timing: how long its network takes, if that is limited.
+        notes: warnings.
+    """
+
+    bound: BoundRequest
+    dense: Measurement
+    solution: Solution
+    limits: Limits
+    timing: Timing | None
+    notes: tuple[str, ...]
+
+
 def _solved(
     source: PruneTarget,
     sources: Sources,
     relevances: Relevances,
     divergence: Divergence,
     evaluation: EvaluationData,
-) -> tuple[Measurement, Solution, tuple[str, ...]]:
-    """Return what a network costs and does as it came, what keeps to the request, and warnings.
+) -> _Solved:
+    """Return what keeps to the request.
 
     Raises:
         BudgetError: nothing does.
     """
-    request = replace(sources.request, evaluate=evaluation.evaluate)
+    whole = bound(sources.request, source)
+    request = replace(whole.request, evaluate=evaluation.evaluate)
     signals = measured_signals(source, request, relevances)
     if source.data is not sources.data:  # a program may not take all of them
-        divergence = divergence_of(sources.model, source.data, sources.request)
+        divergence = divergence_of(sources.model, source.data, whole.request)
     evaluator = evaluator_of(signals, divergence)
     dense = evaluator.measure("dense", evaluator.dense, evaluation.metrics)
     limits = limits_of(request, evaluator.dense, evaluation.goals)
-    return dense, best_solution(evaluator, signals, limits), signals.untried
+    solution = best_solution(evaluator, signals, limits)
+    if whole.clock is None:
+        return _Solved(whole, dense, solution, limits, None, signals.untried)
+
+    def again(clock: Clock) -> Solution:
+        told = whole.told_by(clock).request
+        alone = replace(signals, request=told, criteria=(solution.criterion,))
+        return best_solution(evaluator, alone, limits_of(told, evaluator.dense, evaluation.goals))
+
+    clock, kept, timing = kept_in_time(whole.clock, solution, again)
+    whole = whole.told_by(clock)
+    limits = limits_of(whole.request, evaluator.dense, evaluation.goals)
+    return _Solved(whole, dense, kept, limits, timing, signals.untried)
 
 
 def _finished(
@@ -221,7 +261,7 @@ def _finished(
     for resource, limit in solution.search.limits.measured:
         amount = resource.count(candidate)
         if amount > limit:
-            note = f"undone: it takes {amount:,.0f} {resource.name}, above {limit:,.0f}"
+            note = f"undone: it takes {resource.told(amount)}, above {resource.told(limit)}"
             undone = replace(step, kept=False, notes=(*step.notes, note))
             return network, (*network.steps, undone)
     return trained, trained.steps

@@ -9,6 +9,7 @@ from flexrel.core.batches import RawBatches
 from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Parameters, budget_of
 from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation, evaluate_of
 from flexrel.core.granularity import Pattern
+from flexrel.core.latency import Latency
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.outputs import RequestedOutputs, check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
@@ -17,6 +18,7 @@ from flexrel.core.resources import Budget, Resource
 from flexrel.core.targets import Target, targets_of, unnamed
 from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, History, Magnitude
 from flexrel.errors import UsageError
+from flexrel.io import check_runtime
 from flexrel.pruning.arguments import criteria_of, recoveries
 from flexrel.relevance import Attribution, RelevanceStats
 from flexrel.repair import ClosedForm, FineTune, Recovery
@@ -39,7 +41,8 @@ class PruneOptions:
         allocation: "global" compares all units of the network; "per-layer" takes the same share
             of every layer.
         multiple_of: round the widths that remain up to multiples of this, such as 8: kernels of
-            some devices want it, and onnxruntime's convolutions. For channels and heads.
+            some devices want it, and onnxruntime's convolutions. For channels and heads. With a
+            budget on latency 1 stands for what is measured to be fast.
         form: "module" cuts the module itself, so that its class stays; "exported" cuts a
             self-contained program that `torch.export` makes of it, where numbers in its code are
             no obstacle, and which is in evaluation mode for good; "auto" takes the program only
@@ -100,6 +103,7 @@ class Request:
     keep: tuple[str, ...]
     seed: int
     options: PruneOptions
+    halved: bool = False  # multiples of widths that are less than two: those were found, not asked
     progress: Progress = silent  # what is told of each step, while it goes on
 
     @property
@@ -182,6 +186,7 @@ def requested(
     if not isinstance(options, PruneOptions):
         raise UsageError(f"options is a {type(options).__name__}; pass a flexrel.PruneOptions(...)")
     read = tuple(map(budget_of, budgets))
+    _check_alike(read)
     targets = targets_of(target)
     check_values(values, ("auto", *VALUES))
     check_outputs(options.outputs)
@@ -245,6 +250,26 @@ def _check_width(width: int, granularity: str, pattern: Pattern) -> None:
             f"multiple_of={width!r} of granularity {granularity!r}; the widths of channels and "
             "heads can be rounded up to a multiple of 1 or more"
         )
+
+
+def _check_alike(budgets: Sequence[Budget]) -> None:
+    """Refuse two budgets that a result would report under one name, but that count differently.
+
+    And a runtime that is not installed.
+    """
+    found: dict[str, Resource] = {}
+    timed = [one for one in budgets if isinstance(one, Latency)]
+    if len(timed) > 1:
+        raise UsageError(f"{len(timed)} budgets on latency; one runtime at a time can be asked for")
+    for latency in timed:
+        check_runtime(latency.runtime)
+    for one in budgets:
+        resource = one.resource
+        if found.setdefault(resource.key, resource) != resource:
+            raise UsageError(
+                f"two budgets on {resource.name!r} are counted in two ways, as over two links; "
+                "give the tighter of them"
+            )
 
 
 def _check_known(name: str, value: str, known: Collection[str]) -> None:

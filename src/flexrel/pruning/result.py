@@ -4,7 +4,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from flexrel.core.batches import Batch
 from flexrel.core.budgets import Bytes
 from flexrel.core.caches import cache_note
 from flexrel.core.evaluate import Metrics, standard_error
+from flexrel.core.latency import Timing
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.plan import Plan, changes
 from flexrel.core.precision import Values
@@ -46,6 +47,7 @@ class Result:
             caller's own.
         limits: what that came to.
         amounts: how much of each limited resource the dense network takes, and the pruned one.
+        timing: how long a call takes, measured in a process of its own, if that was limited.
         samples: how many samples accuracy was measured on, if `evaluate` tells.
         promise: how much accuracy is lost at most, by samples that nothing was chosen on; None if
             `evaluate` does not tell samples apart.
@@ -81,6 +83,7 @@ class Result:
     example: Batch
     packed: bytes
     program: bytes | None = None
+    timing: Timing | None = None
     rivals: tuple[Measurement, ...] = ()
     curves: tuple[Measurement, ...] = ()
 
@@ -135,11 +138,12 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """Return the content of `result.json`."""
         dense, achieved = self.dense, self.achieved
+        counted = {name: both for name, both in self.amounts.items() if name != "latency_ms"}
         return {
-            "requested": {**self.requested, "latency_ms": None},
+            "requested": {"latency_ms": None, **self.requested},
             "achieved": {
-                **{name: amount for name, (_, amount) in self.amounts.items()},
-                **{f"{name}_dense": amount for name, (amount, _) in self.amounts.items()},
+                **{name: amount for name, (_, amount) in counted.items()},
+                **{f"{name}_dense": amount for name, (amount, _) in counted.items()},
                 "accuracy": achieved.accuracy,
                 "accuracy_dense": dense.accuracy,
                 "accuracy_standard_error": self.standard_error,
@@ -156,11 +160,12 @@ class Result:
                 "bytes": achieved.bytes,
                 "bytes_dense": dense.bytes,
                 "divergence": _finite(achieved.divergence),
-                "latency_ms": None,  # not measured
-                "latency_dense_ms": None,
+                "latency_ms": self.timing and self.timing.milliseconds,  # None: not measured
+                "latency_dense_ms": self.timing and self.timing.dense,
             },
             "targets": [self._met(goal) for goal in self.limits.goals],
             "promise": self.promise and self.promise.as_json(),
+            "timing": self.timing and asdict(self.timing),
             "criterion": self.criterion.name,
             "delta": self.delta,
             "granularity": self.plan.graph.granularity,

@@ -262,7 +262,7 @@ class BudgetSearch:
         if left is not None:
             advice += f" {left[0]!r}, {left[1]:.0%} of the weights, is left alone: {left[2]}."
         text = f"{advice} {resource.advice(graph)}".rstrip()
-        return BudgetError(resource.name, limit, closest, text, resource.at_least)
+        return BudgetError(resource.name, limit, closest, text, resource.at_least, resource.unit)
 
     def _filled(
         self, ranking: Ranking, count: int, limits: tuple[tuple[Resource, float], ...]
@@ -281,7 +281,7 @@ class BudgetSearch:
 
         def room(plan: Plan) -> float:
             candidate = self.evaluator.candidate(plan)
-            return min(1 - r.count(candidate) / max(limit, 1) for r, limit in limits)
+            return min(1 - r.count(candidate) / (limit or 1) for r, limit in limits)
 
         for tried, (group, unit) in enumerate(ranking.best_removed(count)):
             if tried == _FILLS or room(plan) < _ROOM:

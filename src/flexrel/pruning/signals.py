@@ -125,8 +125,9 @@ class NetworkSignals:
         wanted = saliency_of(criterion)
         saliency = None if wanted is None else self.saliencies[wanted][0]
         scores = scores_of(criterion, graph, tensors, stats, saliency, costs)
-        options = self.request.options
-        return rank_units(graph, ALLOCATIONS[options.allocation](scores), options.multiple_of)
+        options, halved = self.request.options, self.request.halved
+        scores = ALLOCATIONS[options.allocation](scores)
+        return rank_units(graph, scores, options.multiple_of, halved=halved)
 
 
 def measured_signals(

@@ -90,7 +90,10 @@ class Sources:
             program = self.exported()
         except ModelError as refused:
             advice = f"{error.advice} An exported program is no way out: {refused}".lstrip()
-            raise BudgetError(error.resource, error.limit, error.closest, advice) from refused
+            one = error
+            raise BudgetError(
+                one.resource, one.limit, one.closest, advice, one.at_least, one.unit
+            ) from refused
         if program.graph.units <= target.graph.units:
             raise error
         return program

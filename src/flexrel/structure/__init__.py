@@ -1,5 +1,6 @@
 """Which axes of which tensors must be cut together, and cutting them."""
 
+from flexrel.structure.activations import activations_of
 from flexrel.structure.analyse import analyse
 from flexrel.structure.modules import (
     LinearOrConv,
@@ -26,6 +27,7 @@ __all__ = [
     "Program",
     "SizePlace",
     "TransposedConv",
+    "activations_of",
     "analyse",
     "apply",
     "cut_changes",

@@ -1,11 +1,10 @@
 """From a model and one batch to what can be pruned of it, and why the rest can't."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
-import numpy as np
 from torch import fx, nn
 
 from flexrel.core.batches import Batch
@@ -26,10 +25,12 @@ from flexrel.structure.dependencies import Axis, AxisDependencies
 from flexrel.structure.depth import blocks_of
 from flexrel.structure.groups import (
     ResolvedUnits,
+    Shrinkage,
     group_of_units,
     groups_of,
     reason_for,
     resolve,
+    shrinkage,
 )
 from flexrel.structure.program_sizes import program_sizes_of
 from flexrel.structure.rules import dependencies_of
@@ -41,8 +42,6 @@ from flexrel.structure.weights import (
     weights_in_products,
     weights_of_layers,
 )
-
-Shrinkage = tuple[tuple[str, int], ...]  # group -> by how much with each unit of it that goes
 
 _OF_TORCH = ("groups", "num_groups", "num_features")  # numbers that modules of torch size axes by
 
@@ -237,7 +236,7 @@ def _with_shrinkage(
     owner = {unit: name for unit, (name, _) in group_of_units(dependencies, units, groups).items()}
 
     def shrinking(axes: Iterable[Axis]) -> tuple[tuple[int, Shrinkage], ...]:
-        pairs = ((prod(map(len, axis)), _shrinkage(axis, units, owner)) for axis in axes)
+        pairs = ((prod(map(len, axis)), shrinkage(axis, units, owner)) for axis in axes)
         return tuple((length, by) for length, by in pairs if by)
 
     uses = []
@@ -265,20 +264,6 @@ def _with_shrinkage(
         attributes=tuple(attributes),
         program_sizes=tuple(sizes),
     )
-
-
-def _shrinkage(axis: Axis, units: ResolvedUnits, owner: Mapping[int, str]) -> Shrinkage:
-    """Return by how much an axis shrinks with each unit of a group that goes; () if not evenly."""
-    length = prod(map(len, axis))
-    found: dict[str, int] = {}
-    for factor in axis:
-        alike, counts = np.unique(units.of[factor], return_counts=True)
-        for unit, count in zip(alike.tolist(), counts.tolist(), strict=True):
-            if unit in owner:
-                amount = count * length // len(factor)
-                if found.setdefault(owner[unit], amount) != amount:
-                    return ()
-    return tuple(sorted(found.items()))
 
 
 def _numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:

@@ -54,6 +54,8 @@ def group_norm(d: DependencyBuilder, op: Operation) -> None:
             d.join(axes[1], d.axes(op.args[name])[0])
     d.set(op.outputs[0], axes)
     if parts is not None:
+        for ref in op.outputs[1:]:  # means and scales
+            d.set(ref, [axes[0], parts[0]])
         d.sized(op, [parts[0]])
 
 

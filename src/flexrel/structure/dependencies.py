@@ -56,6 +56,7 @@ class AxisDependencies:
     spent: list[tuple[int, int, int]] = field(default_factory=list)  # uses, products, weights then
     sizes: dict[str, list[Axis]] = field(default_factory=dict)  # module -> axes its code sizes
     nodes: dict[str, list[list[Axis]]] = field(default_factory=dict)  # of a graph -> what it makes
+    tensors: dict[int, list[Axis]] = field(default_factory=dict)  # key of a Ref -> its axes
 
 
 class DependencyBuilder:
@@ -64,7 +65,6 @@ class DependencyBuilder:
     def __init__(self, traced: Trace) -> None:
         self._samples = traced.samples
         self._parameters = traced.trained
-        self._axes: dict[int, list[Axis]] = {}
         self._flattened: dict[tuple[int, ...], FlattenedAxis] = {}
         self._split: dict[tuple[int, int], tuple[Indices, Indices]] = {}
         self._origin: dict[int, str] = {}  # a tensor made of parameters alone -> the one it is
@@ -72,6 +72,7 @@ class DependencyBuilder:
         self._starts: list[int] = []  # first index of each parameter's axis, and
         self._slots: list[tuple[str, int]] = []  # which axis that is
         self.said = AxisDependencies({})
+        self._axes = self.said.tensors
         self.program = bool(traced.nodes)  # so that numbers in its code can be rewritten
         for ref in traced.owned:
             name = traced.parameters[ref.key]

@@ -5,15 +5,17 @@ flat axis goes with `i`, or with `j`. A factor that is barred leaves the choice 
 where both could be cut it falls on attention heads, and else on the factor with more units.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
 
 from flexrel.core.graph import GroupKind, GroupMember, PruningGroup, layer_of
-from flexrel.structure.dependencies import AxisDependencies, FlattenedAxis, Indices
+from flexrel.structure.dependencies import Axis, AxisDependencies, FlattenedAxis, Indices
 
+Shrinkage = tuple[tuple[str, int], ...]  # group -> by how much with each unit of it that goes
 IndexMask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 _FREE = np.iinfo(np.int64).max
@@ -276,3 +278,17 @@ def reason_for(dependencies: AxisDependencies, units: ResolvedUnits, weight: str
         if (units.of[factor] == unit).any()
     ]
     return _obstacle(members, 1)
+
+
+def shrinkage(axis: Axis, units: ResolvedUnits, owner: Mapping[int, str]) -> Shrinkage:
+    """Return by how much an axis shrinks with each unit of a group that goes; () if not evenly."""
+    length = prod(map(len, axis))
+    found: dict[str, int] = {}
+    for factor in axis:
+        alike, counts = np.unique(units.of[factor], return_counts=True)
+        for unit, count in zip(alike.tolist(), counts.tolist(), strict=True):
+            if unit in owner:
+                amount = count * length // len(factor)
+                if found.setdefault(owner[unit], amount) != amount:
+                    return ()
+    return tuple(sorted(found.items()))

@@ -82,6 +82,8 @@ class Trace:
     samples: int  # that multiply-adds are divided by: 1 of a batch that stays whole
     calls: tuple[Call, ...] = ()  # of modules, in the order in which they returned
     nodes: Mapping[str, tuple[Ref, ...]] = field(default_factory=dict)  # of a program's graph
+    memory: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # key of a Ref -> its
+    # storage, which views and writes in place share, by a number of its own; and its bytes
 
 
 def trace(model: nn.Module, batch: Batch) -> Trace:
@@ -117,6 +119,7 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
         1 if batch.whole else batch.samples,
         tuple(recorder.calls),
         nodes,
+        recorder.memory(),
     )
 
 
@@ -170,6 +173,15 @@ class _Recorder(TorchDispatchMode):
     def ref(self, tensor: Tensor) -> Ref:
         self._alive.setdefault(id(tensor), tensor)
         return Ref(id(tensor), tuple(tensor.shape))
+
+    def memory(self) -> dict[int, tuple[int, int]]:
+        """Return where each tensor lies: its storage's number, and bytes."""
+        found: dict[int, tuple[int, int]] = {}
+        for key, tensor in self._alive.items():
+            if tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                found[key] = storage._cdata, storage.nbytes()  # noqa: SLF001 - torch's own number
+        return found
 
     def __torch_dispatch__(
         self,

@@ -10,6 +10,7 @@ from flexrel.tracing.layers import (
     layer_call,
 )
 from flexrel.tracing.ops import NORMS, Function, Op, OpRecorder, is_fixed, operation_name
+from flexrel.tracing.works import layer_works
 
 __all__ = [
     "NORMS",
@@ -24,5 +25,6 @@ __all__ = [
     "affine_call",
     "is_fixed",
     "layer_call",
+    "layer_works",
     "operation_name",
 ]
