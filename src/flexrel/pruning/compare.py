@@ -73,11 +73,12 @@ def _compared(
     """Return the result with rivals and curves; the last of the request's criteria is no rival."""
     request.progress("reading the data", 0, None)
     model = uncached(plain_network(model).network)
+    data = calibration_data(model, calibration, fits=request.fits)
     given, promise = request.evaluate, result.promise
     if isinstance(given, Accuracy) and promise is not None and promise.aside:
-        searched = searched_with(given, model, result.limits.goals)
+        whole = data.first.whole or result.samples_a_call is not None
+        searched = searched_with(given, model, result.limits.goals, whole=whole)
         request = replace(request, evaluate=searched)
-    data = calibration_data(model, calibration, fits=request.fits)
     source = PruneTarget(model, result.plan.graph, (data.example,), data)
     if result.form == "exported":
         source = replace(Sources(model, data, request).exported(), graph=result.plan.graph)

@@ -35,6 +35,10 @@ _SHUFFLED: Final = (
     "evaluation samples come in another order at each pass, so that none can be set aside to test "
     "the final choice; pass a loader with shuffle=False"
 )
+_ONE_BATCH: Final = (
+    "no evaluation samples are set aside to test the final choice: there is one batch, and the "
+    "network does not run on a part of it; pass two or more"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ def evaluation_data(
     *,
     set_aside: bool = False,
     assured: bool = False,
+    whole: bool = False,
 ) -> EvaluationData:
     """Return how the dense network does, and on what; a function of the caller's tells no samples.
 
@@ -80,6 +85,7 @@ def evaluation_data(
         targets: on what `evaluate` tells.
         set_aside: whether half of the samples may be kept for the promise, where they are many.
         assured: whether what is searched for keeps a margin, so that it can be promised.
+        whole: whether the network that is cut runs on no part of a batch.
 
     Raises:
         UsageError: the evaluation or its data are wrong, or more random than a target allows; or
@@ -112,7 +118,7 @@ def evaluation_data(
     data = EvaluationData(evaluate, metrics, goals, tally.samples, tuple(filter(None, warnings)))
     if random or not ordered or not set_aside:
         return data
-    data = _with_untouched(data, evaluate, model, tally, targets)
+    data = _with_untouched(data, evaluate, model, tally, targets, whole=whole)
     return _with_margin(data, model) if assured else data
 
 
@@ -122,6 +128,8 @@ def _with_untouched(
     model: nn.Module,
     tally: Tally,
     targets: Sequence[Target],
+    *,
+    whole: bool,
 ) -> EvaluationData:
     """Return the data, half of the samples set aside if there is a target that they can tell."""
     asked = _drop_allowed(data.metrics, data.goals)
@@ -129,7 +137,10 @@ def _with_untouched(
         return replace(data, untouched=Untouched(evaluate, tally, None, aside=False))
     if not worth_setting_aside(tally.samples, asked):
         return replace(data, untouched=Untouched(None, None, asked, aside=False))
-    searched, rest = halves(evaluate)
+    parts = halves(evaluate, whole=whole)
+    if parts is None:
+        return replace(data, warnings=(*data.warnings, _ONE_BATCH))
+    searched, rest = parts
     part = searched.tally(model)
     metrics = {ACCURACY: part.accuracy}
     below = next((t for t in targets if t.limit(part.accuracy) > part.accuracy), None)

@@ -133,29 +133,37 @@ def _fewest(asked: float | None) -> int | None:
     return math.ceil(round(2 * _WORTH / asked, 6)) if asked else None
 
 
-def halves(evaluate: Accuracy) -> tuple[Accuracy, Accuracy]:
+def halves(evaluate: Accuracy, *, whole: bool) -> tuple[Accuracy, Accuracy] | None:
     """Return accuracy on half of the samples, to search with, and on the other half.
 
     Of many batches every other one goes to either, of few every other sample.
 
     Args:
         evaluate: on all of them, in the same order at each pass.
+        whole: whether the network runs on no part of a batch: then of few batches too every other
+            one goes to either; None where there is only one.
     """
-    whole = len(list(islice(batches_of(evaluate.batches), _WHOLE))) == _WHOLE
+    count = len(list(islice(batches_of(evaluate.batches), _WHOLE)))
+    if whole and count < 2:  # noqa: PLR2004 - one for each half
+        return None
+    whole = whole or count == _WHOLE
     parts = (_Half(evaluate.batches, second, whole) for second in (False, True))
     searched, untouched = (replace(evaluate, batches=part) for part in parts)
     return searched, untouched
 
 
-def searched_with(evaluate: Accuracy, model: nn.Module, goals: Sequence[Goal]) -> Evaluate:
+def searched_with(
+    evaluate: Accuracy, model: nn.Module, goals: Sequence[Goal], *, whole: bool
+) -> Evaluate:
     """Return what the goals of a result were searched with, where samples were set aside.
 
     Args:
         evaluate: on all samples.
         model: the dense network.
         goals: with one on `BOUND` if a margin was kept.
+        whole: whether the network runs on no part of a batch.
     """
-    searched, _ = halves(evaluate)
+    searched, _ = halves(evaluate, whole=whole) or (evaluate, evaluate)
     if any(goal.metric == BOUND for goal in goals):
         return BoundedAccuracy(searched, searched.tally(model))
     return searched

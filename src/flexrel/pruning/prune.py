@@ -137,22 +137,20 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
     plain = plain_network(model)
     model = uncached(plain.network)
     data = calibration_data(model, calibration, fits=request.fits)
-    evaluation = evaluation_data(
-        request.evaluate,
-        model,
-        request.targets,
-        set_aside=True,
-        assured=request.options.assured,
-    )
+    evaluation = _evaluated(model, request, whole=data.first.whole)
     divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
     request.progress("tracing the network", 0, None)
     source = sources.first()
+    if source.samples is not None:  # only batches of one size
+        evaluation = _evaluated(model, request, whole=True)
     relevances = measured_relevance(model, request, source.data)
     try:
         solved = _solved(source, sources, relevances, divergence, evaluation)
     except BudgetError as error:
         source = sources.instead(source, error)
+        if source.samples is not None:
+            evaluation = _evaluated(model, request, whole=True)
         solved = _solved(source, sources, relevances, divergence, evaluation)
     solution, timing, request = solved.solution, solved.timing, solved.bound.request
     source.verify(solution.plan)
@@ -207,6 +205,14 @@ class _Solved:
     limits: Limits
     timing: Timing | None
     notes: tuple[str, ...]
+
+
+def _evaluated(model: nn.Module, request: Request, *, whole: bool) -> EvaluationData:
+    """Return how the dense network does, some samples set aside; raises as `evaluation_data`."""
+    assured = request.options.assured
+    return evaluation_data(
+        request.evaluate, model, request.targets, set_aside=True, assured=assured, whole=whole
+    )
 
 
 def _solved(

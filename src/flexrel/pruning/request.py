@@ -49,7 +49,8 @@ class PruneOptions:
             where the module can't be cut, or not enough for the budgets, and the program can.
         effort: "fast" tries one criterion where none is named, the one that was best most often;
             "default" compares several by networks repaired with few samples, and repairs the best
-            one or two with all; "thorough" repairs each with all, to more rows.
+            one or two with all, or with a target those that may come out smaller; "thorough"
+            repairs each with all, to more rows.
         outputs: what the network's outputs are, which says how far two networks are apart:
             "classes", scores `[samples, classes]`; "logits", each a yes or no of its own; "values";
             or a function (dense network's result, another's) -> their mean distance, of a batch.
