@@ -21,11 +21,14 @@ __all__ = [
     "Budget",
     "BudgetError",
     "Bytes",
+    "Ceiling",
     "ClosedForm",
     "Criterion",
+    "Feasibility",
     "FineTune",
     "FlexRel",
     "FlexrelError",
+    "Floor",
     "Latency",
     "Link",
     "MACs",
@@ -47,11 +50,14 @@ __all__ = [
     "Result",
     "Rule",
     "Sparsity",
+    "Target",
     "UsageError",
+    "Worsening",
     "__version__",
     "apply",
     "calibrate",
     "compare",
+    "dry_run",
     "export",
     "load",
     "merge",
@@ -70,10 +76,20 @@ if TYPE_CHECKING:
     from flexrel.core.memory import PeakMemory
     from flexrel.core.plan import Plan
     from flexrel.core.resources import Budget, Resource
+    from flexrel.core.targets import Ceiling, Floor, Target, Worsening
     from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
     from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
     from flexrel.io import export, load
-    from flexrel.pruning import PackReport, PruneOptions, Result, compare, pack, prune
+    from flexrel.pruning import (
+        Feasibility,
+        PackReport,
+        PruneOptions,
+        Result,
+        compare,
+        dry_run,
+        pack,
+        prune,
+    )
     from flexrel.relevance import RULES, MergedStats, RelevanceStats, Rule, calibrate, merge
     from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery
     from flexrel.structure import apply
@@ -87,10 +103,20 @@ else:
         "core.memory": ("PeakMemory",),
         "core.plan": ("Plan",),
         "core.resources": ("Budget", "Resource"),
+        "core.targets": ("Ceiling", "Floor", "Target", "Worsening"),
         "criteria": ("OBS", "Criterion", "FlexRel", "Magnitude", "Relevance"),
         "errors": ("BudgetError", "FlexrelError", "ModelError", "PackError", "UsageError"),
         "io": ("export", "load"),
-        "pruning": ("PackReport", "PruneOptions", "Result", "compare", "pack", "prune"),
+        "pruning": (
+            "Feasibility",
+            "PackReport",
+            "PruneOptions",
+            "Result",
+            "compare",
+            "dry_run",
+            "pack",
+            "prune",
+        ),
         "relevance": ("RULES", "MergedStats", "RelevanceStats", "Rule", "calibrate", "merge"),
         "repair": ("ClosedForm", "FineTune", "MaskHolder", "Recovery"),
         "structure": ("apply",),

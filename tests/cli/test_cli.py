@@ -599,7 +599,7 @@ def test_damaged_files_exit_5_and_leave_nothing(net, tmp_path, capsys):
         (["--budget", "latency=5ms@java"], "inputs", 2, "onnxruntime"),
         (["--budget", "link=8s"], "inputs", 2, "link=8s@1Mbit/s"),
         (["--budget", "flops=50%"], "inputs", 2, "did you mean macs=50%?"),
-        (["--budget", "macs=none"], "inputs", 2, "amount"),
+        (["--budget", "macs=none"], "inputs", 2, "macs=50%"),
         (["--budget", "bytes=10 parsecs"], "inputs", 2, "500kB"),
         (["--target", "speed=1%"], "inputs", 2, "accuracy-drop"),
         (["--target", "accuracy-drop=1"], "inputs", 2, "0.01"),

@@ -11,10 +11,11 @@ import typer
 
 import flexrel
 from flexrel.cli import choices, main
-from flexrel.core.budgets import budget_of, target_of
+from flexrel.core.budgets import budget_of
 from flexrel.core.granularity import Pattern
 from flexrel.core.outputs import OUTPUT_KINDS
 from flexrel.core.precision import VALUES
+from flexrel.core.targets import targets_of
 from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import UsageError
 from flexrel.io import EXPORTS
@@ -56,6 +57,8 @@ def without_torch(words):
         ([*PRUNE, "--budget", "macs=50%", "--criterion", "best"], 2, "flexrel:DELTA"),
         (PRUNE, 2, "nothing to prune to"),
         ([*PRUNE, "--target", "accuracy-drop=1%"], 2, "--evaluation"),
+        ([*PRUNE, "--target", "top-5>=.9"], 2, "a target on top-5 needs --evaluation"),
+        ([*PRUNE, "--target", "loss<=5%"], 2, "loss<=0.35"),
         (["prune", "net.pth", "--calibration", "x:y"], 2, "--weights net.pth"),
         (["prune", "x:y", "--calibration", "nowhere.npz"], 2, "no such file"),
         (["prune", "x:y", "--calibration", "x:y", "--weights", "w.pt"], 2, "w.pt"),
@@ -108,7 +111,7 @@ READERS = {
     "criterion": lambda text: criteria_of(text, "channel", "none"),
     "recover": lambda text: recoveries(text, 0),
     "budget": budget_of,
-    "target": target_of,
+    "target": targets_of,
 }
 TEXTS = {
     "granularity": "element channel head depth 2:4 block:4x4 0:4 x 2:4:8 block:4 block:0x2",
@@ -118,7 +121,9 @@ TEXTS = {
     "macs=1.5M bytes=5 flops=50% macs macs= macs=x bytes=5parsecs latency=5ms macs=50kB macs=101%",
     "target": "accuracy-drop=1% accuracy-drop=0.01 accuracy-drop=100% speed=1% accuracy-drop "
     "accuracy-drop=101% accuracy-drop=x accuracy-drop=1 accuracy-drop=0 accuracy-drop=.5 "
-    "accuracy-drop=1.0 accuracy-drop=1k 1% 0.01 1 one",
+    "accuracy-drop=1.0 accuracy-drop=1k 1% 0.01 1 one accuracy>=90% accuracy>=0.9 accuracy-0.01 "
+    "loss<=0.35 loss<=-1.5e-3 loss<=5% loss<= <=5 loss<5 loss==5 loss+.1 loss+-1 perplexity+5% "
+    "mAP-0.5 mAP-x top-5>=.9 accuracy-drop=-1 accuracy-drop=1%,loss<=0.35,mAP-5% loss<=1, 1%,x",
 }
 
 

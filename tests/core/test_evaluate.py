@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from flexrel import Accuracy, ModelError, UsageError
 from flexrel.core.distance import Divergence
-from flexrel.core.evaluate import checked, standard_error
+from flexrel.core.evaluate import Evaluation, standard_error
 from networks import Call, bits, same_bits
 
 SCORES = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 5.0], [4.0, 0.0, 1.0]])
@@ -112,7 +112,7 @@ def test_the_standard_error_of_a_share(accuracy, samples, expected):
 
 @pytest.mark.parametrize("said", [0, 1, 0.25, torch.tensor(0.25), torch.tensor([0.25]), True])
 def test_a_number_from_0_to_1_is_taken(said):
-    assert checked(lambda _: said, identity) == float(said)
+    assert Evaluation(lambda _: said)(identity) == {"accuracy": float(said)}
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,31 @@ def test_a_number_from_0_to_1_is_taken(said):
 )
 def test_anything_else_is_refused_as_wrong_usage(said):
     with pytest.raises(UsageError, match=r"evaluate returned .*; return a number in \[0, 1\]") as e:
-        checked(lambda _: said, identity)
+        Evaluation(lambda _: said)(identity)
 
     assert e.value.exit_code == 2
+
+
+def test_other_metrics_are_taken_by_their_names():
+    told = {"loss": torch.tensor(0.25), "perplexity": math.inf, "accuracy": 1}
+
+    assert Evaluation(lambda _: told)(identity) == {
+        "loss": 0.25,
+        "perplexity": math.inf,
+        "accuracy": 1.0,
+    }
+    assert Evaluation(lambda _: 3.5, alone="loss")(identity) == {"loss": 3.5}
+
+
+def test_a_number_without_a_name_is_refused_where_several_are_asked_for():
+    with pytest.raises(UsageError, match="return a mapping of their names to numbers"):
+        Evaluation(lambda _: 0.5, alone=None)(identity)
+
+
+@pytest.mark.parametrize("told", [{"loss": "x"}, {"loss": None}, {"accuracy": 1.2}])
+def test_a_mapping_with_something_else_in_it_is_refused(told):
+    with pytest.raises(UsageError, match="evaluate returned"):
+        Evaluation(lambda _: told)(identity)
 
 
 # --- Divergence ---------------------------------------------------------------------------------

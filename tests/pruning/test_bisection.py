@@ -159,3 +159,27 @@ def test_all_goes_where_all_is_good(most):
 
 def test_nothing_is_good_if_the_least_is_not():
     assert most_removal(lambda k: k > 3, 2, 10, 1) is None
+
+
+def test_a_search_ends_where_nothing_that_is_left_would_be_worth_it():
+    asked = []
+
+    def good(count):
+        asked.append(count)
+        return count <= 3
+
+    # 0 is good, 50 of 0 ... 100 is not: at most 49 are left, and 60 would have been worth it.
+    assert most_removal(good, 0, 100, 1, worth=lambda count: count >= 60) == 0
+    assert asked == [0, 50]
+
+
+def test_a_search_that_begins_too_far_ends_where_less_would_not_be_worth_it():
+    asked = []
+
+    def good(count):
+        asked.append(count)
+        return count <= 3
+
+    # 80 is not good, nor 76 four below it: at most 75 are left, and 76 would have been worth it.
+    assert most_removal(good, 0, 100, 1, 80, lambda count: count >= 76) is None
+    assert asked == [80, 76]

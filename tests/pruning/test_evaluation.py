@@ -137,7 +137,7 @@ def test_a_target_finer_than_one_standard_error_is_warned_of(samples, wrong, dro
     x = X[:samples]
     evaluate = Accuracy([(x, with_wrong(answers(x), wrong))])
 
-    warnings = evaluation_data(evaluate, network(), AccuracyDrop(drop)).warnings
+    warnings = evaluation_data(evaluate, network(), (AccuracyDrop(drop),)).warnings
 
     assert len(warnings) == (says is not None)
     assert says is None or re.search(says, warnings[0])

@@ -364,3 +364,49 @@ def test_the_command_line_prunes_networks_of_whole_batches(name, tmp_path, capsy
     (made,) = runs.run(None, given)
     assert made.shape == tuple(called(model, batches)[0].shape)
     assert np.isfinite(made).all()
+
+
+def labelled(model, count):
+    x = torch.randn(count * FIXED, 6, generator=torch.Generator().manual_seed(1)).split(FIXED)
+    with torch.no_grad():
+        return [(part, model(part).argmax(1)) for part in x]
+
+
+@pytest.mark.parametrize(("kind", "form"), [(Counts, "module"), (Loops, "exported")])
+def test_whole_batches_are_set_aside_for_networks_that_run_on_no_part_of_one(kind, form):
+    """Of seven batches of 16 the search sees the first, third, fifth and seventh."""
+    torch.manual_seed(0)
+    model = random_(kind()).eval()
+
+    result = flexrel.prune(
+        model,
+        calibration=torch.randn(96, 6).split(FIXED),
+        evaluate=flexrel.Accuracy(labelled(model, 7)),
+        target=flexrel.AccuracyDrop(0.2),
+        criterion="magnitude",
+        options=flexrel.PruneOptions(form=form),
+    )
+
+    assert result.promise is not None
+    assert result.promise.aside
+    assert (result.samples, result.promise.samples) == (4 * FIXED, 3 * FIXED)
+
+
+def test_of_the_only_whole_batch_nothing_is_set_aside_and_that_is_said():
+    torch.manual_seed(0)
+    model = random_(Views()).eval()
+    x = torch.randn(FIXED, 1, 6, 6)
+
+    result = flexrel.prune(
+        model,
+        calibration=[x, x + 1],
+        evaluate=flexrel.Accuracy([(x, model(x).argmax(1))]),
+        target=flexrel.AccuracyDrop(0.9),
+        criterion="magnitude",
+    )
+
+    assert result.promise is None
+    assert any(
+        "there is one batch, and the network does not run on a part" in line
+        for line in result.warnings
+    )

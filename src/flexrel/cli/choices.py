@@ -29,28 +29,42 @@ _TOLD: Final = {
     "granularity": "element, channel, head, depth, N:M with 0 < N < M, block:ROWSxCOLUMNS",
     "recover": "none, closed-form, or finetune:EPOCHS",
     "rule": f"{', '.join(_RULES)}; by layer: features.*=gamma,head*=epsilon",
-    "target": "accuracy-drop=1% or accuracy-drop=0.01",
+    "target": "accuracy-drop=1% or 0.01, accuracy>=90%, loss<=0.35, perplexity+5%, mAP-0.5",
 }
 _NUMBER: Final = r"[0-9]*\.?[0-9]+"
 _PERCENT: Final = r"(100(\.0*)?|[0-9]{0,2}(\.[0-9]+)?)\s*%"
 _AMOUNT: Final = rf"({_NUMBER}\s*[kMG]?|{_PERCENT})"
 _COUNTED: Final = "bytes|macs|parameters|sparsity"
 _RULE: Final = rf"[^=,]+=\s*({'|'.join(_RULES)})\s*"
+_UNSIGNED: Final = r"([0-9]+\.?[0-9]*|\.[0-9]+)(e-?[0-9]+)?"
+_REAL: Final = rf"-?{_UNSIGNED}"
+_METRIC: Final = r"[A-Za-z]([^=<>,]*?[^=<>,+\-\s])?"
+_TARGET: Final = (
+    rf"\s*((accuracy-drop=)?(0+|0*\.[0-9]+|{_PERCENT})|accuracy\s*(>=|<=)\s*{_REAL}%"
+    rf"|{_METRIC}\s*(>=|<=)\s*{_REAL}|{_METRIC}\s*[+-]\s*{_UNSIGNED}%?)\s*"
+)
 _PATTERNS: Final = {
     "budget": rf"({_COUNTED})={_AMOUNT}|bytes=\s*[0-9.]+\s*([kKMG]i?)?B\s*"
-    rf"|(?!({_COUNTED}|flops?|params?)=)[a-z]+=.+",
+    rf"|(?!({_COUNTED}|flops?|params?|size)=)[a-z]+=.+",
     "criterion": rf"auto|magnitude|relevance|obs|flexrel:{_NUMBER}(:sum|:product)?",
     "granularity": "element|channel|head|depth"
     "|[1-9][0-9]*:[1-9][0-9]*|block:[1-9][0-9]*x[1-9][0-9]*",
     "recover": "none|closed-form|finetune:[0-9]+",
     "rule": rf"{'|'.join(_RULES)}|{_RULE}(,{_RULE})*",
-    "target": rf"(accuracy-drop=)?(0*(\.[0-9]+)?|{_PERCENT})",
+    "target": rf"{_TARGET}(,{_TARGET})*",
 }
 
 
 def told(option: str) -> str:
     """Return what can be written for an option."""
     return _TOLD[option] if option in _TOLD else ", ".join(NAMED[option])
+
+
+def metric_of(target: str) -> str:
+    """Return the name of the metric that the first target of a text is on."""
+    first = target.partition(",")[0].strip()
+    found = re.fullmatch(rf"({_METRIC})\s*(>=|<=|[+-])\s*{_REAL}%?", first)
+    return found[1] if found else "accuracy"
 
 
 def check(option: str) -> Callable[[Any], Any]:
@@ -69,6 +83,6 @@ def check(option: str) -> Callable[[Any], Any]:
 
 
 def _hint(text: str) -> str:
-    name = text.partition("=")[0].lower()
-    meant = {"flop": "macs", "flops": "macs", "param": "parameters", "params": "parameters"}
-    return f"; did you mean {meant[name]}?" if name in meant else ""
+    name, _, amount = text.partition("=")
+    meant = {"flop": "macs", "param": "parameters", "size": "bytes"}.get(name.lower().rstrip("s"))
+    return f"; did you mean {meant}={amount}?" if meant else ""

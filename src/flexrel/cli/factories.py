@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,9 +21,9 @@ _SHOWN: Final = 12  # names in an error
 
 
 def made_by(spec: str, what: str, forms: str) -> Any:  # noqa: ANN401 - whatever the user's code has
-    """Return what `file.py:name`, `package.module:name` or `package.module.name` stands for.
+    """Return what a name stands for, as `found_by` does; what a function or class makes of it.
 
-    A function or class is called, with what follows a "?": `timm.create_model?model_name=resnet18`.
+    It is called with what follows a "?": `timm.create_model?model_name=resnet18`.
 
     Args:
         spec: the name.
@@ -33,7 +33,47 @@ def made_by(spec: str, what: str, forms: str) -> Any:  # noqa: ANN401 - whatever
     Raises:
         UsageError: there is no such thing, or it fails.
     """
-    path, _, query = spec.partition("?")
+    found = found_by(spec, what, forms)
+    if not (inspect.isroutine(found) or inspect.isclass(found) or isinstance(found, partial)):
+        return found  # a network or a loader itself
+    try:
+        return found(**arguments(spec.partition("?")[2]))
+    except Exception as error:
+        raise UsageError(f"{spec} failed: {type(error).__name__}: {error}") from error
+
+
+def function_by(spec: str, what: str, forms: str) -> Callable[[Any], Any] | None:
+    """Return the function of one argument that a name stands for; None if it is no such function.
+
+    Arguments that follow a "?" are given to it already; raises as `made_by` does.
+    """
+    found = found_by(spec, what, forms)
+    if not (inspect.isroutine(found) or isinstance(found, partial)):
+        return None
+    given = arguments(spec.partition("?")[2])
+    try:
+        taken = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):  # of what is no Python function
+        return None
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [one for one in taken if one.kind in plain and one.default is one.empty]
+    if sum(one.name not in given for one in needed) != 1:
+        return None
+    return partial(found, **given) if given else found
+
+
+def found_by(spec: str, what: str, forms: str) -> Any:  # noqa: ANN401 - whatever the user's code has
+    """Return what `file.py:name`, `package.module:name` or `package.module.name` names.
+
+    Args:
+        spec: the name; what follows a "?" is left alone.
+        what: it is to be, in errors.
+        forms: that can be written instead, in errors.
+
+    Raises:
+        UsageError: there is no such thing.
+    """
+    path = spec.partition("?")[0]
     place, colon, name = path.rpartition(":" if ":" in path or path.endswith(".py") else ".")
     if not colon and path.endswith(".py"):
         public = ", ".join(_public(_file(Path(path)))) or "nothing that can be called"
@@ -44,13 +84,7 @@ def made_by(spec: str, what: str, forms: str) -> Any:  # noqa: ANN401 - whatever
     if not hasattr(module, name):
         public = ", ".join(_public(module)[:_SHOWN]) or "none"
         raise UsageError(f"{place} has no function {name!r}; it has {public}")
-    found = getattr(module, name)
-    if not (inspect.isroutine(found) or inspect.isclass(found) or isinstance(found, partial)):
-        return found  # a network or a loader itself
-    try:
-        return found(**arguments(query))
-    except Exception as error:
-        raise UsageError(f"{spec} failed: {type(error).__name__}: {error}") from error
+    return getattr(module, name)
 
 
 def arguments(query: str) -> dict[str, Any]:

@@ -70,25 +70,24 @@ def pack_command(
     from flexrel.cli.images import prepared
     from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_metadata
-    from flexrel.cli.sources import first_batch, read_data
-    from flexrel.core.budgets import target_of
-    from flexrel.core.evaluate import Accuracy
+    from flexrel.cli.sources import first_batch, read_data, read_evaluate
     from flexrel.core.plan import Plan
     from flexrel.core.progress import shown
+    from flexrel.core.targets import targets_of
     from flexrel.io import graph_notes, percent
     from flexrel.pruning import pack
     from flexrel.structure import apply
 
     cut = Plan.load(plan) if plan else None
     texts = parse_metadata(metadata or [])
-    goal = target_of(target) if target else None
+    targets = targets_of(target)
     with shown("auto") as progress:
         progress("loading the network", 0, None)
         source = read_model(model, weights, seed, progress)
         images = prepared(source.preparation, size, mean, std)
         data = read_data(calibration, "calibration", images) if calibration else ()
         example = first_batch(read_data(graph, "calibration", images)) if graph else None
-        evaluate = Accuracy(read_data(evaluation, "evaluation", images)) if evaluation else None
+        evaluate = read_evaluate(evaluation, images)
         network = apply(source.network, cut) if cut else source.network
         progress("packing", 0, None)
         done = pack(
@@ -97,7 +96,7 @@ def pack_command(
             values,  # type: ignore[arg-type]  # checked
             calibration=data,
             evaluate=evaluate,
-            target=goal,
+            target=targets,
             graph=example,
             metadata=texts,
             codec=codec,

@@ -9,6 +9,8 @@ import typer
 
 _FILES: Final = (".py", ".pt2", ".npz")
 _WEIGHTS: Final = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".flexrel")
+WRITTEN: Final = ("model.flexrel", "plan.json", "result.json", "report.html")
+EXPORTED: Final = ("model.onnx", "model.pt2")
 SCRIPTED: Final = (
     "TorchScript, a program that can't be cut; where it was made, save what it holds, "
     'safetensors.torch.save_file(torch.jit.load(...).state_dict(), "weights.safetensors"), and '
@@ -49,6 +51,26 @@ def model_there(spec: str) -> str:
         )
     existing(spec)
     return spec
+
+
+def check_folder(out: Path, *, overwrite: bool) -> None:
+    """Find out before the work, not after it, that results can't be written, or replace others.
+
+    Raises:
+        typer.BadParameter: they can't be, or would.
+    """
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"{out} is a file; name a folder for the results")
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise typer.BadParameter(f"{out}: nothing can be written in {there}")
+    if found := [name for name in (*WRITTEN, *EXPORTED) if (out / name).exists()]:
+        if overwrite:
+            return
+        raise typer.BadParameter(
+            f"{out}/ has results already: {', '.join(found)}; name another folder with --out, or "
+            "replace them with --overwrite"
+        )
 
 
 def is_torchscript(path: Path) -> bool:

@@ -1,9 +1,8 @@
 """The commands that prune, as those in `commands`."""
 
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,7 +21,8 @@ from flexrel.cli.arguments import (
     ValuesOption,
     WeightsOption,
 )
-from flexrel.cli.choices import check, told
+from flexrel.cli.choices import check, metric_of, told
+from flexrel.cli.paths import EXPORTED, WRITTEN, check_folder
 
 if TYPE_CHECKING:
     from flexrel.pruning import Result
@@ -33,24 +33,6 @@ prune_app = typer.Typer()
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="replace the results that lie in --out")
 ]
-_WRITTEN: Final = ("model.flexrel", "plan.json", "result.json", "report.html")
-_EXPORTED: Final = ("model.onnx", "model.pt2")
-
-
-def _check_folder(out: Path, *, overwrite: bool) -> None:
-    """Find out before the work, not after it, that results can't be written, or replace others."""
-    if out.exists() and not out.is_dir():
-        raise typer.BadParameter(f"{out} is a file; name a folder for the results")
-    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise typer.BadParameter(f"{out}: nothing can be written in {there}")
-    if found := [name for name in (*_WRITTEN, *_EXPORTED) if (out / name).exists()]:
-        if overwrite:
-            return
-        raise typer.BadParameter(
-            f"{out}/ has results already: {', '.join(found)}; name another folder with --out, or "
-            "replace them with --overwrite"
-        )
 
 
 @prune_app.command("demo")
@@ -68,7 +50,7 @@ def demo_command(
 ) -> None:
     """The whole story on handwritten digits, in under a minute: train, prune, pack, report."""
     folder = Path("flexrel-demo") if out is None else out
-    _check_folder(folder, overwrite=overwrite or out is None)
+    check_folder(folder, overwrite=overwrite or out is None)
     from rich.console import Console
 
     from flexrel.cli import demo
@@ -88,12 +70,28 @@ def demo_command(
         f"{percent(result.standard_error)}):"
     )
     print_whole(table(result))
-    console.print(f"Wrote {folder}/: {', '.join(_WRITTEN)}")
+    console.print(f"Wrote {folder}/: {', '.join(WRITTEN)}")
     console.print(
         f"Next: open {folder}/report.html; flexrel inspect {folder}/model.flexrel; "
         "flexrel prune --help for a network of your own.",
         soft_wrap=True,
     )
+
+
+def _check_asked(
+    target: str | None,
+    budget: list[str] | None,
+    granularity: str,
+    evaluation: str | None,
+    *,
+    compare: bool,
+) -> None:
+    """Find out before torch is loaded that there is nothing to do, or nothing to do it with."""
+    if (target or compare) and not evaluation:
+        asked = f"a target on {metric_of(target)}" if target else "--compare"
+        raise typer.BadParameter(f"{asked} needs --evaluation DATA, with labels")
+    if not (target or budget or ":" in granularity):
+        raise typer.BadParameter("nothing to prune to; give --target or --budget")
 
 
 @prune_app.command("prune")
@@ -105,6 +103,9 @@ def prune_command(
     target: Annotated[
         str | None, typer.Option(help=told("target"), callback=check("target"))
     ] = None,
+    assured: Annotated[
+        bool, typer.Option("--assured", help="keep a margin, so that the target can be promised")
+    ] = False,
     budget: Annotated[
         list[str] | None, typer.Option(help=told("budget"), callback=check("budget"))
     ] = None,
@@ -154,6 +155,7 @@ def prune_command(
             dir_okay=False,
         ),
     ] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="only say what is possible")] = False,
     compare: Annotated[
         bool,
         typer.Option(
@@ -185,22 +187,20 @@ def prune_command(
     Example: flexrel prune net.py:make --weights net.safetensors --calibration data.py:inputs
     --evaluation data.py:labelled --target accuracy-drop=1% --out pruned
     """
-    _check_folder(out, overwrite=overwrite)
-    if (target or compare) and not evaluation:
-        asked = "a target on accuracy" if target else "--compare"
-        raise typer.BadParameter(f"{asked} needs --evaluation DATA, with labels")
-    if not (target or budget or ":" in granularity):
-        raise typer.BadParameter("nothing to prune to; give --target or --budget")
+    if not dry:
+        check_folder(out, overwrite=overwrite)
+        _check_asked(target, budget, granularity, evaluation, compare=compare)
+    from flexrel.cli.feasible import told_possible
     from flexrel.cli.images import prepared
     from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_rule
     from flexrel.cli.show import StoppedError
-    from flexrel.cli.sources import read_data
-    from flexrel.core.budgets import budget_of, target_of
-    from flexrel.core.evaluate import Accuracy
+    from flexrel.cli.sources import read_data, read_evaluate
+    from flexrel.core.budgets import budget_of
     from flexrel.core.progress import shown
+    from flexrel.core.targets import targets_of
     from flexrel.io import check_exports
-    from flexrel.pruning import PruneOptions, criteria_of, prune
+    from flexrel.pruning import PruneOptions, criteria_of, dry_run, prune
     from flexrel.pruning import compare as compare_result
     from flexrel.relevance import Attribution, RelevanceStats
 
@@ -210,20 +210,31 @@ def prune_command(
     attribution = Attribution(parse_rule(rule), output)
     criteria = criteria_of(criterion, granularity, recover, attribution)
     budgets = [budget_of(text) for text in budget or []]
-    goal = target_of(target) if target else None
+    targets = targets_of(target)
     measured = RelevanceStats.load(stats) if stats else None
     with shown(progress) as tell:
         tell("loading the network", 0, None)
         source = read_model(model, weights, seed, tell)
         network, images = source.network, prepared(source.preparation, size, mean, std)
-        evaluate = Accuracy(read_data(evaluation, "evaluation", images)) if evaluation else None
+        evaluate = read_evaluate(evaluation, images)
         tell("reading calibration data", 0, None)
         data = list(read_data(calibration, "calibration", images))
+    if dry:
+        found = dry_run(
+            network,
+            calibration=data,
+            budgets=budgets,
+            granularity=granularity,
+            values=values,  # type: ignore[arg-type]
+            keep=keep or (),
+            options=PruneOptions(multiple_of=multiple_of, form=form),  # type: ignore[arg-type]
+        )
+        raise typer.Exit(told_possible(found, as_json=as_json))
     result = prune(
         network,
         calibration=data,
         evaluate=evaluate,
-        target=goal,
+        target=targets,
         budgets=budgets,
         criterion=criteria,
         granularity=granularity,
@@ -234,6 +245,7 @@ def prune_command(
         options=PruneOptions(
             allocation=allocation,  # type: ignore[arg-type]
             multiple_of=multiple_of,
+            assured=assured,
             form=form,  # type: ignore[arg-type]
             effort=effort,  # type: ignore[arg-type]
             outputs=outputs,  # type: ignore[arg-type]
@@ -274,8 +286,8 @@ def _tell(result: "Result", out: Path, exports: list[str], *, as_json: bool) -> 
     )
 
     kinds = {*exports, *(["pt2"] if result.form == "exported" else [])}
-    programs = [name for name in _EXPORTED if name.partition(".")[2] in kinds]
-    files = files_in(out, (*_WRITTEN, *programs))
+    programs = [name for name in EXPORTED if name.partition(".")[2] in kinds]
+    files = files_in(out, (*WRITTEN, *programs))
     if as_json:
         typer.echo(json.dumps({**result.as_json(), "out": str(out), "files": files}))
     else:

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flexrel.core.evaluate import ACCURACY
 from flexrel.core.plan import Plan, changes, named, totals
 from flexrel.core.wording import everyday
 from flexrel.errors import FlexrelError
-from flexrel.io import count, percent
+from flexrel.io import count, figure, percent
 from flexrel.pruning import Result
 from flexrel.relevance import Balance
 
@@ -29,20 +30,20 @@ def table(result: Result) -> Table:
     The last column is the share of all weights that is gone or zero, zeros of before included.
     """
     values = "" if result.values == "float32" else f", values in {result.values}"
-    shown = Table(
-        box=SIMPLE_HEAD,
-        caption=f"> is the result; dense is the network as it came, its bytes those of its "
-        f"packed file{values}",
-        caption_justify="left",
-    )
+    told = "> is the result; dense is the network as it came, its bytes those of its packed file"
+    promise = "" if result.promise is None else f"\n{result.promise}"
+    shown = Table(box=SIMPLE_HEAD, caption=f"{told}{values}{promise}", caption_justify="left")
     shown.add_column("network", no_wrap=True)
-    for name in ("accuracy", "parameters", "MACs", "bytes", "MB", "% of dense", "weights gone"):
+    others = [name for name in result.dense.metrics if name != ACCURACY]
+    sizes = ("parameters", "MACs", "bytes", "MB", "% of dense", "weights gone")
+    for name in ("accuracy", *others, *sizes):
         shown.add_column(name, justify="right", no_wrap=True)
     for m in result.measurements:
         chosen = m is result.achieved
         shown.add_row(
             f"{'>' if chosen else ' '} {m.criterion}",
             "-" if m.accuracy is None else percent(m.accuracy),
+            *(figure(m.metrics[name]) for name in others),
             count(m.parameters),
             count(m.macs),
             count(m.bytes),

@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import Dataset
 
 from flexrel.cli import demo
-from flexrel.cli.factories import made_by
+from flexrel.cli.factories import function_by, made_by
 from flexrel.cli.images import Preparation, image_folder
 from flexrel.core.batches import RawBatch
+from flexrel.core.evaluate import Accuracy, Evaluate
 from flexrel.core.forms import batches_of
 from flexrel.errors import UsageError
 
@@ -51,6 +52,27 @@ def read_data(spec: str, role: str, preparation: Preparation | None = None) -> I
     if not isinstance(batches, Iterable):
         raise UsageError(f"{spec} returned a {type(batches).__name__}, not an iterable of batches")
     return batches if iter(batches) is not batches else list(batches)
+
+
+def read_evaluate(spec: str | None, preparation: Preparation | None = None) -> Evaluate | None:
+    """Return what tells how a network does: the accuracy on data, or a function `model -> numbers`.
+
+    Args:
+        spec: a DATA argument; or a function in a file or module that needs an argument, the model;
+            None for nothing.
+        preparation: as in `read_data`.
+
+    Raises:
+        UsageError: there is no such thing, or it holds no batches.
+    """
+    if spec is None:
+        return None
+    path = Path(spec)
+    if not (spec == "demo:digits" or path.exists() or path.suffix == ".npz"):
+        function = function_by(spec, "data", _FORMS)
+        if function is not None:
+            return function
+    return Accuracy(read_data(spec, "evaluation", preparation))
 
 
 def first_batch(batches: Iterable[RawBatch]) -> RawBatch:

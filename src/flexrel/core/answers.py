@@ -1,7 +1,7 @@
 """Answers of a network that classifies, beside their labels: which count, and which are right."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Tally:
         labels: how many different ones there are.
         commonest: samples with the label that most samples have.
         seen: what there was, in words.
+        hits: [samples], which answers are right.
+        truth: [samples] or [samples, scores], the labels.
     """
 
     right: int
@@ -43,6 +45,8 @@ class Tally:
     labels: int
     commonest: int
     seen: str
+    hits: Tensor = field(compare=False, repr=False)
+    truth: Tensor = field(compare=False, repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -160,7 +164,16 @@ def tally_of(parts: Sequence[Answers]) -> Tally:
     right = sound & _right(labels, known, largest, above)
     sizes = labels.unique(dim=0, return_counts=True)[1]
     ignored = int((~counted).sum())
-    return Tally(int(right.sum()), len(labels), ignored, len(sizes), int(sizes.max()), seen)
+    return Tally(
+        right=int(right.sum()),
+        samples=len(labels),
+        ignored=ignored,
+        labels=len(sizes),
+        commonest=int(sizes.max()),
+        seen=seen,
+        hits=right,
+        truth=labels,
+    )
 
 
 def _minus_is_no(labels: Tensor) -> bool:

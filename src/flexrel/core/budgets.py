@@ -157,10 +157,16 @@ class AccuracyDrop:
     """
 
     amount: float
+    metric: ClassVar[str] = "accuracy"
+    lower_is_better: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= (math.nan if isinstance(self.amount, str) else number_of(self.amount)) <= 1:
             raise UsageError(f"accuracy drop is {self.amount!r}; 0.01 is one point, at most 1")
+
+    def limit(self, dense: float) -> float:
+        """Return the least accuracy allowed."""
+        return dense - self.amount
 
 
 def _number_or_text(amount: str) -> float | str:
@@ -180,8 +186,8 @@ BUDGET_EXAMPLES: Final = (
     "bytes=500kB, macs=50%, parameters=120k, sparsity=80%, link=8s@1Mbit/s, memory=50%, "
     "latency=5ms@onnxruntime"
 )
+TARGET_EXAMPLES: Final = "accuracy-drop=1%, accuracy>=90%, loss<=0.35, perplexity+5%, mAP-0.5"
 _OTHER_NAMES: Final = {"flops": "macs", "params": "parameters", "size": "bytes"}
-_TARGET = "accuracy-drop=1%"
 
 
 def budget_of(given: object) -> Budget:
@@ -219,10 +225,10 @@ def target_of(given: object) -> AccuracyDrop:
     bare = isinstance(given, str) and is_number(given)
     name, _, amount = (f"accuracy-drop={given}" if bare else str(given)).partition("=")
     if name != "accuracy-drop" or not isinstance(given, str):
-        raise UsageError(f"target {given!r} is not known; write it like {_TARGET}")
+        raise UsageError(f"target {given!r} is not known; write it like {TARGET_EXAMPLES}")
     if not is_number(amount):
         raise UsageError(
-            f"target {given!r} has no amount that can be read; write it like {_TARGET}"
+            f"target {given!r} has no amount that can be read; write it like {TARGET_EXAMPLES}"
         )
     share = float(number_of(amount))
     if share >= 1 and not amount.endswith("%"):

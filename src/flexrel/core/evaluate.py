@@ -1,11 +1,12 @@
-"""How well a network does its job: the accuracy that the caller measures."""
+"""How well a network does its job: the accuracy, or other metrics, that the caller measures."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from flexrel.core.answers import Tally, answers_of, tally_of
@@ -13,7 +14,9 @@ from flexrel.core.batches import RawBatches, read_batches, samples_of
 from flexrel.core.running import call, duplicate, undisturbed
 from flexrel.errors import UsageError
 
-Evaluate = Callable[[nn.Module], float]
+ACCURACY: Final = "accuracy"
+Metrics = Mapping[str, float]  # name -> value; "accuracy" is in [0, 1]
+Evaluate = Callable[[nn.Module], float | Metrics]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +86,48 @@ def standard_error(accuracy: float, samples: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / samples)
 
 
-def checked(evaluate: Evaluate, model: nn.Module) -> float:
-    """Return what `evaluate` says of the model, as a float in [0, 1].
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `evaluate` says of a network, by name.
 
-    Raises:
-        UsageError: it says something else.
+    Attributes:
+        evaluate: returns a number, or a mapping of names to numbers.
+        alone: what a number is that has no name; None: it must have one.
     """
-    safe = isinstance(evaluate, Accuracy)  # which leaves no trace, as others may
-    said = evaluate(model if safe else duplicate(model).eval())
+
+    evaluate: Evaluate
+    alone: str | None = ACCURACY
+
+    def __call__(self, model: nn.Module) -> Metrics:
+        """Return what it says of the model, which is not changed.
+
+        Raises:
+            UsageError: it says something else, or an accuracy that is not in [0, 1].
+        """
+        safe = isinstance(self.evaluate, Accuracy)  # which leaves no trace, as others may
+        said: Any = self.evaluate(model if safe else duplicate(model).eval())
+        if not isinstance(said, Mapping):
+            name = ACCURACY if safe else self.alone
+            if name is None:
+                raise UsageError(
+                    "evaluate returned a number, but there are targets on several metrics; return "
+                    "a mapping of their names to numbers"
+                )
+            said = {name: said}
+        if not said:
+            raise UsageError("evaluate returned nothing in a mapping; return a number in [0, 1]")
+        return {str(name): _number(str(name), value) for name, value in said.items()}
+
+
+def _number(name: str, said: Any) -> float:  # noqa: ANN401 - of the user's function
+    wanted = "a number in [0, 1]" if name == ACCURACY else "a number"
+    what = "evaluate returned" if name == ACCURACY else f"evaluate returned for {name!r}"
     try:
-        accuracy = float(said)
+        number = float(said.detach() if isinstance(said, Tensor) else said)
     except (TypeError, ValueError, RuntimeError) as error:  # the last: a tensor of several numbers
-        kind = type(said).__name__
-        raise UsageError(f"evaluate returned a {kind}; return a number in [0, 1]") from error
-    if not 0 <= accuracy <= 1:  # NaN is refused here too
-        raise UsageError(f"evaluate returned {accuracy}; return a number in [0, 1], 1 is best")
-    return accuracy
+        raise UsageError(f"{what} a {type(said).__name__}; return {wanted}") from error
+    if name == ACCURACY and not 0 <= number <= 1:  # NaN is refused here too
+        raise UsageError(
+            f'{what} {number}; return {wanted}, 1 is best, or under its name: {{"loss": {number}}}'
+        )
+    return number

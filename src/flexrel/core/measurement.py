@@ -1,7 +1,7 @@
 """What was measured of networks and units, and how progress is told."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -26,12 +26,13 @@ class Measurement:
         parameters: that the plan leaves.
         macs: multiply-adds for one sample.
         bytes: of the packed file.
-        accuracy: what `evaluate` said, in [0, 1].
+        accuracy: what `evaluate` said, in [0, 1], if it tells that.
         divergence: from dense, on calibration data; lower is better.
         weights_removed: share of all weights of the dense network that this one has no more, or
             has as a zero, prunable or not: weights are its parameters of two axes or more, tied
             ones counted once. Counted in the values of the packed file, so zeros of before and
             those that rounding makes are among them; of the dense network it is its own zeros.
+        metrics: all that `evaluate` said, by name, accuracy included.
     """
 
     criterion: str
@@ -42,6 +43,7 @@ class Measurement:
     accuracy: float | None = None
     divergence: float | None = None
     weights_removed: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from flexrel.io.export import (
     graph_notes,
 )
 from flexrel.io.load import fit, load
-from flexrel.io.report import count, percent, render
+from flexrel.io.report import count, figure, percent, render
 from flexrel.io.timing import (
     LayerPoint,
     check_runtime,
@@ -33,6 +33,7 @@ __all__ = [
     "export",
     "export_notes",
     "exported",
+    "figure",
     "fit",
     "graph_notes",
     "layer_times",

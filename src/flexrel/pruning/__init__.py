@@ -2,6 +2,7 @@
 
 from flexrel.pruning.arguments import criteria_of
 from flexrel.pruning.compare import compare
+from flexrel.pruning.dry_run import Feasibility, Possibility, dry_run
 from flexrel.pruning.packing import PackReport, pack
 from flexrel.pruning.prune import prune
 from flexrel.pruning.request import EFFORTS, FORMS, PruneOptions
@@ -10,11 +11,14 @@ from flexrel.pruning.result import Result
 __all__ = [
     "EFFORTS",
     "FORMS",
+    "Feasibility",
     "PackReport",
+    "Possibility",
     "PruneOptions",
     "Result",
     "compare",
     "criteria_of",
+    "dry_run",
     "pack",
     "prune",
 ]

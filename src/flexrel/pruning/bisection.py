@@ -42,7 +42,12 @@ def least_removal(
 
 
 def most_removal(
-    good: Callable[[int], bool], least: int, most: int, resolution: int, begin: int | None = None
+    good: Callable[[int], bool],
+    least: int,
+    most: int,
+    resolution: int,
+    begin: int | None = None,
+    worth: Callable[[int], bool] = lambda _: True,
 ) -> int | None:
     """Return the largest `k` found in `least` ... `most` with `good(k)`, or None if none was.
 
@@ -55,6 +60,8 @@ def most_removal(
         most: the largest `k`.
         resolution: how close to the turning point to go, in units.
         begin: a `k` that is likely to be near it, from which steps double until it is passed.
+        worth: whether a removal of `k` would be worth it; where the most that is still possible is
+            not, the search ends.
     """
     resolution = max(resolution, 1)
     low, high = least - 1, most + 1  # the last that is known to be good, the first that is not
@@ -67,11 +74,11 @@ def most_removal(
             at = min(low + step, most)
         else:
             high = at
-            if high == least:
+            if high == least or not worth(high - 1):
                 return None
             at = max(high - step, least)
         step *= 2
-    while high - low > resolution:
+    while high - low > resolution and worth(high - 1):
         middle = (low + high) // 2
         if good(middle):
             low = middle

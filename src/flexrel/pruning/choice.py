@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from operator import itemgetter
 
 from flexrel.core.plan import Plan
 from flexrel.core.precision import finest_first
@@ -12,11 +11,11 @@ from flexrel.criteria import Criterion, Magnitude
 from flexrel.errors import BudgetError, PrecisionError
 from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.evaluator import Evaluator
-from flexrel.pruning.request import Limits
+from flexrel.pruning.limits import Limits
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import NetworkSignals
 
-_ROUNDS = 3  # of choosing a criterion where the last one led
+_HOPELESS = 1.5  # times the best criterion's sketch: too far off to be the smallest
 _NEAR = 1.25  # times the least divergence of a sketch: may be the better one all the same
 _ROUGHER = 1.1  # of the divergence of the cut: what rounding may leave, where nothing says more
 
@@ -84,43 +83,65 @@ def best_solution(evaluator: Evaluator, signals: NetworkSignals, limits: Limits)
         found.append(one)
         criteria = (one.criterion,)
     if not found:
-        raise next((error for error in failed if error.resource == "accuracy"), failed[-1])
+        metrics = [goal.metric for goal in limits.goals]
+        raise next((error for error in failed if error.resource in metrics), failed[-1])
     return found[-1]
 
 
 def _is_better(one: Solution, found: Sequence[Solution]) -> bool:
     limits = one.search.limits
-    if limits.floor is None and limits.measured:
+    if limits.goals:
+        return one.search.least_of(one.plan) < found[-1].search.least_of(found[-1].plan)
+    if limits.measured:
         return one.divergence < found[-1].divergence
     smaller = len(one.network.packed) < len(found[-1].network.packed)
-    if limits.floor is not None:
-        return smaller
     return smaller and one.divergence <= _ROUGHER * found[0].divergence
 
 
 def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
-    """Return the criterion, chosen of several on the samples that judge, and its plan."""
+    """Return the criterion, chosen of several, and its plan.
+
+    With a target that of the smallest network which keeps to it; else the closest to the dense one
+    on the samples that judge.
+    """
     if len(criteria) == 1:
         return Solution(search, criteria[0], search.plan(criteria[0]))
     magnitude = Magnitude()  # what the first choice is made like
-    if search.limits.floor is None:
+    if not search.limits.goals:
         return _chosen_within(search, criteria, magnitude)
-    found: list[tuple[int, Solution]] = []  # with the bytes that they take
     ranking = search.ranking(magnitude)
     like = ranking.plan(ranking.removable // 2)
-    for _ in range(_ROUNDS):  # where the plan lands decides what is best there
-        chosen = _closest(search, criteria, partial(search.as_costly, like))
-        if any(chosen is earlier.criterion for _, earlier in found):
-            break
+    first = _closest(search, criteria, partial(search.as_costly, like))
+    best: Solution | None = None
+    least = (inf, inf)
+    failed: list[BudgetError] = []
+    for criterion in sorted(criteria, key=lambda one: one is not first):
         try:
-            like = search.plan(chosen, like if found else None)
-        except BudgetError:
-            if found:
-                break
-            raise
-        solution = Solution(search, chosen, like)
-        found.append((len(solution.network.packed), solution))
-    return min(found, key=itemgetter(0))[1]
+            plan = search.plan(criterion) if best is None else _smaller(best, criterion, least[0])
+        except BudgetError as error:
+            failed.append(error)
+            continue
+        takes = least if plan is None else search.least_of(plan)
+        if plan is not None and takes < least:
+            best, least = Solution(search, criterion, plan), takes
+    if best is None:
+        raise failed[0]
+    return best
+
+
+def _smaller(best: Solution, criterion: Criterion, amount: float) -> Plan | None:
+    """Return another criterion's plan for a target, which may be smaller than the best so far.
+
+    None where it can't be, or where sketches at the size of the best are so far from the dense
+    network's outputs that it is not tried.
+    """
+    search, evaluator = best.search, best.evaluator
+    if evaluator.builder.sketches:
+        alike = search.as_costly(best.plan, criterion)
+        most = _HOPELESS * evaluator.sketched_divergence(best.plan)
+        if alike is not None and evaluator.sketched_divergence(alike) > most:
+            return None
+    return search.plan_below(criterion, amount, best.plan)
 
 
 def _chosen_within(

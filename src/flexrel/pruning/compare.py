@@ -8,17 +8,18 @@ from torch import nn
 
 from flexrel.core.batches import RawBatches
 from flexrel.core.caches import uncached
-from flexrel.core.evaluate import Evaluate, evaluate_of
+from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluate, evaluate_of
 from flexrel.core.measurement import Measurement
 from flexrel.core.network import plain_network
 from flexrel.core.outputs import Outputs
 from flexrel.core.progress import RequestedProgress, shown
-from flexrel.core.resources import TOLERANCE
+from flexrel.core.targets import Goal, missed
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
 from flexrel.errors import BudgetError
-from flexrel.io import percent
+from flexrel.io import figure, percent
 from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
+from flexrel.pruning.promise import searched_with
 from flexrel.pruning.request import Request
 from flexrel.pruning.result import Result
 from flexrel.pruning.search import BudgetSearch
@@ -73,6 +74,11 @@ def _compared(
     request.progress("reading the data", 0, None)
     model = uncached(plain_network(model).network)
     data = calibration_data(model, calibration, fits=request.fits)
+    given, promise = request.evaluate, result.promise
+    if isinstance(given, Accuracy) and promise is not None and promise.aside:
+        whole = data.first.whole or result.samples_a_call is not None
+        searched = searched_with(given, model, result.limits.goals, whole=whole)
+        request = replace(request, evaluate=searched)
     source = PruneTarget(model, result.plan.graph, (data.example,), data)
     if result.form == "exported":
         source = replace(Sources(model, data, request).exported(), graph=result.plan.graph)
@@ -97,16 +103,26 @@ def _compared(
 
 def _smaller(result: Result, rivals: Sequence[Measurement]) -> Iterator[str]:
     """Yield which rivals are as accurate as was asked for, or as the result, and smaller."""
-    achieved, floor = result.achieved, result.limits.floor
-    least = achieved.accuracy if floor is None else floor - TOLERANCE
+    achieved, goals = result.achieved, result.limits.goals
+    if not goals and achieved.accuracy is not None:
+        goals = (Goal(ACCURACY, achieved.accuracy, lower_is_better=False),)
     for rival in rivals:
-        enough = rival.accuracy is not None and least is not None and rival.accuracy >= least
-        if enough and rival.bytes < achieved.bytes:
+        told = goals and all(goal.metric in rival.metrics for goal in goals)
+        if told and rival.bytes < achieved.bytes and missed(goals, rival.metrics) is None:
             yield (
-                f"criterion {rival.criterion!r} came out smaller: {rival.bytes:,} bytes, accuracy "
-                f"{percent(rival.accuracy)}, where the result has {achieved.bytes:,} and "
-                f"{percent(achieved.accuracy)}"
+                f"criterion {rival.criterion!r} came out smaller: {rival.bytes:,} bytes, "
+                f"{_told(rival, goals)}, where the result has {achieved.bytes:,} "
+                f"bytes, {_told(achieved, goals)}"
             )
+
+
+def _told(one: Measurement, goals: Sequence[Goal]) -> str:
+    """Return what a network's metrics are that there are goals on."""
+    values = {goal.metric: one.metrics[goal.metric] for goal in goals}
+    return ", ".join(
+        f"{name} {percent(value) if name == ACCURACY else figure(value)}"
+        for name, value in values.items()
+    )
 
 
 def _at_limits(search: BudgetSearch, criterion: Criterion) -> Measurement | None:

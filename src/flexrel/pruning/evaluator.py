@@ -10,14 +10,13 @@ from torch import nn
 
 from flexrel.core import cost
 from flexrel.core.distance import Divergence
-from flexrel.core.evaluate import Accuracy, Evaluate, checked
+from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluation, Metrics
 from flexrel.core.forms import batches_of
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Measurement
 from flexrel.core.plan import Plan
 from flexrel.core.precision import Values
 from flexrel.core.resources import Candidate
-from flexrel.errors import UsageError
 from flexrel.pruning.builder import NetworkBuilder, PrunedNetwork
 from flexrel.pruning.data import CalibrationData
 from flexrel.pruning.request import Request
@@ -32,9 +31,9 @@ class Evaluator:
     """
 
     def __init__(
-        self, builder: NetworkBuilder, graph: PruningGraph, evaluate: Evaluate | None
+        self, builder: NetworkBuilder, graph: PruningGraph, evaluate: Evaluation | None
     ) -> None:
-        """Take what makes networks, what can be pruned of them, and what tells their accuracy."""
+        """Take what makes networks, what can be pruned of them, and what tells how they do."""
         self.builder, self.graph = builder, graph
         self._evaluate = evaluate
         self._kept: dict[Literal["last", "held"], tuple[Plan, PrunedNetwork]] = {}
@@ -83,9 +82,9 @@ class Evaluator:
             return self.divergence(plan)
         return self.builder.divergence(self.builder.sketch(plan))
 
-    def sketched_accuracy(self, plan: Plan) -> float:
-        """Return about the accuracy of a plan's network, sooner."""
-        return self.accuracy(self.builder.sketch(plan))
+    def sketched_metrics(self, plan: Plan) -> Metrics:
+        """Return about what `evaluate` says of a plan's network, sooner."""
+        return self.metrics(self.builder.sketch(plan))
 
     def _divergence(self, network: nn.Module) -> float:
         """Return that of a network, which may be known since it was made."""
@@ -96,29 +95,27 @@ class Evaluator:
         found = next(known, None)
         return self.builder.divergence(network) if found is None else found
 
-    def accuracy(self, network: nn.Module) -> float:
-        """Return what `evaluate` says of a network.
+    def metrics(self, network: nn.Module) -> Metrics:
+        """Return what `evaluate` says of a network, by name; nothing without one.
 
         Raises:
-            UsageError: there is no `evaluate`, or it says no number in [0, 1].
+            UsageError: it says what is no number, or an accuracy that is not in [0, 1].
         """
-        if self._evaluate is None:
-            raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
-        return checked(self._evaluate, network)
+        return {} if self._evaluate is None else self._evaluate(network)
 
     def measure(
-        self, name: str, candidate: Candidate, accuracy: float | None = None
+        self, name: str, candidate: Candidate, metrics: Metrics | None = None
     ) -> Measurement:
         """Return what a network costs and does.
 
         Args:
             name: its criterion's, or "dense".
             candidate: the network.
-            accuracy: of it, in [0, 1], if that is known already.
+            metrics: of it, if they are known already.
         """
         self.builder.progress(f"measuring {name}", 0, 1)
-        if accuracy is None and self._evaluate:
-            accuracy = self.accuracy(candidate.network)
+        if metrics is None:
+            metrics = self.metrics(candidate.network)
         network, graph, masks = candidate.network, candidate.graph, candidate.plan.masks
         measured = Measurement(
             criterion=name,
@@ -126,9 +123,10 @@ class Evaluator:
             parameters=cost.parameters(graph, masks),
             macs=cost.macs(graph, masks),
             bytes=len(candidate.packed),
-            accuracy=accuracy,
+            accuracy=metrics.get(ACCURACY),
             weights_removed=cost.weights_removed(network, self.builder.model),
             divergence=self._divergence(network),
+            metrics=metrics,
         )
         self.builder.progress(f"measuring {name}", 1, 1)
         return measured
@@ -164,4 +162,4 @@ def evaluator_of(signals: NetworkSignals, divergence: Divergence) -> Evaluator:
         fitted=target.data.fitted,
         few=target.data.fitted if request.options.effort == "thorough" else target.data.few,
     )
-    return Evaluator(builder, target.graph, request.evaluate)
+    return Evaluator(builder, target.graph, request.evaluation)

@@ -1,18 +1,16 @@
 """Packing a network whose precision is to be chosen by what it costs."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
 from flexrel.core.batches import RawBatch, RawBatches, collect
-from flexrel.core.budgets import AccuracyDrop, target_of
 from flexrel.core.caches import cache_note
 from flexrel.core.distance import Divergence
 from flexrel.core.division import fitted_and_judged
-from flexrel.core.evaluate import Evaluate, checked, evaluate_of
+from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation, Metrics, evaluate_of
 from flexrel.core.network import plain_network
 from flexrel.core.plan import check_alone
 from flexrel.core.precision import (
@@ -22,12 +20,13 @@ from flexrel.core.precision import (
     Values,
     check_values,
 )
-from flexrel.core.resources import TOLERANCE
 from flexrel.core.running import duplicate
+from flexrel.core.targets import Target, missed, targets_of, unnamed
 from flexrel.core.whole import uncut
-from flexrel.errors import BudgetError, PrecisionError, UsageError
+from flexrel.errors import BudgetError, FlexrelError, PrecisionError, UsageError
 from flexrel.io import encode
-from flexrel.pruning.evaluation import evaluation_data, floor_of
+from flexrel.pruning.evaluation import evaluation_data
+from flexrel.pruning.request import check_evaluated
 from flexrel.repair import round_
 from flexrel_edge.files import replace_file
 from flexrel_edge.format import NO_METADATA
@@ -41,11 +40,13 @@ class PackReport:
     Attributes:
         bytes: its length.
         values: precision of its values.
-        accuracy: of the network as the file holds it, where `evaluate` was given.
+        accuracy: of the network as the file holds it, where `evaluate` tells it.
         accuracy_before: of the network as it was.
         divergence: how far the outputs moved on calibration samples that nothing was fitted to:
             as `flexrel.core.distance.Divergence` has it; None without such samples.
         warnings: what was done to the network first, each in a line.
+        metrics: all that `evaluate` told of the network as the file holds it, by name.
+        metrics_before: of the network as it was.
     """
 
     bytes: int
@@ -54,6 +55,8 @@ class PackReport:
     accuracy_before: float | None
     divergence: float | None
     warnings: tuple[str, ...] = ()
+    metrics: Metrics = field(default_factory=dict, hash=False)
+    metrics_before: Metrics = field(default_factory=dict, hash=False)
 
 
 def pack(
@@ -63,7 +66,7 @@ def pack(
     *,
     calibration: RawBatches = (),
     evaluate: Evaluate | RawBatches | None = None,
-    target: AccuracyDrop | str | None = None,
+    target: Target | str | Sequence[Target | str] | None = None,
     graph: RawBatch | None = None,
     metadata: Mapping[str, str] = NO_METADATA,
     codec: str = PCODEC,
@@ -82,8 +85,9 @@ def pack(
         calibration: batches of inputs, labels not needed. "int8" and "int4" round so that the
             outputs of each layer change least on them; 128, or a quarter, are held out, and tell
             how far the model's outputs moved.
-        evaluate: `model -> accuracy` in [0, 1], on other data, or such data with labels.
-        target: how much accuracy may be lost.
+        evaluate: `model -> accuracy` in [0, 1], or a mapping of names to numbers, on other data;
+            or such data with labels.
+        target: how much accuracy may be lost, or the worst any metric may come to, as in `prune`.
         graph: a batch of inputs, with which what the network computes is written down too, as an
             ONNX graph: so that `flexrel_edge.session` and `unpack` to `.onnx` need nothing else.
         metadata: texts to keep with the tensors, such as labels, pre-processing and licence.
@@ -99,10 +103,9 @@ def pack(
             module.
         BudgetError: more accuracy is lost than the target allows; nothing was written.
     """
-    target, evaluate = None if target is None else target_of(target), evaluate_of(evaluate)
-    if target is not None and evaluate is None:
-        raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
-    if target is None and values == "auto":
+    targets, evaluate = targets_of(target), evaluate_of(evaluate)
+    check_evaluated(targets, evaluate)
+    if not targets and values == "auto":
         raise UsageError("values 'auto' needs target=, such as AccuracyDrop(0.01)")
     check_values(values, ("auto", *VALUES))
     check_alone(Path(path))
@@ -111,30 +114,39 @@ def pack(
     given = uncut(model, collect(calibration))
     batches = given.batches
     fitted, judged = fitted_and_judged(batches, model) if batches else ((), ())
-    before = checked(evaluate, model) if evaluate else None
-    floor = -math.inf
-    if target is not None and before is not None:
-        evaluation_data(evaluate, model, target)
-        floor = floor_of(before, target)
+    dense = evaluation_data(evaluate, model, targets)
+    failed: list[FlexrelError] = []
     for precision in FINEST_FIRST[::-1] if values == "auto" else (values,):
         try:
             rounded = _rounded(model, precision, fitted)
-        except PrecisionError:
+        except PrecisionError as error:
             if values != "auto":
                 raise
+            failed.append(error)
             continue
-        accuracy = checked(evaluate, rounded) if evaluate else None
-        if accuracy is None or accuracy >= floor - TOLERANCE:
+        metrics = Evaluation(evaluate, unnamed(targets))(rounded) if evaluate else {}
+        goal = missed(dense.goals, metrics)
+        if goal is None:
             break
+        advice, at_least = "Finer values, or 'auto', keep more.", not goal.lower_is_better
+        closest = metrics[goal.metric]
+        failed.append(BudgetError(goal.metric, goal.limit, closest, advice, at_least))
     else:
-        advice = "Finer values, or 'auto', keep more."
-        raise BudgetError("accuracy", floor, accuracy or 0.0, advice, at_least=True)
+        raise failed[-1]
     data = encode(rounded, precision, graph, metadata, codec)
     replace_file(Path(path), data)
     divergence = Divergence(model, judged)(rounded) if judged else None
     left = [] if graph is None else cache_note(f"the ONNX graph in {path}", model)
-    warnings = (*plain.warnings, *given.warnings, *left)
-    return PackReport(len(data), precision, accuracy, before, divergence, warnings)
+    return PackReport(
+        bytes=len(data),
+        values=precision,
+        accuracy=metrics.get(ACCURACY),
+        accuracy_before=dense.metrics.get(ACCURACY),
+        divergence=divergence,
+        warnings=(*plain.warnings, *given.warnings, *left),
+        metrics=metrics,
+        metrics_before=dense.metrics,
+    )
 
 
 def _rounded(model: nn.Module, values: Values, fitted: Sequence[RawBatch]) -> nn.Module:

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from flexrel.core.batches import RawBatches
-from flexrel.core.budgets import AccuracyDrop
 from flexrel.core.caches import cache_again_, uncached
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
@@ -17,6 +16,7 @@ from flexrel.core.network import plain_network
 from flexrel.core.precision import RequestedPrecision
 from flexrel.core.progress import shown
 from flexrel.core.resources import Budget
+from flexrel.core.targets import Target
 from flexrel.criteria import Criterion
 from flexrel.errors import BudgetError
 from flexrel.pruning.binding import BoundRequest, bound
@@ -27,7 +27,8 @@ from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluation import EvaluationData, evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.in_time import kept_in_time
-from flexrel.pruning.request import Limits, PruneOptions, Request, limits_of, requested
+from flexrel.pruning.limits import Limits, limits_of
+from flexrel.pruning.request import PruneOptions, Request, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
@@ -44,7 +45,7 @@ def prune(
     *,
     calibration: RawBatches,
     evaluate: Evaluate | RawBatches | None = None,
-    target: AccuracyDrop | str | None = None,
+    target: Target | str | Sequence[Target | str] | None = None,
     budgets: Sequence[Budget | str] | Budget | str = (),
     criterion: Criterion | str | Sequence[Criterion | str] | None = None,
     granularity: str = "channel",
@@ -69,10 +70,16 @@ def prune(
             samples, or on lists of edges, has whole batches held out, and its multiply-adds are
             those of one call.
         evaluate: `model -> accuracy` in [0, 1], on other data, or such data with labels, on which
-            `Accuracy` is measured; only a target needs it. Samples that are too few for it, or of
-            one class, are among the result's warnings.
+            `Accuracy` is measured; only a target needs it. A function may tell more, or something
+            else: a mapping of names to numbers. Samples that are too few for the target, or of one
+            class, are among the result's warnings. Of the samples of an `Accuracy` half are set
+            aside where there is a target that they can tell: nothing is chosen on them, and
+            `Result.promise` is what they say of the network returned. It is called twice on the
+            dense network: one that is random is told or refused.
         target: how much accuracy may be lost, as `AccuracyDrop(0.01)`, "accuracy-drop=1%" or "1%";
-            with it, as much as possible is removed.
+            or the worst that any metric may come to, as `Ceiling("loss", 0.35)` or "loss<=0.35";
+            one or several (`flexrel.core.targets.targets_of` has all texts). With it, as much as
+            possible is removed.
         budgets: what the network may cost at most, one or several, as `MACs(0.5)` or "macs=50%";
             with them alone, as little as possible goes.
         criterion: what scores units, or its name, such as "magnitude" or "flexrel:0.5". Of several,
@@ -102,7 +109,8 @@ def prune(
 
     Raises:
         UsageError: the request, the data or the evaluation is wrong: with a target also if the
-            network's accuracy is no better than chance, or may drop to nothing.
+            network does not meet it as it came, or its accuracy is no better than chance, or may
+            drop to nothing.
         BudgetError: the target or a budget can't be met; says the closest that can.
         ModelError: the network can't be analysed, as one of TorchScript, already quantised or with
             weights that are NaN can't; or its cut does not verify.
@@ -129,16 +137,20 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
     plain = plain_network(model)
     model = uncached(plain.network)
     data = calibration_data(model, calibration, fits=request.fits)
-    evaluation = evaluation_data(request.evaluate, model, request.target)
+    evaluation = _evaluated(model, request, whole=data.first.whole)
     divergence = divergence_of(model, data, request)
     sources = Sources(model, data, request)
     request.progress("tracing the network", 0, None)
     source = sources.first()
+    if source.samples is not None:  # only batches of one size
+        evaluation = _evaluated(model, request, whole=True)
     relevances = measured_relevance(model, request, source.data)
     try:
         solved = _solved(source, sources, relevances, divergence, evaluation)
     except BudgetError as error:
         source = sources.instead(source, error)
+        if source.samples is not None:
+            evaluation = _evaluated(model, request, whole=True)
         solved = _solved(source, sources, relevances, divergence, evaluation)
     solution, timing, request = solved.solution, solved.timing, solved.bound.request
     source.verify(solution.plan)
@@ -163,6 +175,7 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
         amounts={**limits.counted(evaluator.dense, final), **(timing.amounts if timing else {})},
         timing=timing,
         samples=evaluation.samples,
+        promise=evaluation.promise(network.rounded),
         stats=first_stats(relevances),
         samples_a_call=source.samples,
         calibration_samples=source.data.samples,
@@ -194,6 +207,14 @@ class _Solved:
     notes: tuple[str, ...]
 
 
+def _evaluated(model: nn.Module, request: Request, *, whole: bool) -> EvaluationData:
+    """Return how the dense network does, some samples set aside; raises as `evaluation_data`."""
+    assured = request.options.assured
+    return evaluation_data(
+        request.evaluate, model, request.targets, set_aside=True, assured=assured, whole=whole
+    )
+
+
 def _solved(
     source: PruneTarget,
     sources: Sources,
@@ -207,12 +228,13 @@ def _solved(
         BudgetError: nothing does.
     """
     whole = bound(sources.request, source)
-    signals = measured_signals(source, whole.request, relevances)
+    request = replace(whole.request, evaluate=evaluation.evaluate)
+    signals = measured_signals(source, request, relevances)
     if source.data is not sources.data:  # a program may not take all of them
         divergence = divergence_of(sources.model, source.data, whole.request)
     evaluator = evaluator_of(signals, divergence)
-    dense = evaluator.measure("dense", evaluator.dense, evaluation.accuracy)
-    limits = limits_of(whole.request, evaluator.dense, dense.accuracy)
+    dense = evaluator.measure("dense", evaluator.dense, evaluation.metrics)
+    limits = limits_of(request, evaluator.dense, evaluation.goals)
     solution = best_solution(evaluator, signals, limits)
     if whole.clock is None:
         return _Solved(whole, dense, solution, limits, None, signals.untried)
@@ -220,11 +242,11 @@ def _solved(
     def again(clock: Clock) -> Solution:
         told = whole.told_by(clock).request
         alone = replace(signals, request=told, criteria=(solution.criterion,))
-        return best_solution(evaluator, alone, limits_of(told, evaluator.dense, dense.accuracy))
+        return best_solution(evaluator, alone, limits_of(told, evaluator.dense, evaluation.goals))
 
     clock, kept, timing = kept_in_time(whole.clock, solution, again)
     whole = whole.told_by(clock)
-    limits = limits_of(whole.request, evaluator.dense, dense.accuracy)
+    limits = limits_of(whole.request, evaluator.dense, evaluation.goals)
     return _Solved(whole, dense, kept, limits, timing, signals.untried)
 
 

@@ -6,20 +6,20 @@ from itertools import chain
 from typing import Literal
 
 from flexrel.core.batches import RawBatches
-from flexrel.core.budgets import PARAMETERS_LEFT, AccuracyDrop, budget_of, target_of
-from flexrel.core.evaluate import Evaluate, evaluate_of
+from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Parameters, budget_of
+from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation, evaluate_of
 from flexrel.core.granularity import Pattern
 from flexrel.core.latency import Latency
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.outputs import RequestedOutputs, check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
 from flexrel.core.progress import RequestedProgress, check_progress
-from flexrel.core.resources import Budget, Candidate, Resource
+from flexrel.core.resources import Budget, Resource
+from flexrel.core.targets import Target, targets_of, unnamed
 from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, History, Magnitude
 from flexrel.errors import UsageError
 from flexrel.io import check_runtime
 from flexrel.pruning.arguments import criteria_of, recoveries
-from flexrel.pruning.evaluation import floor_of
 from flexrel.relevance import Attribution, RelevanceStats
 from flexrel.repair import ClosedForm, FineTune, Recovery
 
@@ -27,8 +27,10 @@ Form = Literal["auto", "module", "exported"]
 Effort = Literal["fast", "default", "thorough"]
 EFFORTS: tuple[Effort, ...] = ("fast", "default", "thorough")
 FORMS: tuple[Form, ...] = ("auto", "module", "exported")
+_LEAST: Mapping[str, Resource] = {
+    b.resource.name.lower(): b.resource for b in (Bytes, MACs, Parameters)
+}
 _THOROUGH = 30_000  # rows of each layer that are fitted
-_REPORTED = ("accuracy", "sparsity", "parameters", "macs", "bytes")  # whether asked for or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,17 @@ class PruneOptions:
             where the module can't be cut, or not enough for the budgets, and the program can.
         effort: "fast" tries one criterion where none is named, the one that was best most often;
             "default" compares several by networks repaired with few samples, and repairs the best
-            one or two with all; "thorough" repairs each with all, to more rows.
+            one or two with all, or with a target those that may come out smaller; "thorough"
+            repairs each with all, to more rows.
         outputs: what the network's outputs are, which says how far two networks are apart:
             "classes", scores `[samples, classes]`; "logits", each a yes or no of its own; "values";
             or a function (dense network's result, another's) -> their mean distance, of a batch.
             "auto" goes by the labels of calibration or evaluation; without labels by a distance
             that sees scale and shift, as of "values". `FineTune` follows it.
+        minimise: what is to be least where there is a target: "bytes" of the packed file, "macs",
+            "parameters", or any `flexrel.Resource`.
+        assured: with a target on accuracy, keep so far within it on the samples searched with that
+            those set aside can mostly confirm it: less goes, and `Result.promise` is mostly kept.
         stats: relevance of this very network, measured before: taken wherever a criterion needs
             relevance, and none is measured.
         history: averages over training (`flexrel.training.Tracker`), which stand for the weights
@@ -67,6 +74,8 @@ class PruneOptions:
     form: Form = "auto"
     effort: Effort = "default"
     outputs: RequestedOutputs = "auto"
+    minimise: str | Resource = "bytes"
+    assured: bool = False
     stats: RelevanceStats | None = None
     history: History | None = None
     progress: RequestedProgress = None
@@ -83,7 +92,7 @@ class Request:
     """All that was asked, checked and read: what the arguments of `prune` say of each field."""
 
     evaluate: Evaluate | None
-    target: AccuracyDrop | None
+    targets: tuple[Target, ...]
     budgets: tuple[Budget, ...]
     criteria: tuple[Criterion, ...]  # one is chosen, if several
     quick: bool  # whether the first of these that can score something is taken
@@ -110,7 +119,7 @@ class Request:
             saliency if SALIENCY in needs else (),
             ("measuring dense",),
             ("choosing a criterion",) if len(self.criteria) > 1 else (),
-            () if self.target is None else ("searching",),
+            ("searching",) if self.targets else (),
             () if self.training is None else ("fine-tuning",),
             ("finishing",),
         )
@@ -123,14 +132,27 @@ class Request:
 
     @property
     def short(self) -> Resource:
-        """What units are weighed by: the first budget's resource if it says what a unit takes.
+        """What units are weighed by: what is to be least, or the first budget's resource.
 
-        Else parameters, which bytes go with; and for zeros, which save no multiply-adds.
+        Of these the first that says what a unit takes. Else parameters, which bytes go with; and
+        for zeros, which save no multiply-adds.
         """
-        first = self.budgets[0].resource if self.budgets else PARAMETERS_LEFT
+        asked = [self.minimised] if self.targets else []
+        asked += [budget.resource for budget in self.budgets[:1]]
         zeros = Pattern.of(self.granularity).zeros
-        weighs = first.steady and first.unit_costs is not None
-        return first if weighs and not zeros else PARAMETERS_LEFT
+        weigh = (one for one in asked if one.steady and one.unit_costs is not None and not zeros)
+        return next(weigh, PARAMETERS_LEFT)
+
+    @property
+    def minimised(self) -> Resource:
+        """What is to be least where there is a target."""
+        asked = self.options.minimise
+        return asked if isinstance(asked, Resource) else _LEAST[asked]
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """What says how a network does."""
+        return self.evaluate and Evaluation(self.evaluate, unnamed(self.targets))
 
     def told(self) -> "Request":
         """Return what a result tells of it: without what measures, trains and listens."""
@@ -141,7 +163,7 @@ class Request:
 def requested(
     *,
     evaluate: Evaluate | RawBatches | None,
-    target: AccuracyDrop | str | None,
+    target: Target | str | Sequence[Target | str] | None,
     budgets: Sequence[Budget | str] | Budget | str,
     criterion: Criterion | str | Sequence[Criterion | str] | None,
     granularity: str,
@@ -166,7 +188,7 @@ def requested(
         raise UsageError(f"options is a {type(options).__name__}; pass a flexrel.PruneOptions(...)")
     read = tuple(map(budget_of, budgets))
     _check_alike(read)
-    goal = None if target is None else target_of(target)
+    targets = targets_of(target)
     check_values(values, ("auto", *VALUES))
     check_outputs(options.outputs)
     check_progress(options.progress)
@@ -176,10 +198,10 @@ def requested(
     if options.form == "exported" and granularity == "depth":
         raise UsageError("a program has no blocks to remove; use form 'module' for depth")
     pattern = Pattern.of(granularity)
-    if goal is None and not read and pattern.unit != "n:m":
+    _check_minimised(options.minimise)
+    if not targets and not read and pattern.unit != "n:m":
         raise UsageError("nothing to prune to; pass target=AccuracyDrop(0.01) or budgets=[...]")
-    if goal is not None and evaluate is None:
-        raise UsageError("a target on accuracy needs evaluate=, a function model -> [0, 1]")
+    check_evaluated(targets, evaluate)
     _check_width(options.multiple_of, granularity, pattern)
     criteria = criteria_of(criterion, granularity, recover)
     repair, training = recoveries(recover, seed)
@@ -192,7 +214,7 @@ def requested(
         training = replace(training, outputs=options.outputs)
     return Request(
         evaluate=evaluate,
-        target=goal,
+        targets=targets,
         budgets=read,
         criteria=criteria,
         quick=quick,
@@ -205,6 +227,21 @@ def requested(
         seed=seed,
         options=options,
     )
+
+
+def check_evaluated(targets: Sequence[Target], evaluate: Evaluate | None) -> None:
+    """Raise a UsageError if there are targets and nothing that tells what they are on."""
+    if targets and evaluate is None:
+        metric = targets[0].metric
+        returns = "[0, 1]" if metric == ACCURACY else f'{{"{metric}": number}}'
+        raise UsageError(f"a target on {metric} needs evaluate=, a function model -> {returns}")
+
+
+def _check_minimised(given: object) -> None:
+    if not isinstance(given, Resource):
+        _check_known("minimise", str(given), _LEAST)
+    elif given.at_least:
+        raise UsageError(f"minimise is {given.name!r}, of which a network needs so much at least")
 
 
 def _check_width(width: int, granularity: str, pattern: Pattern) -> None:
@@ -239,50 +276,3 @@ def _check_alike(budgets: Sequence[Budget]) -> None:
 def _check_known(name: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise UsageError(f"{name} {value!r} is not known; there are: {', '.join(known)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a network must keep to.
-
-    Attributes:
-        floor: the least accuracy allowed; None: any.
-        amounts: each budget's resource, with its limit in the resource's unit.
-    """
-
-    floor: float | None
-    amounts: tuple[tuple[Resource, float], ...]
-
-    @property
-    def measured(self) -> tuple[tuple[Resource, float], ...]:
-        """Those that only the network itself tells, such as the bytes of its file."""
-        return tuple(pair for pair in self.amounts if not pair[0].steady)
-
-    def counted(self, dense: Candidate, achieved: Candidate) -> Mapping[str, tuple[float, float]]:
-        """Return how much of each limited resource two networks take, by its name."""
-        return {r.key: (r.count(dense), r.count(achieved)) for r, _ in self.amounts}
-
-    def as_json(self) -> Mapping[str, float | None]:
-        """Return every limit by its resource, None where nothing was asked for."""
-        found: dict[str, float | None] = dict.fromkeys(_REPORTED)
-        found["accuracy"] = self.floor
-        for resource, limit in self.amounts:
-            name = resource.key
-            tightest = max if resource.at_least else min
-            known = found.get(name)
-            found[name] = limit if known is None else tightest(known, limit)
-        return found
-
-
-def limits_of(request: Request, dense: Candidate, accuracy: float | None) -> Limits:
-    """Return the limits that a request comes to for a dense network of this accuracy.
-
-    Raises:
-        UsageError: the target allows any accuracy.
-    """
-    floor = None
-    if request.target is not None and accuracy is not None:
-        floor = floor_of(accuracy, request.target)
-    return Limits(
-        floor, tuple((b.resource, b.limit(b.resource.count(dense))) for b in request.budgets)
-    )

@@ -14,14 +14,17 @@ from torch import nn
 from flexrel.core.batches import Batch
 from flexrel.core.budgets import Bytes
 from flexrel.core.caches import cache_note
-from flexrel.core.evaluate import standard_error
+from flexrel.core.evaluate import Metrics, standard_error
 from flexrel.core.latency import Timing
 from flexrel.core.measurement import Measurement, RecoveryStep
 from flexrel.core.plan import Plan, changes
 from flexrel.core.precision import Values
+from flexrel.core.targets import Goal
 from flexrel.criteria import Criterion, FlexRel
 from flexrel.io import EXPORTS, check_exports, encode, export_notes, exported, graph_notes, render
-from flexrel.pruning.request import Limits, Request
+from flexrel.pruning.limits import Limits
+from flexrel.pruning.promise import Promise
+from flexrel.pruning.request import Request
 from flexrel.relevance import RelevanceStats
 from flexrel_edge.files import replace_files
 from flexrel_edge.format import describe
@@ -46,6 +49,8 @@ class Result:
         amounts: how much of each limited resource the dense network takes, and the pruned one.
         timing: how long a call takes, measured in a process of its own, if that was limited.
         samples: how many samples accuracy was measured on, if `evaluate` tells.
+        promise: how much accuracy is lost at most, by samples that nothing was chosen on; None if
+            `evaluate` does not tell samples apart.
         stats: the relevance that was measured, the first if by several attributions.
         values: precision of the packed file.
         samples_a_call: how many samples an exported program takes in one call; None: any number,
@@ -70,6 +75,7 @@ class Result:
     limits: Limits
     amounts: Mapping[str, tuple[float, float]]
     samples: int | None
+    promise: Promise | None
     stats: RelevanceStats | None
     values: Values
     samples_a_call: int | None
@@ -95,6 +101,7 @@ class Result:
             "chosen_from": [criterion.name for criterion in request.criteria],
             "keep": list(request.keep),
             "multiple_of": options.multiple_of,
+            "minimise": request.minimised.name if request.targets else None,
             "outputs": self.outputs,
             "rule": self.stats.rule if self.stats else None,
             "output": self.stats.output if self.stats else None,
@@ -141,6 +148,8 @@ class Result:
                 "accuracy_dense": dense.accuracy,
                 "accuracy_standard_error": self.standard_error,
                 "samples": self.samples,
+                "metrics": _numbers(achieved.metrics),
+                "metrics_dense": _numbers(dense.metrics),
                 "sparsity": achieved.removed,
                 "weights_removed": achieved.weights_removed,
                 "weights_removed_dense": dense.weights_removed,
@@ -154,6 +163,8 @@ class Result:
                 "latency_ms": self.timing and self.timing.milliseconds,  # None: not measured
                 "latency_dense_ms": self.timing and self.timing.dense,
             },
+            "targets": [self._met(goal) for goal in self.limits.goals],
+            "promise": self.promise and self.promise.as_json(),
             "timing": self.timing and asdict(self.timing),
             "criterion": self.criterion.name,
             "delta": self.delta,
@@ -176,6 +187,16 @@ class Result:
             "rivals": [_measurement(m) for m in self.rivals],
             "curves": [_measurement(m) for m in self.curves],
             "versions": self.versions,
+        }
+
+    def _met(self, goal: Goal) -> dict[str, Any]:
+        """Return a target, and how the dense network and the pruned one do."""
+        return {
+            "metric": goal.metric,
+            "lower_is_better": goal.lower_is_better,
+            "limit": goal.limit,
+            "dense": _finite(self.dense.metrics[goal.metric]),
+            "achieved": _finite(self.achieved.metrics[goal.metric]),
         }
 
     @property
@@ -260,6 +281,10 @@ def _measurement(m: Measurement) -> dict[str, Any]:
         "macs": m.macs,
         "bytes": m.bytes,
     }
+
+
+def _numbers(metrics: Metrics) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in metrics.items()}
 
 
 def _finite(value: float | None) -> float | None:

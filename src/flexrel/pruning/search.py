@@ -9,19 +9,22 @@ from collections.abc import Callable
 from functools import cache
 from operator import itemgetter
 
+from flexrel.core.evaluate import Metrics
 from flexrel.core.plan import Plan
-from flexrel.core.resources import TOLERANCE, Candidate, Resource
+from flexrel.core.resources import Candidate, Resource
+from flexrel.core.targets import missed
 from flexrel.criteria import Criterion, Ranking, UnitRanking
 from flexrel.errors import BudgetError
 from flexrel.pruning.bisection import least_removal, most_removal
 from flexrel.pruning.evaluator import Evaluator
-from flexrel.pruning.request import Limits
+from flexrel.pruning.limits import Limits
 from flexrel.pruning.warnings import left_alone
 
 _FILLS = 100  # units tried that may stay within the limits after all
 _ROOM = 0.01  # of a limit left over: not worth filling
 _AIMS = 5  # tries to bring a repaired network within a limit that is measured on it
 _STEPS = 1000  # of the units, where a measured resource rose as units went
+_LEAST_REPAIRED = 0.9  # of the bytes before repair: what a repaired network takes at the least
 _RESOLUTION = 128  # a target is searched to within 1/128 of the units
 
 
@@ -58,51 +61,93 @@ class BudgetSearch:
             self._ranked = criterion, self._rank(criterion)
         return self._ranked[1]
 
-    def plan(self, criterion: Criterion, near: Plan | None = None) -> Plan:
+    def plan(self, criterion: Criterion) -> Plan:
         """Return the criterion's plan: to the budgets, or beyond as far as the target allows.
-
-        Args:
-            criterion: orders the units.
-            near: a plan whose cost is likely to be about that of the one to be found.
 
         Raises:
             BudgetError: the limits can't be kept; says the closest that can.
         """
         least = self.least(criterion)
-        floor = self.limits.floor
-        if floor is None:
+        if not self.limits.goals:
             return self.filled(criterion, least)
-        ranking, evaluator = self.ranking(criterion), self.evaluator
-        accuracies: dict[int, float] = {}
-        told = f"searching with {criterion.name}"
-        tried = itertools.count(1)
-        evaluator.builder.progress(told, 0, None)
+        begin = self._sketched(criterion, least) if self.evaluator.builder.sketches else None
+        count = self._most(criterion, least, begin, lambda _: True)
+        return self.ranking(criterion).plan(least if count is None else count)
 
-        def sketched(count: int) -> bool:
-            evaluator.builder.progress(told, next(tried), None)
-            return evaluator.sketched_accuracy(ranking.plan(count)) >= floor - TOLERANCE
+    def plan_below(self, criterion: Criterion, amount: float, like: Plan) -> Plan | None:
+        """Return the plan of `plan` for a target; or one removing less, or None, if that is larger.
+
+        The search ends where all that it may still come to takes more than `amount`, which saves
+        most of the networks of a criterion that is not the best.
+
+        Args:
+            criterion: whose plan it is.
+            amount: of what is to be least.
+            like: a plan whose cost is likely to be about that of the one to be found.
+
+        Raises:
+            BudgetError: the limits can't be kept.
+        """
+        ranking, resource = self.ranking(criterion), self.limits.minimised
+        share = 1.0 if resource.steady else _LEAST_REPAIRED
+
+        def worth(count: int) -> bool:
+            return share * resource.count(self._candidate(ranking, count, rough=True)) <= amount
+
+        begin = None
+        if self.evaluator.builder.sketches:
+            limit = self._short.count(self.evaluator.candidate(like))
+            begin = self._bisected(ranking, self._short, limit)
+        count = self._most(criterion, self.least(criterion), begin, worth)
+        return None if count is None else ranking.plan(count)
+
+    def least_of(self, plan: Plan) -> tuple[float, int]:
+        """Return how much of what is to be least a plan's network takes, and its bytes."""
+        candidate = self.evaluator.candidate(plan)
+        return self.limits.minimised.count(candidate), len(candidate.packed)
+
+    def _sketched(self, criterion: Criterion, least: int) -> int | None:
+        """Return about how many units can go within the goals, told by sketches."""
+        ranking, evaluator = self.ranking(criterion), self.evaluator
+        tried = itertools.count(1)
+
+        def good(count: int) -> bool:
+            metrics = evaluator.sketched_metrics(ranking.plan(count))
+            evaluator.builder.progress(f"searching with {criterion.name}", next(tried), None)
+            return missed(self.limits.goals, metrics) is None
+
+        return most_removal(good, least, ranking.removable, 4 * self._resolution(ranking))
+
+    def _most(
+        self, criterion: Criterion, least: int, begin: int | None, worth: Callable[[int], bool]
+    ) -> int | None:
+        """Return the most units found that can go within the limits; None if it is not worth it."""
+        ranking, evaluator, goals = self.ranking(criterion), self.evaluator, self.limits.goals
+        told = f"searching with {criterion.name}"
+        found: dict[int, Metrics] = {}
+        evaluator.builder.progress(told, 0, None)
 
         def good(count: int) -> bool:
             candidate = self._candidate(ranking, count)
-            accuracies[count] = evaluator.accuracy(candidate.network)
-            evaluator.builder.progress(told, next(tried), None)
-            if accuracies[count] < floor - TOLERANCE or self._exceeded(candidate) is not None:
+            found[count] = evaluator.metrics(candidate.network)
+            evaluator.builder.progress(told, len(found), None)
+            if missed(goals, found[count]) is not None or self._exceeded(candidate) is not None:
                 return False
             evaluator.hold(candidate.plan)
             return True
 
-        resolution = max(ranking.removable // _RESOLUTION, 1)
-        begin = None
-        if near is not None:
-            limit = self._short.count(evaluator.candidate(near))
-            begin = self._bisected(ranking, self._short, limit)
-        elif evaluator.builder.sketches:
-            begin = most_removal(sketched, least, ranking.removable, 4 * resolution)
-        count = most_removal(good, least, ranking.removable, resolution, begin)
-        if count is None:
+        most, resolution = ranking.removable, self._resolution(ranking)
+        count = most_removal(good, least, most, resolution, begin, worth)
+        if count is None and least in found:
             advice = "That is what the budgets leave; raise them or allow a larger drop."
-            raise BudgetError("accuracy", floor, accuracies[least], advice, at_least=True)
-        return ranking.plan(count)
+            goal = missed(goals, found[least]) or goals[0]
+            closest, at_least = found[least][goal.metric], not goal.lower_is_better
+            raise BudgetError(goal.metric, goal.limit, closest, advice, at_least)
+        return count
+
+    @staticmethod
+    def _resolution(ranking: Ranking) -> int:
+        return max(ranking.removable // _RESOLUTION, 1)
 
     def least(self, criterion: Criterion) -> int:
         """Return the least number of units to remove so that every budget is met.
@@ -115,7 +160,7 @@ class BudgetSearch:
         ranking = self.ranking(criterion)
         counts = [self._least_for(ranking, *pair) for pair in self.limits.amounts]
         count = max(counts, default=0)
-        if self.limits.floor is None and self.evaluator.graph.pattern.unit == "n:m":
+        if not self.limits.goals and self.evaluator.graph.pattern.unit == "n:m":
             count = ranking.removable
         while self.limits.measured:  # it may rise a little as units go
             candidate = self._candidate(ranking, count)

@@ -203,7 +203,7 @@ def _values(value: object, fixed: Tensor | None, each: int, where: str) -> Tenso
     """Return `[units, each, groups]`: what is read of the units that never change, else 0."""
     try:
         found = np.array(value, np.float64)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"the values of {where} are no table of numbers") from error
     count = 0 if fixed is None else int(fixed.sum())
     if fixed is None or found.ndim != 3 or found.shape[:2] != (count, each) or not found.size:  # noqa: PLR2004

@@ -1,0 +1,176 @@
+"""What budgets can be met at all: counted in seconds, before anything is repaired or trained."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from flexrel.core.batches import RawBatches
+from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Sparsity
+from flexrel.core.caches import uncached
+from flexrel.core.distance import Divergence
+from flexrel.core.network import plain_network
+from flexrel.core.precision import RequestedPrecision
+from flexrel.core.resources import Budget, Resource
+from flexrel.criteria import Magnitude
+from flexrel.errors import BudgetError
+from flexrel.pruning.binding import bound
+from flexrel.pruning.data import calibration_data
+from flexrel.pruning.evaluator import evaluator_of
+from flexrel.pruning.limits import Limits
+from flexrel.pruning.request import PruneOptions, Request, requested
+from flexrel.pruning.search import BudgetSearch
+from flexrel.pruning.signals import measured_signals
+from flexrel.pruning.sources import PruneTarget, Sources
+
+_ALWAYS: Final = (PARAMETERS_LEFT, MACs.resource, Bytes.resource)  # told whether asked for or not
+_CRITERION: Final = Magnitude()  # needs nothing measured; what can be had hardly depends on it
+_DEFAULTS: Final = PruneOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Possibility:
+    """How much of a resource a network takes, and how little it can.
+
+    Attributes:
+        resource: its name.
+        dense: how much the network takes as it came.
+        closest: how little it can be brought to; of what is needed at least, how much.
+        limit: of the budget; None: there is none on it.
+        at_least: whether the budget asks for so much at least.
+        removed: which share of the units has to go for it; None: it can't be met, or is not asked.
+        refused: why it can't be met; "" where it can.
+    """
+
+    resource: str
+    dense: float
+    closest: float
+    limit: float | None = None
+    at_least: bool = False
+    removed: float | None = None
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Feasibility:
+    """Which budgets can be met, the least of each resource that can be had, and which binds.
+
+    Attributes:
+        amounts: one for each budget, and for what else is counted.
+        form: "module" or "exported": what had to be cut.
+    """
+
+    amounts: tuple[Possibility, ...]
+    form: str
+
+    @property
+    def possible(self) -> bool:
+        """Whether all budgets can be met."""
+        return not any(one.refused for one in self.amounts)
+
+    @property
+    def binds(self) -> str | None:
+        """The resource for whose budget most has to go; None if nothing has to."""
+        asked = [one for one in self.amounts if one.removed]
+        return max(asked, key=lambda one: one.removed or 0.0).resource if asked else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as one JSON object."""
+        amounts = [asdict(one) for one in self.amounts]
+        return {
+            "possible": self.possible,
+            "binds": self.binds,
+            "form": self.form,
+            "amounts": amounts,
+        }
+
+
+@torch.inference_mode(mode=False)
+def dry_run(
+    model: nn.Module,
+    *,
+    calibration: RawBatches,
+    budgets: Sequence[Budget | str] | Budget | str = (),
+    granularity: str = "channel",
+    values: RequestedPrecision = "float32",
+    keep: Sequence[str] = (),
+    options: PruneOptions = _DEFAULTS,
+) -> Feasibility:
+    """Return which budgets `prune` could meet, and how little of each resource can be had.
+
+    Nothing is repaired, trained or evaluated. So a budget on bytes is told of the network as it is
+    cut: a repair changes its file by a little.
+
+    Args:
+        model: as in `prune`, and never changed; the others likewise.
+        calibration: of which the first batch is enough.
+        budgets: none tells what can be had.
+        granularity: of what would go.
+        values: precision of the packed file; "auto" is counted at float32.
+        keep: names of layers to leave alone.
+        options: the rarer ones.
+
+    Raises:
+        UsageError: the request or the data are wrong.
+        ModelError: the network can't be analysed.
+    """
+    request = requested(
+        evaluate=None,
+        target=None,
+        budgets=budgets or (Sparsity(0),),  # nothing has to go
+        criterion=_CRITERION,
+        granularity=granularity,
+        recover="none",
+        values=values,
+        keep=keep,
+        seed=0,
+        options=options,
+    )
+    if not budgets:
+        request = replace(request, budgets=())
+    network = uncached(plain_network(model).network)
+    data = calibration_data(network, calibration, fits=False)
+    sources = Sources(network, data, request)
+    source = sources.first()
+    found, error = _counted(source, request)
+    if error is not None:
+        try:
+            found, _ = _counted(sources.instead(source, error), request)
+        except BudgetError:  # no more can be cut of its program
+            return found
+    return found
+
+
+def _counted(source: PruneTarget, request: Request) -> tuple[Feasibility, BudgetError | None]:
+    """Return what is possible, and the last budget's error that is not."""
+    request = bound(request, source).request
+    signals = measured_signals(source, request, {})
+    divergence = Divergence(source.network, source.examples[:1])
+    evaluator = evaluator_of(signals, divergence)
+    dense = evaluator.dense
+    asked = [(b.resource, b.limit(b.resource.count(dense))) for b in request.budgets]
+    names = [resource.name for resource, _ in asked]
+    others = [(resource, None) for resource in _ALWAYS if resource.name not in names]
+    ranking = BudgetSearch(evaluator, signals.rank, _limits(), request.short).ranking(_CRITERION)
+    most = evaluator.candidate(ranking.plan(ranking.removable))
+    failed: BudgetError | None = None
+    found: list[Possibility] = []
+    for resource, limit in (*asked, *others):
+        one = Possibility(resource.name, resource.count(dense), resource.count(most), limit)
+        one = replace(one, at_least=resource.at_least)
+        if limit is not None:
+            alone = _limits((resource, limit))
+            search = BudgetSearch(evaluator, signals.rank, alone, request.short)
+            try:
+                count = search.least(_CRITERION)
+                one = replace(one, removed=ranking.plan(count).removed / evaluator.graph.units)
+            except BudgetError as error:
+                failed, one = error, replace(one, refused=str(error))
+        found.append(one)
+    return Feasibility(tuple(found), "module" if source.program is None else "exported"), failed
+
+
+def _limits(*amounts: tuple[Resource, float]) -> Limits:
+    return Limits((), amounts, Bytes.resource)
