@@ -286,10 +286,10 @@ def row(block, before):
 
 
 READ = (
-    "`python benchmarks/speed.py`. CPU time of one thread. P: forward and backward over the data "
-    "once; C: one factorisation and solve of every layer's Gram matrix. A goal of 1 or less is "
-    "met; evaluations of accuracy are the caller's and do not count. MiB: the most that the call "
-    "takes beside the network and the data. Accuracy on data that nothing was chosen on."
+    "Made by `python benchmarks/speed.py`. CPU time of one thread. P: forward and backward over "
+    "the data once; C: one factorisation and solve of every layer's Gram matrix. A goal of 1 or "
+    "less is met; evaluations of accuracy are the caller's and do not count. MiB: the most that "
+    "the call takes beside the network and the data. Accuracy on data that nothing was chosen on."
 )
 HEADER = ("network, samples", "P, s", "C, s", "before, s", "now, s", "of the goal", "MiB")
 HEADER += ("criterion", "divergence", "before, %", "dense → now, %")
