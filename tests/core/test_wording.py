@@ -34,7 +34,7 @@ def test_an_operation_has_its_everyday_name(name, said):
 
 
 def test_inner_names_in_messages_of_torch_are_replaced():
-    error = NotImplementedError(
+    error = RuntimeError(
         "Could not run 'aten::_cdist_forward.out' with: derivative for aten::vdot\nand more"
     )
 

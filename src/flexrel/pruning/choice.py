@@ -113,33 +113,37 @@ def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
     like = ranking.plan(ranking.removable // 2)
     first = _closest(search, criteria, partial(search.as_costly, like))
     best: Solution | None = None
-    least = (inf, inf)
+    least, hopeless = (inf, inf), inf
     failed: list[BudgetError] = []
     for criterion in sorted(criteria, key=lambda one: one is not first):
         try:
-            plan = search.plan(criterion) if best is None else _smaller(best, criterion, least[0])
+            if best is None:
+                plan: Plan | None = search.plan(criterion)
+            else:
+                plan = _smaller(best, criterion, least[0], hopeless)
         except BudgetError as error:
             failed.append(error)
             continue
         takes = least if plan is None else search.least_of(plan)
         if plan is not None and takes < least:
             best, least = Solution(search, criterion, plan), takes
+            if search.evaluator.builder.sketches:
+                hopeless = _HOPELESS * search.evaluator.sketched_divergence(plan)
     if best is None:
         raise failed[0]
     return best
 
 
-def _smaller(best: Solution, criterion: Criterion, amount: float) -> Plan | None:
+def _smaller(best: Solution, criterion: Criterion, amount: float, hopeless: float) -> Plan | None:
     """Return another criterion's plan for a target, which may be smaller than the best so far.
 
-    None where it can't be, or where sketches at the size of the best are so far from the dense
-    network's outputs that it is not tried.
+    None where it can't be, or is not tried: where its sketch at the size of the best is further
+    from the dense network's outputs than `hopeless`.
     """
     search, evaluator = best.search, best.evaluator
     if evaluator.builder.sketches:
         alike = search.as_costly(best.plan, criterion)
-        most = _HOPELESS * evaluator.sketched_divergence(best.plan)
-        if alike is not None and evaluator.sketched_divergence(alike) > most:
+        if alike is not None and evaluator.sketched_divergence(alike) > hopeless:
             return None
     return search.plan_below(criterion, amount, best.plan)
 
