@@ -12,6 +12,7 @@ import over_time
 import paper
 import peers
 import relevance
+import sketches
 import speed
 import updates
 import wire
@@ -28,6 +29,7 @@ PAGES = {  # how the page is made of its blocks
     "link": link.page,
     "over_time": over_time.page,
     "speed": speed.page,
+    "sketches": sketches.page,
 }
 
 
