@@ -12,6 +12,7 @@ import typer
 import flexrel
 from flexrel.cli import choices, main
 from flexrel.core.budgets import budget_of
+from flexrel.core.deadline import seconds_in
 from flexrel.core.granularity import Pattern
 from flexrel.core.outputs import OUTPUT_KINDS
 from flexrel.core.precision import VALUES
@@ -112,10 +113,12 @@ READERS = {
     "recover": lambda text: recoveries(text, 0),
     "budget": budget_of,
     "target": targets_of,
+    "time_limit": lambda text: seconds_in(text.replace("_", " ")),
 }
 TEXTS = {
     "granularity": "element channel head depth 2:4 block:4x4 0:4 x 2:4:8 block:4 block:0x2",
     "criterion": "auto magnitude relevance obs flexrel:0.5 flexrel:.5:product flexrel: best obs:1",
+    "time_limit": "90 1.5 90_s 2min 500_ms 0.5h 90s s 2_days -1_s min2 50% x",
     "recover": "none closed-form finetune:3 finetune finetune:-1 finetune:x magic",
     "budget": "macs=50% bytes=500kB bytes=1.5MiB parameters=120k sparsity=.8 macs=0.5 bytes=60% "
     "macs=1.5M bytes=5 flops=50% macs macs= macs=x bytes=5parsecs latency=5ms macs=50kB macs=101%",
@@ -139,7 +142,7 @@ def is_read(reader, text):
     ("option", "text"), [(option, text) for option in TEXTS for text in TEXTS[option].split()]
 )
 def test_what_can_be_written_is_what_the_library_reads(unchecked, option, text):
-    early = is_read(choices.check(option), text)
+    early = is_read(choices.check(option), text.replace("_", " "))
 
     assert early == is_read(READERS[option], text) or (early and "latency" in text)  # not counted
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import flexrel
 from flexrel import FineTune, ModelError, UsageError
-from flexrel.repair.finetune import optimizer_of
+from flexrel.repair.optimizer import optimizer_of
 from flexrel.structure import analyse, exported_program
 from networks import Call, batch, bits, random_, random_plan, same_bits
 from trainings import (
@@ -241,11 +241,15 @@ def test_batches_that_are_gone_after_one_use_are_refused_when_that_is_seen():
         run(1, data=once, validation=labelled(1))
 
 
-def test_progress_is_told_after_each_epoch():
+def test_progress_is_told_after_each_step_and_each_epoch():
     said = []
     dense = perceptron()
     network, plan = pruned(dense)
 
     FineTune(3)(network, dense, plan, labelled(3), lambda *told: said.append(told))
 
-    assert said == [("fine-tuning", done, 3) for done in (1, 2, 3)]
+    told = []
+    for epoch in (1, 2, 3):  # of the three batches one is held out
+        told += [(f"epoch {epoch} of 3", step, 2) for step in (1, 2)]
+        told.append(("fine-tuning", epoch, 3))
+    assert said == told

@@ -62,3 +62,6 @@ OutputOption = Annotated[
 ValuesOption = Annotated[
     str, typer.Option(help=f"in the file: {told('values')}", callback=check("values"))
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="replace the results that lie in --out")
+]

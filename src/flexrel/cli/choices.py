@@ -29,6 +29,7 @@ _TOLD: Final = {
     "granularity": "element, channel, head, depth, N:M with 0 < N < M, block:ROWSxCOLUMNS",
     "recover": "none, closed-form, or finetune:EPOCHS",
     "rule": f"{', '.join(_RULES)}; by layer: features.*=gamma,head*=epsilon",
+    "time_limit": '90, "90 s", "2 min" or "1 h"',
     "target": "accuracy-drop=1% or 0.01, accuracy>=90%, loss<=0.35, perplexity+5%, mAP-0.5",
 }
 _NUMBER: Final = r"[0-9]*\.?[0-9]+"
@@ -52,6 +53,7 @@ _PATTERNS: Final = {
     "recover": "none|closed-form|finetune:[0-9]+",
     "rule": rf"{'|'.join(_RULES)}|{_RULE}(,{_RULE})*",
     "target": rf"{_TARGET}(,{_TARGET})*",
+    "time_limit": rf"\s*{_NUMBER}\s*(us|ms|s|min|h)?\s*",
 }
 
 

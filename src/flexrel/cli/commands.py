@@ -1,6 +1,6 @@
 """One function a command: it reads its arguments, makes one library call and prints.
 
-Those that prune are in `pruning`, those on packed files in `packing`.
+The one that prunes is in `pruning`, those on packed files in `packing`.
 """
 
 import json
@@ -16,6 +16,7 @@ from flexrel.cli.arguments import (
     MeanOption,
     ModelArgument,
     OutputOption,
+    OverwriteOption,
     QuietOption,
     RuleOption,
     SeedOption,
@@ -23,8 +24,52 @@ from flexrel.cli.arguments import (
     StdOption,
     WeightsOption,
 )
+from flexrel.cli.paths import WRITTEN, check_folder
 
 data_app = typer.Typer()
+
+
+@data_app.command("demo")
+def demo_command(
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder for the results, else flexrel-demo, where those of an earlier demo are "
+            "replaced"
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """The whole story on handwritten digits, in under a minute: train, prune, pack, report."""
+    folder = Path("flexrel-demo") if out is None else out
+    check_folder(folder, overwrite=overwrite or out is None)
+    from rich.console import Console
+
+    from flexrel.cli import demo
+    from flexrel.cli.show import print_whole, table
+    from flexrel.io import percent
+
+    result = demo.run(seed, None if quiet else "auto")
+    result.save(folder)
+    for line in result.warnings:
+        typer.echo(f"warning: {line}", err=True)
+    if quiet:
+        return
+    console = Console()
+    console.print(
+        f"A network for handwritten digits, pruned to lose at most 1 point of accuracy on "
+        f"{result.samples} images that it was not trained on (one standard error: "
+        f"{percent(result.standard_error)}):"
+    )
+    print_whole(table(result))
+    console.print(f"Wrote {folder}/: {', '.join(WRITTEN)}")
+    console.print(
+        f"Next: open {folder}/report.html; flexrel inspect {folder}/model.flexrel; "
+        "flexrel prune --help for a network of your own.",
+        soft_wrap=True,
+    )
 
 
 @data_app.command("calibrate")

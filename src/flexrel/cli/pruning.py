@@ -1,4 +1,4 @@
-"""The commands that prune, as those in `commands`."""
+"""The command that prunes, as those in `commands`."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,7 @@ from flexrel.cli.arguments import (
     MeanOption,
     ModelArgument,
     OutputOption,
+    OverwriteOption,
     QuietOption,
     RuleOption,
     SeedOption,
@@ -28,54 +29,6 @@ if TYPE_CHECKING:
     from flexrel.pruning import Result
 
 prune_app = typer.Typer()
-
-
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="replace the results that lie in --out")
-]
-
-
-@prune_app.command("demo")
-def demo_command(
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder for the results, else flexrel-demo, where those of an earlier demo are "
-            "replaced"
-        ),
-    ] = None,
-    overwrite: OverwriteOption = False,
-    seed: SeedOption = 0,
-    quiet: QuietOption = False,
-) -> None:
-    """The whole story on handwritten digits, in under a minute: train, prune, pack, report."""
-    folder = Path("flexrel-demo") if out is None else out
-    check_folder(folder, overwrite=overwrite or out is None)
-    from rich.console import Console
-
-    from flexrel.cli import demo
-    from flexrel.cli.show import print_whole, table
-    from flexrel.io import percent
-
-    result = demo.run(seed, None if quiet else "auto")
-    result.save(folder)
-    for line in result.warnings:
-        typer.echo(f"warning: {line}", err=True)
-    if quiet:
-        return
-    console = Console()
-    console.print(
-        f"A network for handwritten digits, pruned to lose at most 1 point of accuracy on "
-        f"{result.samples} images that it was not trained on (one standard error: "
-        f"{percent(result.standard_error)}):"
-    )
-    print_whole(table(result))
-    console.print(f"Wrote {folder}/: {', '.join(WRITTEN)}")
-    console.print(
-        f"Next: open {folder}/report.html; flexrel inspect {folder}/model.flexrel; "
-        "flexrel prune --help for a network of your own.",
-        soft_wrap=True,
-    )
 
 
 def _check_asked(
@@ -147,6 +100,16 @@ def prune_command(
             callback=check("effort"),
         ),
     ] = "default",
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            help='such as "2 min": return the best found by then', callback=check("time_limit")
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="folder that keeps what is measured, for the next call", file_okay=False),
+    ] = None,
     stats: Annotated[
         Path | None,
         typer.Option(
@@ -249,6 +212,8 @@ def prune_command(
             form=form,  # type: ignore[arg-type]
             effort=effort,  # type: ignore[arg-type]
             outputs=outputs,  # type: ignore[arg-type]
+            time_limit=time_limit,
+            cache=cache,
             stats=measured,
             progress=progress,
         ),

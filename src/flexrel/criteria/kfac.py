@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch, RawBatch, samples_of
+from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.division import divided
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.running import backward_to_inputs, call, rooted
@@ -150,7 +151,10 @@ def measure_factors(
                 continue
             share = batch.samples / samples
             total += _factors_on(model, batch, layers, output, share, generator)
-            progress("measuring K-FAC factors", batch.index + 1, len(batches))
+            try:
+                progress("measuring K-FAC factors", batch.index + 1, len(batches))
+            except OutOfTimeError:
+                break
     return total
 
 

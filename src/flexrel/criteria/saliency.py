@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch, RawBatch, samples_of
+from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.division import divided, joined
 from flexrel.core.graph import Protected, PruningGraph, PruningGroup, layer_of
 from flexrel.core.measurement import Progress, Saliency, silent
@@ -120,7 +121,10 @@ def _gains(
             gain = error / samples / float(costs[gone].sum() + 1e-30)
             if 0 < gain < float("inf"):  # else no harm is seen, or the refit has no solution
                 found[group.name] = gain
-            progress("measuring saliency", done + 1, len(groups))
+            try:
+                progress("measuring saliency", done + 1, len(groups))
+            except OutOfTimeError:  # the others are taken for typical
+                break
     typical = median(found.values()) if found else 1.0
     return {group.name: max(found.get(group.name, typical), _LEAST * typical) for group in groups}
 

@@ -3,9 +3,9 @@
 from flexrel.pruning.arguments import criteria_of
 from flexrel.pruning.compare import compare
 from flexrel.pruning.dry_run import Feasibility, Possibility, dry_run
+from flexrel.pruning.options import EFFORTS, FORMS, PruneOptions
 from flexrel.pruning.packing import PackReport, pack
 from flexrel.pruning.prune import prune
-from flexrel.pruning.request import EFFORTS, FORMS, PruneOptions
 from flexrel.pruning.result import Result
 
 __all__ = [

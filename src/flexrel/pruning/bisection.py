@@ -60,8 +60,8 @@ def most_removal(
         most: the largest `k`.
         resolution: how close to the turning point to go, in units.
         begin: a `k` that is likely to be near it, from which steps double until it is passed.
-        worth: whether a removal of `k` would be worth it; where the most that is still possible is
-            not, the search ends.
+        worth: whether a removal of `k` would be worth it, asked after each that was tried; where
+            the most that is still possible is not, the search ends.
     """
     resolution = max(resolution, 1)
     low, high = least - 1, most + 1  # the last that is known to be good, the first that is not
@@ -69,7 +69,7 @@ def most_removal(
     while low < least or (begin is not None and high > most):
         if good(at):
             low = at
-            if begin is None or low == most:
+            if begin is None or low == most or not worth(high - 1):
                 break
             at = min(low + step, most)
         else:

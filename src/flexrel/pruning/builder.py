@@ -8,6 +8,7 @@ from typing import Final
 from torch import nn
 
 from flexrel.core.batches import RawBatch
+from flexrel.core.deadline import NO_DEADLINE, Deadline, OutOfTimeError
 from flexrel.core.distance import Divergence
 from flexrel.core.measurement import Progress, RecoveryStep
 from flexrel.core.plan import Plan
@@ -57,6 +58,7 @@ class NetworkBuilder:
         fitted: calibration data that repairs, and rounding to whole numbers, are fitted to; without
             them each value is rounded by itself.
         few: some of these, for networks that are only compared; or these.
+        deadline: after which nothing is repaired.
     """
 
     model: nn.Module
@@ -66,25 +68,31 @@ class NetworkBuilder:
     repair: ClosedForm | None = None
     fitted: Sequence[RawBatch] = ()
     few: Sequence[RawBatch] = ()
+    deadline: Deadline = NO_DEADLINE
 
-    def build(self, plan: Plan) -> PrunedNetwork:
-        """Return a plan's network, repaired where that helps."""
-        if self.repair is None:
+    def build(self, plan: Plan, *, quick: bool = False) -> PrunedNetwork:
+        """Return a plan's network, repaired where that helps; as a sketch is, if `quick`."""
+        if self.repair is None or self.deadline.left <= 0:
             return self.rough(plan)
-        network, step = self._improved(apply(self.model, plan), self.repair, plan)
-        return self._rounded(network, (step,), self.fitted)
+        repair, batches = (self._sketching, self.few) if quick else (self.repair, self.fitted)
+        network, step = self._improved(apply(self.model, plan), repair, plan, batches)
+        return self._rounded(network, (step,), batches)
 
     @property
     def sketches(self) -> bool:
         """Whether a sketch is made sooner than the network itself."""
         return self.repair is not None and self.few is not self.fitted
 
+    @property
+    def _sketching(self) -> ClosedForm:
+        return replace(self.repair or ClosedForm(), rows=_SKETCHED)
+
     def sketch(self, plan: Plan) -> nn.Module:
         """Return what a plan's network is about like: repaired with few samples and rows."""
         network = apply(self.model, plan)
         if self.repair is not None:
-            quick = replace(self.repair, rows=_SKETCHED)
-            network = quick(network, self.model, plan, self.few, self.progress).model
+            repair = self._sketching
+            network = repair(network, self.model, plan, self.few, self.progress).model
         return self._rounded(network, (), self.few).rounded
 
     def rough(self, plan: Plan) -> PrunedNetwork:
@@ -95,7 +103,7 @@ class NetworkBuilder:
         self, made: PrunedNetwork, plan: Plan, training: Recovery
     ) -> tuple[PrunedNetwork | None, RecoveryStep]:
         """Return a built network trained further, None if that brought nothing; and what it did."""
-        network, step = self._improved(made.exact, training, plan)
+        network, step = self._improved(made.exact, training, plan, self.fitted)
         return self._rounded(
             network, (*made.steps[:1], step), self.fitted
         ) if step.kept else None, step
@@ -116,11 +124,15 @@ class NetworkBuilder:
         return PrunedNetwork(network, rounded, self.values, steps, after)
 
     def _improved(
-        self, network: nn.Module, recover: Recovery, plan: Plan
+        self, network: nn.Module, recover: Recovery, plan: Plan, batches: Sequence[RawBatch]
     ) -> tuple[nn.Module, RecoveryStep]:
         """Return the network recovered, or as it is if that is closer to the dense one."""
-        made = recover(network, self.model, plan, self.fitted, self.progress)
-        before, after = self.divergence(network), self.divergence(made.model)
+        before = self.divergence(network)
+        try:
+            made = recover(network, self.model, plan, batches, self.progress)
+        except OutOfTimeError as error:
+            return network, RecoveryStep(recover.name, before, before, False, (str(error),))
+        after = self.divergence(made.model)
         kept = after <= before and not (made.training and made.training.best == 0)
         step = RecoveryStep(made.name, before, after, kept, made.notes)
         return (made.model if kept else network), step

@@ -1,5 +1,6 @@
 """Which criterion, and which precision if that is open: the one that does best within limits."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from flexrel.pruning.signals import NetworkSignals
 
 _HOPELESS = 1.5  # times the best criterion's sketch: too far off to be the smallest
 _NEAR = 1.25  # times the least divergence of a sketch: may be the better one all the same
+_COMPARED = 0.6  # of the time there is: criteria are compared no longer
 _ROUGHER = 1.1  # of the divergence of the cut: what rounding may leave, where nothing says more
 
 
@@ -81,6 +83,8 @@ def best_solution(evaluator: Evaluator, signals: NetworkSignals, limits: Limits)
         if found and not _is_better(one, found):
             break
         found.append(one)
+        if not search.in_time:
+            break
         criteria = (one.criterion,)
     if not found:
         metrics = [goal.metric for goal in limits.goals]
@@ -127,6 +131,8 @@ def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
         takes = least if plan is None else search.least_of(plan)
         if plan is not None and takes < least:
             best, least = Solution(search, criterion, plan), takes
+            if not search.in_time:
+                break
             if search.evaluator.builder.sketches:
                 hopeless = _HOPELESS * search.evaluator.sketched_divergence(plan)
     if best is None:
@@ -184,6 +190,8 @@ def _closest(
     plans: list[Plan | None] = []
     sketched: list[float] = []
     for criterion in criteria:
+        if builder.deadline.reached(_COMPARED) and any(plans):
+            break
         builder.progress("choosing a criterion", len(plans), len(criteria))
         try:
             plan = plan_of(criterion)
@@ -194,12 +202,14 @@ def _closest(
         if plan and not builder.sketches and sketched[-1] < min(sketched[:-1], default=inf):
             evaluator.hold(plan)
     builder.progress("choosing a criterion", len(criteria), len(criteria))
-    first, *others = sorted(range(len(criteria)), key=sketched.__getitem__)
+    first, *others = sorted(range(len(plans)), key=sketched.__getitem__)
     best = plans[first]
     if not sure or not builder.sketches or best is None:
         return criteria[first]
+    began = time.monotonic()
     least = evaluator.divergence(best)
-    for at in others[:1]:
+    another = builder.deadline.left > time.monotonic() - began
+    for at in others[:1] if another else ():
         other = plans[at]
         if other and sketched[at] <= max(least, _NEAR * sketched[first]):
             evaluator.hold(best)

@@ -20,7 +20,8 @@ from flexrel.pruning.binding import bound
 from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluator import evaluator_of
 from flexrel.pruning.limits import Limits
-from flexrel.pruning.request import PruneOptions, Request, requested
+from flexrel.pruning.options import PruneOptions
+from flexrel.pruning.request import Request, requested
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources

@@ -1,9 +1,10 @@
 """From a plan to its network and what that costs and does."""
 
+import time
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import nn
@@ -22,6 +23,8 @@ from flexrel.pruning.data import CalibrationData
 from flexrel.pruning.request import Request
 from flexrel.pruning.signals import NetworkSignals
 
+_FULL: Final = 4  # times as long as a sketch takes a repair in full
+
 
 class Evaluator:
     """Makes and measures networks of plans of one network; the last, and one to hold, are kept.
@@ -37,6 +40,7 @@ class Evaluator:
         self.builder, self.graph = builder, graph
         self._evaluate = evaluate
         self._kept: dict[Literal["last", "held"], tuple[Plan, PrunedNetwork]] = {}
+        self._sketched = 0.0  # seconds that the last sketch took
 
     def at(self, values: Values) -> "Evaluator":
         """Return the evaluator of networks whose packed files have values of a precision."""
@@ -65,7 +69,8 @@ class Evaluator:
         for known, made in self._kept.values():
             if _same(known, plan):
                 return made
-        self._kept["last"] = plan, self.builder.build(plan)
+        quick = self._sketched * _FULL > self.builder.deadline.left
+        self._kept["last"] = plan, self.builder.build(plan, quick=quick)
         return self._kept["last"][1]
 
     def hold(self, plan: Plan) -> None:
@@ -80,11 +85,17 @@ class Evaluator:
         """Return about that, sooner if that is possible: to compare plans by."""
         if not self.builder.sketches:
             return self.divergence(plan)
-        return self.builder.divergence(self.builder.sketch(plan))
+        return self.builder.divergence(self._sketch(plan))
 
     def sketched_metrics(self, plan: Plan) -> Metrics:
         """Return about what `evaluate` says of a plan's network, sooner."""
-        return self.metrics(self.builder.sketch(plan))
+        return self.metrics(self._sketch(plan))
+
+    def _sketch(self, plan: Plan) -> nn.Module:
+        began = time.monotonic()
+        network = self.builder.sketch(plan)
+        self._sketched = time.monotonic() - began
+        return network
 
     def _divergence(self, network: nn.Module) -> float:
         """Return that of a network, which may be known since it was made."""
@@ -160,6 +171,7 @@ def evaluator_of(signals: NetworkSignals, divergence: Divergence) -> Evaluator:
         progress=request.progress,
         repair=request.repair,
         fitted=target.data.fitted,
+        deadline=request.deadline,
         few=target.data.fitted if request.options.effort == "thorough" else target.data.few,
     )
     return Evaluator(builder, target.graph, request.evaluation)

@@ -8,6 +8,7 @@ from torch import nn
 
 from flexrel.core.batches import RawBatches
 from flexrel.core.caches import cache_again_, uncached
+from flexrel.core.deadline import Deadline
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.latency import Timing
@@ -27,8 +28,10 @@ from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluation import EvaluationData, evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.in_time import kept_in_time
+from flexrel.pruning.late import late_warnings
 from flexrel.pruning.limits import Limits, limits_of
-from flexrel.pruning.request import PruneOptions, Request, requested
+from flexrel.pruning.options import PruneOptions
+from flexrel.pruning.request import Request, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
@@ -37,6 +40,7 @@ from flexrel.repair import Recovery
 from flexrel.structure import program_bytes
 
 _DEFAULTS = PruneOptions()
+_END = 1.25  # times as long as reading, evaluating and tracing takes the end: it does the like
 
 
 @torch.inference_mode(mode=False)
@@ -133,6 +137,7 @@ def prune(
 
 def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Result:
     """Return the result; raises as `prune` does."""
+    deadline = Deadline.after(request.options.time_limit)
     request.progress("reading the data", 0, None)
     plain = plain_network(model)
     model = uncached(plain.network)
@@ -144,6 +149,8 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
     source = sources.first()
     if source.samples is not None:  # only batches of one size
         evaluation = _evaluated(model, request, whole=True)
+    request = request.within(deadline.reserving(_END * deadline.gone))
+    sources = replace(sources, request=request)
     relevances = measured_relevance(model, request, source.data)
     try:
         solved = _solved(source, sources, relevances, divergence, evaluation)
@@ -168,7 +175,11 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
         dense=solved.dense,
         achieved=achieved,
         recovery=steps,
-        warnings=(*warnings_of(plain, evaluation, source.data, solution.plan), *solved.notes),
+        warnings=(
+            *warnings_of(plain, evaluation, source.data, solution.plan),
+            *solved.notes,
+            *late_warnings(deadline, request, solution, relevances, source.data, steps),
+        ),
         request=request.told(),
         outputs=divergence.told,
         limits=limits,

@@ -3,88 +3,41 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal
 
 from flexrel.core.batches import RawBatches
 from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Parameters, budget_of
+from flexrel.core.deadline import NO_DEADLINE, Deadline, seconds_in
 from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation, evaluate_of
 from flexrel.core.granularity import Pattern
 from flexrel.core.latency import Latency
 from flexrel.core.measurement import Progress, silent
-from flexrel.core.outputs import RequestedOutputs, check_outputs
+from flexrel.core.outputs import check_outputs
 from flexrel.core.precision import VALUES, RequestedPrecision, check_values
-from flexrel.core.progress import RequestedProgress, check_progress
+from flexrel.core.progress import check_progress
 from flexrel.core.resources import Budget, Resource
 from flexrel.core.targets import Target, targets_of, unnamed
-from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, History, Magnitude
+from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, Magnitude
 from flexrel.errors import UsageError
 from flexrel.io import check_runtime
 from flexrel.pruning.arguments import criteria_of, recoveries
-from flexrel.relevance import Attribution, RelevanceStats
+from flexrel.pruning.options import EFFORTS, FORMS, PruneOptions
+from flexrel.relevance import Attribution
 from flexrel.repair import ClosedForm, FineTune, Recovery
 
-Form = Literal["auto", "module", "exported"]
-Effort = Literal["fast", "default", "thorough"]
-EFFORTS: tuple[Effort, ...] = ("fast", "default", "thorough")
-FORMS: tuple[Form, ...] = ("auto", "module", "exported")
 _LEAST: Mapping[str, Resource] = {
     b.resource.name.lower(): b.resource for b in (Bytes, MACs, Parameters)
 }
 _THOROUGH = 30_000  # rows of each layer that are fitted
-
-
-@dataclass(frozen=True, slots=True)
-class PruneOptions:
-    """The rarer options of `prune`.
-
-    Attributes:
-        allocation: "global" compares all units of the network; "per-layer" takes the same share
-            of every layer.
-        multiple_of: round the widths that remain up to multiples of this, such as 8: kernels of
-            some devices want it, and onnxruntime's convolutions. For channels and heads. With a
-            budget on latency 1 stands for what is measured to be fast.
-        form: "module" cuts the module itself, so that its class stays; "exported" cuts a
-            self-contained program that `torch.export` makes of it, where numbers in its code are
-            no obstacle, and which is in evaluation mode for good; "auto" takes the program only
-            where the module can't be cut, or not enough for the budgets, and the program can.
-        effort: "fast" tries one criterion where none is named, the one that was best most often;
-            "default" compares several by networks repaired with few samples, and repairs the best
-            one or two with all, or with a target those that may come out smaller; "thorough"
-            repairs each with all, to more rows.
-        outputs: what the network's outputs are, which says how far two networks are apart:
-            "classes", scores `[samples, classes]`; "logits", each a yes or no of its own; "values";
-            or a function (dense network's result, another's) -> their mean distance, of a batch.
-            "auto" goes by the labels of calibration or evaluation; without labels by a distance
-            that sees scale and shift, as of "values". `FineTune` follows it.
-        minimise: what is to be least where there is a target: "bytes" of the packed file, "macs",
-            "parameters", or any `flexrel.Resource`.
-        assured: with a target on accuracy, keep so far within it on the samples searched with that
-            those set aside can mostly confirm it: less goes, and `Result.promise` is mostly kept.
-        stats: relevance of this very network, measured before: taken wherever a criterion needs
-            relevance, and none is measured.
-        history: averages over training (`flexrel.training.Tracker`), which stand for the weights
-            where a criterion asks how large they are, and for relevance, if some was tracked and no
-            `stats` are given.
-        progress: "auto" draws bars in a terminal or notebook, and elsewhere prints a line every
-            few seconds; a function (stage, steps done, steps in all or None) is told of each step.
-    """
-
-    allocation: Literal["global", "per-layer"] = "global"
-    multiple_of: int = 1
-    form: Form = "auto"
-    effort: Effort = "default"
-    outputs: RequestedOutputs = "auto"
-    minimise: str | Resource = "bytes"
-    assured: bool = False
-    stats: RelevanceStats | None = None
-    history: History | None = None
-    progress: RequestedProgress = None
-
-    @property
-    def known_relevance(self) -> RelevanceStats | None:
-        """What is taken for relevance, and not measured."""
-        tracked = None if self.history is None else self.history.relevance
-        return tracked if self.stats is None else self.stats
+_SHARES: Mapping[str, float] = {  # of the time there is that may be over when a stage ends
+    "calibrating": 0.15,
+    "measuring K-FAC factors": 0.3,
+    "refitting readers": 0.4,
+    "measuring saliency": 0.45,
+    "repairing": 1.0,
+    "rounding": 1.0,
+    "epoch": 1.0,  # of training
+}
+_REPAIRED = 0.6  # instead, where rounding or training follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +58,8 @@ class Request:
     seed: int
     options: PruneOptions
     halved: bool = False  # multiples of widths that are less than two: those were found, not asked
-    progress: Progress = silent  # what is told of each step, while it goes on
+    progress: Progress = silent  # what is told of each step, while it goes on, and ends stages
+    deadline: Deadline = NO_DEADLINE  # while it goes on
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -156,8 +110,22 @@ class Request:
 
     def told(self) -> "Request":
         """Return what a result tells of it: without what measures, trains and listens."""
-        options = replace(self.options, progress=None, stats=None)
-        return replace(self, evaluate=None, training=None, options=options, progress=silent)
+        options = replace(self.options, progress=None, stats=None, cache=None)
+        return replace(
+            self,
+            evaluate=None,
+            training=None,
+            options=options,
+            progress=silent,
+            deadline=NO_DEADLINE,
+        )
+
+    def within(self, deadline: Deadline) -> "Request":
+        """Return the request whose stages end by then, each at its share of the time."""
+        follows = self.training is not None or self.values != "float32"
+        shares = {**_SHARES, "repairing": _REPAIRED} if follows else _SHARES
+        ending = deadline.ending(self.progress, shares)
+        return replace(self, deadline=deadline, progress=ending)
 
 
 def requested(
@@ -186,6 +154,8 @@ def requested(
         raise UsageError(f"keep is the text {keep!r}; pass a list of names of layers, [{keep!r}]")
     if not isinstance(options, PruneOptions):
         raise UsageError(f"options is a {type(options).__name__}; pass a flexrel.PruneOptions(...)")
+    if options.time_limit is not None:
+        seconds_in(options.time_limit)
     read = tuple(map(budget_of, budgets))
     _check_alike(read)
     targets = targets_of(target)

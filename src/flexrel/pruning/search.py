@@ -5,6 +5,7 @@ steady can only fall as `k` grows.
 """
 
 import itertools
+import time
 from collections.abc import Callable
 from functools import cache
 from operator import itemgetter
@@ -17,14 +18,15 @@ from flexrel.criteria import Criterion, Ranking, UnitRanking
 from flexrel.errors import BudgetError
 from flexrel.pruning.bisection import least_removal, most_removal
 from flexrel.pruning.evaluator import Evaluator
+from flexrel.pruning.filling import filled_plan
 from flexrel.pruning.limits import Limits
 from flexrel.pruning.warnings import left_alone
 
-_FILLS = 100  # units tried that may stay within the limits after all
 _ROOM = 0.01  # of a limit left over: not worth filling
 _AIMS = 5  # tries to bring a repaired network within a limit that is measured on it
 _STEPS = 1000  # of the units, where a measured resource rose as units went
 _LEAST_REPAIRED = 0.9  # of the bytes before repair: what a repaired network takes at the least
+_SKETCHED = 0.5  # of the time there is: sketches take no more
 _RESOLUTION = 128  # a target is searched to within 1/128 of the units
 
 
@@ -53,7 +55,13 @@ class BudgetSearch:
         """
         self.evaluator, self.limits = evaluator, limits
         self._rank, self._short = rank, short
+        self._took = 0.0  # seconds for the last network that was tried
         self._ranked: tuple[Criterion, Ranking] | None = None  # rankings are large: the last
+
+    @property
+    def in_time(self) -> bool:
+        """Whether there is time to try another network."""
+        return self.evaluator.builder.deadline.left > self._took
 
     def ranking(self, criterion: Criterion) -> Ranking:
         """Return the order in which the criterion lets units go, or layers take N:M."""
@@ -116,7 +124,11 @@ class BudgetSearch:
             evaluator.builder.progress(f"searching with {criterion.name}", next(tried), None)
             return missed(self.limits.goals, metrics) is None
 
-        return most_removal(good, least, ranking.removable, 4 * self._resolution(ranking))
+        def goes_on(_: int) -> bool:
+            return not evaluator.builder.deadline.reached(_SKETCHED)
+
+        step = 4 * self._resolution(ranking)
+        return most_removal(good, least, ranking.removable, step, worth=goes_on)
 
     def _most(
         self, criterion: Criterion, least: int, begin: int | None, worth: Callable[[int], bool]
@@ -128,16 +140,21 @@ class BudgetSearch:
         evaluator.builder.progress(told, 0, None)
 
         def good(count: int) -> bool:
+            began = time.monotonic()
             candidate = self._candidate(ranking, count)
             found[count] = evaluator.metrics(candidate.network)
+            self._took = time.monotonic() - began
             evaluator.builder.progress(told, len(found), None)
             if missed(goals, found[count]) is not None or self._exceeded(candidate) is not None:
                 return False
             evaluator.hold(candidate.plan)
             return True
 
+        def goes_on(count: int) -> bool:
+            return self.in_time and worth(count)
+
         most, resolution = ranking.removable, self._resolution(ranking)
-        count = most_removal(good, least, most, resolution, begin, worth)
+        count = most_removal(good, least, most, resolution, begin, goes_on)
         if count is None and least in found:
             advice = "That is what the budgets leave; raise them or allow a larger drop."
             goal = missed(goals, found[least]) or goals[0]
@@ -176,14 +193,18 @@ class BudgetSearch:
         """Return the plan that removes `count` units, less those that fit the limits after all."""
         steady = all(r.steady and not r.at_least for r, _ in self.limits.amounts)
         limits = self.limits.amounts if steady else ()
-        return self._filled(self.ranking(criterion), count, limits)
+        return filled_plan(self.evaluator, self.ranking(criterion), count, limits)
 
     def as_costly(self, like: Plan, criterion: Criterion) -> Plan | None:
         """Return the criterion's plan that takes no more than another of what is short, if any."""
         limit = self._short.count(self.evaluator.candidate(like))
         ranking = self.ranking(criterion)
         count = self._bisected(ranking, self._short, limit)
-        return None if count is None else self._filled(ranking, count, ((self._short, limit),))
+        return (
+            None
+            if count is None
+            else filled_plan(self.evaluator, ranking, count, ((self._short, limit),))
+        )
 
     def _candidate(self, ranking: Ranking, count: int, *, rough: bool = False) -> Candidate:
         """Return the plan that removes the ranking's first units, its network not yet made."""
@@ -263,32 +284,3 @@ class BudgetSearch:
             advice += f" {left[0]!r}, {left[1]:.0%} of the weights, is left alone: {left[2]}."
         text = f"{advice} {resource.advice(graph)}".rstrip()
         return BudgetError(resource.name, limit, closest, text, resource.at_least, resource.unit)
-
-    def _filled(
-        self, ranking: Ranking, count: int, limits: tuple[tuple[Resource, float], ...]
-    ) -> Plan:
-        """Return the plan, less units that fit within steady limits after all.
-
-        Units differ in cost, so that the last one to go may leave much room: heads and groups of
-        channels do. Of those removed the best come back first.
-        """
-        plan = ranking.plan(count)
-        graph = ranking.graph
-        if graph.pattern.zeros or not isinstance(ranking, UnitRanking) or not limits:
-            return plan
-        if ranking.multiple_of > 1:
-            return plan
-
-        def room(plan: Plan) -> float:
-            candidate = self.evaluator.candidate(plan)
-            return min(1 - r.count(candidate) / (limit or 1) for r, limit in limits)
-
-        for tried, (group, unit) in enumerate(ranking.best_removed(count)):
-            if tried == _FILLS or room(plan) < _ROOM:
-                break
-            mask = plan.masks[group].clone()
-            mask[unit] = True
-            fuller = Plan(graph, {**plan.masks, group: mask})
-            if room(fuller) >= 0:
-                plan = fuller
-        return plan

@@ -1,13 +1,14 @@
 """What is measured of a network for the criteria, and the rankings that these make of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.graph import Protected, PruningGraph
-from flexrel.core.measurement import Saliency
+from flexrel.core.measurement import Progress
 from flexrel.core.running import fingerprint
 from flexrel.criteria import (
     ALLOCATIONS,
@@ -22,13 +23,14 @@ from flexrel.criteria import (
     without_unmeasured,
 )
 from flexrel.errors import ModelError, UsageError
+from flexrel.pruning.cache import MeasuredSaliency, SignalCache
 from flexrel.pruning.data import CalibrationData
 from flexrel.pruning.request import Request
 from flexrel.pruning.sources import PruneTarget
 from flexrel.relevance import Attribution, RelevanceStats, calibrate, rule_of
 from flexrel.structure import named_tensors
 
-Saliencies = Mapping[SaliencyTarget, tuple[Saliency, Sequence[Protected]]]
+Saliencies = Mapping[SaliencyTarget, MeasuredSaliency]
 Relevances = Mapping[Attribution, RelevanceStats | ModelError]  # the latter: why there is none
 
 
@@ -47,12 +49,23 @@ def measured_relevance(model: nn.Module, request: Request, data: CalibrationData
             _check_stats(known, one, model)
         return dict.fromkeys(wanted, known)
     found: dict[Attribution, RelevanceStats | ModelError] = {}
+    cache = _cache(request, model, data)
     for one in wanted:
+
+        def measure(progress: Progress, one: Attribution = one) -> RelevanceStats:
+            return calibrate(model, data.fitted, one.rule, one.output, progress)
+
         try:
-            found[one] = calibrate(model, data.fitted, one.rule, one.output, request.progress)
+            kept = cache and cache.relevance(one, measure, request.progress)
+            found[one] = kept or measure(request.progress)
         except ModelError as error:  # other criteria may not need it
             found[one] = error
     return found
+
+
+def _cache(request: Request, model: nn.Module, data: CalibrationData) -> SignalCache | None:
+    folder = request.options.cache
+    return None if folder is None else SignalCache.of(folder, model, data.fitted)
 
 
 def first_stats(relevances: Relevances) -> RelevanceStats | None:
@@ -138,16 +151,20 @@ def measured_signals(
     Raises:
         ModelError: none of them can score anything.
     """
-    saliencies: dict[SaliencyTarget, tuple[Saliency, Sequence[Protected]]] = {}
-    for wanted in dict.fromkeys(filter(None, map(saliency_of, request.criteria))):
-        progress, output = request.progress, wanted.output
+    saliencies: dict[SaliencyTarget, MeasuredSaliency] = {}
+    network, graph, seed = target.network, target.graph, request.seed
+    every = dict.fromkeys(filter(None, map(saliency_of, request.criteria)))
+    cache = _cache(request, network, target.data) if every else None
+    for wanted in every:
+
+        def measure(progress: Progress, to: SaliencyTarget = wanted) -> MeasuredSaliency:
+            batches = target.data.fitted
+            return measure_saliency(network, graph, batches, progress, output=to.output, seed=seed)
+
         try:
-            saliencies[wanted] = measure_saliency(
-                *(target.network, target.graph, target.data.fitted, progress),
-                output=output,
-                seed=request.seed,
-            )
-        except ModelError as error:  # other criteria may not need it
+            kept = cache and cache.saliency(wanted, graph, seed, measure, request.progress)
+            saliencies[wanted] = kept or measure(request.progress)
+        except (ModelError, OutOfTimeError) as error:  # other criteria may not need it
             unknown = [Protected(group.name, str(error)) for group in target.graph.groups]
             saliencies[wanted] = {}, unknown
     signals = NetworkSignals(target, relevances, saliencies, request)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flexrel.core.batches import Batch, RawBatches, read_batches
+from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.graph import layer_of
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.network import private_copy
@@ -83,7 +84,10 @@ def calibrate(
     with backward_to_inputs(calibration.model):
         for batch in islice(read_batches(data, calibration.model), max_batches):
             calibration.add(batch)
-            progress("calibrating", batch.index + 1, total)
+            try:
+                progress("calibrating", batch.index + 1, total)
+            except OutOfTimeError:
+                break
             if max_seconds is not None and time.monotonic() - began >= max_seconds:
                 break
     stats = calibration.stats()

@@ -1,6 +1,6 @@
 """What brings accuracy back after a cut: repair in closed form, and training; and rounding."""
 
-from flexrel.repair.closed_form import reconstruct_
+from flexrel.repair.closed_form import LATE, reconstruct_
 from flexrel.repair.finetune import FineTune
 from flexrel.repair.holder import MaskHolder
 from flexrel.repair.moments import (
@@ -16,6 +16,7 @@ from flexrel.repair.rounding import round_
 from flexrel.repair.systems import normal_solution
 
 __all__ = [
+    "LATE",
     "ClosedForm",
     "FineTune",
     "MaskHolder",

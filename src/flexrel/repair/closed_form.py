@@ -6,50 +6,32 @@ block, the goal is the dense network's sum: the layer makes up for what earlier 
 other side. Labels are not needed. One pass of both networks over the calibration data.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flexrel.core.batches import Batch, RawBatch, device_of, first_samples, read_batches
-from flexrel.core.graph import weight_of
+from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import undisturbed
+from flexrel.repair.goals import LayerData, gathered
 from flexrel.repair.gptq import round_solution
-from flexrel.repair.layerwise import (
-    HELD_OUT,
-    LayerStop,
-    LayerwiseForward,
-    plain_modes,
-    stoppable,
-)
+from flexrel.repair.layerwise import LayerwiseForward, plain_modes, stoppable
 from flexrel.repair.least_squares import LayerSolution, solve
-from flexrel.repair.moments import (
-    RunningMoments,
-    SecondMoments,
-    drawn_rows,
-    inputs_at,
-    outputs_at,
-    samples_at,
-)
 from flexrel.repair.uses import LayerUse, uses_of
 from flexrel.structure import kept_positions, named_tensors
 from flexrel.tracing import AffineCall
 
-ROWS = 12_000  # of each layer that are fitted, but
-_ENTRIES = 2e7  # fewer where that would be more numbers, and
-_INPUTS = 750  # in proportion more where there are more of these
+ROWS = 12_000  # of each layer that are fitted
 _BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
 _LIVE = 5  # times a layer's inputs and outputs: what waits with them, of both networks
-_SAME = 1e-6  # of the size of the outputs: nothing to repair
-_FLAT = 1e-3  # of the largest slope: what is added can't be made up for
-
-Kept = Mapping[tuple[str, int], Tensor]  # tensor and axis -> which positions the plan leaves
+LATE = "the time was up"  # why a layer is not repaired
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +66,7 @@ def reconstruct_(
         dense: the network as it came; not changed.
         plan: says which outputs are left; None: all are.
         batches: calibration data, without labels.
-        progress: told after each layer.
+        progress: told after each layer; may end it there.
         samples: no more than so many are used.
         rows: likewise, of each layer.
         seed: of the rows that are drawn.
@@ -128,14 +110,18 @@ def reconstruct_(
                 for whole, left in passes
             ]
             parts = [whole.parts for whole, _ in passes]
-            gathered = _gathered(use, stops, parts, kept, rows, generator)
+            data = gathered(use, stops, parts, kept, rows, generator)
             changed = False
-            if gathered is not None:
+            if data is not None:
                 near = next((one.ridge for one in reversed(made) if one.ridge), None)
-                found = _refit_(pruned, use, stops[0][1].call, gathered, largest, near)
+                found = _refit_(pruned, use, stops[0][1].call, data, largest, near)
                 changed = found is not None and found.changed
                 made += [found] if found else []
-            progress("repairing", done + 1, len(uses))
+            try:
+                progress("rounding" if largest else "repairing", done + 1, len(uses))
+            except OutOfTimeError:
+                refused |= {later.name: LATE for later in uses[done + 1 :]}
+                break
         return made, refused
 
 
@@ -162,88 +148,11 @@ def _limited(batches: Sequence[RawBatch], model: nn.Module, samples: int) -> Ite
         samples -= batch.samples
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Gathered:
-    """What a layer takes in and should give, over rows of all batches."""
-
-    fit: SecondMoments
-    check: SecondMoments  # of the samples that are held out
-    same: bool  # whether the layer gives what it should already
-
-
-def _gathered(
-    use: LayerUse,
-    stops: Sequence[tuple[LayerStop, LayerStop]],
-    parts: Sequence[int],
-    kept: Kept,
-    most: int,
-    generator: torch.Generator,
-) -> _Gathered | None:
-    """Return the moments of rows that are drawn of a layer; None where none can be held out.
-
-    Args:
-        use: of the layer.
-        stops: of the dense and of the pruned network, for each batch.
-        parts: into how many each batch falls, of which every fourth is held out.
-        kept: which outputs of the dense layer are left.
-        most: rows, for up to 750 inputs; in proportion more for more.
-        generator: that rows are drawn by.
-    """
-    call = stops[0][1].call
-    groups, inputs = call.geometry.groups if call.geometry else 1, call.weight[0].numel()
-    most = max(min(most, int(_ENTRIES / (groups * inputs))), most * inputs // _INPUTS)
-    fit, check = RunningMoments(), RunningMoments()
-    apart = size = 0.0
-    seen = 0
-    for count, (whole, left) in zip(parts, stops, strict=True):
-        outputs, geometry = left.outputs, left.call.geometry
-        share = max(most * count // sum(parts), 1)
-        rows = drawn_rows(outputs, geometry, share, generator)
-        goals = _goals(whole, left, rows, _outputs_left(use, kept, len(whole.call.weight)))
-        now = outputs_at(outputs, geometry, rows)
-        apart += float((goals - now).square().sum())
-        size += float((now - now.mean(0)).square().sum())
-        held = (samples_at(outputs, geometry, rows, count) + seen) % HELD_OUT == HELD_OUT - 1
-        taken = inputs_at(left.call.inputs, left.call.weight, geometry, rows)
-        for part, to in ((~held, fit), (held, check)):
-            to.add_(taken[part].float(), goals[part].float())
-        seen += count
-    fitted, judged = fit.total(), check.total()
-    if fitted is None or judged is None:
-        return None
-    return _Gathered(fitted, judged, apart <= _SAME**2 * size)
-
-
-def _outputs_left(use: LayerUse, kept: Kept, count: int) -> Tensor:
-    """Return which of the `count` outputs of a dense layer are left."""
-    axis = int(use.transposed)
-    for name in (weight_of(use.layer), use.layer):  # the latter of a packed weight
-        if (name, axis) in kept:
-            here = kept[name, axis]
-            return here[use.rows[0] : use.rows[1]] if use.rows else here
-    return torch.ones(count, dtype=torch.bool)
-
-
-def _goals(whole: LayerStop, left: LayerStop, rows: Tensor, kept: Tensor) -> Tensor:
-    """Return what the layer's outputs should be in the rows, so that the sum behind is right."""
-    geometry = left.call.geometry
-    goals = outputs_at(whole.outputs, geometry, rows)[:, kept]
-    if left.other is None or whole.other is None:
-        return goals
-    missing = outputs_at(whole.other, geometry, rows)[:, kept]
-    missing = missing - outputs_at(left.other, geometry, rows)
-    if left.slope is not None:
-        slope = outputs_at(left.slope, geometry, torch.zeros(1, dtype=torch.int64))
-        flat = slope.abs() <= _FLAT * slope.abs().max()
-        missing = (missing / slope.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
-    return goals + missing
-
-
 def _refit_(
     pruned: nn.Module,
     use: LayerUse,
     call: AffineCall,
-    rows: _Gathered,
+    rows: LayerData,
     largest: int | None,
     near: float | None,
 ) -> LayerRepair | None:
@@ -272,7 +181,7 @@ def _refit_(
 
 
 def _solution(
-    use: LayerUse, call: AffineCall, rows: _Gathered, largest: int | None, near: float | None
+    use: LayerUse, call: AffineCall, rows: LayerData, largest: int | None, near: float | None
 ) -> LayerSolution:
     """Return the weights that suit the layer's rows best, rounded if `largest` is given."""
     groups, inputs = rows.fit.x.shape

@@ -7,10 +7,10 @@ from operator import length_hint
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim import Optimizer
 
 from flexrel.core.batches import Batch, RawBatch, device_of, read_batches
+from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.measurement import Progress, Training, silent
 from flexrel.core.outputs import RequestedOutputs, check_outputs, numbers_in, resolved
 from flexrel.core.plan import Plan
@@ -18,16 +18,11 @@ from flexrel.core.running import call, duplicate, reason, undisturbed, unwrapped
 from flexrel.errors import ModelError, UsageError
 from flexrel.repair.holder import MaskHolder
 from flexrel.repair.objective import Loss, Objective, share_of
+from flexrel.repair.optimizer import MakeOptimizer, optimizer_of
 from flexrel.repair.recovery import RepairResult
 from flexrel.structure import named_tensors
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-
 _BatchNorm = nn.modules.batchnorm._NormBase  # noqa: SLF001 - the base of all that keep statistics
-_RATE = 0.02
-_LARGEST = 2.0  # norm of all gradients together, so that this rate does for transformers too
-_MOMENTUM = 0.9
-_WARM_UP = 0.05  # share of all steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +168,24 @@ class FineTune:
         _train_mode_(network)
         for epoch in range(1, self.epochs + 1):
             batches = _shuffled(train, order) if isinstance(train, list) else train
-            failed = _epoch_(objective, optimizer, _read("data", batches, network))
+
+            def tell(step: int, of: str = f"epoch {epoch} of {self.epochs}") -> None:
+                progress(of, step, length_hint(train) or None)
+
+            late = failed = ""
+            try:
+                failed = _epoch_(objective, optimizer, _read("data", batches, network), tell)
+            except OutOfTimeError as error:
+                late = str(error)
             if failed:
                 stopped = f"{failed} of epoch {epoch}"
                 break
             losses.append(_validated(objective, held_out, self.seed))
             if losses[-1] < min(losses[:-1]):
                 best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            if late:
+                stopped = late
+                break
             progress("fine-tuning", epoch, self.epochs)
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -188,7 +194,12 @@ class FineTune:
         return losses, stopped
 
 
-def _epoch_(objective: Objective, optimizer: Optimizer, batches: Iterable[Batch]) -> str:
+def _epoch_(
+    objective: Objective,
+    optimizer: Optimizer,
+    batches: Iterable[Batch],
+    tell: Callable[[int], None],
+) -> str:
     """Take a step for each batch, until a loss is not finite; return which was not, or ""."""
     for step, batch in enumerate(batches, start=1):
         optimizer.zero_grad()
@@ -201,6 +212,7 @@ def _epoch_(objective: Objective, optimizer: Optimizer, batches: Iterable[Batch]
             message = f"no gradient goes back through the network: {reason(error)}"
             raise ModelError(message) from error
         optimizer.step()
+        tell(step)
     return ""
 
 
@@ -229,43 +241,6 @@ def _seed_(network: nn.Module, seed: int) -> None:
     device = device_of(network)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)
-
-
-def optimizer_of(network: nn.Module, make: MakeOptimizer | None, steps: int) -> Optimizer:
-    """Return an optimizer of the parameters that are not frozen: as made, or the built-in one.
-
-    Args:
-        network: that is trained.
-        make: gets those parameters; None: the built-in one, which `FineTune` tells of.
-        steps: in all epochs, over which the built-in one's rate rises and falls.
-
-    Raises:
-        UsageError: all parameters are frozen, or `make` returns no optimizer.
-    """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if not trained:
-        raise UsageError("all parameters of the network are frozen; there is nothing to train")
-    if make is not None:
-        optimizer = make(trained)
-        if not isinstance(optimizer, Optimizer):
-            raise UsageError(f"optimizer= must return an optimizer, not {type(optimizer).__name__}")
-        return optimizer
-    sgd = SGD(trained, lr=_RATE, momentum=_MOMENTUM, nesterov=True)
-    rise = max(round(_WARM_UP * steps), 1)
-    up = LinearLR(sgd, 1 / (rise + 1), total_iters=rise)
-    down = CosineAnnealingLR(sgd, max(steps - rise, 1))
-    schedule = SequentialLR(sgd, [up, down], [rise])
-
-    def clip_(*_: object) -> None:
-        nn.utils.clip_grad_norm_(trained, _LARGEST)
-
-    def next_rate_(*_: object) -> None:
-        if schedule.last_epoch < steps:  # a loader may give more batches than it said
-            schedule.step()
-
-    sgd.register_step_pre_hook(clip_)
-    sgd.register_step_post_hook(next_rate_)
-    return sgd
 
 
 def _listed(name: str, batches: Iterable[RawBatch], network: nn.Module) -> Iterable[RawBatch]:

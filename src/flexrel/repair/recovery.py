@@ -10,7 +10,7 @@ from flexrel.core.batches import RawBatch, read_batches
 from flexrel.core.measurement import Progress, Training, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import duplicate
-from flexrel.repair.closed_form import ROWS, reconstruct_
+from flexrel.repair.closed_form import LATE, ROWS, reconstruct_
 from flexrel.repair.layerwise import HELD_OUT, repair_parts
 
 
@@ -98,5 +98,11 @@ class ClosedForm:
             for repair in repairs
             if repair.rows < repair.inputs
         ]
-        notes += [f"{layer}: not repaired, {reason}" for layer, reason in refused.items()]
+        late = sum(reason == LATE for reason in refused.values())
+        notes += [f"{LATE}: the last {late} layers were not refitted"] if late else []
+        notes += [
+            f"{layer}: not repaired, {reason}"
+            for layer, reason in refused.items()
+            if reason != LATE
+        ]
         return RepairResult(self.name, network, tuple(notes))
