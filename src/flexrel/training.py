@@ -4,7 +4,9 @@ A network's last weights are one draw of where training left them. Averages over
 large each was on the way, and how much it mattered: `prune(options=PruneOptions(history=...))`.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +15,14 @@ from torch import Tensor, nn
 from flexrel.core.batches import RawBatch
 from flexrel.core.network import private_copy
 from flexrel.core.running import fingerprint
+from flexrel.core.trainers import trainer_callback
 from flexrel.criteria import History
 from flexrel.errors import UsageError
 from flexrel.relevance import Attribution, AttributionTarget, RelevanceStats, RuleLike, calibrate
 
 __all__ = ["History", "Tracker"]
+
+_STATE = "flexrel-tracker.pt"  # beside the other files of a trainer's checkpoint
 
 
 class Tracker:
@@ -157,3 +162,79 @@ class Tracker:
             for name, average in state["magnitudes"].items()
         }
         self._relevance = relevance
+
+    def lightning_callback(self, *, relevance: bool = True) -> Any:  # noqa: ANN401 - made there
+        """Return a callback for Lightning's `Trainer` that counts its steps.
+
+        A step is one of the optimizer, so that gradients may be accumulated. What was tracked is
+        saved in, and restored from, Lightning's own checkpoints.
+
+        Args:
+            relevance: whether the step's batch measures relevance too.
+
+        Raises:
+            UsageError: neither `lightning` nor `pytorch_lightning` is installed.
+        """
+        seen = 0
+
+        def start(trainer: Any, *_: object) -> None:  # noqa: ANN401 - Lightning's
+            nonlocal seen
+            seen = trainer.global_step
+
+        def ended(trainer: Any, *told: Any) -> None:  # noqa: ANN401 - module, outputs, batch
+            nonlocal seen
+            if trainer.global_step > seen:
+                seen = trainer.global_step
+                self.step(told[2] if relevance else None)
+
+        return trainer_callback(
+            "lightning",
+            "TrackImportance",
+            {
+                "on_train_start": start,
+                "on_train_batch_end": ended,
+                "state_dict": self.state_dict,
+                "load_state_dict": self.load_state_dict,
+            },
+        )
+
+    def transformers_callback(self, batches: Sequence[RawBatch] = ()) -> Any:  # noqa: ANN401 - as above
+        """Return a callback for Hugging Face's `Trainer` that counts its steps.
+
+        What was tracked is saved in the trainer's checkpoints, in a file of its own, and restored
+        when training is resumed from one.
+
+        Args:
+            batches: that measure relevance, in turn, as the trainer does not tell which it trains
+                on; none: magnitudes alone are tracked.
+
+        Raises:
+            UsageError: `transformers` is not installed.
+        """
+
+        def folder(arguments: Any, state: Any) -> Path:  # noqa: ANN401 - theirs
+            return Path(arguments.output_dir) / f"checkpoint-{state.global_step}"
+
+        def begins(arguments: Any, state: Any, *_: object, **__: object) -> None:  # noqa: ANN401 - theirs
+            if not state.global_step:
+                return
+            given = arguments.resume_from_checkpoint
+            path = (Path(given) if isinstance(given, str) else folder(arguments, state)) / _STATE
+            if path.is_file():
+                self.load_state_dict(torch.load(path, weights_only=True))
+            else:
+                told = f"training goes on at step {state.global_step}, but tracking from the start"
+                warnings.warn(f"{told}: there is no {path}", stacklevel=2)
+
+        def ended(*_: object, **__: object) -> None:
+            look = self._steps // self._every
+            self.step(batches[look % len(batches)] if batches else None)
+
+        def saved(arguments: Any, state: Any, *_: object, **__: object) -> None:  # noqa: ANN401 - theirs
+            torch.save(self.state_dict(), folder(arguments, state) / _STATE)
+
+        return trainer_callback(
+            "transformers",
+            "TrackImportance",
+            {"on_train_begin": begins, "on_step_end": ended, "on_save": saved},
+        )

@@ -1,7 +1,5 @@
 """Weights that are zero, held there while somebody else's loop trains the others."""
 
-import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from flexrel.core.graph import tensor_of
 from flexrel.core.plan import Plan
 from flexrel.core.running import unwrapped
+from flexrel.core.trainers import trainer_callback
 from flexrel.errors import UsageError
 from flexrel.structure import gone_entries
 
@@ -82,8 +81,7 @@ class MaskHolder:
         Raises:
             UsageError: neither `lightning` nor `pytorch_lightning` is installed.
         """
-        bases = ("lightning.pytorch.Callback", "pytorch_lightning.Callback")
-        return self._callback("lightning", bases, "on_train_start", "on_train_batch_end")
+        return self._callback("lightning", "on_train_start", "on_train_batch_end")
 
     def transformers_callback(self) -> Any:  # noqa: ANN401 - as above
         """Return a callback for Hugging Face's `Trainer` that applies the mask after each step.
@@ -91,19 +89,10 @@ class MaskHolder:
         Raises:
             UsageError: `transformers` is not installed.
         """
-        bases = ("transformers.TrainerCallback",)
-        return self._callback("transformers", bases, "on_train_begin", "on_step_end")
+        return self._callback("transformers", "on_train_begin", "on_step_end")
 
-    def _callback(self, package: str, bases: Sequence[str], *hooks: str) -> Any:  # noqa: ANN401
-        """Return an object of a class made here, of the first base that is installed."""
-
+    def _callback(self, package: str, *hooks: str) -> Any:  # noqa: ANN401 - as above
         def apply(*_: object, **__: object) -> None:
             self.apply_()
 
-        for module, name in (base.rsplit(".", 1) for base in bases):
-            try:
-                found = getattr(importlib.import_module(module), name)
-            except ImportError:
-                continue
-            return type("HoldMask", (found,), dict.fromkeys(hooks, apply))()
-        raise UsageError(f"this callback needs {package}; install it with: pip install {package}")
+        return trainer_callback(package, "HoldMask", dict.fromkeys(hooks, apply))
