@@ -94,6 +94,16 @@ def test_prune_writes_the_directory_and_prints_one_table(net, tmp_path, capsys):
     assert result["achieved"]["samples"] == 24
 
 
+@pytest.mark.parametrize("asked", [(), ("--rule", "epsilon"), ("--output", "predicted")])
+def test_effort_fast_tries_one_criterion(net, tmp_path, asked):
+    out = tmp_path / "out"
+
+    assert prune(net, "--budget", "macs=50%", "--effort", "fast", *asked, "--out", str(out)) == 0
+
+    options = json.loads((out / "result.json").read_text())["options"]
+    assert options["chosen_from"] == ["obs", "magnitude"]  # the second where the first can't score
+
+
 def test_rivals_and_curves_are_measured_only_where_that_is_asked_for(net, tmp_path, capsys):
     asked = ("--evaluation", f"{net}:labelled", "--budget", "macs=60%", "--recover", "none")
     for name, options in (("plain", ()), ("compared", ("--compare",))):
