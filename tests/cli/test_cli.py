@@ -354,7 +354,9 @@ def same_weights(found, state):
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", None])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod.", "network.", "a.net."]
+)
 def test_weights_are_found_in_checkpoints_and_under_the_names_of_wrappers(
     net, tmp_path, key, prefix
 ):
@@ -364,6 +366,19 @@ def test_weights_are_found_in_checkpoints_and_under_the_names_of_wrappers(
     torch.save(content, tmp_path / "w.pt")
 
     assert same_weights(packed_weights(net, tmp_path / "w.pt", tmp_path), state)
+
+
+def test_weights_that_fit_without_no_holder_are_told_by_the_names_of_the_file(
+    net, tmp_path, capsys
+):
+    save_file({"network.first.weight": torch.ones(2)}, tmp_path / "w.safetensors")
+
+    weights = str(tmp_path / "w.safetensors")
+    assert main(["pack", f"{net}:make", "--weights", weights, "-o", "out.flexrel"]) == 2
+
+    assert "the model has not, 1 of the 1 tensors in the file: network.first.weight" in one_line(
+        capsys.readouterr().err
+    )
 
 
 def test_weights_of_a_model_that_has_such_names_itself_stay_as_they_are(tmp_path):
@@ -502,13 +517,13 @@ def test_a_checkpoint_without_a_state_says_what_it_has(net, tmp_path, capsys, co
 
 
 def test_weights_of_other_names_say_what_the_file_has(net, tmp_path, capsys):
-    state = {f"head.{name}": tensor for name, tensor in other_weights(net).items()}
+    state = {f"head{name}": tensor for name, tensor in other_weights(net).items()}
     save_file(state, tmp_path / "w.safetensors")
 
     assert prune(net, "--weights", str(tmp_path / "w.safetensors"), "--budget", "macs=60%") == 2
     said = one_line(capsys.readouterr().err)
     assert "it lacks 6 of the 6 tensors in the model: 0.bias, 0.weight, 2.bias ..." in said
-    assert "it has, and the model has not, 6 of the 6 tensors in the file: head.0.bias" in said
+    assert "it has, and the model has not, 6 of the 6 tensors in the file: head0.bias" in said
 
 
 def test_pack_rounds_on_the_calibration_data(net, tmp_path, capsys):
