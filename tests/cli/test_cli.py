@@ -94,6 +94,16 @@ def test_prune_writes_the_directory_and_prints_one_table(net, tmp_path, capsys):
     assert result["achieved"]["samples"] == 24
 
 
+@pytest.mark.parametrize("asked", [(), ("--rule", "epsilon"), ("--output", "predicted")])
+def test_effort_fast_tries_one_criterion(net, tmp_path, asked):
+    out = tmp_path / "out"
+
+    assert prune(net, "--budget", "macs=50%", "--effort", "fast", *asked, "--out", str(out)) == 0
+
+    options = json.loads((out / "result.json").read_text())["options"]
+    assert options["chosen_from"] == ["obs", "magnitude"]  # the second where the first can't score
+
+
 def test_rivals_and_curves_are_measured_only_where_that_is_asked_for(net, tmp_path, capsys):
     asked = ("--evaluation", f"{net}:labelled", "--budget", "macs=60%", "--recover", "none")
     for name, options in (("plain", ()), ("compared", ("--compare",))):
@@ -344,7 +354,9 @@ def same_weights(found, state):
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", None])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod.", "network.", "a.net."]
+)
 def test_weights_are_found_in_checkpoints_and_under_the_names_of_wrappers(
     net, tmp_path, key, prefix
 ):
@@ -354,6 +366,19 @@ def test_weights_are_found_in_checkpoints_and_under_the_names_of_wrappers(
     torch.save(content, tmp_path / "w.pt")
 
     assert same_weights(packed_weights(net, tmp_path / "w.pt", tmp_path), state)
+
+
+def test_weights_that_fit_without_no_holder_are_told_by_the_names_of_the_file(
+    net, tmp_path, capsys
+):
+    save_file({"network.first.weight": torch.ones(2)}, tmp_path / "w.safetensors")
+
+    weights = str(tmp_path / "w.safetensors")
+    assert main(["pack", f"{net}:make", "--weights", weights, "-o", "out.flexrel"]) == 2
+
+    assert "the model has not, 1 of the 1 tensors in the file: network.first.weight" in one_line(
+        capsys.readouterr().err
+    )
 
 
 def test_weights_of_a_model_that_has_such_names_itself_stay_as_they_are(tmp_path):
@@ -492,13 +517,13 @@ def test_a_checkpoint_without_a_state_says_what_it_has(net, tmp_path, capsys, co
 
 
 def test_weights_of_other_names_say_what_the_file_has(net, tmp_path, capsys):
-    state = {f"head.{name}": tensor for name, tensor in other_weights(net).items()}
+    state = {f"head{name}": tensor for name, tensor in other_weights(net).items()}
     save_file(state, tmp_path / "w.safetensors")
 
     assert prune(net, "--weights", str(tmp_path / "w.safetensors"), "--budget", "macs=60%") == 2
     said = one_line(capsys.readouterr().err)
     assert "it lacks 6 of the 6 tensors in the model: 0.bias, 0.weight, 2.bias ..." in said
-    assert "it has, and the model has not, 6 of the 6 tensors in the file: head.0.bias" in said
+    assert "it has, and the model has not, 6 of the 6 tensors in the file: head0.bias" in said
 
 
 def test_pack_rounds_on_the_calibration_data(net, tmp_path, capsys):

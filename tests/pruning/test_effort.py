@@ -52,6 +52,19 @@ def test_fast_tries_one_criterion_and_repairs_once(monkeypatch):
     assert result.achieved.macs <= 0.5 * result.dense.macs
 
 
+@pytest.mark.parametrize("criterion", ["auto", [], ("auto",)])
+def test_fast_tries_one_where_auto_is_written_out_too(monkeypatch, criterion):
+    result, *_ = pruned(monkeypatch, "fast", criterion=criterion)
+
+    assert [one.name for one in result.request.criteria] == ["obs", "magnitude"]
+
+
+def test_fast_tries_all_criteria_that_are_named(monkeypatch):
+    result, *_ = pruned(monkeypatch, "fast", criterion=[Magnitude(), "relevance"])
+
+    assert [one.name for one in result.request.criteria] == ["magnitude", "relevance"]
+
+
 def test_fast_takes_what_can_be_scored(monkeypatch):
     result, *_ = pruned(monkeypatch, "fast", kind=Aside)
 

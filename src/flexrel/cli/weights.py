@@ -18,7 +18,6 @@ from flexrel.io import fit, load
 
 _STATES: Final = ("state_dict", "model_state_dict", "model")  # where checkpoints have it
 _WRAPPERS: Final = ("module", "_orig_mod")  # parts of names, by DataParallel, by torch.compile
-_PREFIXES: Final = ("module.", "_orig_mod.", "model.")  # the latter of Lightning and other holders
 _SHOWN: Final = 5  # names in an error
 
 
@@ -28,7 +27,8 @@ def read_weights(path: Path, model: nn.Module) -> None:
     Args:
         path: of a packed file, of safetensors, of an index of several of these (`.json`), or of
             what `torch.save` wrote: a state, alone or as "state_dict", "model_state_dict" or
-            "model". Names may begin with "model.", and have "module" and "_orig_mod" anywhere.
+            "model". All names may begin with that of a holder, such as "model.", and have "module"
+            and "_orig_mod" anywhere.
         model: taken out of its wrappers.
 
     Raises:
@@ -47,15 +47,18 @@ def read_weights(path: Path, model: nn.Module) -> None:
 
 
 def _renamed(tensors: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, Tensor]:
-    """Return the tensors by the model's names, wherever in a name wrappers put their own."""
-    tensors = _by_name(tensors, known)
-    while tensors and not any(name in known for name in tensors):
-        common = [p for p in _PREFIXES if all(name.startswith(p) for name in tensors)]
-        if not common:
-            break
-        shorter = {name.removeprefix(common[0]): tensor for name, tensor in tensors.items()}
-        tensors = _by_name(shorter, known)
-    return tensors
+    """Return the tensors by the model's names, wherever in a name wrappers put their own.
+
+    And without the names of what holds the model, as a `LightningModule` does: first parts of names
+    that all of them share. If none fits then, by the names of the file.
+    """
+    found = named = _by_name(tensors, known)
+    while not any(name in known for name in named):
+        first, *others = {name.partition(".")[0] for name in named} or {""}
+        if others or not all("." in name for name in named):
+            return found
+        named = _by_name({n.removeprefix(f"{first}."): t for n, t in named.items()}, known)
+    return named
 
 
 def _by_name(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:

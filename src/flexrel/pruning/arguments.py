@@ -100,6 +100,15 @@ def candidates(
     return (*sums, *products, Magnitude(), relevance)
 
 
+def are_candidates(
+    criteria: tuple[Criterion, ...], granularity: str, recover: str | Recovery
+) -> bool:
+    """Return whether the criteria are those that one is chosen from where none is named."""
+    needs = (need for criterion in criteria for need in criterion.needs)
+    measured = next((need for need in needs if isinstance(need, Attribution)), Attribution())
+    return criteria == candidates(granularity, recover, measured)
+
+
 def recoveries(recover: str | Recovery, seed: int) -> tuple[ClosedForm | None, Recovery | None]:
     """Return what repairs every network that is tried, and what goes on from the one chosen.
 

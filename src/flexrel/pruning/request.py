@@ -19,7 +19,7 @@ from flexrel.core.targets import Target, targets_of, unnamed
 from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, Magnitude
 from flexrel.errors import UsageError
 from flexrel.io import check_runtime
-from flexrel.pruning.arguments import criteria_of, recoveries
+from flexrel.pruning.arguments import are_candidates, criteria_of, recoveries
 from flexrel.pruning.options import EFFORTS, FORMS, PruneOptions
 from flexrel.relevance import Attribution
 from flexrel.repair import ClosedForm, FineTune, Recovery
@@ -175,7 +175,8 @@ def requested(
     _check_width(options.multiple_of, granularity, pattern)
     criteria = criteria_of(criterion, granularity, recover)
     repair, training = recoveries(recover, seed)
-    quick = options.effort == "fast" and repair is not None and not criterion
+    left_open = are_candidates(criteria, granularity, recover)
+    quick = options.effort == "fast" and repair is not None and left_open
     if quick:
         criteria = (criteria[0], Magnitude())
     if repair and options.effort == "thorough":
