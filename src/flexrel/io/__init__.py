@@ -11,7 +11,8 @@ from flexrel.io.export import (
     graph_notes,
 )
 from flexrel.io.load import fit, load
-from flexrel.io.report import count, figure, percent, render
+from flexrel.io.notebook import as_axes, as_frame, as_html, as_text
+from flexrel.io.report import amount, count, figure, percent, render
 from flexrel.io.timing import (
     LayerPoint,
     check_runtime,
@@ -24,6 +25,11 @@ from flexrel.io.timing import (
 __all__ = [
     "EXPORTS",
     "LayerPoint",
+    "amount",
+    "as_axes",
+    "as_frame",
+    "as_html",
+    "as_text",
     "check_exports",
     "check_path",
     "check_runtime",
