@@ -16,6 +16,7 @@ from flexrel.cli.images import Preparation
 from flexrel.cli.weights import read_weights
 from flexrel.core.measurement import Progress
 from flexrel.errors import UsageError
+from flexrel.hub.folder import is_saved, load_from_folder
 
 MODELS: Final = (
     "file.py:factory, package.module:factory, torchvision:NAME, timm:NAME, hf:FOLDER, a .pt2 or "
@@ -129,6 +130,8 @@ def _hub(rest: str, weights: Path | None) -> NamedModel:
     del weights  # the folder has its own; others replace them
     spec, folder = f"hf:{rest}", Path(rest)
     transformers = library("transformers", spec)
+    if is_saved(folder):
+        return NamedModel(load_from_folder(folder), _hub_preparation(folder))
     try:
         config = transformers.AutoConfig.from_pretrained(rest, local_files_only=True)
     except (OSError, ValueError) as error:

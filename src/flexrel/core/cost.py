@@ -19,26 +19,45 @@ Cost = float | Float[Tensor, "units"]
 
 def parameters(graph: PruningGraph, masks: Masks | None = None) -> int:
     """Return how many parameters remain; zeroed entries do not count, tied ones count once."""
+    return sum(layer_parameters(graph, masks).values())
+
+
+def layer_parameters(graph: PruningGraph, masks: Masks | None = None) -> dict[str, int]:
+    """Return how many entries of each parameter remain, by its name; zeroed ones do not count.
+
+    A bias that a layer gets in place of constant units counts with its weight; what goes whole is
+    left out.
+    """
     shapes = shapes_left(graph, masks)
-    total = sum(prod(shape) for shape in shapes.values())
-    total += sum(shapes[weight][0] for weight in _given_biases(graph, masks))
-    return total - (_zeroed(graph, masks) if masks and graph.pattern.zeros else 0)
-
-
-def _zeroed(graph: PruningGraph, masks: Masks) -> int:
-    gone = [(group.layout, ~masks[group.name]) for group in graph.groups]
-    return sum(layout.entries(mask) if layout else int(mask.sum()) for layout, mask in gone)
+    found = {name: prod(shape) for name, shape in shapes.items()}
+    for weight in _given_biases(graph, masks):
+        found[weight] += shapes[weight][0]
+    if masks and graph.pattern.zeros:
+        for group in graph.groups:
+            gone = ~masks[group.name]
+            entries = group.layout.entries(gone) if group.layout else int(gone.sum())
+            found[tensor_of(group.name, shapes)] -= entries
+    return found
 
 
 def macs(graph: PruningGraph, masks: Masks | None = None) -> int:
     """Return the multiply-adds of one sample."""
     if masks and (blocks := removed_blocks(graph, masks)):
         return macs(graph) - sum(block.macs for block in blocks)
-    shapes = shapes_left(graph, masks)
     gone = {group: int((~mask).sum()) for group, mask in (masks or {}).items()}
-    return sum(times * prod(shapes[weight]) for weight, times in graph.uses) + sum(
+    return sum(weight_macs(graph, masks).values()) + sum(
         remaining(work.macs, work.axes, gone) for work in graph.products
     )
+
+
+def weight_macs(graph: PruningGraph, masks: Masks | None = None) -> dict[str, int]:
+    """Return the multiply-adds of one sample that each weight takes part in, by its name."""
+    shapes = shapes_left(graph, masks)
+    found: dict[str, int] = {}
+    for weight, times in graph.uses:
+        left = prod(shapes[weight]) if weight in shapes else 0
+        found[weight] = found.get(weight, 0) + times * left
+    return found
 
 
 def remaining(amount: int, axes: ShrinkingAxes, gone: Mapping[str, int]) -> int:

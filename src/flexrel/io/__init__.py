@@ -1,6 +1,6 @@
 """What is written and read: packed files, exported networks, the report."""
 
-from flexrel.io.encode import encode
+from flexrel.io.encode import cut_notes, encode, names_of
 from flexrel.io.export import (
     EXPORTS,
     check_exports,
@@ -10,8 +10,9 @@ from flexrel.io.export import (
     exported,
     graph_notes,
 )
-from flexrel.io.load import fit, load
-from flexrel.io.report import count, figure, percent, render
+from flexrel.io.load import fit, load, restore_
+from flexrel.io.notebook import as_axes, as_frame, as_html, as_text, compared
+from flexrel.io.report import amount, count, figure, percent, render
 from flexrel.io.timing import (
     LayerPoint,
     check_runtime,
@@ -24,10 +25,17 @@ from flexrel.io.timing import (
 __all__ = [
     "EXPORTS",
     "LayerPoint",
+    "amount",
+    "as_axes",
+    "as_frame",
+    "as_html",
+    "as_text",
     "check_exports",
     "check_path",
     "check_runtime",
+    "compared",
     "count",
+    "cut_notes",
     "dense_time",
     "encode",
     "export",
@@ -38,8 +46,10 @@ __all__ = [
     "graph_notes",
     "layer_times",
     "load",
+    "names_of",
     "network_times",
     "percent",
     "render",
+    "restore_",
     "timed_file",
 ]

@@ -52,24 +52,34 @@ def encode(
     check_values(values, VALUES)
     if taken := sorted(OURS & metadata.keys()):
         raise UsageError(f"metadata {taken[0]!r} is a name of FlexRel's own; use another")
-    numbers, _ = cut_changes(model)
     tensors, tied = names_of(model)
     arrays = {
         name: stored_as_is(stored(name, tensor.detach().cpu().contiguous(), values))
         for name, tensor in tensors.items()
     }
-    ours = {"fingerprint": fingerprint(model)}
-    if tied:
-        ours["tied"] = json.dumps(tied)
-    if numbers:
-        ours["attributes"] = written(numbers)
-    if over := passed_over(model):
-        ours["passed_over"] = json.dumps(over)
-    if isinstance(model, fx.GraphModule):
-        ours["form"] = "exported"
+    ours = {"fingerprint": fingerprint(model), **cut_notes(model, tied)}
     if graph is not None:
         ours |= onnx_graph(model, graph, tensors).metadata(tensors)
     return flexrel_edge.encode(arrays, metadata={**metadata, **ours}, codec=codec)
+
+
+def cut_notes(model: nn.Module, tied: Mapping[str, str]) -> dict[str, str]:
+    """Return what a cut changed and tensors do not tell, for `restore_`, as texts.
+
+    Args:
+        model: that is saved.
+        tied: of tensors that are saved under another name, that name.
+    """
+    notes: dict[str, str] = {}
+    if tied:
+        notes["tied"] = json.dumps(tied)
+    if numbers := cut_changes(model)[0]:
+        notes["attributes"] = written(numbers)
+    if over := passed_over(model):
+        notes["passed_over"] = json.dumps(over)
+    if isinstance(model, fx.GraphModule):
+        notes["form"] = "exported"
+    return notes
 
 
 def names_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -60,29 +60,47 @@ def load(
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file")
     packed = read_packed(path, trust)
-    network = unwrapped(into)
-    if packed.metadata.get("form") == "exported" and not isinstance(network, fx.GraphModule):
+    tensors = {name: _tensor(array) for name, array in packed.tensors.items()}
+    restore_(into, tensors, packed.metadata, str(path))
+    return into
+
+
+def restore_(
+    model: nn.Module, tensors: Mapping[str, Tensor], notes: Mapping[str, str], source: str
+) -> None:
+    """Make a model what was saved: cut in place to fit, then the weights copied.
+
+    Args:
+        model: as `into` of `load`.
+        tensors: that were saved, tied ones once.
+        notes: that `cut_notes` made, perhaps among others.
+        source: said in errors.
+
+    Raises:
+        UsageError: tensors do not fit the model, which is as it was.
+        PackError: the notes are damaged.
+    """
+    network = unwrapped(model)
+    if notes.get("form") == "exported" and not isinstance(network, fx.GraphModule):
         raise UsageError(
-            f"{path} is of an exported program, whose code was cut too, which no class can take; "
+            f"{source} is of an exported program, whose code was cut too, which no class can take; "
             "use torch.export.load on the model.pt2 beside it"
         )
-    tensors = {name: _tensor(array) for name, array in packed.tensors.items()}
     try:
-        tied = json.loads(packed.metadata.get("tied", "{}"))
-        tensors |= {name: tensors[source] for name, source in tied.items()}
+        tied = json.loads(notes.get("tied", "{}"))
+        tensors = {**tensors, **{name: tensors[first] for name, first in tied.items()}}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise PackError(f"{path}: its list of tied tensors is damaged: {error}") from error
+        raise PackError(f"{source}: its list of tied tensors is damaged: {error}") from error
     try:
-        numbers = read(packed.metadata.get("attributes", "{}"))
+        numbers = read(notes.get("attributes", "{}"))
     except (ValueError, AttributeError, RecursionError) as error:
-        raise PackError(f"{path}: its list of attributes is damaged: {error}") from error
+        raise PackError(f"{source}: its list of attributes is damaged: {error}") from error
     try:
-        over = _places(json.loads(packed.metadata.get("passed_over", "{}")))
+        over = _places(json.loads(notes.get("passed_over", "{}")))
     except (ValueError, AttributeError, RecursionError) as error:
-        raise PackError(f"{path}: its list of blocks is damaged: {error}") from error
-    with folded_in_place(network), _without(network, over, str(path)):
-        fit(network, tensors, str(path), numbers)
-    return into
+        raise PackError(f"{source}: its list of blocks is damaged: {error}") from error
+    with folded_in_place(network), _without(network, over, source):
+        fit(network, tensors, source, numbers)
 
 
 def _places(content: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:

@@ -5,7 +5,6 @@ transpose them: they stay the tensors of the file, under their names. onnxruntim
 itself when it loads the network.
 """
 
-import importlib
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Final
 
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 
 from flexrel.core.batches import Batch, RawBatch, first_samples, read_batches
 from flexrel.core.caches import uncached
+from flexrel.core.extras import extra_module
 from flexrel.core.running import reason
 from flexrel.core.whole import uncut
-from flexrel.errors import FlexrelError, ModelError, UsageError
+from flexrel.errors import FlexrelError, ModelError
 from flexrel.io.state import stored_as_is
 from flexrel.structure import difference, outputs, quiet, torch_program
 from flexrel_edge.graph import DATA_TYPES, Graph, filled
@@ -66,13 +66,8 @@ def check_installed() -> None:
 
 
 def _needed(name: str) -> Any:  # noqa: ANN401
-    try:
-        with quiet():
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"ONNX takes the extra 'export': pip install 'flexrel[export]' ({error})"
-        ) from error
+    with quiet():
+        return extra_module(name, "export", "ONNX")
 
 
 def _simplified(

@@ -22,6 +22,7 @@ from flexrel.core.precision import Values
 from flexrel.core.targets import Goal
 from flexrel.criteria import Criterion, FlexRel
 from flexrel.io import EXPORTS, check_exports, encode, export_notes, exported, graph_notes, render
+from flexrel.pruning.display import Displayed
 from flexrel.pruning.limits import Limits
 from flexrel.pruning.promise import Promise
 from flexrel.pruning.request import Request
@@ -30,8 +31,8 @@ from flexrel_edge.files import replace_files
 from flexrel_edge.format import describe
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Result:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Result(Displayed):
     """A pruned network and the evidence for it.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flexrel.core.graph import PruningGraph
 from flexrel.core.plan.explain import GroupChange, changes, explain, named, totals
+from flexrel.core.plan.layers import LayerRow, layer_rows
 from flexrel.core.plan.read import parse
 from flexrel.core.plan.write import as_json, dump
 from flexrel.errors import PackError, UsageError
@@ -20,10 +21,12 @@ from flexrel_edge.source import OnDisk
 
 __all__ = [
     "GroupChange",
+    "LayerRow",
     "Plan",
     "changes",
     "check_alone",
     "check_model",
+    "layer_rows",
     "named",
     "totals",
 ]
