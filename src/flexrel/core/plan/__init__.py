@@ -24,6 +24,7 @@ __all__ = [
     "changes",
     "check_alone",
     "check_model",
+    "dump",
     "named",
     "totals",
 ]
