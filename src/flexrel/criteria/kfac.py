@@ -6,6 +6,7 @@ matter: a Kronecker-factored quadratic model of the network's outputs (K-FAC; Ma
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -33,7 +34,6 @@ from flexrel.repair import (
 from flexrel.tracing import LayerCall, Op, OpRecorder, ParameterOwners, layer_call
 
 _Sum = TypeVar("_Sum", SecondMoments, Tensor)
-
 _ROWS = 5_000  # of a layer's inputs, over all batches, or
 _ROWS_AN_INPUT = 4
 _GRADIENTS = 25_000  # rows of its outputs, likewise
@@ -145,16 +145,13 @@ def measure_factors(
     total = KFACFactors({}, 0)
     generator = torch.Generator().manual_seed(seed)
     samples = samples_of(batches, model)
-    with backward_to_inputs(model):
+    with suppress(OutOfTimeError), backward_to_inputs(model):
         for batch, _ in divided(batches, model, held):
             if batch is None:
                 continue
             share = batch.samples / samples
             total += _factors_on(model, batch, layers, output, share, generator)
-            try:
-                progress("measuring K-FAC factors", batch.index + 1, len(batches))
-            except OutOfTimeError:
-                break
+            progress("measuring K-FAC factors", batch.index + 1, len(batches))
     return total
 
 

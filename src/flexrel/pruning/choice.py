@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 
+from flexrel.core.measurement import RecoveryStep
 from flexrel.core.plan import Plan
 from flexrel.core.precision import finest_first
 from flexrel.criteria import Criterion, Magnitude
@@ -15,6 +16,7 @@ from flexrel.pruning.evaluator import Evaluator
 from flexrel.pruning.limits import Limits
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import NetworkSignals
+from flexrel.repair import Recovery
 
 _HOPELESS = 1.5  # times the best criterion's sketch: too far off to be the smallest
 _NEAR = 1.25  # times the least divergence of a sketch: may be the better one all the same
@@ -90,6 +92,29 @@ def best_solution(evaluator: Evaluator, signals: NetworkSignals, limits: Limits)
         metrics = [goal.metric for goal in limits.goals]
         raise next((error for error in failed if error.resource in metrics), failed[-1])
     return found[-1]
+
+
+def finished(
+    solution: Solution, training: Recovery | None
+) -> tuple[PrunedNetwork, tuple[RecoveryStep, ...]]:
+    """Return the solution's network, trained if that is asked for, and what was done to it.
+
+    A training that takes the network out of the limits is undone.
+    """
+    network, plan, evaluator = solution.network, solution.plan, solution.evaluator
+    if training is None:
+        return network, network.steps
+    trained, step = evaluator.builder.trained(network, plan, training)
+    if trained is None:
+        return network, (*network.steps, step)
+    candidate = evaluator.candidate(plan, trained)
+    for resource, limit in solution.search.limits.measured:
+        amount = resource.count(candidate)
+        if amount > limit:
+            note = f"undone: it takes {resource.told(amount)}, above {resource.told(limit)}"
+            undone = replace(step, kept=False, notes=(*step.notes, note))
+            return network, (*network.steps, undone)
+    return trained, trained.steps
 
 
 def _is_better(one: Solution, found: Sequence[Solution]) -> bool:

@@ -7,6 +7,7 @@ activations, summed at once to two vectors.
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -81,13 +82,10 @@ def calibrate(
     began = time.monotonic()
     total = min(filter(None, (length_hint(data), max_batches)), default=None)
     progress("calibrating", 0, total)
-    with backward_to_inputs(calibration.model):
+    with suppress(OutOfTimeError), backward_to_inputs(calibration.model):
         for batch in islice(read_batches(data, calibration.model), max_batches):
             calibration.add(batch)
-            try:
-                progress("calibrating", batch.index + 1, total)
-            except OutOfTimeError:
-                break
+            progress("calibrating", batch.index + 1, total)
             if max_seconds is not None and time.monotonic() - began >= max_seconds:
                 break
     stats = calibration.stats()
