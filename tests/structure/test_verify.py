@@ -7,9 +7,9 @@ from torch.nn import functional
 
 from flexrel import ModelError
 from flexrel.core.plan import Plan
-from flexrel.structure import analyse, apply
+from flexrel.structure import analyse, apply, verify
 from graphs import HEADS, WIDTH, Attention, Tokens, layers, sentences
-from networks import Mixer, batch, conv, images, random_
+from networks import Mixer, batch, conv, images, random_, random_plan
 
 
 def half(graph):
@@ -171,6 +171,27 @@ def test_one_layer_of_many_alike_that_fails_is_the_only_one_refused():
     reason = next(p.reason for p in graph.protected if p.name == "3.layer")
     assert "a cut of it was tried and failed" in reason
     assert "invalid for input of size" in reason
+
+
+def test_a_width_that_code_reads_off_another_layers_output_is_not_cut_apart_from_it():
+    """Halves of both would fit, by chance."""
+
+    def forward(f, x):
+        one, two = f[0](x), f[1](x)
+        return f[2](one) + f[3](two.reshape(len(x), one.shape[1], 8, 8))
+
+    apart = Mixer(layers(conv(3, 8), conv(3, 8), conv(8, 6), conv(8, 6)), forward)
+    model = random_(nn.Sequential(apart, conv(6, 5), conv(5, 2)))
+    example = batch(images().float())
+
+    graph = analyse(model, example, "channel")
+
+    refused = {p.name: p.reason for p in graph.protected}
+    assert "tried and failed" in refused["0.layer.0"]
+    assert "tried and failed" in refused["0.layer.1"]
+    for seed in range(5):
+        plan = random_plan(graph, seed)
+        verify(model, apply(model, plan), plan, example)
 
 
 def test_a_trial_leaves_no_trace_where_it_fails():

@@ -7,6 +7,7 @@ is made is checked again before it is returned.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from flexrel.core.batches import Batch
 from flexrel.core.cost import removed_blocks
-from flexrel.core.graph import PruningGraph, PruningGroup, SizeAttribute
+from flexrel.core.graph import Masks, PruningGraph, PruningGroup, SizeAttribute
 from flexrel.core.plan import Plan
 from flexrel.core.running import call, duplicate, reason, tensors_of, undisturbed
 from flexrel.errors import ModelError
@@ -31,17 +32,11 @@ from flexrel.structure.surgery import (
 )
 
 _AGREE = 1e-5  # largest difference of outputs, as a share of the largest, dense or masked
-
-
 _NEAR = 1e-2  # up to here it may be rounding, which double precision tells
-
-
+_QUARTERS = 4  # in a trial at least one of so many parts of a group is left
 _TELLING = re.compile("head|group|inner|hidden|split|width|chan|chs|dim")
 
-
 Allowed = Callable[[SizeAttribute], bool]
-
-
 _VARIANTS: tuple[Allowed, ...] = (  # which numbers in modules are taken for lengths of axes
     bool,
     lambda attribute: bool(_TELLING.search(attribute.name)),
@@ -265,14 +260,27 @@ class _Trial:
     def _failure(self, good: dict[str, Allowed]) -> str | None:
         groups = tuple(group for group in self._graph.groups if group.name in good)
         graph = replace(self._graph, groups=groups, attributes=self.attributes(good))
-        masks = {group.name: torch.arange(group.units) < (group.units + 1) // 2 for group in groups}
-        plan = Plan(graph, masks)
+        plan = Plan(graph, _halves(groups))
         try:
             pruned = duplicate(self._model, share=True)
             shrink_(pruned, plan)
             return disagreement(self._model, pruned, plan, self._example, self._dense)
         except ModelError as error:
             return str(error)
+
+
+def _halves(groups: Sequence[PruningGroup]) -> Masks:
+    """Return masks that leave about half of each group, of groups of one size not the same number.
+
+    What code takes for one width may be that of two groups: halves alike would fit by chance.
+    """
+    alike: Counter[int] = Counter()
+    masks = {}
+    for group in groups:
+        less = alike[group.units] % (group.units // _QUARTERS + 1)
+        alike[group.units] += 1
+        masks[group.name] = torch.arange(group.units) < (group.units + 1) // 2 - less
+    return masks
 
 
 def _kinds(groups: Sequence[PruningGroup]) -> list[list[PruningGroup]]:
