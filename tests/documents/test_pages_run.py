@@ -1,7 +1,8 @@
 """What a reader is told to type works: the code of a page, from top to bottom, as it stands there.
 
 Python blocks of a page share one namespace, and a folder. Blocks with a title are files in it.
-Lines of shell blocks that begin with `flexrel`, `flexrel-edge` or `python` are run there too.
+Lines of shell blocks that begin with `flexrel`, `flexrel-edge`, `python`, `mkdir` or `cp` are run
+there too.
 """
 
 import glob
@@ -10,6 +11,7 @@ import runpy
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +58,10 @@ def run(program, *words):
         assert flexrel.cli.main(words) == 0, words
     elif program == "flexrel-edge":
         assert flexrel_edge.cli.main(words) == 0, words
+    elif program == "cp":
+        shutil.copy(*words)
+    elif program == "mkdir":
+        Path(*words).mkdir()
     elif program == "python":
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", list(words))
@@ -72,9 +78,11 @@ def follow(page):
         elif block.file:
             with open(block.file, "w", encoding="utf-8") as file:  # noqa: PTH123 - of this folder
                 file.write(block.text)
-        elif block.kind in ("python", "setup") and not block.not_run:
+        elif block.kind in ("python", "setup"):
             code = "\n" * (block.line - 1) + block.text  # so that errors name the page's lines
-            exec(compile(code, name_of(page), "exec"), space)  # noqa: S102 - that is what it is for
+            code = compile(code, name_of(page), "exec")
+            if not block.not_run:
+                exec(code, space)  # noqa: S102 - that is what it is for
         elif block.kind == "sh":
             for words in commands(block.text):
                 (parse if block.not_run else run)(*expanded(words))
