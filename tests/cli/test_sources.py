@@ -11,12 +11,14 @@ import torch
 import typer
 from torch import nn
 
+from flexrel.cli import main
 from flexrel.cli.factories import arguments
-from flexrel.cli.images import Preparation, image_folder, prepared, read_image
+from flexrel.cli.images import Preparation, image_folder, image_notes, prepared, read_image
 from flexrel.cli.models import read_model
 from flexrel.cli.paths import existing, model_there
 from flexrel.cli.sources import read_data
 from flexrel.cli.weights import read_weights
+from flexrel.core.evaluate import Accuracy
 from flexrel.core.measurement import silent
 from flexrel.errors import UsageError
 from oracles import needs
@@ -397,3 +399,47 @@ def test_nothing_of_torchvision_is_loaded_for_other_models(own, monkeypatch):
     monkeypatch.delattr(sys.modules["torchvision"], "__path__", raising=False)
 
     assert widths(model("own_words.py:make").network) == [4]
+
+
+def test_images_tell_a_packed_file_how_they_are_prepared_and_their_classes(photos):
+    prepared_so = Preparation(8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), 11)
+    labelled = image_folder(photos, prepared_so, 2)
+    unlabelled = image_folder(photos / "ant", prepared_so, 2)
+
+    notes = image_notes(unlabelled, Accuracy(labelled))
+
+    assert json.loads(notes["labels"]) == ["ant", "wasp"]
+    assert json.loads(notes["preprocessing"]) == {
+        "size": 8,
+        "resize": 11,
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.3, 0.4],
+        "resample": "bilinear",
+    }
+    assert image_notes(unlabelled).keys() == {"preprocessing"}
+    assert image_notes([torch.zeros(2, 3)], None) == {}
+
+
+def test_prune_of_images_writes_a_file_that_tells_of_them(photos, tmp_path, capsys):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))\n"
+    )
+    out, data = tmp_path / "out", tmp_path / "data"
+    data.mkdir()
+    for name in ("ant", "wasp"):
+        (tmp_path / name).rename(data / name)
+    words = f"prune {tmp_path}/net.py:make --calibration {data} --budget macs=50% --out {out}"
+    how = "--size 8 --mean 0.4,0.5,0.6 --std 0.2,0.3,0.4 --criterion magnitude --quiet"
+
+    assert main([*words.split(), *how.split()]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(out / "model.flexrel")]) == 0
+
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["labels", "2: ant, wasp"] in lines
+    assert ["input", "input float32[samples, 3, 8, 8]"] in lines
+    told = dict(lines)["prepared"]
+    assert "size 8" in told
+    assert "mean 0.4 0.5 0.6" in told

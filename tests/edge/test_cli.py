@@ -34,10 +34,16 @@ def test_inspect_says_what_the_file_holds(packed, capsys):
 
     out, err = capsys.readouterr()
     assert out.startswith("3 tensors, 5 of 11 elements kept, ")
-    assert "by: us" in out
-    line = "layer.weight  float32[2, 4]  sparse raw+raw  2 of 8 kept  16 bytes"
-    assert line in out.splitlines()
+    assert "by     us" in out.splitlines()
+    assert "layer.weight" not in out
     assert err == ""
+
+
+def test_inspect_lists_tensors_where_that_is_asked(packed, capsys):
+    assert main(["inspect", "--tensors", str(packed)]) == 0
+
+    line = "layer.weight  float32[2, 4]  sparse raw+raw  2 of 8 kept  16 bytes"
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_inspect_json_says_the_same_to_a_program(packed, capsys):
@@ -69,7 +75,7 @@ def test_a_name_cannot_reach_the_terminal(tmp_path, capsys):
     path = tmp_path / "w.flexrel"
     flexrel_edge.write(path, {"\x1b[2J\n": np.zeros(1)}, metadata={"a\rb": "\x07"})
 
-    assert main(["inspect", str(path)]) == 0
+    assert main(["inspect", "--tensors", str(path)]) == 0
 
     out = capsys.readouterr().out
     assert out.replace("\n", "").isprintable()

@@ -55,10 +55,12 @@ def _add_readers(parsers: Parsers) -> None:
     command = parsers.add_parser(
         "inspect",
         help="say what a packed file holds",
-        description="Say what a packed file holds. Verifies the checksum, decodes no tensor.",
+        description="Say what a packed file holds: inputs, accuracy, what went, if that was "
+        "recorded. Verifies the checksum, decodes no tensor.",
         epilog="example: flexrel-edge inspect lenet.flexrel --json | jq .kept",
     )
     command.add_argument("file")
+    command.add_argument("--tensors", action="store_true", help="each tensor too, a line each")
     command.add_argument("--json", action="store_true", help="one JSON object on stdout")
     _add_trust(command)
     command.set_defaults(run=commands.do_inspect)

@@ -13,23 +13,21 @@ import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from flexrel_edge.about import about, printable
 from flexrel_edge.errors import FlexrelError
 from flexrel_edge.fetch import Patience, pull, update_name
 from flexrel_edge.files import diff, inspect, opened, patch, replacing, sign
 from flexrel_edge.format import Contents
-from flexrel_edge.graph import write_onnx
+from flexrel_edge.graph import GRAPH_TEXTS, graph_in, write_onnx
 from flexrel_edge.records import Array, Entry
 from flexrel_edge.session import run, session
 from flexrel_edge.trust import write_keys
 from flexrel_edge.unpacked import write_safetensors
 from flexrel_edge.versions import rollback
-
-_LONG: Final = 200  # characters of metadata, of which more would fill the terminal
 
 
 def do_inspect(args: argparse.Namespace) -> int:
@@ -47,13 +45,15 @@ def do_inspect(args: argparse.Namespace) -> int:
     if contents.counter is not None:
         checked = f"by {args.trust}" if args.trust else "not checked: pass --trust KEY"
         print(f"signed, {checked}; counter {contents.counter}")
-    for key, text in contents.metadata.items():
-        print(f"{_line(key)}: {_short(_line(text))}")
-    for entry in contents.tensors:
+    lines = about(contents)
+    wide = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        print(f"{name:{wide}}  {text}")
+    for entry in contents.tensors if args.tensors else ():
         codecs = (entry.values_codec, entry.positions_codec, entry.scales_codec)
         kind = entry.kind if entry.scales_codec is None else f"{entry.kind} {entry.values_dtype}"
         print(
-            f"{_line(entry.name)}  {entry.dtype}{list(entry.shape)}  {kind} "
+            f"{printable(entry.name)}  {entry.dtype}{list(entry.shape)}  {kind} "
             f"{'+'.join(filter(None, codecs))}  "
             f"{entry.kept:,} of {entry.total:,} kept  {entry.bytes:,} bytes"
         )
@@ -85,7 +85,7 @@ def do_run(args: argparse.Namespace) -> int:
                 with archive.open(f"{name}.npy", "w") as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
     for name, array in ran.outputs.items():
-        print(f"{_line(name)}: {array.dtype}{list(array.shape)}")
+        print(f"{printable(name)}: {array.dtype}{list(array.shape)}")
     if ran.milliseconds is not None:
         print(f"median of {args.repeat} runs: {ran.milliseconds:.3g} ms")
     return 0
@@ -107,7 +107,7 @@ def do_diff(args: argparse.Namespace) -> int:
         warnings.simplefilter("always")
         size = diff(args.old, args.new, update)
     for warning in caught:
-        print(f"warning: {_line(str(warning.message))}", file=sys.stderr)
+        print(f"warning: {printable(str(warning.message))}", file=sys.stderr)
     share = size / Path(args.new).stat().st_size
     print(f"{update}: {size:,} bytes, {share:.1%} of {args.new}")
     return 0
@@ -156,12 +156,15 @@ def do_sign(args: argparse.Namespace) -> int:
 
 
 def _facts(contents: Contents) -> dict[str, object]:
+    texts = {key: text for key, text in contents.metadata.items() if key not in GRAPH_TEXTS}
+    has_graph = texts.keys() != contents.metadata.keys()
     return {
         "version": contents.version,
         "bytes": contents.bytes,
         "sha256": contents.sha256,
         "counter": contents.counter,
-        "metadata": contents.metadata,
+        "metadata": texts,
+        "graph": {"samples": graph_in(contents).samples} if has_graph else None,
         "kept": sum(entry.kept for entry in contents.tensors),
         "total": sum(entry.total for entry in contents.tensors),
         "tensors": [_entry_facts(entry) for entry in contents.tensors],
@@ -171,12 +174,3 @@ def _facts(contents: Contents) -> dict[str, object]:
 def _entry_facts(entry: Entry) -> dict[str, object]:
     derived = {"kind": entry.kind, "total": entry.total, "bytes": entry.bytes}
     return asdict(entry) | derived
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONG else f"{text[:_LONG]}... ({len(text):,} characters)"
-
-
-def _line(text: str) -> str:
-    """Keep what a file says from moving the cursor or breaking the line."""
-    return text if text.isprintable() else ascii(text)

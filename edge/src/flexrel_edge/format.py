@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Union
@@ -108,7 +108,7 @@ def encode(
         coded = [_encode_tensor(name, tensors[name], codec) for name in sorted(tensors)]
         index = encode_index([entry for entry, _ in coded], metadata)
         parts = [part.data for _, one in coded for part in one.parts]
-        data = _joined(index, parts)
+        data = joined(index, parts)
         check_growth((entry for entry, _ in coded), len(data))
     except PackError as error:  # the same rules as for reading, but no file is at fault
         raise FlexrelError(f"can't pack: {error}") from error
@@ -285,7 +285,8 @@ def _plus_zeros(values: Array) -> Array:
     return np.where(minus, bits.dtype.type(0), bits).view(values.dtype)
 
 
-def _joined(index: bytes, parts: list[Piece]) -> bytes:
+def joined(index: bytes, parts: Sequence[Piece]) -> bytes:
+    """Return the bytes of a file, not signed."""
     sha256 = hashlib.sha256(index)
     for part in parts:
         sha256.update(part)

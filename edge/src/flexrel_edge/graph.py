@@ -28,10 +28,12 @@ _WEIGHTS: Final = "onnx_weights"
 _SAMPLES: Final = "onnx_samples"
 _HOW: Final = "flexrel pack --graph DATA, or flexrel.pack(..., graph=batch)"
 
+INPUTS: Final = "inputs"  # what the network takes, for people
+EVIDENCE: Final = "pruned"  # what it does, and what went, likewise
+GRAPH_TEXTS: Final = frozenset({_GRAPH, _WEIGHTS, _SAMPLES})
+LOADED: Final = frozenset({"attributes", "fingerprint", "form", "passed_over", "tied"})
 # keys of the metadata that `flexrel` writes; all others are its users' own
-OURS: Final = frozenset(
-    {_GRAPH, _WEIGHTS, _SAMPLES, "attributes", "fingerprint", "form", "passed_over", "tied"}
-)
+OURS: Final = GRAPH_TEXTS | LOADED | {INPUTS, EVIDENCE}
 
 # dtype as the index names it -> TensorProto.DataType
 DATA_TYPES: Final[Mapping[str, int]] = {

@@ -1,8 +1,9 @@
 """A folder of images as data: a sub-folder a class, read, resized and scaled as in training."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flexrel.cli.factories import library
+from flexrel.core.evaluate import Accuracy
 from flexrel.errors import UsageError
 
 _ENDINGS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -56,12 +58,14 @@ class ImageFolder:
         labels: the number of each one's class; None: they have none.
         preparation: how they become inputs.
         batch: how many there are in one.
+        classes: the name of each, by its number; none, where there are no labels.
     """
 
     files: Sequence[Path]
     labels: Sequence[int] | None
     preparation: Preparation
     batch: int
+    classes: Sequence[str] = ()
 
     def __len__(self) -> int:
         """Return how many batches there are."""
@@ -95,7 +99,26 @@ def image_folder(folder: Path, preparation: Preparation | None, batch: int) -> I
             f"such as {IMAGENET}"
         )
     files = [path for path, _ in found] or plain
-    return ImageFolder(files, [at for _, at in found] or None, preparation, batch)
+    labels, names = [at for _, at in found] or None, [one.name for one in classes if found]
+    return ImageFolder(files, labels, preparation, batch, names)
+
+
+def image_notes(*sources: object) -> dict[str, str]:
+    """Return what a packed file is to tell of images: how they become inputs, and their classes.
+
+    Args:
+        sources: data as they are read, or what measures accuracy on such; of several folders of
+            images the last says.
+    """
+    notes: dict[str, str] = {}
+    for source in sources:
+        folder = source.batches if isinstance(source, Accuracy) else source
+        if isinstance(folder, ImageFolder):
+            told = {name: one for name, one in asdict(folder.preparation).items() if one}
+            notes["preprocessing"] = json.dumps(told)
+            if folder.classes:
+                notes["labels"] = json.dumps(folder.classes)
+    return notes
 
 
 def _images(folder: Path) -> list[Path]:

@@ -67,7 +67,7 @@ def pack_command(
     seed: SeedOption = 0,
 ) -> None:
     """Pack a network as it is, or as a plan cuts it."""
-    from flexrel.cli.images import prepared
+    from flexrel.cli.images import image_notes, prepared
     from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_metadata
     from flexrel.cli.sources import first_batch, read_data, read_evaluate
@@ -98,7 +98,7 @@ def pack_command(
             evaluate=evaluate,
             target=targets,
             graph=example,
-            metadata=texts,
+            metadata={**image_notes(data, evaluate), **texts},
             codec=codec,
         )
     typer.echo(f"{out}: {done.bytes:,} bytes, {done.values}")
@@ -156,9 +156,12 @@ def export_command(
 @packing_app.command("inspect")
 def inspect_command(
     file: Annotated[Path, typer.Argument(help="packed file, or a plan.json")],
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="each tensor of a packed file too")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a packed file holds, or what a plan does and why."""
+    """Say what a packed file's network takes, does and lost, or what a plan does and why."""
     if file.suffix == ".json":
         from rich.console import Console
 
@@ -176,7 +179,8 @@ def inspect_command(
     from flexrel_edge import inspect
 
     inspect(file)  # what is wrong with it is told like other errors
-    raise typer.Exit(_edge(["inspect", str(file), *["--json"] * as_json]))
+    words = [*["--tensors"] * tensors, *["--json"] * as_json]
+    raise typer.Exit(_edge(["inspect", str(file), *words]))
 
 
 @packing_app.command("unpack")

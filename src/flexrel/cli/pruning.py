@@ -141,7 +141,7 @@ def prune_command(
         check_folder(out, overwrite=overwrite)
         check_asked(target, budget, granularity, evaluation, compare=compare)
     from flexrel.cli.feasible import told_possible
-    from flexrel.cli.images import prepared
+    from flexrel.cli.images import image_notes, prepared
     from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_rule
     from flexrel.cli.origin import origin_of
@@ -160,8 +160,7 @@ def prune_command(
     progress: Literal["auto"] | None = None if quiet else "auto"
     attribution = Attribution(parse_rule(rule), output)
     criteria = criteria_of(criterion, granularity, recover, attribution)
-    budgets = [budget_of(text) for text in budget or []]
-    targets = targets_of(target)
+    budgets, targets = [budget_of(text) for text in budget or []], targets_of(target)
     measured = RelevanceStats.load(stats) if stats else None
     with shown(progress) as tell:
         tell("loading the network", 0, None)
@@ -169,7 +168,8 @@ def prune_command(
         network, images = source.network, prepared(source.preparation, size, mean, std)
         evaluate = read_evaluate(evaluation, images)
         tell("reading calibration data", 0, None)
-        data = list(read_data(calibration, "calibration", images))
+        given = read_data(calibration, "calibration", images)
+        about, data = image_notes(given, evaluate), list(given)
     if dry:
         found = dry_run(
             network,
@@ -203,6 +203,7 @@ def prune_command(
             time_limit=time_limit,
             cache=cache,
             stats=measured,
+            metadata=about,
             progress=progress,
         ),
     )
@@ -239,11 +240,13 @@ def _tell(result: "Result", out: Path, exports: list[str], *, as_json: bool) -> 
         what_it_is,
     )
 
+    record = json.loads((out / "result.json").read_text())
+    result = replace(result, achieved=replace(result.achieved, bytes=record["achieved"]["bytes"]))
     kinds = {*exports, *(["pt2"] if result.form == "exported" else [])}
     programs = [name for name in EXPORTED if name.partition(".")[2] in kinds]
     files = files_in(out, (*WRITTEN, *programs))
     if as_json:
-        typer.echo(json.dumps({**result.as_json(), "out": str(out), "files": files}))
+        typer.echo(json.dumps({**record, "out": str(out), "files": files}))
     else:
         print_whole(table(result))
         for line in filter(

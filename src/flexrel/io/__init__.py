@@ -10,6 +10,7 @@ from flexrel.io.export import (
     exported,
     graph_notes,
 )
+from flexrel.io.inputs import check_metadata, evidence_note, inputs_note
 from flexrel.io.load import fit, load, restore_
 from flexrel.io.notebook import as_axes, as_frame, as_html, as_text, compared
 from flexrel.io.report import amount, count, figure, percent, render
@@ -31,6 +32,7 @@ __all__ = [
     "as_html",
     "as_text",
     "check_exports",
+    "check_metadata",
     "check_path",
     "check_runtime",
     "compared",
@@ -38,12 +40,14 @@ __all__ = [
     "cut_notes",
     "dense_time",
     "encode",
+    "evidence_note",
     "export",
     "export_notes",
     "exported",
     "figure",
     "fit",
     "graph_notes",
+    "inputs_note",
     "layer_times",
     "load",
     "names_of",

@@ -20,7 +20,6 @@ from flexrel.io.onnx import onnx_graph
 from flexrel.io.state import state_of, stored_as_is, written
 from flexrel.structure import cut_changes, passed_over
 from flexrel_edge.format import NO_METADATA
-from flexrel_edge.graph import OURS
 from flexrel_edge.records import PCODEC
 
 
@@ -41,17 +40,15 @@ def encode(
         values: "float32" packs every tensor as it is; "float16", "bfloat16", "int8" and "int4"
             round what has more bits, the latter two to whole numbers times a scale for each output.
         graph: a batch of inputs; the network's ONNX graph goes along.
-        metadata: texts to keep with them.
+        metadata: texts to keep with them; what is written here goes before.
         codec: of the tensors' bytes.
 
     Raises:
-        UsageError: an unknown precision, a value that it can't hold, state that is no tensor,
-            metadata under a name of ours, or a graph without the extra "export".
+        UsageError: an unknown precision, a value that it can't hold, state that is no tensor, or a
+            graph without the extra "export".
         ModelError: the model has no ONNX graph.
     """
     check_values(values, VALUES)
-    if taken := sorted(OURS & metadata.keys()):
-        raise UsageError(f"metadata {taken[0]!r} is a name of FlexRel's own; use another")
     tensors, tied = names_of(model)
     arrays = {
         name: stored_as_is(stored(name, tensor.detach().cpu().contiguous(), values))

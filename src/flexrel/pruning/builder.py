@@ -1,7 +1,7 @@
 """From a plan to its network: cut, repaired where that helps, trained if asked, and rounded."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
@@ -31,6 +31,7 @@ class PrunedNetwork:
         values: precision of these.
         steps: what repair, training and rounding did.
         divergence: of the rounded network, if it was measured.
+        metadata: texts that its packed file keeps.
     """
 
     exact: nn.Module
@@ -38,11 +39,12 @@ class PrunedNetwork:
     values: Values
     steps: tuple[RecoveryStep, ...] = ()
     divergence: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def packed(self) -> bytes:
         """The packed file: what is measured is what is saved."""
-        return encode(self.rounded, self.values)
+        return encode(self.rounded, self.values, metadata=self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class NetworkBuilder:
             them each value is rounded by itself.
         few: some of these, for networks that are only compared; or these.
         deadline: after which nothing is repaired.
+        metadata: texts that packed files keep.
     """
 
     model: nn.Module
@@ -69,6 +72,7 @@ class NetworkBuilder:
     fitted: Sequence[RawBatch] = ()
     few: Sequence[RawBatch] = ()
     deadline: Deadline = NO_DEADLINE
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, plan: Plan, *, quick: bool = False) -> PrunedNetwork:
         """Return a plan's network, repaired where that helps; as a sketch is, if `quick`."""
@@ -115,13 +119,13 @@ class NetworkBuilder:
         if steps:
             before = steps[-1].after if steps[-1].kept else steps[-1].before
         if self.values == "float32":
-            return PrunedNetwork(network, network, self.values, steps, before)
+            return PrunedNetwork(network, network, self.values, steps, before, self.metadata)
         rounded, after = duplicate(network), None
         round_(rounded, self.values, fitted, self.progress)
         if before is not None and self.values in LARGEST:
             name, after = f"rounding to {self.values}", self.divergence(rounded)
             steps = (*steps, RecoveryStep(name, before, after, kept=True))
-        return PrunedNetwork(network, rounded, self.values, steps, after)
+        return PrunedNetwork(network, rounded, self.values, steps, after, self.metadata)
 
     def _improved(
         self, network: nn.Module, recover: Recovery, plan: Plan, batches: Sequence[RawBatch]

@@ -3,19 +3,38 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+from torch import nn
+
+from flexrel.core.batches import Batch
+from flexrel.core.measurement import Measurement
 from flexrel.core.plan import LayerRow, Plan, layer_rows
-from flexrel.io import amount, as_axes, as_frame, as_html, as_text
+from flexrel.io import (
+    amount,
+    as_axes,
+    as_frame,
+    as_html,
+    as_text,
+    evidence_note,
+    inputs_note,
+)
+from flexrel.pruning.annotation import noted
 from flexrel.pruning.limits import Limits
 from flexrel_edge.format import describe
 
 
 class Displayed(ABC):
-    """What has a plan, limits and a packed file, and shows them."""
+    """A result, as far as it is shown; `Result` says what each attribute is."""
 
     __slots__ = ()
 
+    model: nn.Module
     plan: Plan
+    dense: Measurement
+    achieved: Measurement
     limits: Limits
+    samples: int | None
+    samples_a_call: int | None
+    example: Batch
     packed: bytes
 
     @abstractmethod
@@ -39,6 +58,16 @@ class Displayed(ABC):
             f"{name} at {'least' if at_least else 'most'} {amount(limit)}"
             for name, at_least, limit in bounds
         )
+
+    def annotated(self) -> tuple[bytes, list[str]]:
+        """Return the packed file with what tells people of inputs, accuracy, amounts and widths.
+
+        A line says why, where a budget leaves no room for that.
+        """
+        inputs = inputs_note(self.model, self.example, fixed=self.samples_a_call is not None)
+        evidence = evidence_note(self.dense, self.achieved, self.samples, self.layers)
+        notes = {**inputs, **evidence}
+        return noted(self.packed, notes, self.model, self.plan, self.limits)
 
     def __repr__(self) -> str:
         """Say in some ten lines what came out."""

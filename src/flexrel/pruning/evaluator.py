@@ -52,7 +52,8 @@ class Evaluator:
     def dense(self) -> Candidate:
         """The network as it came, as resources look at it."""
         model = self.builder.model
-        whole = PrunedNetwork(model, model, self.builder.values)
+        builder = self.builder
+        whole = PrunedNetwork(model, model, builder.values, metadata=builder.metadata)
         masks = {g.name: torch.ones(g.shape, dtype=torch.bool) for g in self.graph.groups}
         plan = Plan(self.graph, masks)
         return Candidate(
@@ -179,5 +180,6 @@ def evaluator_of(signals: NetworkSignals, divergence: Divergence) -> Evaluator:
         fitted=target.data.fitted,
         deadline=request.deadline,
         few=target.data.fitted if request.options.effort == "thorough" else target.data.few,
+        metadata=request.options.metadata,
     )
     return Evaluator(builder, target.graph, request.evaluation)

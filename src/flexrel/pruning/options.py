@@ -1,6 +1,7 @@
 """The rarer options of `prune`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +55,7 @@ class PruneOptions:
             take what they take.
         cache: a folder where relevance and saliency of this network on these data are kept, for
             calls that ask for something else, or after one that was stopped.
+        metadata: texts that the packed file keeps, as in `pack`: labels, preprocessing, licence.
         progress: "auto" draws bars in a terminal or notebook, and elsewhere prints a line every
             few seconds; a function (stage, steps done, steps in all or None) is told of each step.
     """
@@ -69,6 +71,7 @@ class PruneOptions:
     history: History | None = None
     time_limit: str | float | None = None
     cache: str | Path | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     progress: RequestedProgress = None
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from flexrel.core.batches import RawBatch, RawBatches, collect
+from flexrel.core.batches import RawBatch, RawBatches, collect, read_batches
 from flexrel.core.caches import cache_note
 from flexrel.core.distance import Divergence
 from flexrel.core.division import fitted_and_judged
@@ -24,7 +24,7 @@ from flexrel.core.running import duplicate
 from flexrel.core.targets import Target, missed, targets_of, unnamed
 from flexrel.core.whole import uncut
 from flexrel.errors import BudgetError, FlexrelError, PrecisionError, UsageError
-from flexrel.io import encode
+from flexrel.io import check_metadata, encode, inputs_note
 from flexrel.pruning.evaluation import evaluation_data
 from flexrel.pruning.request import check_evaluated
 from flexrel.repair import round_
@@ -109,6 +109,7 @@ def pack(
         raise UsageError("values 'auto' needs target=, such as AccuracyDrop(0.01)")
     check_values(values, ("auto", *VALUES))
     check_alone(Path(path))
+    check_metadata(metadata)
     plain = plain_network(model)
     model = plain.network
     given = uncut(model, collect(calibration))
@@ -133,7 +134,9 @@ def pack(
         failed.append(BudgetError(goal.metric, goal.limit, closest, advice, at_least))
     else:
         raise failed[-1]
-    data = encode(rounded, precision, graph, metadata, codec)
+    example = graph if graph is not None else next(iter(batches), None)
+    known = {} if example is None else inputs_note(model, *read_batches([example], model))
+    data = encode(rounded, precision, graph, {**metadata, **known}, codec)
     replace_file(Path(path), data)
     divergence = Divergence(model, judged)(rounded) if judged else None
     left = [] if graph is None else cache_note(f"the ONNX graph in {path}", model)

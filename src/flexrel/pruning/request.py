@@ -18,7 +18,7 @@ from flexrel.core.resources import Budget, Resource
 from flexrel.core.targets import Target, targets_of, unnamed
 from flexrel.criteria import ALLOCATIONS, SALIENCY, Criterion, Magnitude
 from flexrel.errors import UsageError
-from flexrel.io import check_runtime
+from flexrel.io import check_metadata, check_runtime
 from flexrel.pruning.arguments import are_candidates, criteria_of, recoveries
 from flexrel.pruning.options import EFFORTS, FORMS, PruneOptions
 from flexrel.relevance import Attribution
@@ -162,6 +162,7 @@ def requested(
     check_values(values, ("auto", *VALUES))
     check_outputs(options.outputs)
     check_progress(options.progress)
+    check_metadata(options.metadata)
     _check_known("form", options.form, FORMS)
     _check_known("effort", options.effort, EFFORTS)
     _check_known("allocation", options.allocation, ALLOCATIONS)

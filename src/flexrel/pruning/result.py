@@ -240,10 +240,11 @@ class Result(Displayed):
         """
         check_exports(export)
         folder = Path(directory)
-        packed, notes = self.packed, list[str]()
+        packed, notes = self.annotated()
+        written = replace(self, achieved=replace(self.achieved, bytes=len(packed)))
         if "graph" in export:
-            packed = encode(self.model, self.values, self.example)
-            notes = [
+            packed = encode(self.model, self.values, self.example, describe(packed).metadata)
+            notes += [
                 *graph_notes("model.flexrel", packed),
                 *cache_note("the ONNX graph in model.flexrel", self.model),
             ]
@@ -253,7 +254,7 @@ class Result(Displayed):
                     f"model.flexrel has {len(packed):,} bytes with its ONNX graph; the budget of "
                     f"{limit:,.0f} counts it without"
                 )
-        record = {**self.as_json(), **self._files(packed, export)}
+        record = {**written.as_json(), **self._files(packed, export)}
         files = {
             "model.flexrel": packed,
             "plan.json": replace(self.plan, model=record["model"]).encode(),
