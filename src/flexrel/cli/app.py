@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     as_json = "--json" in words
     try:
-        done = app(args=words or ["--help"], prog_name="flexrel", standalone_mode=False)
+        given = words or ["--help"]
+        done = app(args=given, prog_name="flexrel", standalone_mode=False, obj=tuple(words))
     except _WrongWords as error:
         return _failed({"error": _explained(error), "exit_code": _WRONG_USAGE}, as_json=as_json)
     except SystemExit as stop:  # of the commands that devices have

@@ -1,12 +1,18 @@
 """Arguments that several commands have."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from flexrel.cli.choices import check, told
 from flexrel.cli.paths import existing, model_there
+
+if TYPE_CHECKING:
+    Words = typer.Context
+else:
+    Words = typer.Context.__mro__[1]  # what commands are really called with
+"""Its `obj` are the words of a command, its `params` what they were read as."""
 
 DATA: Final = "a folder of images, an .npz with x and y, file.py:factory or demo:digits"
 

@@ -88,3 +88,23 @@ def _hint(text: str) -> str:
     name, _, amount = text.partition("=")
     meant = {"flop": "macs", "param": "parameters", "size": "bytes"}.get(name.lower().rstrip("s"))
     return f"; did you mean {meant}={amount}?" if meant else ""
+
+
+def check_asked(
+    target: str | None,
+    budget: list[str] | None,
+    granularity: str,
+    evaluation: str | None,
+    *,
+    compare: bool,
+) -> None:
+    """Find out before torch is loaded that there is nothing to do, or nothing to do it with.
+
+    Raises:
+        typer.BadParameter: so it is.
+    """
+    if (target or compare) and not evaluation:
+        asked = f"a target on {metric_of(target)}" if target else "--compare"
+        raise typer.BadParameter(f"{asked} needs --evaluation DATA, with labels")
+    if not (target or budget or ":" in granularity):
+        raise typer.BadParameter("nothing to prune to; give --target or --budget")

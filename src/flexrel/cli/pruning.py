@@ -1,6 +1,7 @@
 """The command that prunes, as those in `commands`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,8 +22,9 @@ from flexrel.cli.arguments import (
     StdOption,
     ValuesOption,
     WeightsOption,
+    Words,
 )
-from flexrel.cli.choices import check, metric_of, told
+from flexrel.cli.choices import check, check_asked, told
 from flexrel.cli.paths import EXPORTED, WRITTEN, check_folder
 
 if TYPE_CHECKING:
@@ -31,24 +33,11 @@ if TYPE_CHECKING:
 prune_app = typer.Typer()
 
 
-def _check_asked(
-    target: str | None,
-    budget: list[str] | None,
-    granularity: str,
-    evaluation: str | None,
-    *,
-    compare: bool,
-) -> None:
-    """Find out before torch is loaded that there is nothing to do, or nothing to do it with."""
-    if (target or compare) and not evaluation:
-        asked = f"a target on {metric_of(target)}" if target else "--compare"
-        raise typer.BadParameter(f"{asked} needs --evaluation DATA, with labels")
-    if not (target or budget or ":" in granularity):
-        raise typer.BadParameter("nothing to prune to; give --target or --budget")
 
 
 @prune_app.command("prune")
 def prune_command(
+    words: Words,
     model: ModelArgument,
     calibration: CalibrationOption,
     evaluation: EvaluationOption = None,
@@ -152,11 +141,12 @@ def prune_command(
     """
     if not dry:
         check_folder(out, overwrite=overwrite)
-        _check_asked(target, budget, granularity, evaluation, compare=compare)
+        check_asked(target, budget, granularity, evaluation, compare=compare)
     from flexrel.cli.feasible import told_possible
     from flexrel.cli.images import prepared
     from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_rule
+    from flexrel.cli.origin import origin_of
     from flexrel.cli.show import StoppedError
     from flexrel.cli.sources import read_data, read_evaluate
     from flexrel.core.budgets import budget_of
@@ -218,6 +208,7 @@ def prune_command(
             progress=progress,
         ),
     )
+    result = replace(result, origin=origin_of(words.obj, words.params))
     with shown(progress) as tell:
         tell("writing", 0, None)
         notes = result.save(out, exports)

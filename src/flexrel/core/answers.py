@@ -37,6 +37,8 @@ class Tally:
         seen: what there was, in words.
         hits: [samples], which answers are right.
         truth: [samples] or [samples, scores], the labels.
+        said: [samples], where the largest score is.
+        places: [samples], of each among all inputs, those too that are left out of the count.
     """
 
     right: int
@@ -47,6 +49,8 @@ class Tally:
     seen: str
     hits: Tensor = field(compare=False, repr=False)
     truth: Tensor = field(compare=False, repr=False)
+    said: Tensor = field(compare=False, repr=False)
+    places: Tensor = field(compare=False, repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -173,6 +177,8 @@ def tally_of(parts: Sequence[Answers]) -> Tally:
         seen=seen,
         hits=right,
         truth=labels,
+        said=largest,
+        places=counted.nonzero().flatten(),
     )
 
 

@@ -3,6 +3,7 @@
 from flexrel.pruning.arguments import criteria_of
 from flexrel.pruning.compare import compare
 from flexrel.pruning.dry_run import Feasibility, Possibility, dry_run
+from flexrel.pruning.evidence import Evidence, Origin
 from flexrel.pruning.options import EFFORTS, FORMS, PruneOptions
 from flexrel.pruning.packing import PackReport, pack
 from flexrel.pruning.prune import prune
@@ -11,7 +12,9 @@ from flexrel.pruning.result import Result
 __all__ = [
     "EFFORTS",
     "FORMS",
+    "Evidence",
     "Feasibility",
+    "Origin",
     "PackReport",
     "Possibility",
     "PruneOptions",

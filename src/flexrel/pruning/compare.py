@@ -40,6 +40,9 @@ def compare(
 ) -> Result:
     """Return the result with its `rivals` and `curves` measured, for the report.
 
+    Curves are those of magnitude, of relevance and of the result's own criterion; where that is one
+    of these, of `FlexRel(0.5)`.
+
     Args:
         result: of `prune`.
         model: that was pruned; not changed.
@@ -55,8 +58,10 @@ def compare(
     how = next(attributions, Attribution())
     magnitude, relevance = Magnitude(), Relevance(rule=how.rule, output=how.output)
     chosen = result.criterion
-    blend = chosen if isinstance(chosen, FlexRel) else FlexRel(rule=how.rule, output=how.output)
-    criteria = (magnitude, relevance, blend)
+    third = chosen
+    if chosen.name in (magnitude.name, relevance.name):
+        third = FlexRel(rule=how.rule, output=how.output)
+    criteria = (magnitude, relevance, third)
     options = replace(result.request.options, stats=result.stats)
     if not callable(options.outputs):
         options = replace(options, outputs=cast("Outputs", result.outputs))
@@ -87,8 +92,8 @@ def _compared(
     evaluator = evaluator_of(signals, divergence_of(model, source.data, request))
     search = BudgetSearch(evaluator, signals.rank, result.limits, request.short)
     scored = [one for one in request.criteria if one in signals.criteria]
-    chosen, blend = result.criterion.name, request.criteria[-1]
-    rivals = [one for one in scored if one is not blend and one.name != chosen]
+    chosen, third = result.criterion.name, request.criteria[-1]
+    rivals = [one for one in scored if one is not third and one.name != chosen]
     found: list[Measurement] = []
     for done, one in enumerate(rivals):
         request.progress("measuring rivals", done, len(rivals))

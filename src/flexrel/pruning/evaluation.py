@@ -20,6 +20,7 @@ from flexrel.core.evaluate import (
 )
 from flexrel.core.targets import Goal, Target, goals_of, unnamed
 from flexrel.errors import UsageError
+from flexrel.pruning.changed import ChangedAnswers, Compared
 from flexrel.pruning.promise import (
     BOUND,
     BoundedAccuracy,
@@ -52,6 +53,8 @@ class EvaluationData:
         samples: that are counted; None if `evaluate` does not tell.
         warnings: what it can't tell, each in a line with its numbers.
         untouched: the samples that nothing is chosen on; None where samples are not told apart.
+        compared: the samples on which answers of the dense network and the pruned one are compared:
+            those untouched, or where there are none, all; None where these are not told apart.
     """
 
     evaluate: Evaluate | None = None
@@ -60,10 +63,18 @@ class EvaluationData:
     samples: int | None = None
     warnings: tuple[str, ...] = ()
     untouched: Untouched | None = None
+    compared: Compared | None = None
 
-    def promise(self, network: nn.Module) -> Promise | None:
-        """Return what the samples that nothing was chosen on say of the network returned."""
-        return None if self.untouched is None else self.untouched.promise(network)
+    def told(self, network: nn.Module) -> tuple[Promise | None, ChangedAnswers | None]:
+        """Return what the samples that nothing was chosen on say of the network returned.
+
+        And which answers changed, on the samples that are compared.
+        """
+        tally = None if self.compared is None else self.compared.accuracy.tally(network)
+        promise = None if self.untouched is None else self.untouched.promise(tally)
+        if self.compared is None or tally is None:
+            return promise, None
+        return promise, self.compared.changed(tally)
 
 
 def evaluation_data(
@@ -118,6 +129,7 @@ def evaluation_data(
     data = EvaluationData(evaluate, metrics, goals, tally.samples, tuple(filter(None, warnings)))
     if random or not ordered or not set_aside:
         return data
+    data = replace(data, compared=Compared(evaluate, tally))
     data = _with_untouched(data, evaluate, model, tally, targets, whole=whole)
     return _with_margin(data, model) if assured else data
 
@@ -134,9 +146,9 @@ def _with_untouched(
     """Return the data, half of the samples set aside if there is a target that they can tell."""
     asked = _drop_allowed(data.metrics, data.goals)
     if asked is None:  # nothing is chosen on them
-        return replace(data, untouched=Untouched(evaluate, tally, None, aside=False))
+        return replace(data, untouched=Untouched(tally, None, aside=False))
     if not worth_setting_aside(tally.samples, asked):
-        return replace(data, untouched=Untouched(None, None, asked, aside=False))
+        return replace(data, untouched=Untouched(None, asked, aside=False))
     parts = halves(evaluate, whole=whole)
     if parts is None:
         return replace(data, warnings=(*data.warnings, _ONE_BATCH))
@@ -150,13 +162,15 @@ def _with_untouched(
             f"network's accuracy is {part.accuracy:.4g}, below the {below.limit(0.0):.4g} asked for"
         )
         return replace(data, warnings=(*data.warnings, line))
+    compared = Compared(rest, rest.tally(model))
     return replace(
         data,
         evaluate=searched,
         metrics=metrics,
         goals=goals_of(targets, metrics),
         samples=part.samples,
-        untouched=Untouched(rest, rest.tally(model), asked, aside=True),
+        untouched=Untouched(compared.dense, asked, aside=True),
+        compared=compared,
     )
 
 

@@ -114,6 +114,12 @@ class Evaluator:
         """
         return {} if self._evaluate is None else self._evaluate(network)
 
+    def unrepaired(self, plan: Plan) -> float | None:
+        """Return the accuracy of a plan's network as it is cut; None if none is told."""
+        if self._evaluate is None:
+            return None
+        return self.metrics(self.builder.rough(plan).rounded).get(ACCURACY)
+
     def measure(
         self, name: str, candidate: Candidate, metrics: Metrics | None = None
     ) -> Measurement:

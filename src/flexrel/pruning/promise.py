@@ -89,22 +89,23 @@ class Untouched:
     """Evaluation samples that nothing is chosen on.
 
     Attributes:
-        accuracy: measured on them; None: there are too few to set some aside.
-        dense: what the dense network answers.
+        dense: what the dense network answers; None: there are too few to set some aside.
         asked: by how much accuracy may drop; None without such a target.
         aside: whether they are part of the evaluation samples, the others being searched with.
     """
 
-    accuracy: Accuracy | None
     dense: Tally | None
     asked: float | None
     aside: bool
 
-    def promise(self, network: nn.Module) -> Promise:
-        """Return what they say of a network that was chosen without them."""
-        if self.accuracy is None or self.dense is None:
+    def promise(self, tally: Tally | None) -> Promise:
+        """Return what they say of a network that was chosen without them.
+
+        Args:
+            tally: what it answers on them; None where there are too few.
+        """
+        if self.dense is None or tally is None:
             return Promise(None, self.asked, needed=_fewest(self.asked))
-        tally = self.accuracy.tally(network)
         lost, won, samples = _changed(self.dense, tally)
         said = Promise(
             drop=drop_bound(lost, won, samples, CONFIDENCE),

@@ -1,7 +1,5 @@
 """What `prune` returns: the network, the plan, the evidence, and how it is written down."""
 
-import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,18 +12,25 @@ from torch import nn
 from flexrel.core.batches import Batch
 from flexrel.core.budgets import Bytes
 from flexrel.core.caches import cache_note
-from flexrel.core.evaluate import Metrics, standard_error
+from flexrel.core.evaluate import standard_error
 from flexrel.core.latency import Timing
 from flexrel.core.measurement import Measurement, RecoveryStep
-from flexrel.core.plan import Plan, changes
+from flexrel.core.plan import Plan, changes, dump
 from flexrel.core.precision import Values
-from flexrel.core.targets import Goal
 from flexrel.criteria import Criterion, FlexRel
 from flexrel.io import EXPORTS, check_exports, encode, export_notes, exported, graph_notes, render
 from flexrel.pruning.display import Displayed
+from flexrel.pruning.evidence import Evidence, Origin
 from flexrel.pruning.limits import Limits
 from flexrel.pruning.promise import Promise
 from flexrel.pruning.request import Request
+from flexrel.pruning.written import (
+    finite,
+    goal_json,
+    measurement_json,
+    metrics_json,
+    recovery_json,
+)
 from flexrel.relevance import RelevanceStats
 from flexrel_edge.files import replace_files
 from flexrel_edge.format import describe
@@ -59,9 +64,11 @@ class Result(Displayed):
         calibration_samples: how many there were.
         example: the first calibration batch, which exports are made with.
         packed: content of `model.flexrel`.
+        evidence: layer by layer what it takes, units' scores, answers that changed.
         program: content of `model.pt2`, if the network is an exported program.
         rivals: magnitude and relevance alone, for the same request; by `flexrel.compare`.
         curves: three criteria at several sizes; by `flexrel.compare`.
+        origin: the command that made it, if one did.
     """
 
     model: nn.Module
@@ -83,10 +90,12 @@ class Result(Displayed):
     calibration_samples: int
     example: Batch
     packed: bytes
+    evidence: Evidence
     program: bytes | None = None
     timing: Timing | None = None
     rivals: tuple[Measurement, ...] = ()
     curves: tuple[Measurement, ...] = ()
+    origin: Origin | None = None
 
     @property
     def requested(self) -> Mapping[str, float | None]:
@@ -148,9 +157,10 @@ class Result(Displayed):
                 "accuracy": achieved.accuracy,
                 "accuracy_dense": dense.accuracy,
                 "accuracy_standard_error": self.standard_error,
+                "accuracy_unrepaired": self.evidence.unrepaired,
                 "samples": self.samples,
-                "metrics": _numbers(achieved.metrics),
-                "metrics_dense": _numbers(dense.metrics),
+                "metrics": metrics_json(achieved.metrics),
+                "metrics_dense": metrics_json(dense.metrics),
                 "sparsity": achieved.removed,
                 "weights_removed": achieved.weights_removed,
                 "weights_removed_dense": dense.weights_removed,
@@ -160,11 +170,13 @@ class Result(Displayed):
                 "macs_dense": dense.macs,
                 "bytes": achieved.bytes,
                 "bytes_dense": dense.bytes,
-                "divergence": _finite(achieved.divergence),
+                "divergence": finite(achieved.divergence),
                 "latency_ms": self.timing and self.timing.milliseconds,  # None: not measured
                 "latency_dense_ms": self.timing and self.timing.dense,
             },
-            "targets": [self._met(goal) for goal in self.limits.goals],
+            "targets": [
+                goal_json(goal, dense.metrics, achieved.metrics) for goal in self.limits.goals
+            ],
             "promise": self.promise and self.promise.as_json(),
             "timing": self.timing and asdict(self.timing),
             "criterion": self.criterion.name,
@@ -174,30 +186,14 @@ class Result(Displayed):
             "form": self.form,
             "seed": self.request.seed,
             "options": self.options,
-            "recovery": [
-                {
-                    "step": step.name,
-                    "divergence_before": _finite(step.before),
-                    "divergence_after": _finite(step.after),
-                    "kept": step.kept,
-                    "notes": list(step.notes),
-                }
-                for step in self.recovery
-            ],
+            "recovery": recovery_json(self.recovery),
             "warnings": list(self.warnings),
-            "rivals": [_measurement(m) for m in self.rivals],
-            "curves": [_measurement(m) for m in self.curves],
+            "rivals": [measurement_json(m) for m in self.rivals],
+            "curves": [measurement_json(m) for m in self.curves],
             "versions": self.versions,
-        }
-
-    def _met(self, goal: Goal) -> dict[str, Any]:
-        """Return a target, and how the dense network and the pruned one do."""
-        return {
-            "metric": goal.metric,
-            "lower_is_better": goal.lower_is_better,
-            "limit": goal.limit,
-            "dense": _finite(self.dense.metrics[goal.metric]),
-            "achieved": _finite(self.achieved.metrics[goal.metric]),
+            "system": f"{platform.system()} {platform.machine()}",
+            "origin": self.origin and self.origin.as_json(),
+            **self.evidence.as_json(),
         }
 
     @property
@@ -216,7 +212,11 @@ class Result(Displayed):
 
     def report(self) -> str:
         """Return the report: one HTML page that needs nothing else."""
-        return render(self.as_json(), self.plan.as_json())
+        return render({**self.as_json(), **self._files(self.packed, ())}, self.plan.as_json())
+
+    def _files(self, packed: bytes, export: Sequence[str]) -> dict[str, Any]:
+        """Return what a record has of the files that it is saved with."""
+        return {"model": describe(packed).sha256, "exports": list(export)}
 
     def save(self, directory: str | Path, export: Sequence[str] = ()) -> tuple[str, ...]:
         """Write `model.flexrel`, `plan.json`, `result.json` and `report.html`, all or none.
@@ -253,12 +253,12 @@ class Result(Displayed):
                     f"model.flexrel has {len(packed):,} bytes with its ONNX graph; the budget of "
                     f"{limit:,.0f} counts it without"
                 )
-        sha256 = describe(packed).sha256
+        record = {**self.as_json(), **self._files(packed, export)}
         files = {
             "model.flexrel": packed,
-            "plan.json": replace(self.plan, model=sha256).encode(),
-            "result.json": _dump({**self.as_json(), "model": sha256}),
-            "report.html": self.report().encode(),
+            "plan.json": replace(self.plan, model=record["model"]).encode(),
+            "result.json": dump(record),
+            "report.html": render(record, self.plan.as_json()).encode(),
         }
         if self.program is not None:
             files["model.pt2"] = self.program
@@ -269,29 +269,3 @@ class Result(Displayed):
                 notes += export_notes(name, samples, self.model)
         replace_files(folder, files)
         return tuple(notes)
-
-
-def _measurement(m: Measurement) -> dict[str, Any]:
-    return {
-        "criterion": m.criterion,
-        "removed": m.removed,
-        "weights_removed": m.weights_removed,
-        "accuracy": m.accuracy,
-        "divergence": _finite(m.divergence),
-        "parameters": m.parameters,
-        "macs": m.macs,
-        "bytes": m.bytes,
-    }
-
-
-def _numbers(metrics: Metrics) -> dict[str, float | None]:
-    return {name: _finite(value) for name, value in metrics.items()}
-
-
-def _finite(value: float | None) -> float | None:
-    """Return the value, or None where JSON has no word for it."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _dump(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()

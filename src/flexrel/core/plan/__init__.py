@@ -26,6 +26,7 @@ __all__ = [
     "changes",
     "check_alone",
     "check_model",
+    "dump",
     "layer_rows",
     "named",
     "totals",

@@ -1,0 +1,58 @@
+"""The evidence that a result shows besides its measurements, and where it came from."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flexrel.core.layer_costs import LayerCost
+from flexrel.pruning.changed import ChangedAnswers
+from flexrel.pruning.unit_scores import UnitScores
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What led to a result, and what it did, layer by layer and sample by sample.
+
+    Attributes:
+        layers: what each takes, dense and pruned.
+        scores: magnitude and relevance of units; empty if no relevance was measured.
+        unrepaired: accuracy of the network as it was cut, before its repair; None if nothing was
+            repaired, or `evaluate` tells no accuracy.
+        changed: answers that changed; None if `evaluate` does not tell samples apart.
+    """
+
+    layers: tuple[LayerCost, ...]
+    scores: tuple[UnitScores, ...]
+    unrepaired: float | None
+    changed: ChangedAnswers | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `result.json` has of it, `unrepaired` apart."""
+        return {
+            "layers": [asdict(one) for one in self.layers],
+            "scores": [one.as_json() for one in self.scores],
+            "changed": self.changed and self.changed.as_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The command that made a result.
+
+    Attributes:
+        command: its words, as they were typed.
+        again: the words that prune the same network with the same data, without what was asked of
+            criterion, targets, budgets and output.
+        model: as it was named.
+        calibration: likewise.
+        evaluation: likewise; None if there was none.
+    """
+
+    command: tuple[str, ...]
+    again: tuple[str, ...]
+    model: str
+    calibration: str
+    evaluation: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `result.json` has of it."""
+        return asdict(self)
