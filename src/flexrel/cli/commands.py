@@ -5,6 +5,7 @@ The one that prunes is in `pruning`, those on packed files in `packing`.
 
 import json
 import webbrowser
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from flexrel.cli.arguments import (
     SizeOption,
     StdOption,
     WeightsOption,
+    Words,
 )
 from flexrel.cli.paths import WRITTEN, check_folder
 
@@ -31,6 +33,7 @@ data_app = typer.Typer()
 
 @data_app.command("demo")
 def demo_command(
+    words: Words,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -48,10 +51,12 @@ def demo_command(
     from rich.console import Console
 
     from flexrel.cli import demo
+    from flexrel.cli.origin import demo_origin
     from flexrel.cli.show import print_whole, table
     from flexrel.io import percent
 
     result = demo.run(seed, None if quiet else "auto")
+    result = replace(result, origin=demo_origin(words.obj, seed))
     result.save(folder)
     for line in result.warnings:
         typer.echo(f"warning: {line}", err=True)

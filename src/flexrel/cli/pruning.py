@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 prune_app = typer.Typer()
 
 
-
-
 @prune_app.command("prune")
 def prune_command(
     words: Words,

@@ -10,9 +10,10 @@ from flexrel.io.export import (
     exported,
     graph_notes,
 )
+from flexrel.io.figures import amount, count, figure, percent
 from flexrel.io.load import fit, load, restore_
 from flexrel.io.notebook import as_axes, as_frame, as_html, as_text, compared
-from flexrel.io.report import amount, count, figure, percent, render
+from flexrel.io.report import render
 from flexrel.io.timing import (
     LayerPoint,
     check_runtime,
