@@ -545,6 +545,11 @@ def test_a_hostile_criterion_and_reason_are_shown_and_not_obeyed():
         (count(None), ""),
         (change(24, 14), "24 → 14"),
         (change(2400, 2400), "2,400"),
+        (change(9999, 14), "9,999 → 14"),
+        (change(147_456, 68_076), "147 → 68.1 k"),
+        (change(37_748_736, 9_000), "37.7 → 0.009 M"),
+        (change(1_159_402, 999_600), "1.16 → 1 M"),
+        (change(12_000_000_000, 12_000_000_000), "12 G"),
     ],
 )
 def test_numbers_are_shown_for_people(shown, expected):

@@ -1,5 +1,9 @@
 """Numbers as a person reads them."""
 
+from typing import Final
+
+_LONG: Final = 10_000  # from which on counts that stand side by side are shortened
+
 
 def percent(share: float | None) -> str:
     """Return a share in [0, 1] as a percentage, "not measured" for None."""
@@ -47,5 +51,9 @@ def figure(number: float | None) -> str:
 
 
 def change(dense: float, now: float) -> str:
-    """Return two counts, one where they are the same: "24 → 14"."""
-    return count(dense) if dense == now else f"{count(dense)} → {count(now)}"
+    """Return two counts in one unit, one where they are the same: "24 → 14", "38.2 → 25.1 M"."""
+    units = (("G", 10**9), ("M", 10**6), ("k", 10**3))
+    known = (pair for pair in units if dense >= max(pair[1], _LONG))
+    unit, factor = next(known, ("", 1))
+    both = [f"{one / factor:.3g}" if unit else count(one) for one in (dense, now)]
+    return " → ".join(dict.fromkeys(both)) + (f" {unit}" if unit else "")

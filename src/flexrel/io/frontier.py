@@ -12,7 +12,7 @@ from flexrel.io.scales import Scale, Tick, step_of
 _WIDTH, _HEIGHT = 560, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 14, 14, 46  # margins
 _LEAST: Final = 0.01  # of accuracy, that the axis spans around what matters
-_BELOW, _ABOVE = 0.6, 0.3  # spans around what matters
+_BELOW, _ABOVE = 0.35, 0.15  # spans around what matters
 _FAR: Final = 2.0  # spans below it, to where the axis goes on if all points are there
 
 
@@ -159,7 +159,9 @@ def frontier(
         units: what is removed, in the plural.
     """
     (chosen,) = (one for one in networks if one.chosen)
-    matters = [dense, chosen.accuracy, *filter(None, [asked["accuracy"]])]
+    error = chosen.error or 0.0
+    ends = max(0.0, chosen.accuracy - error), min(1.0, chosen.accuracy + error)
+    matters = [dense, *ends, *filter(None, [asked["accuracy"]])]
     low, high = _span(matters, [one.accuracy for one in networks])
     seen = [one for one in networks if one.accuracy >= low]
     sizes = [one.bytes for one in seen] + [*filter(None, [asked["bytes"]])]
