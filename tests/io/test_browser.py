@@ -108,7 +108,7 @@ def test_a_layer_that_is_chosen_has_its_units_shown(opened):
     assert page.locator(".scatter:visible").get_attribute("data-layer") == "first"
 
 
-@pytest.mark.parametrize("width", [360, 400, 640, 720, 1200])
+@pytest.mark.parametrize("width", [360, 400, 720, 810, 1200])
 @pytest.mark.parametrize("scripts", [True, False])
 def test_nothing_is_wider_than_the_window(opened, width, scripts):
     page = opened(width, java_script_enabled=scripts)
