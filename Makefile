@@ -1,6 +1,7 @@
 # make demo    the whole story on embedded data
 # make test    the test suite
 # make slow    the tests that take minutes: files made wrong, processes killed
+# make browser the report's tests in a browser; needs chromium (Debian: apt-get install chromium)
 # make check   format, lint, types, import contracts
 # make bench   benchmarks on real networks; FLEXREL_DATA says where they are
 # Each makes .venv and installs what it needs, once.
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PROJECT := pyproject.toml edge/pyproject.toml constraints.txt
 SOURCES := src edge/src tests benchmarks examples
 
-.PHONY: demo test slow check bench clean
+.PHONY: demo test slow browser check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flexrel demo
@@ -21,6 +22,9 @@ test: $(VENV)/.dev
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m slow
+
+browser: $(VENV)/.dev $(VENV)/.browser
+	$(BIN)/python -m pytest -n 0 -m browser tests/io
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
@@ -50,7 +54,7 @@ $(VENV)/.python:
 	touch $@
 
 # Without the oracles some tests are skipped.
-$(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: $(VENV)/.python $(PROJECT)
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.browser $(VENV)/.bench: $(VENV)/.%: $(VENV)/.python $(PROJECT)
 	$(PIP) -e edge -e '.[$*]'
 	$(if $(filter dev,$*),-$(PIP) -e edge -e '.[oracles]')
 	touch $@

@@ -38,12 +38,12 @@ def test_a_layer_takes_what_a_hand_counts():
 
     (first, last, _), _ = costs(model, plan)
 
-    assert [(unit.kept, unit.of, unit.unit) for unit in first.units] == [(kept, 12, "channels")]
+    assert (first.width_dense, first.width) == (12, kept)
     assert (first.name, first.weights_dense, first.weights) == ("first", 48, 4 * kept)
     assert (first.macs_dense, first.macs) == (48, 4 * kept)
     assert first.reason == ""
     assert (last.weights_dense, last.weights, last.macs) == (36, 3 * kept, 3 * kept)
-    assert (last.units, last.reason) == ((), "it is the network's output")
+    assert (last.width_dense, last.width, last.reason) == (3, 3, "it is the network's output")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -85,7 +85,7 @@ def test_a_block_that_is_passed_over_has_nothing_left():
 
     inside = [one for one in found if one.name and one.name.startswith(tuple(gone))]
     assert inside
-    assert all(one.weights == one.macs == one.bytes == 0 for one in inside)
+    assert all(one.width == one.weights == one.macs == one.bytes == 0 for one in inside)
 
 
 def test_layers_of_an_exported_program_are_those_of_the_network():

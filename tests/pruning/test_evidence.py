@@ -164,7 +164,7 @@ def test_evidence_is_in_the_record():
 
     told = json.loads(json.dumps(result.as_json(), allow_nan=False))
 
-    assert [one["name"] for one in told["layers"]] == ["0", "2", None]
-    assert told["layers"][0]["units"] == [{"kept": 9, "of": 24, "unit": "channels"}]
+    assert [one["name"] for one in told["layers"]] == ["0", "2", ""]
+    assert (told["layers"][0]["width_dense"], told["layers"][0]["width"]) == (24, 9)
     assert len(told["scores"][0]["kept"]) == 24
     assert told["changed"]["samples"] == 400

@@ -1,7 +1,6 @@
 """A pruned network to a folder and back; what was cut goes along, as texts beside the weights."""
 
 import copy
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from flexrel.core.extras import extra_module
+from flexrel.core.plan import dump
 from flexrel.core.running import unwrapped
 from flexrel.errors import PackError, UsageError
 from flexrel.hub.card import CardNotes, model_card
@@ -104,9 +104,7 @@ def _write(result: Result, folder: Path, data: str, command: str, name: str) -> 
     (folder / _WEIGHTS).write_bytes(safetensors.torch.save(held, notes))
     (folder / "plan.json").write_bytes(replace(result.plan, model="").encode())
     record = result.as_json()
-    (folder / "result.json").write_text(
-        json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    (folder / "result.json").write_bytes(dump(record))
     into = "" if config is not None else f", into={kind}(...)"
     card = CardNotes(
         name=kind,

@@ -10,10 +10,11 @@ from flexrel.io.export import (
     exported,
     graph_notes,
 )
+from flexrel.io.figures import amount, count, figure, percent
 from flexrel.io.inputs import check_metadata, evidence_note, inputs_note
 from flexrel.io.load import fit, load, restore_
 from flexrel.io.notebook import as_axes, as_frame, as_html, as_text, compared
-from flexrel.io.report import amount, count, figure, percent, render
+from flexrel.io.report import render
 from flexrel.io.timing import (
     LayerPoint,
     check_runtime,

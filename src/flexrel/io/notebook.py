@@ -8,7 +8,7 @@ from typing import Any, Final
 from flexrel.core.evaluate import ACCURACY
 from flexrel.core.extras import extra_module
 from flexrel.core.plan import LayerRow
-from flexrel.io.report import amount, count, figure, percent
+from flexrel.io.figures import amount, count, figure, percent
 
 _EXTRA: Final = "notebook"
 _LONG: Final = 100  # characters of a note in the few lines

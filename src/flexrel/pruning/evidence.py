@@ -3,9 +3,15 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flexrel.core.layer_costs import LayerCost
+from torch import nn
+
+from flexrel.core.layer_costs import LayerCost, WholeNetwork, layer_costs
+from flexrel.pruning.builder import PrunedNetwork
 from flexrel.pruning.changed import ChangedAnswers
-from flexrel.pruning.unit_scores import UnitScores
+from flexrel.pruning.choice import Solution
+from flexrel.pruning.request import Request
+from flexrel.pruning.unit_scores import UnitScores, unit_scores
+from flexrel.relevance import RelevanceStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,38 @@ class Evidence:
             "scores": [one.as_json() for one in self.scores],
             "changed": self.changed and self.changed.as_json(),
         }
+
+
+def evidence_of(
+    solution: Solution,
+    network: PrunedNetwork,
+    dense: nn.Module,
+    stats: RelevanceStats | None,
+    request: Request,
+    changed: ChangedAnswers | None,
+) -> Evidence:
+    """Return the evidence for a network that is returned.
+
+    Args:
+        solution: its plan, and what measures networks.
+        network: that it became in the end.
+        dense: what was cut.
+        stats: its relevance, if it was measured.
+        request: says whether the network was repaired.
+        changed: answers that changed, if they are known.
+    """
+    plan, evaluator = solution.plan, solution.evaluator
+    return Evidence(
+        layers=layer_costs(
+            plan.graph,
+            plan.masks,
+            WholeNetwork(evaluator.dense.network, evaluator.dense.packed),
+            WholeNetwork(network.rounded, network.packed),
+        ),
+        scores=unit_scores(plan, dense, stats, request.options.history),
+        unrepaired=evaluator.unrepaired(plan) if request.fits else None,
+        changed=changed,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from flexrel.core.deadline import Deadline
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
 from flexrel.core.latency import Timing
-from flexrel.core.layer_costs import WholeNetwork, layer_costs
 from flexrel.core.measurement import Measurement
 from flexrel.core.network import plain_network
 from flexrel.core.precision import RequestedPrecision
@@ -27,7 +26,7 @@ from flexrel.pruning.clock import Clock
 from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluation import EvaluationData, evaluation_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
-from flexrel.pruning.evidence import Evidence
+from flexrel.pruning.evidence import evidence_of
 from flexrel.pruning.in_time import kept_in_time
 from flexrel.pruning.late import late_warnings
 from flexrel.pruning.limits import Limits, limits_of
@@ -36,7 +35,6 @@ from flexrel.pruning.request import Request, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
-from flexrel.pruning.unit_scores import unit_scores
 from flexrel.pruning.warnings import warnings_of
 from flexrel.repair import Recovery
 from flexrel.structure import program_bytes
@@ -170,19 +168,8 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
     achieved = evaluator.measure(solution.criterion.name, final)
     program = program_bytes(source.program, network.rounded) if source.program else None
     promise, changed = evaluation.told(network.rounded)
-    evidence = Evidence(
-        layers=layer_costs(
-            solution.plan.graph,
-            solution.plan.masks,
-            WholeNetwork(evaluator.dense.network, evaluator.dense.packed),
-            WholeNetwork(network.rounded, network.packed),
-        ),
-        scores=unit_scores(
-            solution.plan, source.network, first_stats(relevances), request.options.history
-        ),
-        unrepaired=evaluator.unrepaired(solution.plan) if request.fits else None,
-        changed=changed,
-    )
+    stats = first_stats(relevances)
+    evidence = evidence_of(solution, network, source.network, stats, request, changed)
     cache_again_(network.rounded, plain.network)
     return Result(
         model=network.rounded,
@@ -203,7 +190,7 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
         timing=timing,
         samples=evaluation.samples,
         promise=promise,
-        stats=first_stats(relevances),
+        stats=stats,
         samples_a_call=source.samples,
         calibration_samples=source.data.samples,
         example=source.data.first,

@@ -182,6 +182,7 @@ class Result(Displayed):
             "criterion": self.criterion.name,
             "delta": self.delta,
             "granularity": self.plan.graph.granularity,
+            "floors": [one.key for one, _ in self.limits.amounts if one.at_least],
             "widths": self.widths,
             "form": self.form,
             "seed": self.request.seed,

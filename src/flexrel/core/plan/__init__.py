@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexrel.core.graph import PruningGraph
 from flexrel.core.plan.explain import GroupChange, changes, explain, named, totals
-from flexrel.core.plan.layers import LayerRow, layer_rows
+from flexrel.core.plan.layers import LayerRow, layer_rows, owner_of
 from flexrel.core.plan.read import parse
 from flexrel.core.plan.write import as_json, dump
 from flexrel.errors import PackError, UsageError
@@ -29,6 +29,7 @@ __all__ = [
     "dump",
     "layer_rows",
     "named",
+    "owner_of",
     "totals",
 ]
 

@@ -44,16 +44,16 @@ def layer_rows(graph: PruningGraph, masks: Masks, sizes: Mapping[str, int]) -> t
         masks: of its groups.
         sizes: bytes of each tensor in the packed file.
     """
-    reasons = {_owner(tensor_of(one.name, graph.shapes)): one.reason for one in graph.protected}
+    reasons = {owner_of(tensor_of(one.name, graph.shapes)): one.reason for one in graph.protected}
     left = cost.shapes_left(graph, masks)
     counts = cost.layer_parameters(graph, None), cost.layer_parameters(graph, masks)
     macs = cost.weight_macs(graph, None), cost.weight_macs(graph, masks)
     tensors: dict[str, list[str]] = {}
     for tensor in graph.shapes:
-        tensors.setdefault(_owner(tensor), []).append(tensor)
+        tensors.setdefault(owner_of(tensor), []).append(tensor)
     held: dict[str, int] = {}
     for tensor, size in sizes.items():  # buffers too
-        held[_owner(tensor)] = held.get(_owner(tensor), 0) + size
+        held[owner_of(tensor)] = held.get(owner_of(tensor), 0) + size
     rows = []
     for owner, own in tensors.items():
         tensor, axis = _outputs(graph, own)
@@ -73,7 +73,7 @@ def layer_rows(graph: PruningGraph, masks: Masks, sizes: Mapping[str, int]) -> t
     return tuple(rows)
 
 
-def _owner(tensor: str) -> str:
+def owner_of(tensor: str) -> str:
     """Return the module that a tensor is in; of one in the network itself, its own name."""
     module, _, name = tensor.rpartition(".")
     return module if module or name in ("weight", "bias") else name
