@@ -45,7 +45,7 @@ IDS, SCALE = torch.randint(0, 5, (6, 4)), torch.ones(1, 4, dtype=torch.float32)
     [
         (((IDS, SCALE), None), ["ids", "scale"]),
         ({"ids": IDS, "scale": SCALE}, ["ids", "scale"]),
-        (((IDS, SCALE, IDS, IDS), None), ["ids", "scale", "others", "others_1"]),
+        (((IDS, SCALE, IDS, IDS), None), ["ids", "scale", "others_0", "others_1"]),
     ],
 )
 def test_inputs_have_the_names_of_forward_their_types_and_shapes(batch, names):

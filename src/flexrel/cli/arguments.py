@@ -38,6 +38,10 @@ CalibrationOption = Annotated[
 InputsOption = Annotated[
     str, typer.Option("--data", help=f"inputs as in use; {DATA}", callback=existing)
 ]
+InputNamesOption = Annotated[
+    str | None,
+    typer.Option("--input-names", help="of the inputs in ONNX, with commas; else as in forward"),
+]
 EvaluationOption = Annotated[
     str | None, typer.Option("--evaluation", help=f"labelled data; {DATA}", callback=existing)
 ]

@@ -1,10 +1,15 @@
-"""Rules and metadata as they are written on the command line."""
+"""Rules, names and metadata as they are written on the command line."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from flexrel.errors import UsageError
 from flexrel.relevance import RuleLike, rule_of
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """Return the names in "ids,mask"; none for None."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
 def parse_rule(text: str) -> RuleLike:

@@ -9,6 +9,7 @@ import typer
 from flexrel.cli.arguments import (
     DATA,
     EvaluationOption,
+    InputNamesOption,
     InputsOption,
     JsonOption,
     MeanOption,
@@ -61,6 +62,7 @@ def pack_command(
             callback=check("codec"),
         ),
     ] = "pcodec-1",
+    input_names: InputNamesOption = None,
     size: SizeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -69,7 +71,7 @@ def pack_command(
     """Pack a network as it is, or as a plan cuts it."""
     from flexrel.cli.images import image_notes, prepared
     from flexrel.cli.models import read_model
-    from flexrel.cli.options import parse_metadata
+    from flexrel.cli.options import parse_metadata, parse_names
     from flexrel.cli.sources import first_batch, read_data, read_evaluate
     from flexrel.core.plan import Plan
     from flexrel.core.progress import shown
@@ -100,6 +102,7 @@ def pack_command(
             graph=example,
             metadata={**image_notes(data, evaluate), **texts},
             codec=codec,
+            input_names=parse_names(input_names),
         )
     typer.echo(f"{out}: {done.bytes:,} bytes, {done.values}")
     if done.accuracy is not None and done.accuracy_before is not None:
@@ -120,6 +123,7 @@ def export_command(
     plan: Annotated[
         Path | None, typer.Option(help="a plan.json, carried out on the network first")
     ] = None,
+    input_names: InputNamesOption = None,
     size: SizeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -132,6 +136,7 @@ def export_command(
     """
     from flexrel.cli.images import prepared
     from flexrel.cli.models import read_model
+    from flexrel.cli.options import parse_names
     from flexrel.cli.sources import first_batch, read_data
     from flexrel.core.plan import Plan
     from flexrel.core.progress import shown
@@ -147,7 +152,7 @@ def export_command(
         example = first_batch(read_data(data, "calibration", images))
         network = apply(source.network, cut) if cut else source.network
         progress("exporting", 0, None)
-        samples = export(network, example, out)
+        samples = export(network, example, out, input_names=parse_names(input_names))
     typer.echo(f"{out}: {out.stat().st_size:,} bytes")
     for line in export_notes(out.name, samples, network):
         typer.echo(f"warning: {line}", err=True)

@@ -10,6 +10,7 @@ import typer
 from flexrel.cli.arguments import (
     CalibrationOption,
     EvaluationOption,
+    InputNamesOption,
     JsonOption,
     MeanOption,
     ModelArgument,
@@ -129,6 +130,7 @@ def prune_command(
             callback=check("export"),
         ),
     ] = None,
+    input_names: InputNamesOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -143,23 +145,22 @@ def prune_command(
     from flexrel.cli.feasible import told_possible
     from flexrel.cli.images import image_notes, prepared
     from flexrel.cli.models import read_model
-    from flexrel.cli.options import parse_rule
+    from flexrel.cli.options import parse_names, parse_rule
     from flexrel.cli.origin import origin_of
     from flexrel.cli.show import StoppedError
     from flexrel.cli.sources import read_data, read_evaluate
     from flexrel.core.budgets import budget_of
     from flexrel.core.progress import shown
     from flexrel.core.targets import targets_of
-    from flexrel.io import check_exports
+    from flexrel.io import check_exports, check_inputs
     from flexrel.pruning import PruneOptions, criteria_of, dry_run, prune
     from flexrel.pruning import compare as compare_result
     from flexrel.relevance import Attribution, RelevanceStats
 
-    exports = export or []
-    check_exports(exports)
+    names = parse_names(input_names)
+    check_exports(exports := export or [], names)
     progress: Literal["auto"] | None = None if quiet else "auto"
-    attribution = Attribution(parse_rule(rule), output)
-    criteria = criteria_of(criterion, granularity, recover, attribution)
+    criteria = criteria_of(criterion, granularity, recover, Attribution(parse_rule(rule), output))
     budgets, targets = [budget_of(text) for text in budget or []], targets_of(target)
     measured = RelevanceStats.load(stats) if stats else None
     with shown(progress) as tell:
@@ -170,6 +171,7 @@ def prune_command(
         tell("reading calibration data", 0, None)
         given = read_data(calibration, "calibration", images)
         about, data = image_notes(given, evaluate), list(given)
+        check_inputs(names, network, data[:1])
     if dry:
         found = dry_run(
             network,
@@ -210,13 +212,13 @@ def prune_command(
     result = replace(result, origin=origin_of(words.obj, words.params))
     with shown(progress) as tell:
         tell("writing", 0, None)
-        notes = result.save(out, exports)
+        notes = result.save(out, exports, input_names=names)
     if compare:
         try:
             result = compare_result(
                 result, network, calibration=data, evaluate=evaluate, progress=progress
             )
-            result.save(out, exports)
+            result.save(out, exports, input_names=names)
         except KeyboardInterrupt:
             raise StoppedError(
                 f"stopped while others were measured; {out}/ has the network and its report, "

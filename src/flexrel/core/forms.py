@@ -27,16 +27,15 @@ def signature_of(model: nn.Module) -> inspect.Signature:
 def argument_names(model: nn.Module, count: int) -> list[str]:
     """Return the names by which `forward` takes its first positional arguments.
 
-    Where it takes any number, or does not tell, "input" or the name that it gives them, numbered
-    from the second.
+    Where it takes any number, the name that it gives them, numbered from 0; "input" where it does
+    not tell.
     """
     taken = list(signature_of(model).parameters.values())
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [one.name for one in taken if one.kind in plain][:count]
     rest = next((one.name for one in taken if one.kind is one.VAR_POSITIONAL), "_")
     rest = "input" if rest == "_" else rest
-    further = (rest if at == 0 else f"{rest}_{at}" for at in range(count - len(names)))
-    return [*names, *further]
+    return [*names, *(f"{rest}_{at}" for at in range(count - len(names)))]
 
 
 def batches_of(data: Iterable[Any] | Dataset[Any]) -> Iterable[Any]:

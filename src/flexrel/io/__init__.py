@@ -4,6 +4,7 @@ from flexrel.io.encode import cut_notes, encode, names_of
 from flexrel.io.export import (
     EXPORTS,
     check_exports,
+    check_named,
     check_path,
     export,
     export_notes,
@@ -11,7 +12,7 @@ from flexrel.io.export import (
     graph_notes,
 )
 from flexrel.io.figures import amount, count, figure, percent
-from flexrel.io.inputs import check_metadata, evidence_note, inputs_note
+from flexrel.io.inputs import check_inputs, check_metadata, evidence_note, inputs_note
 from flexrel.io.load import fit, load, restore_
 from flexrel.io.notebook import as_axes, as_frame, as_html, as_text, compared
 from flexrel.io.report import render
@@ -33,7 +34,9 @@ __all__ = [
     "as_html",
     "as_text",
     "check_exports",
+    "check_inputs",
     "check_metadata",
+    "check_named",
     "check_path",
     "check_runtime",
     "compared",

@@ -1,7 +1,7 @@
 """Networks to packed files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -29,6 +29,7 @@ def encode(
     graph: RawBatch | None = None,
     metadata: Mapping[str, str] = NO_METADATA,
     codec: str = PCODEC,
+    input_names: Sequence[str] = (),
 ) -> bytes:
     """Return the packed file's bytes: the state of the model, losslessly, or rounded first.
 
@@ -42,6 +43,7 @@ def encode(
         graph: a batch of inputs; the network's ONNX graph goes along.
         metadata: texts to keep with them; what is written here goes before.
         codec: of the tensors' bytes.
+        input_names: of the graph, in the order of the inputs; none: those of `forward`.
 
     Raises:
         UsageError: an unknown precision, a value that it can't hold, state that is no tensor, or a
@@ -56,7 +58,7 @@ def encode(
     }
     ours = {"fingerprint": fingerprint(model), **cut_notes(model, tied)}
     if graph is not None:
-        ours |= onnx_graph(model, graph, tensors).metadata(tensors)
+        ours |= onnx_graph(model, graph, tensors, input_names).metadata(tensors)
     return flexrel_edge.encode(arrays, metadata={**metadata, **ours}, codec=codec)
 
 

@@ -25,7 +25,9 @@ GRAPH: Final = "graph"  # of ONNX, inside of the packed file
 _AGREE: Final = 1e-4  # the difference that a program may make, as a share of the largest output
 
 
-def export(model: nn.Module, example: RawBatch, path: str | Path) -> int | None:
+def export(
+    model: nn.Module, example: RawBatch, path: str | Path, *, input_names: Sequence[str] = ()
+) -> int | None:
     """Write the model, in evaluation mode, for programs that do not know its class.
 
     Args:
@@ -34,17 +36,21 @@ def export(model: nn.Module, example: RawBatch, path: str | Path) -> int | None:
         example: a batch of inputs, labels not needed.
         path: ends in `.onnx`, weights inside, or `.pt2`, for `torch.export.load`; replaced if it
             is there, whole or not at all.
+        input_names: for an `.onnx`, in the order of the inputs; none: those of `forward`. Outputs
+            are named by their keys, or "output", and the axis of samples "batch".
 
     Returns:
         How many samples a call of it takes; None: any number.
 
     Raises:
-        UsageError: another ending, no batch, or the extra "export" that `.onnx` takes is missing.
+        UsageError: another ending, no batch, names that are not those of as many inputs, or the
+            extra "export" that `.onnx` takes is missing.
         ModelError: the model can't be exported, or becomes one that computes something else.
     """
     kind = Path(path).suffix.removeprefix(".")
     check_path(path)
-    data, samples = exported(model, example, kind)
+    check_named(input_names, [kind])
+    data, samples = exported(model, example, kind, input_names)
     replace_file(Path(path), data)
     return samples
 
@@ -56,14 +62,31 @@ def check_path(path: str | Path) -> None:
         raise UsageError(f"{path}: the name of an exported network ends in {known}")
 
 
-def check_exports(kinds: Sequence[str]) -> None:
+def check_exports(kinds: Sequence[str], input_names: Sequence[str] = ()) -> None:
     """Refuse what a result can't be exported as, before the work of it."""
+    check_named(input_names, kinds)
     known = (*EXPORTS, GRAPH)
     for kind in kinds:
         if kind not in known:
             raise UsageError(f"export {kind!r} is not known; there are: {', '.join(known)}")
     if {"onnx", GRAPH} & set(kinds):
         check_installed()
+
+
+def check_named(input_names: Sequence[str], kinds: Sequence[str]) -> None:
+    """Refuse names of inputs where nothing is written that has them.
+
+    Args:
+        input_names: that are asked for.
+        kinds: of what is written.
+    """
+    if isinstance(input_names, str):
+        raise UsageError(f"input_names is the text {input_names!r}; pass a list, [{input_names!r}]")
+    if input_names and not {"onnx", GRAPH} & set(kinds):
+        raise UsageError(
+            f"inputs can be named ({', '.join(input_names)}) in ONNX alone, a model.onnx or the "
+            "graph in a packed file; nothing else is exported here"
+        )
 
 
 def graph_notes(name: str, data: bytes) -> list[str]:
@@ -88,13 +111,16 @@ def _fixed(name: str, samples: int) -> str:
     return f"{name} takes inputs of the example's size alone, {samples} samples a call"
 
 
-def exported(model: nn.Module, example: RawBatch, kind: str) -> tuple[bytes, int | None]:
+def exported(
+    model: nn.Module, example: RawBatch, kind: str, input_names: Sequence[str] = ()
+) -> tuple[bytes, int | None]:
     """Return the content of a file that `export` writes, and how many samples a call takes.
 
     Args:
         model: as for `export`.
         example: likewise.
         kind: "onnx" or "pt2".
+        input_names: as for `export`.
 
     Raises:
         UsageError: as for `export`.
@@ -102,7 +128,7 @@ def exported(model: nn.Module, example: RawBatch, kind: str) -> tuple[bytes, int
     """
     if kind == "onnx":
         tensors = names_of(model)[0]
-        graph = onnx_graph(model, example, tensors)
+        graph = onnx_graph(model, example, tensors, input_names)
         pieces = filled(graph, lambda name: stored_as_is(tensors[name]))
         return b"".join(pieces), graph.samples
     model = uncached(model)

@@ -1,17 +1,18 @@
 """What a packed file records for people: what the network takes, and how it came out."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch
+from flexrel.core.batches import Batch, RawBatch, read_batches
 from flexrel.core.evaluate import ACCURACY
 from flexrel.core.forms import argument_names
 from flexrel.core.measurement import Measurement
 from flexrel.core.plan import LayerRow
 from flexrel.errors import UsageError
+from flexrel.io.onnx_names import check_input_names
 from flexrel_edge.graph import EVIDENCE, INPUTS, OURS
 
 
@@ -25,7 +26,30 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
         raise UsageError(f"metadata {taken[0]!r} is a name of FlexRel's own; use another")
 
 
-def inputs_note(model: nn.Module, batch: Batch, *, fixed: bool = False) -> dict[str, str]:
+def check_inputs(names: Sequence[str], model: nn.Module, batches: Sequence[RawBatch]) -> None:
+    """Refuse names that are not those of as many inputs, before the work.
+
+    Args:
+        names: for the inputs, in their order; none: as they are.
+        model: that takes them.
+        batches: examples.
+
+    Raises:
+        UsageError: they are more or fewer, or two are the same.
+    """
+    for example in read_batches(batches if names else (), model):
+        own = _names_of(model, example)
+        check_input_names(names, own, model.state_dict())
+
+
+def _names_of(model: nn.Module, batch: Batch) -> list[str]:
+    own = argument_names(model, len(batch.args))
+    return own + [name for name, value in batch.kwargs.items() if isinstance(value, Tensor)]
+
+
+def inputs_note(
+    model: nn.Module, batch: Batch, *, fixed: bool = False, names: Sequence[str] = ()
+) -> dict[str, str]:
     """Return the names, dtypes and shapes of a network's inputs, as a text of the metadata.
 
     Args:
@@ -33,9 +57,8 @@ def inputs_note(model: nn.Module, batch: Batch, *, fixed: bool = False) -> dict[
         batch: an example.
         fixed: whether it takes as many samples as the example alone. Else the axis of samples is
             null, any number; the others are the example's.
+        names: that the inputs were given; none: those of `forward`.
     """
-    named = [*zip(argument_names(model, len(batch.args)), batch.args, strict=True)]
-    named += [(name, value) for name, value in batch.kwargs.items() if isinstance(value, Tensor)]
     free = not (fixed or batch.whole)
     inputs = [
         {
@@ -46,7 +69,7 @@ def inputs_note(model: nn.Module, batch: Batch, *, fixed: bool = False) -> dict[
                 for axis, size in enumerate(tensor.shape)
             ],
         }
-        for name, tensor in named
+        for name, tensor in zip(names or _names_of(model, batch), batch.tensors, strict=True)
     ]
     return {INPUTS: _compact(inputs)}
 

@@ -5,7 +5,7 @@ transpose them: they stay the tensors of the file, under their names. onnxruntim
 itself when it loads the network.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -17,6 +17,17 @@ from flexrel.core.extras import extra_module
 from flexrel.core.running import reason
 from flexrel.core.whole import uncut
 from flexrel.errors import FlexrelError, ModelError
+from flexrel.io.onnx_names import (
+    Proto,
+    check_input_names,
+    free_name,
+    inner_graphs,
+    input_names,
+    name_,
+    names_in,
+    output_names,
+    rename_,
+)
 from flexrel.io.state import stored_as_is
 from flexrel.structure import difference, outputs, quiet, torch_program
 from flexrel_edge.graph import DATA_TYPES, Graph, filled
@@ -25,11 +36,14 @@ from flexrel_edge.session import session_of
 _CHECKED_SAMPLES: Final = 3  # another number than the graph was made with
 _AGREE: Final = 1e-2  # the difference that another runtime may make, as a share of the largest
 _DTYPES: Final = {number: dtype for dtype, number in DATA_TYPES.items()}
-_GRAPHS: Final = (5, 10)  # AttributeProto.GRAPH and GRAPHS
-Proto = Any  # of onnx, which is an extra
 
 
-def onnx_graph(model: nn.Module, example: RawBatch, tensors: Mapping[str, Tensor]) -> Graph:
+def onnx_graph(
+    model: nn.Module,
+    example: RawBatch,
+    tensors: Mapping[str, Tensor],
+    names: Sequence[str] = (),
+) -> Graph:
     """Return what the model computes in evaluation mode, and which tensors it takes for that.
 
     Args:
@@ -37,18 +51,25 @@ def onnx_graph(model: nn.Module, example: RawBatch, tensors: Mapping[str, Tensor
         example: a batch of inputs, labels not needed. The graph takes any number of samples if
             torch can tell that the model does, else as many as the example has.
         tensors: of the model, by the names that they will have in the file.
+        names: of its inputs, in their order; none: those of `forward`. Outputs have the keys that
+            the model returns them by, and the axis of samples is "batch".
 
     Raises:
-        UsageError: the extra "export" is not installed, or the example is no batch.
+        UsageError: the extra "export" is not installed, the example is no batch, or the names are
+            not those of as many inputs.
         ModelError: the model can't be exported, or onnxruntime computes something else.
     """
     check_installed()
     model = uncached(model)
     whole = next(read_batches(uncut(model, [example]).batches, model))
     program, _, dynamic = torch_program(model, first_samples(whole), whole)
+    given = check_input_names(names, input_names(program), tensors)
     try:
         with quiet():
             proto, weights = _simplified(program, tensors)
+            name_(
+                proto.graph, given, output_names(program), weights, _needed("onnx").helper.make_node
+            )
     except Exception as error:  # of many kinds, for an operation that ONNX lacks among others
         raise ModelError(f"the model can't be exported to ONNX: {_why(error)}") from error
     used = _used(proto.graph)
@@ -99,13 +120,13 @@ def _take_out_(
     found = [(one, _name_of(one, tensors)) for one in graph.initializer]
     names = {one.name: name for one, name in found if name is not None}
     others = [one for one, name in found if name is None]
-    known = _names(graph) | {one.name for one in others}
+    known = names_in(graph) | {one.name for one in others}
     clashing = sorted(known & set(names.values()) - names.keys())
     taken = known | set(names.values())
     for name in clashing:
-        names[name] = _free(name, taken)
+        names[name] = free_name(name, taken)
         taken.add(names[name])
-    _rename_(graph, names)
+    rename_(graph, names)
     weights: dict[str, str] = {}
     for one, name in found:
         if name is not None and name not in weights:
@@ -114,12 +135,6 @@ def _take_out_(
     del graph.initializer[:]
     graph.initializer.extend(others)
     return inputs, weights
-
-
-def _free(name: str, taken: Container[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _name_of(initializer: Proto, tensors: Mapping[str, Tensor]) -> str | None:
@@ -137,39 +152,13 @@ def _bits(tensor: Tensor) -> bytes:
     return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _names(graph: Proto) -> set[str]:
-    """Return the names of all values in the graph that are made in it or given to it."""
-    names = {value.name for value in graph.input}
-    for node in graph.node:
-        names |= set(node.output)
-        for inner in _inner(node):
-            names |= _names(inner) | {one.name for one in inner.initializer}
-    return names
-
-
-def _rename_(graph: Proto, names: Mapping[str, str]) -> None:
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        value.name = names.get(value.name, value.name)
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-        for inner in _inner(node):
-            _rename_(inner, names)
-
-
 def _used(graph: Proto) -> set[str]:
     used = {output.name for output in graph.output}
     for node in graph.node:
         used |= set(node.input)
-        for inner in _inner(node):
+        for inner in inner_graphs(node):
             used |= _used(inner)
     return used
-
-
-def _inner(node: Proto) -> Iterable[Proto]:
-    """Return the graphs inside a node, as of a branch or a loop."""
-    attributes = [a for a in node.attribute if a.type in _GRAPHS]
-    return [g for a in attributes for g in ((a.g,) if a.HasField("g") else a.graphs)]
 
 
 def _bare(proto: Proto, inputs: int) -> Proto:
@@ -190,8 +179,7 @@ def _check(model: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], exampl
     try:
         running = session_of(network)
         named = [node.name for node in running.get_inputs()]
-        feed = dict(zip(named, example.args, strict=False))
-        feed |= {k: v for k, v in example.kwargs.items() if isinstance(v, Tensor) and k in named}
+        feed = dict(zip(named, example.tensors, strict=True))
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in feed.items()}
         have = [torch.as_tensor(value).double() for value in running.run(None, arrays)]
     except FlexrelError as error:

@@ -1,6 +1,7 @@
 """How a result shows itself to a person: printed, in a notebook, as a frame, as a picture."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -59,12 +60,16 @@ class Displayed(ABC):
             for name, at_least, limit in bounds
         )
 
-    def annotated(self) -> tuple[bytes, list[str]]:
+    def annotated(self, input_names: Sequence[str] = ()) -> tuple[bytes, list[str]]:
         """Return the packed file with what tells people of inputs, accuracy, amounts and widths.
 
         A line says why, where a budget leaves no room for that.
+
+        Args:
+            input_names: that the inputs are given; none: those of `forward`.
         """
-        inputs = inputs_note(self.model, self.example, fixed=self.samples_a_call is not None)
+        fixed = self.samples_a_call is not None
+        inputs = inputs_note(self.model, self.example, fixed=fixed, names=input_names)
         evidence = evidence_note(self.dense, self.achieved, self.samples, self.layers)
         notes = {**inputs, **evidence}
         return noted(self.packed, notes, self.model, self.plan, self.limits)

@@ -24,7 +24,7 @@ from flexrel.core.running import duplicate
 from flexrel.core.targets import Target, missed, targets_of, unnamed
 from flexrel.core.whole import uncut
 from flexrel.errors import BudgetError, FlexrelError, PrecisionError, UsageError
-from flexrel.io import check_metadata, encode, inputs_note
+from flexrel.io import check_metadata, check_named, encode, inputs_note
 from flexrel.pruning.evaluation import evaluation_data
 from flexrel.pruning.request import check_evaluated
 from flexrel.repair import round_
@@ -70,6 +70,7 @@ def pack(
     graph: RawBatch | None = None,
     metadata: Mapping[str, str] = NO_METADATA,
     codec: str = PCODEC,
+    input_names: Sequence[str] = (),
 ) -> PackReport:
     """Write the model to a packed file, whole or not at all; return its size and what it cost.
 
@@ -92,6 +93,7 @@ def pack(
             ONNX graph: so that `flexrel_edge.session` and `unpack` to `.onnx` need nothing else.
         metadata: texts to keep with the tensors, such as labels, pre-processing and licence.
         codec: "pcodec-1", or "zstd-1" for devices that pcodec has no wheel for; larger files.
+        input_names: of the graph, in the order of the inputs; none: those of `forward`.
 
     Raises:
         UsageError: an unknown precision, a value that it can't hold, state that is no tensor, the
@@ -110,6 +112,7 @@ def pack(
     check_values(values, ("auto", *VALUES))
     check_alone(Path(path))
     check_metadata(metadata)
+    check_named(input_names, () if graph is None else ("graph",))
     plain = plain_network(model)
     model = plain.network
     given = uncut(model, collect(calibration))
@@ -135,8 +138,12 @@ def pack(
     else:
         raise failed[-1]
     example = graph if graph is not None else next(iter(batches), None)
-    known = {} if example is None else inputs_note(model, *read_batches([example], model))
-    data = encode(rounded, precision, graph, {**metadata, **known}, codec)
+    known = (
+        {}
+        if example is None
+        else inputs_note(model, *read_batches([example], model), names=input_names)
+    )
+    data = encode(rounded, precision, graph, {**metadata, **known}, codec, input_names)
     replace_file(Path(path), data)
     divergence = Divergence(model, judged)(rounded) if judged else None
     left = [] if graph is None else cache_note(f"the ONNX graph in {path}", model)

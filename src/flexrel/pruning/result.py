@@ -219,7 +219,13 @@ class Result(Displayed):
         """Return what a record has of the files that it is saved with."""
         return {"model": describe(packed).sha256, "exports": list(export)}
 
-    def save(self, directory: str | Path, export: Sequence[str] = ()) -> tuple[str, ...]:
+    def save(
+        self,
+        directory: str | Path,
+        export: Sequence[str] = (),
+        *,
+        input_names: Sequence[str] = (),
+    ) -> tuple[str, ...]:
         """Write `model.flexrel`, `plan.json`, `result.json` and `report.html`, all or none.
 
         Plan and result carry the checksum of the model: a process that is killed while it switches
@@ -231,20 +237,24 @@ class Result(Displayed):
             directory: made if it is not there; files of these names in it are replaced.
             export: more to write: "onnx", a `model.onnx`; "pt2", a `model.pt2`; "graph", the ONNX
                 graph inside of `model.flexrel`, which a byte budget does not count.
+            input_names: in ONNX, in the order of the inputs; none: those of `forward`. Outputs are
+                named by their keys, or "output", and the axis of samples "batch".
 
         Returns:
             What there is to know of the exports, a line each.
 
         Raises:
-            UsageError: an unknown export, or ONNX without the extra "export".
+            UsageError: an unknown export, names that are not those of as many inputs, or ONNX
+                without the extra "export".
             ModelError: the network can't be exported; nothing was written.
         """
-        check_exports(export)
+        check_exports(export, input_names)
         folder = Path(directory)
-        packed, notes = self.annotated()
+        packed, notes = self.annotated(input_names)
         written = replace(self, achieved=replace(self.achieved, bytes=len(packed)))
         if "graph" in export:
-            packed = encode(self.model, self.values, self.example, describe(packed).metadata)
+            texts = describe(packed).metadata
+            packed = encode(self.model, self.values, self.example, texts, input_names=input_names)
             notes += [
                 *graph_notes("model.flexrel", packed),
                 *cache_note("the ONNX graph in model.flexrel", self.model),
@@ -267,7 +277,7 @@ class Result(Displayed):
         for kind in EXPORTS:
             name = f"model.{kind}"
             if kind in export and name not in files:
-                files[name], samples = exported(self.model, self.example, kind)
+                files[name], samples = exported(self.model, self.example, kind, input_names)
                 notes += export_notes(name, samples, self.model)
         replace_files(folder, files)
         return tuple(notes)
