@@ -12,7 +12,7 @@ from flexrel_edge.about import annotated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Annotated:
+class Annotated:
     """A network, and its packed file with the notes."""
 
     rounded: nn.Module
@@ -31,7 +31,7 @@ def noted(
         plan: that it was made by.
         limits: that it keeps to with the notes too, or goes without.
     """
-    found = _Annotated(model, annotated(packed, notes))
+    found = Annotated(model, annotated(packed, notes))
     candidate = Candidate(plan.graph, plan.graph.units, lambda: plan, lambda _: found)
     for resource, limit in limits.measured:
         amount = resource.count(candidate)

@@ -31,6 +31,7 @@ from flexrel.pruning.in_time import kept_in_time
 from flexrel.pruning.late import late_warnings
 from flexrel.pruning.limits import Limits, limits_of
 from flexrel.pruning.options import PruneOptions
+from flexrel.pruning.recorded import recorded
 from flexrel.pruning.request import Request, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
@@ -171,7 +172,7 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
     stats = first_stats(relevances)
     evidence = evidence_of(solution, network, source.network, stats, request, changed)
     cache_again_(network.rounded, plain.network)
-    return Result(
+    result = Result(
         model=network.rounded,
         plan=solution.plan,
         criterion=solution.criterion,
@@ -186,7 +187,7 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
         request=request.told(),
         outputs=divergence.told,
         limits=limits,
-        amounts={**limits.counted(evaluator.dense, final), **(timing.amounts if timing else {})},
+        amounts={},
         timing=timing,
         samples=evaluation.samples,
         promise=promise,
@@ -199,6 +200,7 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
         evidence=evidence,
         program=program,
     )
+    return recorded(result, evaluator.dense)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
