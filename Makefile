@@ -4,6 +4,8 @@
 # make browser the report's tests in a browser; needs chromium (Debian: apt-get install chromium)
 # make check   format, lint, types, import contracts
 # make bench   benchmarks on real networks; FLEXREL_DATA says where they are
+# make docs    the documents as pages, in site/
+# make wheels  both wheels, in dist/, tried in an empty environment
 # Each makes .venv and installs what it needs, once.
 
 VENV := .venv
@@ -12,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PROJECT := pyproject.toml edge/pyproject.toml constraints.txt
 SOURCES := src edge/src tests benchmarks examples
 
-.PHONY: demo test slow browser check bench clean
+.PHONY: demo test slow browser check bench docs wheels clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flexrel demo
@@ -45,8 +47,21 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/over_time.py
 	$(BIN)/python benchmarks/tables.py
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What pip makes of a checkout keeps files of before in build/.
+wheels: $(VENV)/.python
+	rm -rf build edge/build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./edge .
+	python3 -m venv build/empty
+	build/empty/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    "$$(ls dist/flexrel_edge-*.whl)" "$$(ls dist/flexrel-*.whl)[demo]"
+	cd build && empty/bin/flexrel demo --out demo
+	build/empty/bin/flexrel-edge verify build/demo/model.flexrel
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build edge/build dist site
 
 $(VENV)/.python:
 	python3 -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "FlexRel needs Python 3.11 or newer, found " + sys.version.split()[0])'
@@ -54,7 +69,7 @@ $(VENV)/.python:
 	touch $@
 
 # Without the oracles some tests are skipped.
-$(VENV)/.demo $(VENV)/.dev $(VENV)/.browser $(VENV)/.bench: $(VENV)/.%: $(VENV)/.python $(PROJECT)
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.browser $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: $(VENV)/.python $(PROJECT)
 	$(PIP) -e edge -e '.[$*]'
 	$(if $(filter dev,$*),-$(PIP) -e edge -e '.[oracles]')
 	touch $@
