@@ -68,6 +68,7 @@ __all__ = [
 if TYPE_CHECKING:
     from flexrel import hub as hub
     from flexrel import online as online
+    from flexrel import tracking as tracking
     from flexrel import training as training
     from flexrel.core.budgets import AccuracyDrop, Bytes, MACs, Parameters, Sparsity
     from flexrel.core.evaluate import Accuracy
@@ -124,7 +125,7 @@ else:
     }
 
     def __getattr__(name: str) -> object:  # type checkers see the imports, and not this
-        if name in ("hub", "online", "training"):
+        if name in ("hub", "online", "tracking", "training"):
             return import_module(f"flexrel.{name}")
         for home, names in _HOMES.items():
             if name in names:

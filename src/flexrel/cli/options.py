@@ -5,11 +5,17 @@ from pathlib import Path
 
 from flexrel.errors import UsageError
 from flexrel.relevance import RuleLike, rule_of
+from flexrel.tracking import JsonLines
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:
     """Return the names in "ids,mask"; none for None."""
     return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def parse_log(path: Path | None) -> tuple[JsonLines, ...]:
+    """Return what writes events to a file; nothing for None."""
+    return () if path is None else (JsonLines(path),)
 
 
 def parse_rule(text: str) -> RuleLike:

@@ -131,6 +131,9 @@ def prune_command(
         ),
     ] = None,
     input_names: InputNamesOption = None,
+    log: Annotated[
+        Path | None, typer.Option(help="add events to this file, a JSON object a line")
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -145,7 +148,7 @@ def prune_command(
     from flexrel.cli.feasible import told_possible
     from flexrel.cli.images import image_notes, prepared
     from flexrel.cli.models import read_model
-    from flexrel.cli.options import parse_names, parse_rule
+    from flexrel.cli.options import parse_log, parse_names, parse_rule
     from flexrel.cli.origin import origin_of
     from flexrel.cli.show import StoppedError
     from flexrel.cli.sources import read_data, read_evaluate
@@ -205,6 +208,7 @@ def prune_command(
             time_limit=time_limit,
             cache=cache,
             stats=measured,
+            listeners=parse_log(log),
             metadata=about,
             progress=progress,
         ),

@@ -10,6 +10,7 @@ from torch import nn
 from flexrel.core.batches import RawBatch
 from flexrel.core.deadline import NO_DEADLINE, Deadline, OutOfTimeError
 from flexrel.core.distance import Divergence
+from flexrel.core.events import Judge, unheard
 from flexrel.core.measurement import Progress, RecoveryStep
 from flexrel.core.plan import Plan
 from flexrel.core.precision import LARGEST, Values
@@ -62,6 +63,7 @@ class NetworkBuilder:
         few: some of these, for networks that are only compared; or these.
         deadline: after which nothing is repaired.
         metadata: texts that packed files keep.
+        judged: is told of candidates.
     """
 
     model: nn.Module
@@ -73,6 +75,7 @@ class NetworkBuilder:
     few: Sequence[RawBatch] = ()
     deadline: Deadline = NO_DEADLINE
     metadata: Mapping[str, str] = field(default_factory=dict)
+    judged: Judge = unheard
 
     def build(self, plan: Plan, *, quick: bool = False) -> PrunedNetwork:
         """Return a plan's network, repaired where that helps; as a sketch is, if `quick`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 
+from flexrel.core.events import JudgedCandidate
 from flexrel.core.measurement import RecoveryStep
 from flexrel.core.plan import Plan
 from flexrel.core.precision import finest_first
@@ -224,6 +225,11 @@ def _closest(
             plan = None
         plans.append(plan)
         sketched.append(inf if plan is None else evaluator.sketched_divergence(plan))
+        if plan is not None:
+            numbers, sketch = {"divergence": sketched[-1]}, builder.sketches
+            builder.judged(
+                JudgedCandidate(criterion.name, plan.removed, numbers, sketch=sketch, kept=None)
+            )
         if plan and not builder.sketches and sketched[-1] < min(sketched[:-1], default=inf):
             evaluator.hold(plan)
     builder.progress("choosing a criterion", len(criteria), len(criteria))

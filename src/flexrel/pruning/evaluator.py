@@ -181,5 +181,6 @@ def evaluator_of(signals: NetworkSignals, divergence: Divergence) -> Evaluator:
         deadline=request.deadline,
         few=target.data.fitted if request.options.effort == "thorough" else target.data.few,
         metadata=request.options.metadata,
+        judged=request.judged,
     )
     return Evaluator(builder, target.graph, request.evaluation)

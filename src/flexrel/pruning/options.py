@@ -1,10 +1,11 @@
 """The rarer options of `prune`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from flexrel.core.events import Listener
 from flexrel.core.outputs import RequestedOutputs
 from flexrel.core.progress import RequestedProgress
 from flexrel.core.resources import Resource
@@ -55,6 +56,8 @@ class PruneOptions:
             take what they take.
         cache: a folder where relevance and saliency of this network on these data are kept, for
             calls that ask for something else, or after one that was stopped.
+        listeners: told of stages, of candidates with their numbers, and of the result, as those in
+            `flexrel.tracking` are for JSON lines, TensorBoard, MLflow and Weights & Biases.
         metadata: texts that the packed file keeps, as in `pack`: labels, preprocessing, licence.
         progress: "auto" draws bars in a terminal or notebook, and elsewhere prints a line every
             few seconds; a function (stage, steps done, steps in all or None) is told of each step.
@@ -71,6 +74,7 @@ class PruneOptions:
     history: History | None = None
     time_limit: str | float | None = None
     cache: str | Path | None = None
+    listeners: Sequence[Listener] = ()
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     progress: RequestedProgress = None
 

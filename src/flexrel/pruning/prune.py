@@ -11,6 +11,7 @@ from flexrel.core.caches import cache_again_, uncached
 from flexrel.core.deadline import Deadline
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
+from flexrel.core.events import heard
 from flexrel.core.latency import Timing
 from flexrel.core.measurement import Measurement
 from flexrel.core.network import plain_network
@@ -132,8 +133,15 @@ def prune(
         seed=seed,
         options=options,
     )
-    with shown(options.progress, request.stages) as progress:
-        return _pruned(model, calibration, replace(request, progress=progress))
+    stages, listeners = request.stages, options.listeners
+    with (
+        shown(options.progress, stages) as shows,
+        heard(listeners, shows, stages) as (progress, judged),
+    ):
+        result = _pruned(model, calibration, replace(request, progress=progress, judged=judged))
+    for one in listeners:
+        one.finished(result.as_json())
+    return result
 
 
 def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Result:

@@ -8,6 +8,7 @@ from flexrel.core.batches import RawBatches
 from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Parameters, budget_of
 from flexrel.core.deadline import NO_DEADLINE, Deadline, seconds_in
 from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation, evaluate_of
+from flexrel.core.events import Judge, check_listeners, unheard
 from flexrel.core.granularity import Pattern
 from flexrel.core.latency import Latency
 from flexrel.core.measurement import Progress, silent
@@ -60,6 +61,7 @@ class Request:
     halved: bool = False  # multiples of widths that are less than two: those were found, not asked
     progress: Progress = silent  # what is told of each step, while it goes on, and ends stages
     deadline: Deadline = NO_DEADLINE  # while it goes on
+    judged: Judge = unheard  # is told of candidates, while it goes on
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -110,7 +112,7 @@ class Request:
 
     def told(self) -> "Request":
         """Return what a result tells of it: without what measures, trains and listens."""
-        options = replace(self.options, progress=None, stats=None, cache=None)
+        options = replace(self.options, progress=None, stats=None, cache=None, listeners=())
         return replace(
             self,
             evaluate=None,
@@ -118,6 +120,7 @@ class Request:
             options=options,
             progress=silent,
             deadline=NO_DEADLINE,
+            judged=unheard,
         )
 
     def within(self, deadline: Deadline) -> "Request":
@@ -163,6 +166,7 @@ def requested(
     check_outputs(options.outputs)
     check_progress(options.progress)
     check_metadata(options.metadata)
+    check_listeners(options.listeners)
     _check_known("form", options.form, FORMS)
     _check_known("effort", options.effort, EFFORTS)
     _check_known("allocation", options.allocation, ALLOCATIONS)

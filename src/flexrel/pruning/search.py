@@ -11,6 +11,7 @@ from functools import cache
 from operator import itemgetter
 
 from flexrel.core.evaluate import Metrics
+from flexrel.core.events import JudgedCandidate
 from flexrel.core.plan import Plan
 from flexrel.core.resources import Candidate, Resource
 from flexrel.core.targets import missed
@@ -120,9 +121,13 @@ class BudgetSearch:
         tried = itertools.count(1)
 
         def good(count: int) -> bool:
-            metrics = evaluator.sketched_metrics(ranking.plan(count))
+            plan = ranking.plan(count)
+            metrics = evaluator.sketched_metrics(plan)
+            kept = missed(self.limits.goals, metrics) is None
+            told = JudgedCandidate(criterion.name, plan.removed, metrics, sketch=True, kept=kept)
+            evaluator.builder.judged(told)
             evaluator.builder.progress(f"searching with {criterion.name}", next(tried), None)
-            return missed(self.limits.goals, metrics) is None
+            return kept
 
         def goes_on(_: int) -> bool:
             return not evaluator.builder.deadline.reached(_SKETCHED)
@@ -145,10 +150,14 @@ class BudgetSearch:
             found[count] = evaluator.metrics(candidate.network)
             self._took = time.monotonic() - began
             evaluator.builder.progress(told, len(found), None)
-            if missed(goals, found[count]) is not None or self._exceeded(candidate) is not None:
-                return False
-            evaluator.hold(candidate.plan)
-            return True
+            numbers, removed = found[count], candidate.removed
+            kept = missed(goals, numbers) is None and self._exceeded(candidate) is None
+            evaluator.builder.judged(
+                JudgedCandidate(criterion.name, removed, numbers, sketch=False, kept=kept)
+            )
+            if kept:
+                evaluator.hold(candidate.plan)
+            return kept
 
         def goes_on(count: int) -> bool:
             return self.in_time and worth(count)
