@@ -1,5 +1,6 @@
 """What is written and read: packed files, exported networks, the report."""
 
+from flexrel.io.comparison import Comparison, SideRow, comparison_of, render_comparison
 from flexrel.io.encode import cut_notes, encode, names_of
 from flexrel.io.export import (
     EXPORTS,
@@ -26,7 +27,9 @@ from flexrel.io.timing import (
 
 __all__ = [
     "EXPORTS",
+    "Comparison",
     "LayerPoint",
+    "SideRow",
     "amount",
     "as_axes",
     "as_frame",
@@ -37,6 +40,7 @@ __all__ = [
     "check_path",
     "check_runtime",
     "compared",
+    "comparison_of",
     "count",
     "cut_notes",
     "dense_time",
@@ -55,6 +59,7 @@ __all__ = [
     "network_times",
     "percent",
     "render",
+    "render_comparison",
     "restore_",
     "timed_file",
 ]

@@ -184,6 +184,7 @@ class Result(Displayed):
             "granularity": self.plan.graph.granularity,
             "floors": [one.key for one, _ in self.limits.amounts if one.at_least],
             "widths": self.widths,
+            "network": self.plan.graph.fingerprint,
             "form": self.form,
             "seed": self.request.seed,
             "options": self.options,
