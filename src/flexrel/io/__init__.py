@@ -15,6 +15,7 @@ from flexrel.io.figures import amount, count, figure, percent
 from flexrel.io.inputs import check_metadata, evidence_note, inputs_note
 from flexrel.io.load import fit, load, restore_
 from flexrel.io.notebook import as_axes, as_frame, as_html, as_text, compared
+from flexrel.io.png import png_of
 from flexrel.io.report import render
 from flexrel.io.timing import (
     LayerPoint,
@@ -58,6 +59,7 @@ __all__ = [
     "names_of",
     "network_times",
     "percent",
+    "png_of",
     "render",
     "render_comparison",
     "restore_",

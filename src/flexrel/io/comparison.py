@@ -163,5 +163,5 @@ def _notes(records: Records) -> Iterator[str]:
     if apart <= either:
         yield (
             f"the accuracies are {points(apart)} apart, no more than the standard error of that, "
-            f"{points(either)}: which is better can't be told"
+            f"{points(either)}: these numbers don't tell which is better"
         )
