@@ -98,3 +98,17 @@ def compared():
         criterion="flexrel:0.3",
     )
     return flexrel.compare(result, network(), calibration=[INPUTS], evaluate=evaluate)
+
+
+@cache
+def pictured():
+    """Return a result on images, in colour and too large to be shown whole, and the images."""
+    torch.manual_seed(0)
+    x = torch.rand(40, 3, 96, 64)
+    model = nn.Sequential(nn.Conv2d(3, 8, 9), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = random_(nn.Sequential(*model, nn.Linear(8, 3)))
+    labels = model(x).argmax(1)
+    labels[::3] = (labels[::3] + 1) % 3
+    evaluate = flexrel.Accuracy(list(zip(x.split(16), labels.split(16), strict=True)))
+    request = {"budgets": ["sparsity=80%"], "criterion": "magnitude", "recover": "none"}
+    return flexrel.prune(model, calibration=[x], evaluate=evaluate, **request), x

@@ -62,6 +62,8 @@ def without_torch(words):
         ([*PRUNE, "--target", "loss<=5%"], 2, "loss<=0.35"),
         (["prune", "net.pth", "--calibration", "x:y"], 2, "--weights net.pth"),
         (["prune", "x:y", "--calibration", "nowhere.npz"], 2, "no such file"),
+        (["compare", "nowhere", "nor-there"], 2, "nowhere: no such result"),
+        (["compare", "--help"], 0, "side by side"),
         (["prune", "x:y", "--calibration", "x:y", "--weights", "w.pt"], 2, "w.pt"),
     ],
 )
@@ -76,7 +78,8 @@ def test_help_and_wrong_words_are_answered_without_torch(words, code, says):
 
 
 @pytest.mark.parametrize(
-    "command", ["calibrate", "demo", "export", "inspect", "merge", "pack", "report", "sign"]
+    "command",
+    ["calibrate", "compare", "demo", "export", "inspect", "merge", "pack", "report", "sign"],
 )
 def test_every_command_helps(command, capsys):
     assert main([command, "--help"]) == 0

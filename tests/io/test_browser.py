@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from report_page import compared
+from report_page import compared, pictured
 
 pytestmark = pytest.mark.browser
 
@@ -49,7 +49,7 @@ def opened(chromium, file):
     for context in contexts:
         context.close()
     assert said == []
-    assert set(asked) == {file.as_uri()}
+    assert {url for url in asked if not url.startswith("data:")} == {file.as_uri()}
 
 
 def told(page, what):
@@ -150,6 +150,19 @@ def test_words_and_marks_stand_out_from_the_paper(opened, scheme):
     assert contrast(".loss", "fill") >= 3
     assert contrast(".crosses", "stroke") >= 3
     assert contrast("#frontier-chart text", "fill") >= 4.5
+
+
+def test_pictures_are_shown_and_nothing_is_asked_for(opened):
+    result, _ = pictured()
+    page = opened()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url.partition(",")[0]))
+    page.set_content(result.report())
+
+    widths = page.locator("img.sample").evaluate_all("all => all.map(one => one.naturalWidth)")
+
+    assert widths == [32] * len(result.evidence.changed.shown)
+    assert set(asked) <= {"data:image/png;base64"}
 
 
 def test_it_prints_on_white_paper_without_what_needs_a_screen(opened):

@@ -1,6 +1,9 @@
 """The report: one page that needs nothing else, and says of a result what its record says."""
 
+import io
+import json
 import re
+from base64 import b64decode
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,7 +15,7 @@ import flexrel
 from flexrel import Magnitude, Sparsity
 from flexrel.core.graph import Protected
 from flexrel.core.measurement import Measurement
-from flexrel.io import render
+from flexrel.io import png_of, render
 from flexrel.io.asked import asked_rows
 from flexrel.io.figures import change, count, percent, points, size
 from flexrel.io.frontier import Measured, frontier
@@ -21,7 +24,7 @@ from flexrel.io.scatter import scatter
 from flexrel.pruning import Origin
 from flexrel_edge.format import describe
 from networks import random_
-from report_page import INPUTS, Page, compared, network
+from report_page import INPUTS, Page, compared, network, pictured
 
 MOST_BYTES = 1_500_000
 
@@ -130,7 +133,9 @@ def test_an_accuracy_whose_error_is_more_than_the_drop_is_never_green(accuracy, 
     row = asked_rows(told)[0]
 
     assert row.verdict == verdict
-    page = Page(render(told | {"model": "", "exports": []}, compared().plan.as_json()))
+    page = Page(
+        render(told | {"model": "", "exports": [], "pictures": {}}, compared().plan.as_json())
+    )
     assert bool(page.having(class_="met")) == (verdict == "met")
     words = {"met": "✓ met", "missed": "✗ missed", "unsure": "? can't be told"}
     assert words[verdict] in page.row("accuracy")[5]  # no colour alone
@@ -442,6 +447,50 @@ def test_answers_that_changed_are_told(page):
     assert "Answers that changed" not in Page(prune().report()).text
 
 
+def test_where_data_are_images_those_that_changed_are_shown():
+    image = pytest.importorskip("PIL.Image")
+    result, x = pictured()
+
+    shown = Page(result.report()).having(class_="sample")
+
+    changed = result.evidence.changed
+    assert len(shown) == len(changed.shown) > 1
+    for one, found in zip(changed.shown, shown, strict=True):
+        assert found["alt"] == f"sample {one.place}, labelled {one.label}"
+        start, content = found["src"].split(",")
+        assert start == "data:image/png;base64"
+        with image.open(io.BytesIO(b64decode(content))) as picture:
+            assert (picture.mode, picture.size) == ("RGB", (32, 48))  # half of 64 x 96
+            pixels = (
+                torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+                .view(48, 32, 3)
+                .movedim(-1, 0)
+            )
+        halved = nn.functional.avg_pool2d(x[one.place], 2)
+        halved = (halved - halved.min()) / (halved.max() - halved.min())
+        assert torch.allclose(pixels / 255, halved, atol=0.003)
+
+
+def test_pictures_stay_beside_the_report(tmp_path):
+    """What is printed, and what goes to a hub, has none: data may be private."""
+    result, _ = pictured()
+    result.save(tmp_path)
+
+    assert json.loads((tmp_path / "result.json").read_text())["pictures"]
+    assert "pictures" not in json.dumps(result.as_json())
+    assert not Page(compared().report()).having(class_="sample")  # no images
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 5, 200), (1, 48, 48)])
+def test_a_picture_of_any_shape_can_be_read(shape):
+    image = pytest.importorskip("PIL.Image")
+
+    with image.open(io.BytesIO(png_of(torch.full(shape, 2.5)))) as picture:
+        picture.load()
+        assert picture.mode == {1: "L", 3: "RGB"}[shape[0]]
+        assert max(picture.size) == min(48, max(shape))
+
+
 def test_accuracy_before_the_repair_is_told_where_it_is_known(page):
     before = percent(compared().evidence.unrepaired)
 
@@ -458,7 +507,7 @@ def test_accuracy_before_the_repair_is_told_where_it_is_known(page):
     ],
 )
 def test_how_to_run_the_file_is_said(exports, says):
-    told = compared().as_json() | {"model": "ab" * 32, "exports": exports}
+    told = compared().as_json() | {"model": "ab" * 32, "exports": exports, "pictures": {}}
 
     page = Page(render(told, compared().plan.as_json()))
 

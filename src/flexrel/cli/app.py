@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, cast
 import typer
 
 import flexrel
-from flexrel.cli import commands, packing, pruning
+from flexrel.cli import commands, comparing, packing, pruning
 
 _WRONG_USAGE: Final = 2  # exit codes
 INTERRUPTED: Final = 130
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(pruning.prune_app)
 app.add_typer(commands.data_app)
 app.add_typer(packing.packing_app)
+app.add_typer(comparing.compare_app)
 
 
 def _say_version(wanted: bool) -> bool:  # noqa: FBT001 - as typer calls it

@@ -1,5 +1,6 @@
 """What is written and read: packed files, exported networks, the report."""
 
+from flexrel.io.comparison import Comparison, SideRow, comparison_of, render_comparison
 from flexrel.io.encode import cut_notes, encode, names_of
 from flexrel.io.export import (
     EXPORTS,
@@ -15,6 +16,7 @@ from flexrel.io.figures import amount, count, figure, percent
 from flexrel.io.inputs import check_inputs, check_metadata, evidence_note, inputs_note
 from flexrel.io.load import fit, load, restore_
 from flexrel.io.notebook import as_axes, as_frame, as_html, as_text, compared
+from flexrel.io.png import png_of
 from flexrel.io.report import render
 from flexrel.io.timing import (
     LayerPoint,
@@ -27,7 +29,9 @@ from flexrel.io.timing import (
 
 __all__ = [
     "EXPORTS",
+    "Comparison",
     "LayerPoint",
+    "SideRow",
     "amount",
     "as_axes",
     "as_frame",
@@ -40,6 +44,7 @@ __all__ = [
     "check_path",
     "check_runtime",
     "compared",
+    "comparison_of",
     "count",
     "cut_notes",
     "dense_time",
@@ -57,7 +62,9 @@ __all__ = [
     "names_of",
     "network_times",
     "percent",
+    "png_of",
     "render",
+    "render_comparison",
     "restore_",
     "timed_file",
 ]

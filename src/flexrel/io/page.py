@@ -37,6 +37,17 @@ class LostClass:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleRow:
+    """A sample whose answer changed, in words."""
+
+    place: str
+    label: str
+    dense: str  # what the dense network says
+    pruned: str
+    picture: str  # a PNG as base64, or ""
+
+
+@dataclass(frozen=True, slots=True)
 class ReportPage:
     """All that a page shows.
 
@@ -58,8 +69,7 @@ class ReportPage:
         scatters: relevance against magnitude, a layer each.
         changed: how many answers changed, in a sentence; "" if it is not known.
         classes: that lost most.
-        samples: whose answers changed: which, its label, what the dense network says, and the
-            pruned one.
+        samples: whose answers changed.
         run: how to run the file: with what, and the lines to type.
         facts: where it came from: what, and that.
     """
@@ -82,7 +92,7 @@ class ReportPage:
     scatters: tuple[Scatter, ...]
     changed: str
     classes: tuple[LostClass, ...]
-    samples: tuple[tuple[str, str, str, str], ...]
+    samples: tuple[SampleRow, ...]
     run: tuple[tuple[str, str], ...]
     facts: tuple[tuple[str, str], ...]
 
@@ -125,7 +135,7 @@ def page_of(result: Mapping[str, Any], plan: Mapping[str, Any]) -> ReportPage:
             if one["name"] not in shown
         ),
         scatters=tuple(map(scatter, result["scores"])),
-        **_changed(result["changed"]),
+        **_changed(result["changed"], result["pictures"]),
         run=tuple(_run(result)),
         facts=tuple(_facts(result)),
     )
@@ -181,7 +191,7 @@ def _step(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
     return (step["step"], *distances, "yes" if step["kept"] else "no, undone")
 
 
-def _changed(told: Mapping[str, Any] | None) -> dict[str, Any]:
+def _changed(told: Mapping[str, Any] | None, pictures: Mapping[str, str]) -> dict[str, Any]:
     """Return the parts of a page on answers that changed."""
     if told is None:
         return {"changed": "", "classes": (), "samples": ()}
@@ -199,7 +209,13 @@ def _changed(told: Mapping[str, Any] | None) -> dict[str, Any]:
             for one in told["classes"]
         ),
         "samples": tuple(
-            (count(one["place"]), str(one["label"]), str(one["dense"]), str(one["pruned"]))
+            SampleRow(
+                count(one["place"]),
+                str(one["label"]),
+                str(one["dense"]),
+                str(one["pruned"]),
+                pictures.get(str(one["place"]), ""),
+            )
             for one in told["shown"]
         ),
     }

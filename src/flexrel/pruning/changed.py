@@ -1,15 +1,21 @@
 """Which answers of a network changed when it was pruned, and which classes lost most."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flexrel.core.answers import Tally
+from flexrel.core.batches import Batch, RawBatches, read_batches
 from flexrel.core.evaluate import Accuracy
+from flexrel.io import png_of
 
 _SHOWN: Final = 12  # samples
 _CLASSES: Final = 10
+_PICTURED: Final = 2048  # samples that are read once more for pictures
+_IMAGES: Final = 4  # axes: [samples, channels, height, width]
+_SMALLEST: Final = 4  # pixels a side, of what is an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,9 @@ class ChangedAnswers:
         classes: those that lost most, at most 10, the worst first; none where labels are several
             a sample.
         shown: at most 12 of the samples, those lost first.
+        pictures: of these, by their places, as PNG; where the first input is an image of 1 channel
+            or 3, and of the first 2,048 samples alone. Records have them that lie beside a report,
+            and no others.
     """
 
     samples: int
@@ -50,10 +59,11 @@ class ChangedAnswers:
     won: int
     classes: tuple[ClassAnswers, ...]
     shown: tuple[ChangedAnswer, ...]
+    pictures: Mapping[int, bytes] = field(default_factory=dict, repr=False, hash=False)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `result.json` has of it."""
-        return asdict(self)
+        """Return what records have of it, wherever they go: all but the pictures."""
+        return {name: told for name, told in asdict(self).items() if name != "pictures"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,12 +78,14 @@ class Compared:
         dense = self.dense
         lost, won = dense.hits & ~pruned.hits, pruned.hits & ~dense.hits
         alone = dense.truth.ndim == 1
+        shown = _shown(dense, pruned, lost, won) if alone else ()
         return ChangedAnswers(
             samples=dense.samples,
             lost=int(lost.sum()),
             won=int(won.sum()),
             classes=_classes(dense, pruned) if alone else (),
-            shown=_shown(dense, pruned, lost, won) if alone else (),
+            shown=shown,
+            pictures=_pictures(self.accuracy.batches, {one.place for one in shown}),
         )
 
 
@@ -96,4 +108,31 @@ def _shown(dense: Tally, pruned: Tally, lost: Tensor, won: Tensor) -> tuple[Chan
             int(dense.places[at]), int(dense.truth[at]), int(dense.said[at]), int(pruned.said[at])
         )
         for at in places[:_SHOWN]
+    )
+
+
+def _pictures(batches: RawBatches, places: Collection[int]) -> dict[int, bytes]:
+    """Return those samples that are images, of the first 2,048."""
+    found: dict[int, bytes] = {}
+    wanted = {place for place in places if place < _PICTURED}
+    first = 0
+    for batch in read_batches(batches, nn.Module()) if wanted else ():
+        if not _are_images(batch):
+            break
+        inside = sorted(place for place in wanted if first <= place < first + batch.samples)
+        found |= {place: png_of(batch.tensors[0][place - first]) for place in inside}
+        first += batch.samples
+        if first > max(wanted):
+            break
+    return found
+
+
+def _are_images(batch: Batch) -> bool:
+    x = batch.tensors[0]
+    return (
+        x.ndim == _IMAGES
+        and x.is_floating_point()
+        and x.shape[1] in (1, 3)
+        and min(x.shape[2:]) >= _SMALLEST
+        and len(x) == batch.samples
     )

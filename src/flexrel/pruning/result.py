@@ -1,6 +1,7 @@
 """What `prune` returns: the network, the plan, the evidence, and how it is written down."""
 
 import platform
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -184,6 +185,7 @@ class Result(Displayed):
             "granularity": self.plan.graph.granularity,
             "floors": [one.key for one, _ in self.limits.amounts if one.at_least],
             "widths": self.widths,
+            "network": self.plan.graph.fingerprint,
             "form": self.form,
             "seed": self.request.seed,
             "options": self.options,
@@ -217,7 +219,13 @@ class Result(Displayed):
 
     def _files(self, packed: bytes, export: Sequence[str]) -> dict[str, Any]:
         """Return what a record has of the files that it is saved with."""
-        return {"model": describe(packed).sha256, "exports": list(export)}
+        changed = self.evidence.changed
+        pictures = {} if changed is None else changed.pictures
+        return {
+            "model": describe(packed).sha256,
+            "exports": list(export),
+            "pictures": {str(at): b64encode(png).decode() for at, png in pictures.items()},
+        }
 
     def save(
         self,
