@@ -59,6 +59,7 @@ __all__ = [
     "compare",
     "dry_run",
     "export",
+    "latency_kit",
     "load",
     "merge",
     "pack",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
         Result,
         compare,
         dry_run,
+        latency_kit,
         pack,
         prune,
     )
@@ -116,6 +118,7 @@ else:
             "Result",
             "compare",
             "dry_run",
+            "latency_kit",
             "pack",
             "prune",
         ),

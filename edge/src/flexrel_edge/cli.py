@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_readers(parsers)
     _add_updaters(parsers)
     _add_signers(parsers)
+    _add_profiler(parsers)
     return parser
 
 
@@ -174,6 +175,20 @@ def _add_signers(parsers: Parsers) -> None:
     command.add_argument("--key", required=True, help="PEM file of a private key")
     command.add_argument("--counter", type=int, help="of versions; else the seconds since 1970")
     command.set_defaults(run=commands.do_sign)
+
+
+def _add_profiler(parsers: Parsers) -> None:
+    command = parsers.add_parser(
+        "profile",
+        help="time the layers of a network on this device",
+        description="Time what is in a kit of flexrel latency-kit, in onnxruntime, and write the "
+        "times, for flexrel prune --latency-profile.",
+        epilog="example: flexrel-edge profile kit.zip --out device.json",
+    )
+    command.add_argument("kit")
+    command.add_argument("--out", required=True, help="file of times to write, JSON")
+    command.add_argument("--threads", type=int, default=1, help="of one call")
+    command.set_defaults(run=commands.do_profile)
 
 
 def _add_trust(command: argparse.ArgumentParser) -> None:

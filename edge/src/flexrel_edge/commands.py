@@ -23,6 +23,7 @@ from flexrel_edge.fetch import Patience, pull, update_name
 from flexrel_edge.files import diff, inspect, opened, patch, replacing, sign
 from flexrel_edge.format import Contents
 from flexrel_edge.graph import GRAPH_TEXTS, graph_in, write_onnx
+from flexrel_edge.profile import profile
 from flexrel_edge.records import Array, Entry
 from flexrel_edge.session import run, session
 from flexrel_edge.trust import write_keys
@@ -88,6 +89,19 @@ def do_run(args: argparse.Namespace) -> int:
         print(f"{printable(name)}: {array.dtype}{list(array.shape)}")
     if ran.milliseconds is not None:
         print(f"median of {args.repeat} runs: {ran.milliseconds:.3g} ms")
+    return 0
+
+
+def do_profile(args: argparse.Namespace) -> int:
+    def tell(done: int, of: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done:,} of {of:,} timed", end="", file=sys.stderr, flush=True)
+
+    found = profile(args.kit, args.out, args.threads, tell)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    print(f"{args.out}: {len(found['layers'])} layers timed on {found['of']['machine']}")
+    print(f"the network as it is takes {found['networks']['dense']:.3g} ms a call")
     return 0
 
 

@@ -1,8 +1,12 @@
 """Rules, names and metadata as they are written on the command line."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from flexrel.core.budgets import budget_of
+from flexrel.core.latency import Latency
+from flexrel.core.resources import Budget
 from flexrel.errors import UsageError
 from flexrel.relevance import RuleLike, rule_of
 from flexrel.tracking import JsonLines
@@ -11,6 +15,26 @@ from flexrel.tracking import JsonLines
 def parse_names(text: str | None) -> tuple[str, ...]:
     """Return the names in "ids,mask"; none for None."""
     return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def parse_budgets(texts: Sequence[str], profile: Path | None) -> list[Budget]:
+    """Return the budgets of texts, one on latency by the times of another device if given.
+
+    Raises:
+        UsageError: one can't be read, or there are times and no budget on latency.
+    """
+    budgets = [budget_of(text) for text in texts]
+    if profile is None:
+        return budgets
+    if not any(isinstance(one, Latency) for one in budgets):
+        raise UsageError(
+            f"--latency-profile {profile} is for a budget on latency; give --budget latency=5ms"
+        )
+    for at, (text, one) in enumerate(zip(texts, budgets, strict=True)):
+        if isinstance(one, Latency):
+            runtime = one.runtime if "@" in text else "onnxruntime"
+            budgets[at] = replace(one, runtime=runtime, profile=str(profile))
+    return budgets
 
 
 def parse_log(path: Path | None) -> tuple[JsonLines, ...]:

@@ -8,6 +8,7 @@ import typer
 
 from flexrel.cli.arguments import (
     DATA,
+    CalibrationOption,
     EvaluationOption,
     InputNamesOption,
     InputsOption,
@@ -239,3 +240,43 @@ def _edge(words: list[str]) -> int:
     from flexrel_edge.cli import main
 
     return main(words)
+
+
+@packing_app.command("latency-kit")
+def latency_kit_command(
+    model: ModelArgument,
+    calibration: CalibrationOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="zip for flexrel-edge profile")],
+    weights: WeightsOption = None,
+    batch: Annotated[int, typer.Option(help="samples a call", min=1)] = 1,
+    granularity: Annotated[
+        str, typer.Option(help="channel, head or depth", callback=check("granularity"))
+    ] = "channel",
+    multiple_of: Annotated[
+        int, typer.Option(help="that widths will be rounded to; 1: what is fast", min=1)
+    ] = 1,
+    size: SizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Write what a device times, so that a network can be pruned to a latency there."""
+    from flexrel.cli.images import prepared
+    from flexrel.cli.models import read_model
+    from flexrel.cli.sources import read_data
+    from flexrel.core.measurement import silent
+    from flexrel.io import count
+    from flexrel.pruning import latency_kit
+
+    source = read_model(model, weights, seed, silent)
+    images = prepared(source.preparation, size, mean, std)
+    parts = latency_kit(
+        source.network,
+        out,
+        calibration=read_data(calibration, "calibration", images),
+        batch=batch,
+        granularity=granularity,
+        multiple_of=multiple_of,
+    )
+    typer.echo(f"{out}: {count(parts)} layers and networks, {count(out.stat().st_size)} bytes")
+    typer.echo(f"Next, on the device: flexrel-edge profile {out.name} --out device.json")

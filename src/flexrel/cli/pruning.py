@@ -50,6 +50,14 @@ def prune_command(
     budget: Annotated[
         list[str] | None, typer.Option(help=told("budget"), callback=check("budget"))
     ] = None,
+    latency_profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="times that flexrel-edge profile measured on the device that is meant",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     granularity: Annotated[
         str, typer.Option(help=told("granularity"), callback=check("granularity"))
     ] = "channel",
@@ -148,11 +156,10 @@ def prune_command(
     from flexrel.cli.feasible import told_possible
     from flexrel.cli.images import image_notes, prepared
     from flexrel.cli.models import read_model
-    from flexrel.cli.options import parse_log, parse_names, parse_rule
+    from flexrel.cli.options import parse_budgets, parse_log, parse_names, parse_rule
     from flexrel.cli.origin import origin_of
     from flexrel.cli.show import StoppedError
     from flexrel.cli.sources import read_data, read_evaluate
-    from flexrel.core.budgets import budget_of
     from flexrel.core.progress import shown
     from flexrel.core.targets import targets_of
     from flexrel.io import check_exports, check_inputs
@@ -164,7 +171,7 @@ def prune_command(
     check_exports(exports := export or [], names)
     progress: Literal["auto"] | None = None if quiet else "auto"
     criteria = criteria_of(criterion, granularity, recover, Attribution(parse_rule(rule), output))
-    budgets, targets = [budget_of(text) for text in budget or []], targets_of(target)
+    budgets, targets = parse_budgets(budget or [], latency_profile), targets_of(target)
     measured = RelevanceStats.load(stats) if stats else None
     with shown(progress) as tell:
         tell("loading the network", 0, None)

@@ -110,13 +110,15 @@ def recovery_lines(result: Result) -> Iterator[str]:
 def latency_line(result: Result) -> str:
     """Return in a line how long a call takes, measured in a process of its own, beside the limit.
 
-    "" where latency was not limited.
+    Of another device it is what is expected there. "" where latency was not limited.
     """
     timing, limit = result.timing, result.requested.get("latency_ms")
     if timing is None or limit is None:
         return ""
+    where = f", expected on {timing.machine}" if timing.machine else ""
     return (
-        f"latency: {timing.milliseconds:.4g} ms of at most {limit:.4g}, dense {timing.dense:.4g} "
+        f"latency: {timing.milliseconds:.4g} ms of at most {limit:.4g}{where}, "
+        f"dense {timing.dense:.4g} "
         f"({timing.runtime} {timing.version}, batch {timing.batch}, threads {timing.threads}; "
         f"widths in multiples of {result.options['multiple_of']})"
     )

@@ -49,6 +49,9 @@ class Latency:
         threads: that a call may use.
         cache: folder that keeps what was measured of layers, by machine, runtime and its version,
             for the next time; "": nothing is kept.
+        profile: file of times that `flexrel-edge profile` measured on another device, in
+            onnxruntime. Nothing is measured here then: what is returned is expected to keep to the
+            limit, which `flexrel-edge run --repeat` tells there. "": this machine is meant.
 
     Raises:
         UsageError: one of them can't be read.
@@ -59,6 +62,7 @@ class Latency:
     batch: int = 1
     threads: int = 1
     cache: str = ""
+    profile: str = ""
     resource: ClassVar[Resource] = Resource("latency", _unmeasured, advice=_advice, unit="ms")
 
     def __post_init__(self) -> None:
@@ -72,6 +76,11 @@ class Latency:
         if self.runtime not in RUNTIMES:
             raise UsageError(
                 f"runtime {self.runtime!r} is not known; there are: {', '.join(RUNTIMES)}"
+            )
+        if self.profile and self.runtime != "onnxruntime":
+            raise UsageError(
+                f"a latency profile is of onnxruntime, the budget of {self.runtime}; write it like "
+                "latency=5ms@onnxruntime,profile=device.json"
             )
         for name, number in (("batch", self.batch), ("threads", self.threads)):
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
@@ -111,14 +120,15 @@ class Latency:
         named = dict[str, str]()
         for option in options:
             name, _, value = option.partition("=")
-            if name not in ("batch", "threads", "cache") or not value or name in named:
+            if name not in ("batch", "threads", "cache", "profile") or not value or name in named:
                 raise UsageError(f"{option!r} can't be read; write it like {_EXAMPLE}")
             named[name] = value
         numbers = [named.get("batch", "1"), named.get("threads", "1")]
         if not all(map(_WHOLE.fullmatch, numbers)):
             raise UsageError(f"batch and threads are whole numbers from 1, as in {_EXAMPLE}")
         batch, threads = map(int, numbers)
-        return Latency(amount, runtime, batch, threads, named.get("cache", ""))
+        files = named.get("cache", ""), named.get("profile", "")
+        return Latency(amount, runtime, batch, threads, *files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +156,7 @@ class Timing:
         milliseconds: of a call: the fastest of those in many turns, which nothing else slowed down.
         dense: of the dense network's, timed in turn with it: likewise.
         predicted: the share that was expected.
+        machine: whose profile was gone by, so that nothing was measured; "": measured on this one.
     """
 
     runtime: str
@@ -155,6 +166,7 @@ class Timing:
     milliseconds: float
     dense: float
     predicted: float
+    machine: str = ""
 
     @property
     def share(self) -> float:
@@ -165,6 +177,15 @@ class Timing:
     def amounts(self) -> dict[str, tuple[float, float]]:
         """What the dense network takes, and this one, by the resource's name in records."""
         return {Latency.resource.key: (self.dense, self.milliseconds)}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of it, a line each."""
+        told = (
+            f"latency is expected, not measured, of {self.machine}: save with the ONNX graph "
+            "inside, and flexrel-edge run --repeat tells it there"
+        )
+        return (told,) if self.machine else ()
 
     def meets(self, budget: Latency) -> bool:
         """Return whether it keeps to the budget."""

@@ -1,6 +1,7 @@
 """What is written and read: packed files, exported networks, the report."""
 
 from flexrel.io.comparison import Comparison, SideRow, comparison_of, render_comparison
+from flexrel.io.device import DENSE, DeviceProfile, write_kit
 from flexrel.io.encode import cut_notes, encode, names_of
 from flexrel.io.export import (
     EXPORTS,
@@ -28,8 +29,10 @@ from flexrel.io.timing import (
 )
 
 __all__ = [
+    "DENSE",
     "EXPORTS",
     "Comparison",
+    "DeviceProfile",
     "LayerPoint",
     "SideRow",
     "amount",
@@ -67,4 +70,5 @@ __all__ = [
     "render_comparison",
     "restore_",
     "timed_file",
+    "write_kit",
 ]

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from flexrel_edge.profile import calls_within, fastest_of
 from flexrel_edge.records import Array
 from flexrel_edge.session import CPU, session_of
 
@@ -23,7 +24,6 @@ Runnable = Callable[[], object]
 Layer = Mapping[str, Any]  # of a job: a `LayerPoint`, and the batch
 _OPSET: Final = 17  # of ONNX, which all runtimes read
 _IR: Final = 8
-_MOST_CALLS: Final = 1000
 _MAKES: Final = 3  # times that networks are loaded, each with its share of the turns
 _ENOUGH: Final = 1.0  # seconds of such turns, after the least number of them
 _LEAST_TURNS: Final = 3
@@ -43,7 +43,7 @@ def times_of(job: Mapping[str, Any]) -> dict[str, list[list[float]]]:
         for _ in range(job["turns"]):  # made anew each turn: all at once may not fit the memory
             for layer, times in zip(job["layers"], layers, strict=True):
                 call = make(layer, job, Path(folder))
-                times.append(_timed(call, _calls(call, job["seconds"])))
+                times.append(fastest_of(call, calls_within(call, job["seconds"])))
         return {"networks": found, "layers": layers}
 
 
@@ -54,31 +54,14 @@ def _in_turn(
 
     Of networks that take long there are fewer turns.
     """
-    calls = [_calls(network, seconds) for network in networks]
+    calls = [calls_within(network, seconds) for network in networks]
     began = time.perf_counter()
     for turn in range(turns):
         if turn >= _LEAST_TURNS and time.perf_counter() - began > _ENOUGH:
             break
         order = range(len(networks)) if turn % 2 == 0 else range(len(networks))[::-1]
         for at in order:
-            yield at, _timed(networks[at], calls[at])
-
-
-def _calls(call: Runnable, seconds: float) -> int:
-    """Return how many calls take about so long, at least one; the first one warms it up."""
-    call()
-    once = _timed(call, 1)
-    return max(1, min(int(seconds / max(once, 1e-9)), _MOST_CALLS))
-
-
-def _timed(call: Runnable, calls: int) -> float:
-    """Return the seconds of the fastest of some calls: others share the processor for a while."""
-    times = []
-    for _ in range(calls):
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return min(times)
+            yield at, fastest_of(networks[at], calls[at])
 
 
 # --- runtimes: each makes a call of a network's file, or of a layer -------------------------
@@ -105,7 +88,7 @@ def _torch_layer(layer: Layer) -> Runnable:
 
 def _in_onnxruntime(what: Path | Layer, job: Mapping[str, Any], folder: Path) -> Runnable:
     del folder
-    network = what.read_bytes() if isinstance(what, Path) else _onnx_layer(what)
+    network = what.read_bytes() if isinstance(what, Path) else onnx_layer(what)
     session = session_of(network, CPU, job["threads"])
     names = [node.name for node in session.get_inputs()]
     return partial(session.run, None, _feed(what, names, job))
@@ -115,7 +98,7 @@ def _in_openvino(what: Path | Layer, job: Mapping[str, Any], folder: Path) -> Ru
     openvino = importlib.import_module("openvino")
     path = what if isinstance(what, Path) else folder / "layer.onnx"
     if not isinstance(what, Path):
-        path.write_bytes(_onnx_layer(what))
+        path.write_bytes(onnx_layer(what))
     settings = {
         "INFERENCE_NUM_THREADS": job["threads"],
         "INFERENCE_PRECISION_HINT": "f32",
@@ -160,7 +143,7 @@ def _arrays(layer: Layer) -> list[Array]:
     return [np.full(shape, 0.01, np.float32) for shape in shapes]
 
 
-def _onnx_layer(layer: Layer) -> bytes:
+def onnx_layer(layer: Layer) -> bytes:
     """Return the layer alone as an ONNX file."""
     helper = importlib.import_module("onnx").helper
     numbers = importlib.import_module("onnx").numpy_helper.from_array

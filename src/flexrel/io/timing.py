@@ -4,7 +4,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from flexrel.core.latency_model import LayerKind
 from flexrel.errors import ModelError, UsageError
 from flexrel.io.export import exported
 from flexrel_edge.files import replace_file
+from flexrel_edge.profile import machine
 
 _MILLISECONDS: Final = 1000  # of a second
 _OF_NETWORKS: Final = {"turns": 33, "seconds": 0.015}  # a turn is about so long, or one call
@@ -83,7 +83,7 @@ def network_times(
         ModelError: the network can't be exported, or the runtime can't run it.
     """
     files = [dense, timed_file(model, example, budget)]
-    first, second = _measured(budget, files, _of_samples(example, budget.batch))
+    first, second = _measured(budget, files, of_samples(example, budget.batch))
     return Timing(
         budget.runtime,
         importlib.metadata.version(budget.runtime),
@@ -97,7 +97,7 @@ def network_times(
 
 def dense_time(dense: bytes, example: Batch, budget: Latency) -> float:
     """Return the milliseconds of a call of the network in a file, in a process of its own."""
-    (times,) = _measured(budget, [dense], _of_samples(example, budget.batch))
+    (times,) = _measured(budget, [dense], of_samples(example, budget.batch))
     return _undisturbed(times)
 
 
@@ -116,7 +116,7 @@ def timed_file(model: nn.Module, example: Batch, budget: Latency) -> bytes:
         ModelError: the network can't be exported.
     """
     kind = "pt2" if budget.runtime == "torch" else "onnx"
-    return exported(model, _of_samples(example, budget.batch), kind)[0]
+    return exported(model, of_samples(example, budget.batch), kind)[0]
 
 
 def layer_times(points: Iterable[LayerPoint], budget: Latency) -> dict[LayerPoint, float]:
@@ -140,7 +140,7 @@ def layer_times(points: Iterable[LayerPoint], budget: Latency) -> dict[LayerPoin
     return {point: known[point.key(budget.batch)] for point in points}
 
 
-def _of_samples(example: Batch, count: int) -> Batch:
+def of_samples(example: Batch, count: int) -> Batch:
     """Return a batch of so many samples, the example's over and over if it has fewer."""
     size = example.samples
     if size >= count:
@@ -202,21 +202,13 @@ def _place(budget: Latency) -> tuple[Path, dict[str, Any]] | None:
     if not budget.cache:
         return None
     of = {
-        "machine": _machine(),
+        "machine": machine(),
         "runtime": budget.runtime,
         "version": importlib.metadata.version(budget.runtime),
         "threads": budget.threads,
     }
     name = sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
     return Path(budget.cache) / f"latency-{budget.runtime}-{name}.json", of
-
-
-def _machine() -> str:
-    """Return what tells machines of different speed apart: processor and number of cores."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{platform.machine()}, {next(named, platform.processor())}, {os.cpu_count()} cores"
 
 
 def _read(budget: Latency) -> dict[str, float]:

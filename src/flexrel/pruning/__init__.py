@@ -4,6 +4,7 @@ from flexrel.pruning.arguments import criteria_of
 from flexrel.pruning.compare import compare
 from flexrel.pruning.dry_run import Feasibility, Possibility, dry_run
 from flexrel.pruning.evidence import Evidence, Origin
+from flexrel.pruning.kit import latency_kit
 from flexrel.pruning.options import EFFORTS, FORMS, PruneOptions
 from flexrel.pruning.packing import PackReport, pack
 from flexrel.pruning.prune import prune
@@ -22,6 +23,7 @@ __all__ = [
     "compare",
     "criteria_of",
     "dry_run",
+    "latency_kit",
     "pack",
     "prune",
 ]

@@ -74,7 +74,7 @@ def _timed(request: Request, budget: Latency, target: PruneTarget) -> BoundReque
     bench = LayerBench.of(budget, network, target.data.first, layers, request.progress)
     found: list[tuple[float, BoundRequest]] = []
     for multiple in multiples or bench.multiples():
-        clock = bench.clock(multiple)
+        clock = bench.clock(multiple, graph)
         given = (clock.bound if one is budget else one for one in request.budgets)
         rounded = replace(options, multiple_of=multiple)
         told = replace(request, budgets=tuple(given), options=rounded, halved=not multiples)

@@ -7,14 +7,25 @@ from typing import Final
 from torch import nn
 
 from flexrel.core.batches import Batch
+from flexrel.core.graph import PruningGraph
 from flexrel.core.latency import Latency, Timing
 from flexrel.core.latency_model import LatencyModel
 from flexrel.core.measurement import Progress
 from flexrel.core.plan import Plan
 from flexrel.core.resources import BoundBudget
+from flexrel.core.running import fingerprint
 from flexrel.criteria import Ranking
-from flexrel.io import LayerPoint, dense_time, layer_times, network_times, timed_file
+from flexrel.io import (
+    DENSE,
+    DeviceProfile,
+    LayerPoint,
+    dense_time,
+    layer_times,
+    network_times,
+    timed_file,
+)
 from flexrel.pruning.bisection import least_removal
+from flexrel.pruning.even import profiled_cuts
 from flexrel.pruning.width_grid import (
     LayerWidths,
     Times,
@@ -39,12 +50,14 @@ class Clock:
         model: what is expected.
         dense: the dense network's file.
         example: a batch that the network is timed on.
+        profile: of another device, if that is meant: nothing can be timed then.
     """
 
     budget: Latency
     model: LatencyModel
     dense: bytes
     example: Batch
+    profile: DeviceProfile | None = None
 
     @property
     def bound(self) -> BoundBudget:
@@ -57,8 +70,16 @@ class Clock:
         return self.budget.limit(self.model.dense)
 
     def timed(self, network: nn.Module, plan: Plan) -> Timing:
-        """Return how long a plan's network takes, measured in a process of its own."""
-        predicted = self.model.milliseconds(plan.graph, plan.masks) / self.model.dense
+        """Return how long a plan's network takes, measured in a process of its own.
+
+        Of another device it is what is expected.
+        """
+        expected = self.model.milliseconds(plan.graph, plan.masks)
+        predicted = expected / self.model.dense
+        if (there := self.profile) is not None:
+            calls = there.version, there.batch, there.threads
+            times = expected, self.model.dense, predicted
+            return Timing("onnxruntime", *calls, *times, there.machine)
         return network_times(network, self.dense, self.example, self.budget, predicted)
 
     def close(self, timing: Timing) -> bool:
@@ -99,7 +120,7 @@ class Clock:
             ranking: in which units go; none is repaired, as values make no difference to time.
         """
         clock = self
-        for _ in range(_ROUNDS):
+        for _ in range(_ROUNDS if self.profile is None else 0):
             count = clock.least(ranking)
             if count == 0:
                 break
@@ -122,6 +143,7 @@ class LayerBench:
         dense: its file.
         example: a batch that it is timed on.
         progress: told of what is measured.
+        profile: of another device, if that is meant.
     """
 
     budget: Latency
@@ -130,6 +152,7 @@ class LayerBench:
     dense: bytes
     example: Batch
     progress: Progress
+    profile: DeviceProfile | None = None
 
     @staticmethod
     def of(
@@ -139,7 +162,17 @@ class LayerBench:
         layers: tuple[LayerWidths, ...],
         progress: Progress,
     ) -> "LayerBench":
-        """Return the bench of a network, which is timed as it came."""
+        """Return the bench of a network, which is timed as it came.
+
+        Raises:
+            UsageError: the profile of another device that is asked for is of something else.
+            PackError: it is damaged.
+        """
+        if budget.profile:
+            profile = DeviceProfile.load(budget.profile)
+            profile.check(budget, fingerprint(network))
+            took = profile.networks[DENSE]
+            return LayerBench(budget, layers, took, b"", example, progress, profile)
         told = f"timing in {budget.runtime}"
         progress(told, 0, 1)
         dense = timed_file(network, example, budget)
@@ -151,13 +184,22 @@ class LayerBench:
         """Return the multiples that widths may be of, the fastest first, then less and less."""
         return fast_multiples(self.layers, self._times(list(half_points(self.layers))))
 
-    def clock(self, multiple: int) -> Clock:
-        """Return the clock for widths that are multiples of a number."""
+    def clock(self, multiple: int, graph: PruningGraph) -> Clock:
+        """Return the clock for widths that are multiples of a number.
+
+        Args:
+            multiple: of widths.
+            graph: of the network, whose cuts another device may have timed.
+        """
         times = self._times(list(grid_points(self.layers, multiple)))
         model = LatencyModel(self.milliseconds, tables(self.layers, times, multiple))
-        return Clock(self.budget, model, self.dense, self.example)
+        for plan, measured in () if self.profile is None else profiled_cuts(graph, self.profile):
+            model = model.corrected(plan.graph, plan.masks, measured)
+        return Clock(self.budget, model, self.dense, self.example, self.profile)
 
     def _times(self, points: Sequence[LayerPoint]) -> Times:
+        if self.profile is not None:
+            return self.profile.times(points)
         told = f"timing {len(set(points)):,} widths of layers"
         self.progress(told, 0, 1)
         times = layer_times(points, self.budget)

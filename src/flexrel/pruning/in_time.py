@@ -31,6 +31,8 @@ def kept_in_time(
     Raises:
         BudgetError: none of those tried does; says the closest.
     """
+    if clock.profile is not None:  # of another device
+        return clock, solution, clock.timed(solution.network.rounded, solution.plan)
     clock, solution = _brought_close(clock, solution, again)
     closest: Timing | None = None
     for _ in range(_FINAL):

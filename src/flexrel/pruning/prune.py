@@ -272,4 +272,4 @@ def _solved(
     clock, kept, timing = kept_in_time(whole.clock, solution, again)
     whole = whole.told_by(clock)
     limits = limits_of(whole.request, evaluator.dense, evaluation.goals)
-    return _Solved(whole, dense, kept, limits, timing, signals.untried)
+    return _Solved(whole, dense, kept, limits, timing, (*signals.untried, *timing.notes))

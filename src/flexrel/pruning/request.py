@@ -239,7 +239,8 @@ def _check_alike(budgets: Sequence[Budget]) -> None:
     if len(timed) > 1:
         raise UsageError(f"{len(timed)} budgets on latency; one runtime at a time can be asked for")
     for latency in timed:
-        check_runtime(latency.runtime)
+        if not latency.profile:
+            check_runtime(latency.runtime)
     for one in budgets:
         resource = one.resource
         if found.setdefault(resource.key, resource) != resource:
