@@ -52,11 +52,7 @@ def prune_command(
     ] = None,
     latency_profile: Annotated[
         Path | None,
-        typer.Option(
-            help="times that flexrel-edge profile measured on the device that is meant",
-            exists=True,
-            dir_okay=False,
-        ),
+        typer.Option(help="times that flexrel-edge profile measured on the device that is meant"),
     ] = None,
     granularity: Annotated[
         str, typer.Option(help=told("granularity"), callback=check("granularity"))
