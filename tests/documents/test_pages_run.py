@@ -26,7 +26,7 @@ from pages import PAGES, ROOT, blocks, name_of
 CODE = ("python", "sh", "setup", "needs")
 SHOWN = ("text", "json", "toml", "yaml")  # output and files of others
 TOLD = [page for page in PAGES if any(b.kind in CODE for b in blocks(page.read_text("utf-8")))]
-NOT_RUN = 9  # blocks
+NOT_RUN = 10  # blocks
 
 
 def commands(text):
