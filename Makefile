@@ -5,6 +5,7 @@
 # make check   format, lint, types, import contracts
 # make bench   benchmarks on real networks; FLEXREL_DATA says where they are
 # make docs    the documents as pages, in site/
+# make notebooks  those of examples/, run again, with what they print
 # make wheels  both wheels, in dist/, tried in an empty environment
 # Each makes .venv and installs what it needs, once.
 
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PROJECT := pyproject.toml edge/pyproject.toml constraints.txt
 SOURCES := src edge/src tests benchmarks examples
 
-.PHONY: demo test slow browser check bench docs wheels clean
+.PHONY: demo test slow browser check bench docs notebooks wheels clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flexrel demo
@@ -49,6 +50,11 @@ bench: $(VENV)/.bench
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# They write beside themselves: a folder and a packed file, which git ignores.
+notebooks: $(VENV)/.docs
+	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False \
+	    examples/notebooks/digits.ipynb examples/notebooks/text.ipynb
 
 # What pip makes of a checkout keeps files of before in build/.
 wheels: $(VENV)/.python
