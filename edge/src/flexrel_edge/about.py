@@ -19,18 +19,19 @@ _DIGITS: Final = 18  # of a whole number
 _AMOUNTS: Final = {"macs": "MACs", "parameters": "parameters"}
 
 
-def annotated(data: bytes, notes: Mapping[str, str]) -> bytes:
-    """Return a packed file, not signed, with further texts in its metadata.
+def annotated(data: bytes, notes: Mapping[str, str | None]) -> bytes:
+    """Return a packed file, not signed, with other texts in its metadata.
 
     Args:
         data: the whole file.
-        notes: by key; one that is there already is replaced.
+        notes: by key; one that is there already is replaced, or by None left out.
 
     Raises:
         PackError: the file is damaged, its tensors' own bytes apart.
     """
     reader = Reader(InMemory(data))
-    metadata = {**reader.contents.metadata, **notes}
+    texts = {**reader.contents.metadata, **notes}
+    metadata = {key: text for key, text in texts.items() if text is not None}
     index = encode_index(reader.contents.tensors, metadata)
     return joined(index, [data[reader.header.start + reader.header.index :]])
 

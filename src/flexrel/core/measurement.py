@@ -25,8 +25,8 @@ class Measurement:
         removed: share of the units that can be pruned: those that the plan takes out or zeroes.
         parameters: that the plan leaves.
         macs: multiply-adds for one sample.
-        bytes: of the packed file; what a result is saved with for `flexrel inspect`, inputs,
-            accuracy and widths, some 200 bytes, comes on top where a budget leaves room.
+        bytes: of the packed file. In a result's own are some 200 for what `flexrel inspect` shows,
+            inputs, accuracy and widths, where a budget leaves room; not in those of others.
         accuracy: what `evaluate` said, in [0, 1], if it tells that.
         divergence: from dense, on calibration data; lower is better.
         weights_removed: share of all weights of the dense network that this one has no more, or

@@ -9,6 +9,7 @@ from flexrel.core.plan import Plan
 from flexrel.core.resources import Candidate
 from flexrel.pruning.limits import Limits
 from flexrel_edge.about import annotated
+from flexrel_edge.graph import EVIDENCE, INPUTS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,6 +18,11 @@ class Annotated:
 
     rounded: nn.Module
     packed: bytes
+
+
+def unnoted(packed: bytes) -> bytes:
+    """Return a packed file without what `noted` adds, as those of candidates and rivals are."""
+    return annotated(packed, {INPUTS: None, EVIDENCE: None})
 
 
 def noted(

@@ -17,6 +17,7 @@ from flexrel.core.targets import Goal, missed
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
 from flexrel.errors import BudgetError
 from flexrel.io import figure, percent
+from flexrel.pruning.annotation import unnoted
 from flexrel.pruning.data import calibration_data
 from flexrel.pruning.evaluator import divergence_of, evaluator_of
 from flexrel.pruning.promise import searched_with
@@ -98,11 +99,12 @@ def _compared(
     for done, one in enumerate(rivals):
         request.progress("measuring rivals", done, len(rivals))
         found += filter(None, [_at_limits(search, one)])
+    bare = replace(result.achieved, bytes=len(unnoted(result.packed)))  # as rivals are counted
     return replace(
         result,
         rivals=tuple(found),
         curves=tuple(_curves(search, scored, result.dense)),
-        warnings=(*result.warnings, *_smaller(result, found)),
+        warnings=(*result.warnings, *_smaller(replace(result, achieved=bare), found)),
     )
 
 
