@@ -97,6 +97,20 @@ def test_points_and_layers_are_chosen_by_keyboard(opened):
     assert "picked" in page.locator("#layer-2").get_attribute("class")
 
 
+def test_points_that_lie_close_are_each_chosen_on_a_phone(opened):
+    page = opened(400)
+    points = page.locator(".point")
+    places = [point.bounding_box() for point in points.all()]
+    middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in places]
+
+    for at, (x, y) in enumerate(middles):
+        if middles.index((x, y)) == at:  # of those in one place the first
+            points.nth(at).evaluate("one => one.scrollIntoView({block: 'center'})")
+            box = points.nth(at).bounding_box()
+            page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            assert points.nth(at).get_attribute("aria-pressed") == "true"
+
+
 def test_a_layer_that_is_chosen_has_its_units_shown(opened):
     page = opened()
 
@@ -173,6 +187,10 @@ def test_it_prints_on_white_paper_without_what_needs_a_screen(opened):
     paper = page.locator("body").evaluate("one => getComputedStyle(one).backgroundColor")
     assert paper == "rgb(255, 255, 255)"
     assert not page.locator("#scatter-choice").is_visible()
+    page.set_viewport_size({"width": 680, "height": 900})  # about A4, less its margins
+    row = page.locator(".stack tbody tr").first
+    assert row.evaluate("one => getComputedStyle(one).display") == "table-row"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680
     printed = page.pdf(format="A4")
     assert printed.startswith(b"%PDF")
     assert 1 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 12

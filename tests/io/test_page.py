@@ -179,7 +179,7 @@ def test_a_measured_latency_stands_beside_its_limit():
 
     row = asked_rows(told)[-1]
 
-    assert row.name == "milliseconds a call, measured (torch 2.9, batch 1, 1 thread)"
+    assert row.name == "latency, ms (torch 2.9, batch 1, 1 thread)"
     assert (row.dense, row.asked, row.achieved, row.share) == ("4", "at most 2.5", "2", "50.00 %")
     assert row.verdict == "met"
 

@@ -151,8 +151,8 @@ def _latency(result: Mapping[str, Any]) -> AskedRow:
     now, dense, limit = done["latency_ms"], done["latency_dense_ms"], result["requested"]
     threads = f"{timing['threads']} thread{'' if timing['threads'] == 1 else 's'}"
     row = AskedRow(
-        f"milliseconds a call, measured ({timing['runtime']} {timing['version']}, batch "
-        f"{timing['batch']}, {threads})",
+        f"latency, ms ({timing['runtime']} {timing['version']}, batch {timing['batch']}, "
+        f"{threads})",
         *(figure(dense), "", figure(now), percent(now / dense)),
     )
     return _limited(row, now, limit["latency_ms"], at_least=False)

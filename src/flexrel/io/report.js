@@ -4,20 +4,40 @@
   const one = (id) => document.getElementById(id);
   document.documentElement.classList.add("scripted");
 
-  /* Marks that tell what they are when pointed at, and stay told when chosen. */
-  const choosable = (marks, tell, chosen) => {
+  /* The mark nearest to where a pointer is, if it is near: marks may lie on each other. */
+  const nearest = (marks, event) => {
+    const away = (mark) => {
+      const box = mark.getBoundingClientRect();
+      const x = Math.max(box.left - event.clientX, 0, event.clientX - box.right);
+      const y = Math.max(box.top - event.clientY, 0, event.clientY - box.bottom);
+      const middle = Math.hypot(
+        (box.left + box.right) / 2 - event.clientX, (box.top + box.bottom) / 2 - event.clientY);
+      return [Math.hypot(x, y), middle];
+    };
+    const near = marks.map((mark) => [mark, ...away(mark)]).filter((found) => found[1] < 14);
+    near.sort((one, other) => one[1] - other[1] || one[2] - other[2]);
+    return near.length ? near[0][0] : null;
+  };
+
+  /* Marks of a chart tell what they are when pointed at, and stay told when chosen. */
+  const choosable = (chart, marks, tell) => {
+    let chosen = null;
     const choose = (mark) => {
       chosen = mark;
       marks.forEach((other) => other.setAttribute("aria-pressed", String(other === mark)));
       tell(mark, true);
     };
+    chart.addEventListener("mousemove", (event) => tell(nearest(marks, event) || chosen, false));
+    chart.addEventListener("mouseleave", () => tell(chosen, false));
+    chart.addEventListener("click", (event) => {
+      const mark = nearest(marks, event);
+      if (mark) {
+        choose(mark);
+      }
+    });
     marks.forEach((mark, at) => {
       mark.setAttribute("role", "button");
-      mark.setAttribute("aria-pressed", "false");
-      mark.addEventListener("mouseenter", () => tell(mark, false));
-      mark.addEventListener("mouseleave", () => tell(chosen, false));
       mark.addEventListener("focus", () => tell(mark, false));
-      mark.addEventListener("click", () => choose(mark));
       mark.addEventListener("keydown", (event) => {
         const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
         if (event.key === "Enter" || event.key === " ") {
@@ -41,7 +61,7 @@
   };
   if (points.length) {
     const result = points.find((mark) => mark.dataset.chosen);
-    choosable(points, tellPoint, result)(result);
+    choosable(one("frontier-chart"), points, tellPoint)(result);
   }
 
   const figures = all(".scatter");
@@ -72,6 +92,6 @@
         }
       }
     };
-    choosable(bars, tellLayer, bars[0])(bars[0]);
+    choosable(one("layer-chart"), bars, tellLayer)(bars[0]);
   }
 })();

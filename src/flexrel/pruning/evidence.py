@@ -1,6 +1,6 @@
 """The evidence that a result shows besides its measurements, and where it came from."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,15 @@ class Evidence:
     scores: tuple[UnitScores, ...]
     unrepaired: float | None
     changed: ChangedAnswers | None
+
+    def in_file(self, size: int) -> "Evidence":
+        """Return the evidence where the packed file has so many bytes, with notes in it.
+
+        They are no layer's.
+        """
+        *layers, rest = self.layers
+        rest = replace(rest, bytes=size - sum(one.bytes for one in layers))
+        return replace(self, layers=(*layers, rest))
 
     def as_json(self) -> dict[str, Any]:
         """Return what `result.json` has of it, `unrepaired` apart."""

@@ -24,6 +24,7 @@ def recorded(result: Result, dense: Candidate) -> Result:
     return replace(
         result,
         packed=packed,
+        evidence=result.evidence.in_file(len(packed)),
         achieved=replace(result.achieved, bytes=len(packed)),
         amounts={**counted, **(result.timing.amounts if result.timing else {})},
     )
