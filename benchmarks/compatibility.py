@@ -8,7 +8,8 @@
 
 Relevance runs under every rule. Then each tool is called as its documentation does and asked for
 half of the multiply-adds; the call of FlexRel names one criterion, as choosing among several by
-data says nothing of random weights. Each network and tool has a process of its own and a time
+data says nothing of random weights. At last half of the prunable weights are set to zero, and what
+FlexRel says is gone is held against a count of what is. Each has a process of its own and a time
 limit, so that what crashes or hangs is a result.
 """
 
@@ -26,6 +27,7 @@ import time
 import traceback
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,6 +41,7 @@ import flexrel
 
 RULES = ("gradient-input", "epsilon", "gamma", "zplus", "attnlrp")
 BUDGET = 0.5  # of the multiply-adds
+ZEROS = 0.5  # of the weights that can be set to zero
 TARGET = (0.48, 0.50)  # within 2 % from below
 TRIES = 8  # of a tool whose goal is not multiply-adds
 OUTCOMES = ("broken", "refused", "crashed", "timeout")
@@ -208,12 +211,39 @@ def by_flexrel(model, batch, dense, report, _limit):
         return row | {"call_s": time.perf_counter() - began}
     row = {"call_s": time.perf_counter() - began, "criterion": result.criterion.name}
     row |= {"own_dense": result.dense.macs, "own": result.achieved.macs}
+    row |= {"said": result.achieved.weights_removed, "gone": gone(result.model, model)}
     return row | verify(result.model, batch, dense)
 
 
 def flexrel_call(model, batch):
     budgets, criterion = [flexrel.MACs(BUDGET)], flexrel.FlexRel()
     return flexrel.prune(model, calibration=[batch], budgets=budgets, criterion=criterion)
+
+
+def zeros(model, batch):
+    """Set half of what can be set to zero, and return what is said of it and what is so."""
+    call = partial(flexrel.prune, model, calibration=[batch], budgets=[flexrel.Sparsity(ZEROS)])
+    began = time.perf_counter()
+    try:
+        result = call(granularity="element", criterion=flexrel.Magnitude())
+    except Exception as error:  # noqa: BLE001 - a network that fails is a result
+        return failure(error, refused=isinstance(error, flexrel.FlexrelError))
+    row = {"outcome": "cut", "call_s": time.perf_counter() - began}
+    return row | {"said": result.achieved.weights_removed, "gone": gone(result.model, model)}
+
+
+def gone(network, dense):
+    """Return the share of the weights, of tensors of two axes or more, that is zero or not there.
+
+    Counted in numpy, over the memory that the tensors lie in, so that tied weights count once.
+    """
+
+    def weights(module):
+        tensors = (tensor.detach() for tensor in module.parameters() if tensor.ndim > 1)
+        return {tensor.data_ptr(): tensor.float().numpy() for tensor in tensors}.values()
+
+    there = sum(int((values != 0).sum()) for values in weights(network))
+    return 1 - there / sum(values.size for values in weights(dense))
 
 
 def torch_pruning_call(share, model, batch, shape):
@@ -351,6 +381,11 @@ def one(family, name, what, limit):
             row.pop("stage")
             report({"outcome": "measured"} | relevance(model, batch))
             return
+        if what == "zeros":
+            report({"stage": "the call"})
+            row.pop("stage")
+            report(zeros(model, batch))
+            return
         size = sum(parameter.numel() for parameter in model.parameters())
         report({"macs_dense": dense["macs"], "parameters_dense": size, "stage": "warming up"})
         warm_up(what)
@@ -395,6 +430,9 @@ def blocks(args):
             block = empty | block | {"versions": common.versions(*PACKAGES)}
             if not (args.missing and block["relevance"]):
                 block["relevance"] = in_process(family, name, "relevance", args.timeout)
+                yield block
+            if not (args.missing and "zeros" in block):
+                block["zeros"] = in_process(family, name, "zeros", args.timeout)
                 yield block
             for tool in ("flexrel",) if args.quick else args.tools:
                 if not (args.missing and tool in block["cuts"]):
