@@ -41,6 +41,7 @@ import flexrel
 
 RULES = ("gradient-input", "epsilon", "gamma", "zplus", "attnlrp")
 BUDGET = 0.5  # of the multiply-adds
+SAME = 1e-6  # of a share: said and counted agree
 ZEROS = 0.5  # of the weights that can be set to zero
 TARGET = (0.48, 0.50)  # within 2 % from below
 TRIES = 8  # of a tool whose goal is not multiply-adds
@@ -485,6 +486,7 @@ def page(found):
     skipped = {b["network"]: row["reason"] for b, _, row in _rows(found) if _is_skipped(row)}
     skipped |= {f"timm's {name}": f"skipped: {why}" for name, why in catalogue.TIMM_SKIPPED.items()}
     yield common.listed(f"{name}: {why}" for name, why in skipped.items())
+    yield from _counted(found)
     yield "## Network by network"
     yield (
         "*Weights read*: parameters of two axes or more that have stats; the others are not "
@@ -495,6 +497,38 @@ def page(found):
     header = ["network", "family", "parameters, M", "weights read", "rules that run", *TOOLS]
     yield common.table(header, map(_network, found))
     yield common.measured_with(max((block["versions"] for block in found), key=len))
+
+
+def _counted(found):
+    """Yield how what is said to be gone compares with a count, by kind of cut and family."""
+    rows, apart = [], []
+    for family in catalogue.FAMILIES:
+        for kind in ("units", "zeros"):
+            mine = [(b, _row_of(b, kind)) for b in found if b["family"] == family]
+            told = [(b, row) for b, row in mine if row and "said" in row]
+            if not told:
+                continue
+            off = [abs(row["said"] - row["gone"]) for _, row in told]
+            gone = statistics.median(row["gone"] for _, row in told)
+            equal = sum(one < SAME for one in off)
+            rows.append([f"{family}, {kind}", len(told), equal, f"{max(off):.1e}", f"{gone:.3f}"])
+            apart += [b["network"] for (b, _), one in zip(told, off, strict=True) if one >= SAME]
+    if not rows:
+        return
+    yield "## What is said to be gone"
+    yield (
+        "The share of all weights, of tensors of two axes or more, that FlexRel says is gone or "
+        "zero, against a count in the returned module: of the cuts above, *units*, and where half "
+        "of the weights that can be set to zero are, *zeros*. Weights that can't be, as of a token "
+        "embedding that is only looked up, are in the count and not among that half."
+    )
+    header = ["family and cut", "networks", "said what is so", "largest difference", "gone, median"]
+    yield common.table(header, rows)
+    yield common.listed(f"{name}: what is said is not so" for name in apart)
+
+
+def _row_of(block, kind):
+    return block.get("zeros") if kind == "zeros" else block["cuts"].get("flexrel")
 
 
 def _limits(found):

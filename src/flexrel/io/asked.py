@@ -150,9 +150,10 @@ def _latency(result: Mapping[str, Any]) -> AskedRow:
         return AskedRow("latency", "", "", percent(None))
     now, dense, limit = done["latency_ms"], done["latency_dense_ms"], result["requested"]
     threads = f"{timing['threads']} thread{'' if timing['threads'] == 1 else 's'}"
+    where = f", expected on {timing['machine']}" if timing.get("machine") else ""
     row = AskedRow(
         f"latency, ms ({timing['runtime']} {timing['version']}, batch {timing['batch']}, "
-        f"{threads})",
+        f"{threads}{where})",
         *(figure(dense), "", figure(now), percent(now / dense)),
     )
     return _limited(row, now, limit["latency_ms"], at_least=False)
