@@ -19,8 +19,9 @@ from flexrel.core.trainers import trainer_callback
 from flexrel.criteria import History
 from flexrel.errors import UsageError
 from flexrel.relevance import Attribution, AttributionTarget, RelevanceStats, RuleLike, calibrate
+from flexrel.repair import GradualPruner
 
-__all__ = ["History", "Tracker"]
+__all__ = ["GradualPruner", "History", "Tracker"]
 
 _STATE = "flexrel-tracker.pt"  # beside the other files of a trainer's checkpoint
 

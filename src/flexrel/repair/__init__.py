@@ -2,6 +2,7 @@
 
 from flexrel.repair.closed_form import LATE, reconstruct_
 from flexrel.repair.finetune import FineTune
+from flexrel.repair.gradual import GradualPruner
 from flexrel.repair.holder import MaskHolder
 from flexrel.repair.moments import (
     SecondMoments,
@@ -19,6 +20,7 @@ __all__ = [
     "LATE",
     "ClosedForm",
     "FineTune",
+    "GradualPruner",
     "MaskHolder",
     "Recovery",
     "RepairResult",

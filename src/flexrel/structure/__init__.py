@@ -21,6 +21,7 @@ from flexrel.structure.program import (
 )
 from flexrel.structure.surgery import apply, gone_entries, kept_positions, named_tensors, resize_
 from flexrel.structure.verify import difference, outputs, untrainable, verify
+from flexrel.structure.weights import weights_of_layers
 
 __all__ = [
     "LinearOrConv",
@@ -47,4 +48,5 @@ __all__ = [
     "torch_program",
     "untrainable",
     "verify",
+    "weights_of_layers",
 ]
