@@ -95,8 +95,8 @@ def page(found):
     yield "# Cut while training"
     seeds = len({block["seed"] for block in found})
     yield (
-        "Made by `python benchmarks/gradual.py`. Accuracy on images that nobody saw, in percent, of "
-        "networks with as many zeros and trained for as many steps, in the mean over "
+        "Made by `python benchmarks/gradual.py`. Accuracy on images that nobody saw, in percent, "
+        "of networks with as many zeros and trained for as many steps, in the mean over "
         f"{seeds} seeds, ± the standard error of that mean. *After*: `prune` by magnitude, without "
         "and with its repair. The others: `GradualPruner`, from a quarter of the steps on, *cubic* "
         "until three quarters, *regrown* with `regrow=0.3`."

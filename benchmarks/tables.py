@@ -4,8 +4,10 @@ python benchmarks/tables.py
 """
 
 import accelerator
+import allocation
 import common
 import compatibility
+import gradual
 import latency
 import link
 import over_time
@@ -30,6 +32,8 @@ PAGES = {  # how the page is made of its blocks
     "over_time": over_time.page,
     "speed": speed.page,
     "sketches": sketches.page,
+    "gradual": gradual.page,
+    "allocation": allocation.page,
 }
 
 
