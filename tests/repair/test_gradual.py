@@ -116,7 +116,8 @@ def test_each_update_is_what_a_slow_one_makes(sparsity, regrow, ties, seed):
 
 def slow_update(weights, gradients, gone, sizes, sparsity, regrow, part):
     """One weight after the other, as the papers say."""
-    back = int(regrow * (1 + math.cos(math.pi * part)) / 2 * gone.sum())
+    share = regrow * (1 + math.cos(math.pi * part)) / 2
+    back = min(int(share * (~gone).sum()), gone.sum())
     cut = sorted(np.flatnonzero(gone), key=lambda at: -abs(gradients[at]))
     grown = set(cut[:back])
     size = np.abs(weights)

@@ -45,7 +45,7 @@ class GradualPruner:
         end: int,
         every: int = 100,
         schedule: Schedule = "cubic",
-        regrow: float = 0.1,
+        regrow: float = 0.3,
         keep: Sequence[str] = (),
     ) -> None:
         """Look up the weights; nothing of the model is changed yet.
@@ -58,8 +58,9 @@ class GradualPruner:
             every: so many steps between two updates.
             schedule: "cubic" cuts fast at first, then less and less; "one-shot" all at `begin`,
                 after which updates only exchange.
-            regrow: share of the zeros that come back at the first update after `begin`; it falls to
-                0 at `end`. 0: what is cut stays cut, and no gradients are needed.
+            regrow: as many zeros come back as this share of the weights that are left, at the
+                first update after `begin`; it falls to 0 at `end`. 0: what is cut stays cut, and no
+                gradients are needed.
             keep: names of layers to leave alone.
 
         Raises:
@@ -148,7 +149,9 @@ class GradualPruner:
         none = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in weights.items()}
         part = (self._steps - self._begin) / max(self._end - self._begin, 1)
         share = self._regrow * (1 + math.cos(math.pi * part)) / 2
-        count = int(share * sum(int(gone.sum()) for gone in self._gone.values()))
+        cut = sum(int(gone.sum()) for gone in self._gone.values())
+        left = sum(weight.numel() for weight in weights.values()) - cut
+        count = min(int(share * left), cut)
         if not count:
             return none
         found = []
