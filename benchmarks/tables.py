@@ -16,6 +16,7 @@ import peers
 import relevance
 import sketches
 import speed
+import time_limit
 import updates
 import wire
 
@@ -34,6 +35,7 @@ PAGES = {  # how the page is made of its blocks
     "sketches": sketches.page,
     "gradual": gradual.page,
     "allocation": allocation.page,
+    "time_limit": time_limit.page,
 }
 
 
