@@ -120,6 +120,16 @@ def test_a_plan_in_which_anything_is_wrong_is_refused_or_carried_out(name, seed,
     assert same_bits(bits(model), before)
 
 
+@pytest.mark.parametrize("use", [flexrel.apply, flexrel.MaskHolder])
+def test_what_is_no_plan_is_refused_and_the_way_to_one_said(use, unchecked):
+    with pytest.raises(
+        FlexrelError, match=r"a path; read it with flexrel.Plan.load\('plan.json'\)"
+    ):
+        use(nn.Linear(2, 2), "plan.json")
+    with pytest.raises(FlexrelError, match=r"the plan is a dict; pass result.plan"):
+        use(nn.Linear(2, 2), {})
+
+
 def edited(plan, change):
     content = json.loads(plan.encode())
     change(content)
@@ -138,6 +148,7 @@ def groups(content):
     ("name", "change", "message"),
     [
         ("grouped", lambda c: c["groups"][0].update(kept=1), r"keeps 1, but \d do"),
+        ("weights", lambda c: c["groups"][0].update(name=""), "group '' has shape .* no weight"),
         ("grouped", lambda c: c["groups"][0].update(keep=[], kept=0), "keeps none"),
         (
             "grouped",

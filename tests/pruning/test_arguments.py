@@ -70,6 +70,10 @@ def test_prune_takes_texts_for_objects():
     ("asked", "said"),
     [
         ({"keep": "0"}, r"keep is the text '0'; pass a list"),
+        (
+            {"keep": [nn.Linear(1, 1)]},
+            "keep has a Linear; pass names of layers, as model.named_mod",
+        ),
         ({"options": {"multiple_of": 8}}, "options is a dict; pass a flexrel.PruneOptions"),
         ({"budgets": 7}, "budgets is a int; pass a list"),
         ({"budgets": [7]}, "7 is no budget that can be counted"),

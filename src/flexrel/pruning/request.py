@@ -153,8 +153,7 @@ def requested(
     budgets = (budgets,) if isinstance(budgets, str | Budget) else budgets
     if not isinstance(budgets, Sequence):
         raise UsageError(f"budgets is a {type(budgets).__name__}; pass a list, [MACs(0.5)]")
-    if isinstance(keep, str):
-        raise UsageError(f"keep is the text {keep!r}; pass a list of names of layers, [{keep!r}]")
+    _check_keep(keep)
     if not isinstance(options, PruneOptions):
         raise UsageError(f"options is a {type(options).__name__}; pass a flexrel.PruneOptions(...)")
     if options.time_limit is not None:
@@ -203,6 +202,17 @@ def requested(
         seed=seed,
         options=options,
     )
+
+
+def _check_keep(keep: Sequence[object]) -> None:
+    if isinstance(keep, str):
+        raise UsageError(f"keep is the text {keep!r}; pass a list of names of layers, [{keep!r}]")
+    for one in keep:
+        if not isinstance(one, str):
+            raise UsageError(
+                f"keep has a {type(one).__name__}; pass names of layers, as model.named_modules() "
+                "has them"
+            )
 
 
 def check_evaluated(targets: Sequence[Target], evaluate: Evaluate | None) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from flexrel.core.graph import tensor_of
-from flexrel.core.plan import Plan
+from flexrel.core.plan import Plan, check_plan
 from flexrel.core.running import unwrapped
 from flexrel.core.trainers import trainer_callback
 from flexrel.errors import UsageError
@@ -37,8 +37,9 @@ class MaskHolder:
             plan: of zeros.
 
         Raises:
-            UsageError: the model has no weight of the plan's name and shape.
+            UsageError: it is no plan, or the model has no weight of its name and shape.
         """
+        check_plan(plan)
         self._model = unwrapped(model)
         zeros = plan.graph.pattern.zeros
         self._gone = {

@@ -16,7 +16,7 @@ from flexrel.core.graph import (
     weight_of,
 )
 from flexrel.core.network import private_copy
-from flexrel.core.plan import Plan
+from flexrel.core.plan import Plan, check_plan
 from flexrel.core.running import duplicate, fingerprint
 from flexrel.errors import UsageError
 from flexrel.structure.modules import (
@@ -40,9 +40,10 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             removed for real.
 
     Raises:
-        UsageError: the plan is of another network; says where they differ.
+        UsageError: it is no plan, or of another network; says where they differ.
         ModelError: the model can't be copied.
     """
+    check_plan(plan)
     model = private_copy(model)
     _check_fit(model, plan.graph)
     pruned = duplicate(model)

@@ -26,6 +26,7 @@ __all__ = [
     "changes",
     "check_alone",
     "check_model",
+    "check_plan",
     "dump",
     "layer_rows",
     "named",
@@ -131,6 +132,17 @@ def check_model(record: Path, sha256: str) -> None:
             f"beside it has {found[:16]}...: saving was cut off, or one of them was replaced; "
             f"save the result again, or move {record.name} to a folder of its own"
         )
+
+
+def check_plan(given: object) -> None:
+    """Raise a UsageError for what is no plan, such as the path of one."""
+    if isinstance(given, Plan):
+        return
+    if isinstance(given, str | Path):
+        raise UsageError(f"the plan is a path; read it with flexrel.Plan.load({str(given)!r})")
+    raise UsageError(
+        f"the plan is a {type(given).__name__}; pass result.plan, or flexrel.Plan.load(path)"
+    )
 
 
 def check_alone(path: Path) -> None:

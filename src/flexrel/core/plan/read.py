@@ -149,6 +149,8 @@ class _Groups:
         if self._pattern.unit not in ("n:m", "block"):
             if value is not None:
                 raise ValueError(f"{what} has a layout {show(value)}, but no groups or blocks")
+            if self._pattern.zeros and self._shapes.get(tensor_of(name, self._shapes)) != sizes:
+                raise ValueError(f"{what} has shape {list(sizes)}, and no weight is of this one")
             return None
         groups, transposed = fields_of(value, f"the layout of {what}", "groups", "transposed")
         shape = self._shapes.get(tensor_of(name, self._shapes))
