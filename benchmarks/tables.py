@@ -14,6 +14,7 @@ import peers
 import relevance
 import sketches
 import speed
+import stages
 import updates
 import wire
 
@@ -30,6 +31,7 @@ PAGES = {  # how the page is made of its blocks
     "over_time": over_time.page,
     "speed": speed.page,
     "sketches": sketches.page,
+    "stages": stages.page,
 }
 
 

@@ -193,6 +193,7 @@ def sweep_command(
         ("--seed", seed or None),
     ]
     words = ["flexrel", "prune", model, *_options(same)]
+    resolved = "channel" if granularity == "auto" else granularity  # whose widths are rounded
     width = _options([("--multiple-of", None if multiple_of == 1 else multiple_of)])
 
     def with_command(point: "SweepPoint") -> "SweepPoint":
@@ -202,7 +203,7 @@ def sweep_command(
             ("--granularity", None if point.granularity == "channel" else point.granularity),
             ("--values", None if point.values == "float32" else point.values),
         ]
-        rounded = width if point.granularity == granularity else []
+        rounded = width if point.granularity == resolved else []
         return replace(point, command=shlex.join([*words, *_options(own), *rounded]))
 
     found = replace(found, points=tuple(map(with_command, found.points)))

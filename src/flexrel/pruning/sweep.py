@@ -19,6 +19,7 @@ from flexrel.pruning.frontier import SweepResult
 from flexrel.pruning.options import PruneOptions
 from flexrel.pruning.request import requested
 from flexrel.pruning.spread import SweptResource, check_points, spread_budgets
+from flexrel.pruning.stages import AUTO, kind_for
 from flexrel.pruning.study import opened_study, optuna_library
 from flexrel.pruning.sweeper import Sweeper, folder_of
 from flexrel.repair import Recovery
@@ -88,6 +89,7 @@ def sweep(
     optuna_library()
     check_points(points, trials)
     swept = SweptResource.of(resource)
+    granularity = kind_for(swept.resource) if granularity == AUTO else granularity
     given = () if isinstance(points, int) else tuple(map(swept.budget, points))
     measure = evaluate_of(evaluate)
     if measure is None:
