@@ -16,6 +16,7 @@ import peers
 import relevance
 import sketches
 import speed
+import stages
 import time_limit
 import updates
 import wire
@@ -36,6 +37,7 @@ PAGES = {  # how the page is made of its blocks
     "gradual": gradual.page,
     "allocation": allocation.page,
     "time_limit": time_limit.page,
+    "stages": stages.page,
 }
 
 

@@ -50,6 +50,8 @@ __all__ = [
     "Result",
     "Rule",
     "Sparsity",
+    "SweepPoint",
+    "SweepResult",
     "Target",
     "UsageError",
     "Worsening",
@@ -64,6 +66,7 @@ __all__ = [
     "merge",
     "pack",
     "prune",
+    "sweep",
 ]
 
 if TYPE_CHECKING:
@@ -88,11 +91,14 @@ if TYPE_CHECKING:
         PackReport,
         PruneOptions,
         Result,
+        SweepPoint,
+        SweepResult,
         compare,
         dry_run,
         latency_kit,
         pack,
         prune,
+        sweep,
     )
     from flexrel.relevance import RULES, MergedStats, RelevanceStats, Rule, calibrate, merge
     from flexrel.repair import ClosedForm, FineTune, MaskHolder, Recovery
@@ -113,6 +119,8 @@ else:
         "io": ("export", "load"),
         "pruning": (
             "Feasibility",
+            "SweepResult",
+            "SweepPoint",
             "PackReport",
             "PruneOptions",
             "Result",
@@ -121,6 +129,7 @@ else:
             "latency_kit",
             "pack",
             "prune",
+            "sweep",
         ),
         "relevance": ("RULES", "MergedStats", "RelevanceStats", "Rule", "calibrate", "merge"),
         "repair": ("ClosedForm", "FineTune", "MaskHolder", "Recovery"),

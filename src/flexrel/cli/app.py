@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, cast
 import typer
 
 import flexrel
-from flexrel.cli import commands, comparing, packing, pruning
+from flexrel.cli import commands, comparing, packing, pruning, sweep
 
 _WRONG_USAGE: Final = 2  # exit codes
 INTERRUPTED: Final = 130
@@ -21,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # frames take longer to load than all the rest
 )
 app.add_typer(pruning.prune_app)
+app.add_typer(sweep.sweep_app)
 app.add_typer(commands.data_app)
 app.add_typer(packing.packing_app)
 app.add_typer(comparing.compare_app)

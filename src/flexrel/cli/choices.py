@@ -26,7 +26,7 @@ _TOLD: Final = {
     "budget": "bytes=500kB, macs=50%, parameters=120k, sparsity=80%, link=8s@1Mbit/s, memory=50%, "
     "latency=5ms@onnxruntime",
     "criterion": "auto, magnitude, relevance, obs or flexrel:DELTA, DELTA in [0, 1]",
-    "granularity": "element, channel, head, depth, N:M with 0 < N < M, block:ROWSxCOLUMNS",
+    "granularity": "auto, element, channel, head, depth, N:M with 0 < N < M, block:ROWSxCOLUMNS",
     "recover": "none, closed-form, or finetune:EPOCHS",
     "rule": f"{', '.join(_RULES)}; by layer: features.*=gamma,head*=epsilon",
     "time_limit": '90, "90 s", "2 min" or "1 h"',
@@ -48,7 +48,7 @@ _PATTERNS: Final = {
     "budget": rf"({_COUNTED})={_AMOUNT}|bytes=\s*[0-9.]+\s*([kKMG]i?)?B\s*"
     rf"|(?!({_COUNTED}|flops?|params?|size)=)[a-z]+=.+",
     "criterion": rf"auto|magnitude|relevance|obs|flexrel:{_NUMBER}(:sum|:product)?",
-    "granularity": "element|channel|head|depth"
+    "granularity": "auto|element|channel|head|depth"
     "|[1-9][0-9]*:[1-9][0-9]*|block:[1-9][0-9]*x[1-9][0-9]*",
     "recover": "none|closed-form|finetune:[0-9]+",
     "rule": rf"{'|'.join(_RULES)}|{_RULE}(,{_RULE})*",
@@ -106,5 +106,7 @@ def check_asked(
     if (target or compare) and not evaluation:
         asked = f"a target on {metric_of(target)}" if target else "--compare"
         raise typer.BadParameter(f"{asked} needs --evaluation DATA, with labels")
+    if compare and granularity == "auto":
+        raise typer.BadParameter("--compare measures granularities one at a time; name one of them")
     if not (target or budget or ":" in granularity):
         raise typer.BadParameter("nothing to prune to; give --target or --budget")

@@ -31,6 +31,7 @@ _OPTIONAL: Final = (
     ("onnx", "onnx", "--export onnx and graph"),
     ("onnxscript", "onnxscript", "--export onnx and graph"),
     ("onnxruntime", "onnxruntime", "flexrel-edge run"),
+    ("optuna", "optuna", "flexrel sweep"),
     ("cryptography", "cryptography", "signatures"),
     ("scikit-learn", "sklearn", "flexrel demo"),
     ("pillow", "PIL.Image", "folders of images"),

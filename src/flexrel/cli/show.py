@@ -80,7 +80,7 @@ def files_in(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int | st
 
 
 def plan_tables(plan: Plan) -> Iterator[Table]:
-    """Yield what a plan does to each group, and what it leaves alone."""
+    """Yield what a plan does to each group, and what it leaves alone; then what follows it."""
     groups = Table(caption="\n".join(totals(plan.graph, plan.masks)), caption_justify="left")
     for name in ("group", "keeps", "made by", "along go", "read by"):
         groups.add_column(name, overflow="fold")
@@ -96,6 +96,8 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         for layer in plan.graph.protected:
             left.add_row(escape(named(layer.name)), escape(layer.reason))
         yield left
+    if plan.then is not None:
+        yield from plan_tables(plan.then)
 
 
 def recovery_lines(result: Result) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flexrel.io import compared, count, percent
+from flexrel.io import compared, count, granularities, percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def model_card(result: Mapping[str, Any], asked: Sequence[str], notes: CardNotes
         f"# {notes.name}, pruned",
         (
             f"Pruned with FlexRel {result['versions']['flexrel']}: scored by "
-            f"{result['criterion']}, by {result['granularity']}, repaired by "
+            f"{result['criterion']}, by {granularities(result)}, repaired by "
             f"{options['recover']}, seed {result['seed']}."
         ),
         "## How to load it",

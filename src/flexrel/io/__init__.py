@@ -13,7 +13,7 @@ from flexrel.io.export import (
     exported,
     graph_notes,
 )
-from flexrel.io.figures import amount, count, figure, percent
+from flexrel.io.figures import amount, count, figure, granularities, percent
 from flexrel.io.inputs import check_inputs, check_metadata, evidence_note, inputs_note
 from flexrel.io.load import fit, load, restore_
 from flexrel.io.notebook import as_axes, as_frame, as_html, as_text, compared
@@ -58,6 +58,7 @@ __all__ = [
     "exported",
     "figure",
     "fit",
+    "granularities",
     "graph_notes",
     "inputs_note",
     "layer_times",

@@ -127,7 +127,7 @@ def _metrics(result: Mapping[str, Any]) -> Iterator[AskedRow]:
 
 def _removed(result: Mapping[str, Any]) -> Iterator[AskedRow]:
     done, asked = result["achieved"], result["requested"]["sparsity"]
-    pattern = Pattern.of(result["granularity"])
+    pattern = Pattern.of(result.get("then") or result["granularity"])
     name = f"{pattern.units} {'zeroed' if pattern.zeros else 'removed'}"
     row = AskedRow(name, percent(0.0), "", percent(done["sparsity"]))
     yield row if asked is None else _limited(row, done["sparsity"], asked, at_least=True)

@@ -1,6 +1,7 @@
 """Numbers as a person reads them."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 _LONG: Final = 10_000  # from which on counts that stand side by side are shortened
 
@@ -57,3 +58,9 @@ def change(dense: float, now: float) -> str:
     unit, factor = next(known, ("", 1))
     both = [f"{one / factor:.3g}" if unit else count(one) for one in (dense, now)]
     return " → ".join(dict.fromkeys(both)) + (f" {unit}" if unit else "")
+
+
+def granularities(result: Mapping[str, Any]) -> str:
+    """Return what went, of the content of `result.json`: "channel", or "channel, then element"."""
+    kinds = (result["granularity"], result.get("then"))
+    return ", then ".join(filter(None, kinds))

@@ -8,7 +8,7 @@ from typing import Any, Final
 from flexrel.core.evaluate import ACCURACY
 from flexrel.core.extras import extra_module
 from flexrel.core.plan import LayerRow
-from flexrel.io.figures import amount, count, figure, percent
+from flexrel.io.figures import amount, count, figure, granularities, percent
 
 _EXTRA: Final = "notebook"
 _LONG: Final = 100  # characters of a note in the few lines
@@ -88,7 +88,7 @@ def as_text(result: Mapping[str, Any], asked: Sequence[str], layers: Sequence[La
 
 
 def _title(result: Mapping[str, Any]) -> str:
-    return f"flexrel.Result: pruned by {result['criterion']}, {result['granularity']}"
+    return f"flexrel.Result: pruned by {result['criterion']}, {granularities(result)}"
 
 
 def _more(notes: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from flexrel.core.granularity import Pattern
 from flexrel.core.plan import named
 from flexrel.io.asked import AskedRow, asked_rows
-from flexrel.io.figures import count, figure, percent, size
+from flexrel.io.figures import count, figure, granularities, percent, size
 from flexrel.io.frontier import Frontier, Measured, frontier, measured_networks, shown_words
 from flexrel.io.layer_lines import LayerBars, LayerLine, layer_bars, layer_lines
 from flexrel.io.scatter import Scatter, scatter
@@ -150,7 +150,7 @@ def _title(done: Mapping[str, Any]) -> str:
 
 def _lead(result: Mapping[str, Any]) -> Iterator[str]:
     done = result["achieved"]
-    yield f"Pruned by {result['granularity']} with criterion {result['criterion']}."
+    yield f"Pruned by {granularities(result)} with criterion {result['criterion']}."
     kept = [step["step"] for step in result["recovery"] if step["kept"]]
     if kept:
         yield f"Weights that stay were recovered by {', then '.join(kept)}."

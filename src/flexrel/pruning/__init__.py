@@ -4,11 +4,13 @@ from flexrel.pruning.arguments import criteria_of
 from flexrel.pruning.compare import compare
 from flexrel.pruning.dry_run import Feasibility, Possibility, dry_run
 from flexrel.pruning.evidence import Evidence, Origin
+from flexrel.pruning.frontier import Reached, SweepPoint, SweepResult
 from flexrel.pruning.kit import latency_kit
 from flexrel.pruning.options import EFFORTS, FORMS, PruneOptions
 from flexrel.pruning.packing import PackReport, pack
 from flexrel.pruning.prune import prune
 from flexrel.pruning.result import Result
+from flexrel.pruning.sweep import sweep
 
 __all__ = [
     "EFFORTS",
@@ -19,11 +21,15 @@ __all__ = [
     "PackReport",
     "Possibility",
     "PruneOptions",
+    "Reached",
     "Result",
+    "SweepPoint",
+    "SweepResult",
     "compare",
     "criteria_of",
     "dry_run",
     "latency_kit",
     "pack",
     "prune",
+    "sweep",
 ]

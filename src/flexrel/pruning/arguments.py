@@ -91,7 +91,7 @@ def candidates(
 
     relevance = Relevance(rule=rule, output=output)
     repairs = recover != "none"
-    if repairs and granularity in ("channel", "head"):
+    if repairs and granularity in ("channel", "head", "auto"):
         return (OBS(output), blended(0.5), Magnitude(), relevance)
     if repairs and granularity != "depth":
         return (Magnitude(), blended(1 / 3, "product"), blended(0.1))

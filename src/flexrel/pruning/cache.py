@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from flexrel.core.batches import RawBatch, read_batches
+from flexrel.core.batches import RawBatch, RawBatches, read_batches
 from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.graph import Protected, PruningGraph
 from flexrel.core.measurement import Progress, Saliency
@@ -68,14 +68,8 @@ class SignalCache:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"cache={str(folder)!r} is a file; name a folder")
-        tensors = [*model.named_parameters(), *model.named_buffers()]
-        parts = [version("flexrel").encode(), fingerprint(model).encode()]
-        digest = hashlib.sha256(b"|".join(parts))
-        _add(digest.update, (tensor for _, tensor in sorted(tensors, key=lambda one: one[0])))
-        for batch in read_batches(batches, model):
-            extra = {k: v for k, v in batch.kwargs.items() if not isinstance(v, Tensor)}
-            digest.update(repr((sorted(batch.kwargs), extra)).encode())
-            _add(digest.update, [*batch.tensors, batch.labels, batch.weights])
+        parts = (version("flexrel"), network_digest(model), data_digest(batches, model))
+        digest = hashlib.sha256("|".join(parts).encode())
         return SignalCache(folder, digest.hexdigest())
 
     def relevance(
@@ -131,6 +125,29 @@ class SignalCache:
     def _write(self, path: Path, content: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)
+
+
+def network_digest(model: nn.Module) -> str:
+    """Return 64 hex digits that are the same for two models of the same structure and values."""
+    digest = hashlib.sha256(fingerprint(model).encode())
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    _add(digest.update, (tensor for _, tensor in sorted(tensors, key=lambda one: one[0])))
+    return digest.hexdigest()
+
+
+def data_digest(batches: RawBatches, model: nn.Module) -> str:
+    """Return 64 hex digits of all inputs, labels and weights, in their order.
+
+    Args:
+        batches: gone through once.
+        model: that they are read for.
+    """
+    digest = hashlib.sha256()
+    for batch in read_batches(batches, model):
+        extra = {k: v for k, v in batch.kwargs.items() if not isinstance(v, Tensor)}
+        digest.update(repr((sorted(batch.kwargs), extra)).encode())
+        _add(digest.update, [*batch.tensors, batch.labels, batch.weights])
+    return digest.hexdigest()
 
 
 def _add(update: Callable[[bytes | memoryview], None], tensors: Iterable[Tensor | None]) -> None:

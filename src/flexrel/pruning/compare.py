@@ -15,7 +15,7 @@ from flexrel.core.outputs import Outputs
 from flexrel.core.progress import RequestedProgress, shown
 from flexrel.core.targets import Goal, missed
 from flexrel.criteria import Criterion, FlexRel, Magnitude, Relevance, attribution_of
-from flexrel.errors import BudgetError
+from flexrel.errors import BudgetError, UsageError
 from flexrel.io import figure, percent
 from flexrel.pruning.annotation import unnoted
 from flexrel.pruning.data import calibration_data
@@ -55,6 +55,11 @@ def compare(
         UsageError: the data can't be used.
         ModelError: the network can't be analysed, or no relevance reaches its layers.
     """
+    if result.plan.then is not None:
+        raise UsageError(
+            "rivals of a network that lost channels and then weights are not measured; compare a "
+            "result of granularity 'channel' or 'element'"
+        )
     attributions = filter(None, map(attribution_of, result.request.criteria))
     how = next(attributions, Attribution())
     magnitude, relevance = Magnitude(), Relevance(rule=how.rule, output=how.output)

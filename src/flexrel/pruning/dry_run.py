@@ -1,14 +1,14 @@
 """What budgets can be met at all: counted in seconds, before anything is repaired or trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from flexrel.core.batches import RawBatches
-from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Sparsity
+from flexrel.core.batches import RawBatches, collect
+from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Sparsity, budget_of
 from flexrel.core.caches import uncached
 from flexrel.core.distance import Divergence
 from flexrel.core.network import plain_network
@@ -25,6 +25,7 @@ from flexrel.pruning.request import Request, requested
 from flexrel.pruning.search import BudgetSearch
 from flexrel.pruning.signals import measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
+from flexrel.pruning.stages import AUTO, CHANNELS, ZEROS, kind_for
 
 _ALWAYS: Final = (PARAMETERS_LEFT, MACs.resource, Bytes.resource)  # told whether asked for or not
 _CRITERION: Final = Magnitude()  # needs nothing measured; what can be had hardly depends on it
@@ -108,7 +109,8 @@ def dry_run(
         model: as in `prune`, and never changed; the others likewise.
         calibration: of which the first batch is enough.
         budgets: none tells what can be had.
-        granularity: of what would go.
+        granularity: of what would go; with "auto" each resource is told for what would bring it
+            down, channels or zeros.
         values: precision of the packed file; "auto" is counted at float32.
         keep: names of layers to leave alone.
         options: the rarer ones.
@@ -117,6 +119,9 @@ def dry_run(
         UsageError: the request or the data are wrong.
         ModelError: the network can't be analysed.
     """
+    asked = {"calibration": calibration, "values": values, "keep": keep, "options": options}
+    if granularity == AUTO:
+        return _by_kind(model, budgets, asked)
     request = requested(
         evaluate=None,
         target=None,
@@ -142,6 +147,26 @@ def dry_run(
         except BudgetError:  # no more can be cut of its program
             return found
     return found
+
+
+def _by_kind(
+    model: nn.Module, budgets: Sequence[Budget | str] | Budget | str, asked: Mapping[str, Any]
+) -> Feasibility:
+    """Return what channels and what zeros make possible, each of the resources that are theirs."""
+    given = (budgets,) if isinstance(budgets, str | Budget) else budgets
+    read = tuple(map(budget_of, given))
+    asked = {**asked, "calibration": collect(asked["calibration"])}
+    found = list[Possibility]()
+    form = ""
+    for kind in (ZEROS, CHANNELS):
+        own = [one for one in read if kind_for(one.resource) == kind]
+        told = dry_run(model, budgets=own, granularity=kind, **asked)
+        always = [one for one in _ALWAYS if kind_for(one) == kind]
+        names = {one.name for one in (*(one.resource for one in own), *always)}
+        found += [one for one in told.amounts if one.resource in names]
+        form = told.form  # of what channels are cut in, which comes last
+    found.sort(key=lambda one: one.limit is None)
+    return Feasibility(tuple(found), form)
 
 
 def _counted(source: PruneTarget, request: Request) -> tuple[Feasibility, BudgetError | None]:

@@ -37,6 +37,7 @@ from flexrel.pruning.request import Request, requested
 from flexrel.pruning.result import Result
 from flexrel.pruning.signals import Relevances, first_stats, measured_relevance, measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
+from flexrel.pruning.stages import AUTO, CHANNELS, carried_out, stages_of
 from flexrel.pruning.warnings import warnings_of
 from flexrel.repair import Recovery
 from flexrel.structure import program_bytes
@@ -95,7 +96,9 @@ def prune(
             heads alone; "depth" whole residual blocks. "element" sets weights to zero; "block:4x4"
             does so by blocks of 4 outputs and 4 inputs, or any other size; "2:4" in every 4
             consecutive inputs but the best 2, or any N of M. N:M needs no budget: without a target
-            all layers have it that can, with one as many as it allows.
+            all layers have it that can, with one as many as it allows. "auto" removes channels for
+            multiply-adds, parameters, memory and latency, and sets weights to zero for bytes, a
+            link and sparsity, also one after the other; a target then bounds both.
         recover: "closed-form" refits the weights that stay, layer by layer, to what the dense
             network's layers give on calibration data, without labels; every network that is
             measured on the way is repaired so. "none" changes nothing. A `FineTune`, or anything
@@ -126,38 +129,43 @@ def prune(
         target=target,
         budgets=budgets,
         criterion=criterion,
-        granularity=granularity,
+        granularity=CHANNELS if granularity == AUTO else granularity,
         recover=recover,
         values=values,
         keep=keep,
         seed=seed,
         options=options,
     )
-    stages, listeners = request.stages, options.listeners
+    requests = stages_of(request) if granularity == AUTO else (request,)
+    stages, listeners = requests[-1].stages, options.listeners
     with (
         shown(options.progress, stages) as shows,
         heard(listeners, shows, stages) as (progress, judged),
     ):
-        result = _pruned(model, calibration, replace(request, progress=progress, judged=judged))
+        told = [replace(one, progress=progress, judged=judged) for one in requests]
+        result = carried_out(_pruned, model, calibration, told)
     for one in listeners:
         one.finished(result.as_json())
     return result
 
 
-def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Result:
-    """Return the result; raises as `prune` does."""
+def _pruned(
+    model: nn.Module, calibration: RawBatches, request: Request, dense: nn.Module | None
+) -> Result:
+    """Return the result, outputs and metrics judged against `dense`; raises as `prune` does."""
     deadline = Deadline.after(request.options.time_limit)
     request.progress("reading the data", 0, None)
     plain = plain_network(model)
     model = uncached(plain.network)
     data = calibration_data(model, calibration, fits=request.fits)
-    evaluation = _evaluated(model, request, whole=data.first.whole)
-    divergence = divergence_of(model, data, request)
+    dense = model if dense is None else dense
+    evaluation = _evaluated(dense, request, whole=data.first.whole)
+    divergence = divergence_of(dense, data, request)
     sources = Sources(model, data, request)
     request.progress("tracing the network", 0, None)
     source = sources.first()
     if source.samples is not None:  # only batches of one size
-        evaluation = _evaluated(model, request, whole=True)
+        evaluation = _evaluated(dense, request, whole=True)
     request = request.within(deadline.reserving(_END * deadline.gone))
     sources = replace(sources, request=request)
     relevances = measured_relevance(model, request, source.data)
@@ -166,7 +174,7 @@ def _pruned(model: nn.Module, calibration: RawBatches, request: Request) -> Resu
     except BudgetError as error:
         source = sources.instead(source, error)
         if source.samples is not None:
-            evaluation = _evaluated(model, request, whole=True)
+            evaluation = _evaluated(dense, request, whole=True)
         solved = _solved(source, sources, relevances, divergence, evaluation)
     solution, timing, request = solved.solution, solved.timing, solved.bound.request
     source.verify(solution.plan)

@@ -183,6 +183,7 @@ class Result(Displayed):
             "criterion": self.criterion.name,
             "delta": self.delta,
             "granularity": self.plan.graph.granularity,
+            "then": self.plan.then and self.plan.then.graph.granularity,
             "floors": [one.key for one, _ in self.limits.amounts if one.at_least],
             "widths": self.widths,
             "network": self.plan.graph.fingerprint,

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from flexrel.core.graph import tensor_of
@@ -41,12 +41,8 @@ class MaskHolder:
         """
         check_plan(plan)
         self._model = unwrapped(model)
-        zeros = plan.graph.pattern.zeros
-        self._gone = {
-            tensor_of(group.name, plan.graph.shapes): gone_entries(group, plan)
-            for group in (plan.graph.groups if zeros else ())
-            if not plan.masks[group.name].all()
-        }
+        zeros = plan.zeros
+        self._gone = {} if zeros is None else _gone_by(zeros)
         shapes = {name: list(p.shape) for name, p in self._model.named_parameters()}
         for name, gone in self._gone.items():
             if shapes.get(name) != list(gone.shape):
@@ -97,3 +93,12 @@ class MaskHolder:
             self.apply_()
 
         return trainer_callback(package, "HoldMask", dict.fromkeys(hooks, apply))
+
+
+def _gone_by(plan: Plan) -> dict[str, Tensor]:
+    """Return which entries of each weight a plan sets to zero, by the weight's name."""
+    return {
+        tensor_of(group.name, plan.graph.shapes): gone_entries(group, plan)
+        for group in plan.graph.groups
+        if not plan.masks[group.name].all()
+    }

@@ -37,7 +37,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         model: that the plan's graph was read from, or another of the same architecture, with or
             without its masks and norms.
         plan: weights and blocks of them become zeros; channels, heads and residual blocks are
-            removed for real.
+            removed for real. What follows it is carried out on what that leaves.
 
     Raises:
         UsageError: it is no plan, or of another network; says where they differ.
@@ -51,7 +51,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         mask_(pruned, plan)
     else:
         shrink_(pruned, plan)
-    return pruned
+    return pruned if plan.then is None else apply(pruned, plan.then)
 
 
 def _check_fit(model: nn.Module, graph: PruningGraph) -> None:

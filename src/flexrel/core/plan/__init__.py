@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ __all__ = [
 
 
 _MODEL: Final = "model.flexrel"  # of the folder that `Result.save` writes, and beside it
+_THEN: Final = "Of the network that this leaves:"
 _RECORDS: Final = ("plan.json", "result.json")
 
 
@@ -49,6 +50,8 @@ class Plan:
         graph: what could be pruned, with what goes along, and what was left alone.
         masks: one for each group of the graph, of the group's shape, on the CPU; True = keep.
         model: checksum of the packed file that it was saved beside; empty: none is known.
+        then: what goes of the network that this leaves, as zeros where channels went; None:
+            nothing.
 
     Raises:
         UsageError: a mask is missing or of another shape, or keeps no unit.
@@ -57,6 +60,7 @@ class Plan:
     graph: PruningGraph
     masks: Mapping[str, Bool[Tensor, "..."]]
     model: str = ""
+    then: "Plan | None" = None
 
     def __post_init__(self) -> None:
         for group in self.graph.groups:
@@ -69,17 +73,26 @@ class Plan:
 
     @property
     def removed(self) -> int:
-        """How many units go."""
+        """How many units go, without those of `then`."""
         kept = sum(int(self.masks[group.name].sum()) for group in self.graph.groups)
         return self.graph.units - kept
 
     def explain(self) -> str:
         """Return the plan as text: every group, every layer left alone, and what it comes to."""
-        return explain(self.graph, self.masks)
+        told = explain(self.graph, self.masks)
+        return told if self.then is None else f"{told}\n\n{_THEN}\n\n{self.then.explain()}"
+
+    @property
+    def zeros(self) -> "Plan | None":
+        """The plan, or that which follows it, that sets weights to zero; None: none does."""
+        if self.graph.pattern.zeros:
+            return self
+        return None if self.then is None else self.then.zeros
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `plan.json`; docs/format.md says what is in it."""
-        return as_json(self.graph, self.masks, self.model)
+        told = as_json(self.graph, self.masks, self.model)
+        return told if self.then is None else {**told, "then": self.then.as_json()}
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file, whole or not at all."""
@@ -101,7 +114,8 @@ class Plan:
         if not Path(path).is_file():
             raise UsageError(f"{path}: no such file of a plan")
         try:
-            plan = Plan(*parse(Path(path).read_bytes()))
+            first, *rest = [Plan(*parts) for parts in parse(Path(path).read_bytes())]
+            plan = replace(first, then=rest[0]) if rest else first
         except (ValueError, UsageError, RecursionError) as error:
             raise PackError(f"{path}: is no plan, or it is damaged: {error}") from error
         check_model(Path(path), plan.model)

@@ -41,13 +41,23 @@ _OF_MEMBER = "tensor axis role each by index values"
 _POSITIONS = 2**28  # in all runs of a plan
 
 
-def parse(data: bytes) -> tuple[PruningGraph, dict[str, Tensor], str]:
+Parts = tuple[PruningGraph, dict[str, Tensor], str]
+
+
+def parse(data: bytes) -> list[Parts]:
     """Return the graph, the masks and the model's checksum of what `dump` wrote.
+
+    Those of what follows come second, if something does.
 
     Raises:
         ValueError: it is something else; says what is wrong where.
     """
     content = json.loads(data, object_pairs_hook=object_of)
+    then = content.pop("then", None) if isinstance(content, dict) else None
+    return [_parts(content), *([] if then is None else [_parts(then)])]
+
+
+def _parts(content: object) -> Parts:
     if not isinstance(content, dict) or "format" not in content:
         raise ValueError("it is not an object that names its format")
     found = content["format"], content.get("version")
