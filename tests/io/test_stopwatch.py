@@ -139,7 +139,7 @@ def test_times_of_another_machine_version_or_call_are_not_taken(runs, tmp_path, 
     if "version" in other:
         monkeypatch.setattr(timing.importlib.metadata, "version", lambda _: other["version"])
     if "machine" in other:
-        monkeypatch.setattr(timing, "_machine", lambda: other["machine"])
+        monkeypatch.setattr(timing, "machine", lambda: other["machine"])
 
     layer_times([POINTS["conv"]], Latency("5 ms", cache=str(tmp_path), **call))
 
@@ -165,7 +165,7 @@ def test_a_file_that_is_renamed_to_another_machines_is_refused(runs, tmp_path, m
     budget = Latency("5 ms", cache=str(tmp_path))
     layer_times([POINTS["conv"]], budget)
     (mine,) = tmp_path.iterdir()
-    monkeypatch.setattr(timing, "_machine", lambda: "another")
+    monkeypatch.setattr(timing, "machine", lambda: "another")
     layer_times([POINTS["conv"]], budget)
     (other,) = (path for path in tmp_path.iterdir() if path != mine)
     mine.replace(other)
