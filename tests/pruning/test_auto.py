@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import flexrel
-from flexrel import MACs, PruneOptions, UsageError
+from flexrel import MACs, PackError, PruneOptions, UsageError
 from flexrel.cli import main
 from flexrel.core.distance import Divergence
 from flexrel.core.plan import Plan
@@ -99,6 +99,19 @@ def test_the_plan_of_both_cuts_another_copy_alike_also_from_its_file(tmp_path):
     assert plan.encode() == (tmp_path / "plan.json").read_bytes()
     into = flexrel.load(tmp_path / "model.flexrel", into=network())
     assert torch.equal(into(X[0]), found.model(X[0]))
+
+
+@pytest.mark.parametrize("then", [3, [], {}, "twice", "channels"])
+def test_a_plan_that_goes_on_to_what_is_no_plan_of_what_is_left_is_refused(tmp_path, then):
+    plan = pruned(budgets=["macs=50%", "bytes=30%"], recover="none").plan
+    told = plan.as_json()
+    wrong = {"twice": {**told["then"], "then": told["then"]}, "channels": {**told}}
+    wrong["channels"].pop("then")
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**told, "then": wrong[then] if isinstance(then, str) else then}))
+
+    with pytest.raises((PackError, UsageError), match=r"plan"):
+        flexrel.apply(network(), Plan.load(path))
 
 
 def test_zeros_of_both_are_held_while_the_network_is_trained():
