@@ -47,6 +47,7 @@ def same(one, other):
         ("element", {"budgets": ["bytes=50%"]}),
         ("element", {"budgets": ["sparsity=50%", "link=50%@1Mbit/s"], "criterion": None}),
         ("element", {"target": "10%"}),
+        ("element", {"budgets": ["bytes=50%"], "options": PruneOptions(form="exported")}),
     ],
 )
 def test_what_takes_one_kind_of_removal_is_done_by_that_alone(granularity, asked):
@@ -197,6 +198,13 @@ def test_result_and_report_say_both(tmp_path):
             "can't divide a target between MACs, .* and bytes",
         ),
         ({}, "nothing to prune to"),
+        (
+            {
+                "budgets": ["macs=50%", "bytes=50%"],
+                "options": PruneOptions(form="exported"),
+            },
+            "does not go on from channels to zeros in an exported program",
+        ),
     ],
 )
 def test_what_auto_cant_decide_is_refused(asked, says):

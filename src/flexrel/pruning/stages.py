@@ -67,7 +67,7 @@ def stages_of(request: Request) -> tuple[Request, ...]:
         request: as it would be for channels.
 
     Raises:
-        UsageError: a target would have to be divided between the two.
+        UsageError: a target would have to be divided between the two, or a program to be cut twice.
     """
     zeros = tuple(one for one in request.budgets if kind_for(one.resource) == ZEROS)
     channels = tuple(one for one in request.budgets if kind_for(one.resource) == CHANNELS)
@@ -81,11 +81,18 @@ def stages_of(request: Request) -> tuple[Request, ...]:
         return (request,)
     if not channels:
         return (_with_zeros(request),)
+    if request.options.form == "exported":
+        raise UsageError(
+            "granularity 'auto' does not go on from channels to zeros in an exported program; use "
+            "form 'module', or name a granularity"
+        )
     options = replace(request.options, form="module", assured=False)
     first = replace(
         request, budgets=channels, targets=(), training=None, values="float32", options=options
     )
-    return first, replace(_with_zeros(request), budgets=zeros)
+    second = _with_zeros(request)
+    alone = replace(second.options, form="module", stats=None, history=None)  # of another network
+    return first, replace(second, budgets=zeros, options=alone)
 
 
 def carried_out(
@@ -145,7 +152,7 @@ def _with_zeros(request: Request) -> Request:
     criteria = request.criteria
     if request.quick or are_candidates(criteria, request.granularity, request.recover):
         criteria = candidates(ZEROS, request.recover)
-    options = replace(request.options, multiple_of=1, form="module", stats=None, history=None)
+    options = replace(request.options, multiple_of=1)
     return replace(request, granularity=ZEROS, criteria=criteria, options=options)
 
 
