@@ -71,10 +71,17 @@ def test_what_was_left_undone_is_said(clock):
     result = pruned(clock, 9)
 
     told = "\n".join(result.warnings)
-    assert "no time left to repair" in told
+    assert "refitted to few samples" in told
     [samples] = re.findall(r"relevance is that of (\d+) of 300 samples", told)
     assert int(samples) == result.stats.samples < 300
     assert any("obs was not tried" in line and "time was up" in line for line in result.warnings)
+
+
+def test_where_there_is_no_time_to_repair_it_is_said(clock):
+    result = pruned(clock, 1, criterion="magnitude")
+
+    assert any("no time left to repair" in line for line in result.warnings)
+    assert result.recovery == ()
 
 
 def test_a_limit_that_no_call_keeps_to_is_told(clock):

@@ -16,7 +16,7 @@ from flexrel.core.plan import Plan
 from flexrel.core.precision import LARGEST, Values
 from flexrel.core.running import duplicate
 from flexrel.io import encode
-from flexrel.repair import ClosedForm, Recovery, round_
+from flexrel.repair import LATE, ClosedForm, Recovery, round_
 from flexrel.structure import apply
 
 _SKETCHED: Final = 4000  # rows of a layer that are fitted where networks are only compared
@@ -101,6 +101,18 @@ class NetworkBuilder:
             repair = self._sketching
             network = repair(network, self.model, plan, self.few, self.progress).model
         return self._rounded(network, (), self.few).rounded
+
+    def settled(self, plan: Plan, sketch: nn.Module) -> PrunedNetwork:
+        """Return a plan's network as its sketch is, if that is closer than the cut alone."""
+        rough = self.rough(plan)
+        if self.repair is None:
+            return rough
+        before, after = self.divergence(rough.rounded), self.divergence(sketch)
+        notes = (f"{LATE}: the layers were refitted to few samples and rows",)
+        step = RecoveryStep(self.repair.name, before, after, after <= before, notes)
+        if not step.kept:
+            return replace(rough, steps=(step,), divergence=before)
+        return PrunedNetwork(sketch, sketch, self.values, (step,), after)
 
     def rough(self, plan: Plan) -> PrunedNetwork:
         """Return a plan's network cut and rounded, each value by itself, and no more."""

@@ -1,7 +1,7 @@
 """From a plan to its network and what that costs and does."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Final, Literal
@@ -26,6 +26,15 @@ from flexrel.pruning.signals import NetworkSignals
 _FULL: Final = 4  # times as long as a sketch takes a repair in full
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sketch:
+    """About what a plan's network is like, and how many seconds that took."""
+
+    plan: Plan
+    network: nn.Module
+    seconds: float
+
+
 class Evaluator:
     """Makes and measures networks of plans of one network; the last, and one to hold, are kept.
 
@@ -40,7 +49,7 @@ class Evaluator:
         self.builder, self.graph = builder, graph
         self._evaluate = evaluate
         self._kept: dict[Literal["last", "held"], tuple[Plan, PrunedNetwork]] = {}
-        self._sketched = 0.0  # seconds that the last sketch took
+        self._sketched: _Sketch | None = None  # the last
 
     def at(self, values: Values) -> "Evaluator":
         """Return the evaluator of networks whose packed files have values of a precision."""
@@ -70,9 +79,17 @@ class Evaluator:
         for known, made in self._kept.values():
             if _same(known, plan):
                 return made
-        quick = self._sketched * _FULL > self.builder.deadline.left
-        self._kept["last"] = plan, self.builder.build(plan, quick=quick)
+        self._kept["last"] = plan, self._made(plan)
         return self._kept["last"][1]
+
+    def _made(self, plan: Plan) -> PrunedNetwork:
+        """Return a plan's network; where a repair in full would take too long, as its sketch is."""
+        sketch = self._sketched
+        if sketch is None or sketch.seconds * _FULL <= self.builder.deadline.left:
+            return self.builder.build(plan)
+        if _same(sketch.plan, plan):
+            return self.builder.settled(plan, sketch.network)
+        return self.builder.build(plan, quick=True)
 
     def hold(self, plan: Plan) -> None:
         """Keep the plan's network, whatever is made next, until another is to be held."""
@@ -95,7 +112,7 @@ class Evaluator:
     def _sketch(self, plan: Plan) -> nn.Module:
         began = time.monotonic()
         network = self.builder.sketch(plan)
-        self._sketched = time.monotonic() - began
+        self._sketched = _Sketch(plan, network, time.monotonic() - began)
         return network
 
     def _divergence(self, network: nn.Module) -> float:
