@@ -104,6 +104,19 @@ def test_the_result_comes_last_as_it_is_written_down():
     assert result.request.options.listeners == ()
 
 
+def test_a_listener_that_fails_on_the_result_does_not_cost_it():
+    class Gone(Heard):
+        def finished(self, record):
+            raise ConnectionError("no such server")
+
+    after = Heard()
+
+    result = pruned(Gone(), after)
+
+    assert result.warnings[-1] == ("Gone did not take the result: ConnectionError: no such server")
+    assert after.events[-1][0] == "finished"
+
+
 def test_of_a_call_that_fails_the_reason_comes_last_and_no_stage_is_left_open():
     heard = Heard()
 

@@ -31,7 +31,10 @@ class JudgedCandidate:
 
 @runtime_checkable
 class Listener(Protocol):
-    """Is told what goes on, in the thread of the call; what it raises ends the call."""
+    """Is told what goes on, in the thread of the call; what it raises ends the call.
+
+    But where it hears the result: that is there, and what it raises is a warning of it.
+    """
 
     def stage_began(self, stage: str) -> None:
         """Hear that a stage begins; one at a time goes on."""
@@ -90,6 +93,18 @@ class _Stages:
         stage, self.stage = self.stage, ""
         for one in self.listeners if stage else ():
             one.stage_ended(stage, time.monotonic() - self.began)
+
+
+def result_told(listeners: Sequence[Listener], record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tell all listeners the result; return what went wrong with each, a line."""
+    failed = []
+    for one in listeners:
+        try:
+            one.finished(record)
+        except Exception as error:  # noqa: BLE001 - a server that is gone must not cost the result
+            name = type(one).__name__
+            failed.append(f"{name} did not take the result: {type(error).__name__}: {error}")
+    return tuple(failed)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from flexrel.core.caches import cache_again_, uncached
 from flexrel.core.deadline import Deadline
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
-from flexrel.core.events import heard
+from flexrel.core.events import heard, result_told
 from flexrel.core.latency import Timing
 from flexrel.core.measurement import Measurement
 from flexrel.core.network import plain_network
@@ -144,9 +144,8 @@ def prune(
     ):
         told = [replace(one, progress=progress, judged=judged) for one in requests]
         result = carried_out(_pruned, model, calibration, told)
-    for one in listeners:
-        one.finished(result.as_json())
-    return result
+    failed = result_told(listeners, result.as_json())
+    return replace(result, warnings=(*result.warnings, *failed)) if failed else result
 
 
 def _pruned(
