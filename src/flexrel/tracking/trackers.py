@@ -5,6 +5,7 @@ Numbers of candidates have names such as "magnitude/accuracy", counted by `step`
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from flexrel.core.extras import extra_module
 _UNNAMEABLE: Final = re.compile(r"[^\w\-./ ]")  # in names of MLflow's
 
 
-class _Numbers:
+class _Numbers(ABC):
     """Turns events into named numbers with a step."""
 
     def __init__(self) -> None:
@@ -51,11 +52,13 @@ class _Numbers:
         self._put(numbers, self._step)
         self._step += 1
 
+    @abstractmethod
     def _put(self, numbers: Mapping[str, float], step: int) -> None:
-        raise NotImplementedError
+        """Write numbers by name, at a step."""
 
+    @abstractmethod
     def _close(self, told: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        """Write what is told of the call, by name, and end the run."""
 
 
 class TensorBoard(_Numbers):
