@@ -22,7 +22,7 @@ class _Numbers(ABC):
     def __init__(self) -> None:
         self._step = 0
 
-    def stage_began(self, stage: str) -> None:
+    def stage_began(self, stage: str) -> None:  # noqa: B027 - as for all of these
         """Write nothing yet."""
 
     def stage_ended(self, stage: str, seconds: float) -> None:
