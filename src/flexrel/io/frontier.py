@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from flexrel.core.evaluate import standard_error
 from flexrel.io.figures import percent, points, round_size, size
-from flexrel.io.scales import Scale, Tick, step_of
+from flexrel.io.scales import Box, Scale, Tick, step_of
 
 _WIDTH, _HEIGHT = 560, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 14, 14, 46  # margins
@@ -48,15 +48,9 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Frontier:
-    """All that is drawn, in units of a box of `width` and `height`; y grows downwards."""
+class Frontier(Box):
+    """All that is drawn in the box."""
 
-    width: int
-    height: int
-    left: int
-    right: int
-    top: int
-    bottom: int
     curves: tuple[Curve, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from flexrel.core.layer_costs import REST
 from flexrel.io.figures import change, percent
+from flexrel.io.scales import Box
 
 _WIDTH, _HEIGHT = 560, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 4, 18, 24  # margins
@@ -60,15 +61,9 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerBars:
-    """All that is drawn, in units of a box of `width` and `height`; y grows downwards."""
+class LayerBars(Box):
+    """All that is drawn in the box."""
 
-    width: int
-    height: int
-    left: int
-    right: int
-    top: int
-    bottom: int
     bars: tuple[Bar, ...]
     numbered: bool
 

@@ -8,6 +8,27 @@ _TICKS = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Box:
+    """Where a chart is drawn, in its own units; y grows downwards.
+
+    Attributes:
+        width: of all.
+        height: likewise.
+        left: edge of what is inside of the axes.
+        right: likewise.
+        top: likewise.
+        bottom: likewise.
+    """
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """A number that an axis names."""
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from flexrel.core.plan import named
 from flexrel.io.figures import count
-from flexrel.io.scales import Scale, Tick, step_of
+from flexrel.io.scales import Box, Scale, Tick, step_of
 
 _WIDTH, _HEIGHT = 420, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 12, 10, 44  # margins
@@ -18,8 +18,8 @@ _CROSS: Final = 3  # half of its width
 
 
 @dataclass(frozen=True, slots=True)
-class Scatter:
-    """All that is drawn, in units of a box of `width` and `height`; y grows downwards.
+class Scatter(Box):
+    """All that is drawn in the box.
 
     Attributes:
         name: of the layer.
@@ -30,12 +30,6 @@ class Scatter:
 
     name: str
     told: str
-    width: int
-    height: int
-    left: int
-    right: int
-    top: int
-    bottom: int
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     kept: str
