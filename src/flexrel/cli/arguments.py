@@ -75,3 +75,34 @@ ValuesOption = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="replace the results that lie in --out")
 ]
+GranularityOption = Annotated[
+    str, typer.Option(help=told("granularity"), callback=check("granularity"))
+]
+CriterionOption = Annotated[str, typer.Option(help=told("criterion"), callback=check("criterion"))]
+AllocationOption = Annotated[
+    str, typer.Option(help=told("allocation"), callback=check("allocation"))
+]
+KeepOption = Annotated[list[str] | None, typer.Option(help="a layer to leave alone")]
+MultipleOption = Annotated[int, typer.Option(help="round widths up to multiples of this")]
+OutputsOption = Annotated[
+    str,
+    typer.Option(help=f"what the network returns: {told('outputs')}", callback=check("outputs")),
+]
+RecoverOption = Annotated[
+    str,
+    typer.Option(help=f"{told('recover')} on the calibration data", callback=check("recover")),
+]
+FormOption = Annotated[
+    str,
+    typer.Option(
+        help=f"what is cut: {told('form')}; the last where code fixes sizes",
+        callback=check("form"),
+    ),
+]
+EffortOption = Annotated[
+    str,
+    typer.Option(
+        help=f"{told('effort')}: one criterion; several by quick sketches; all in full",
+        callback=check("effort"),
+    ),
+]

@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flexrel.cli.arguments import (
+    AllocationOption,
     CalibrationOption,
+    CriterionOption,
+    EffortOption,
     EvaluationOption,
+    FormOption,
+    GranularityOption,
     InputNamesOption,
     JsonOption,
+    KeepOption,
     MeanOption,
     ModelArgument,
+    MultipleOption,
     OutputOption,
+    OutputsOption,
     OverwriteOption,
     QuietOption,
+    RecoverOption,
     RuleOption,
     SeedOption,
     SizeOption,
@@ -54,44 +63,18 @@ def prune_command(
         Path | None,
         typer.Option(help="times that flexrel-edge profile measured on the device that is meant"),
     ] = None,
-    granularity: Annotated[
-        str, typer.Option(help=told("granularity"), callback=check("granularity"))
-    ] = "channel",
-    criterion: Annotated[
-        str, typer.Option(help=told("criterion"), callback=check("criterion"))
-    ] = "auto",
-    allocation: Annotated[
-        str, typer.Option(help=told("allocation"), callback=check("allocation"))
-    ] = "global",
-    keep: Annotated[list[str] | None, typer.Option(help="a layer to leave alone")] = None,
-    multiple_of: Annotated[int, typer.Option(help="round widths up to multiples of this")] = 1,
+    granularity: GranularityOption = "channel",
+    criterion: CriterionOption = "auto",
+    allocation: AllocationOption = "global",
+    keep: KeepOption = None,
+    multiple_of: MultipleOption = 1,
     rule: RuleOption = "gradient-input",
     output: OutputOption = "auto",
-    outputs: Annotated[
-        str,
-        typer.Option(
-            help=f"what the network returns: {told('outputs')}", callback=check("outputs")
-        ),
-    ] = "auto",
-    recover: Annotated[
-        str,
-        typer.Option(help=f"{told('recover')} on the calibration data", callback=check("recover")),
-    ] = "closed-form",
+    outputs: OutputsOption = "auto",
+    recover: RecoverOption = "closed-form",
     values: ValuesOption = "float32",
-    form: Annotated[
-        str,
-        typer.Option(
-            help=f"what is cut: {told('form')}; the last where code fixes sizes",
-            callback=check("form"),
-        ),
-    ] = "auto",
-    effort: Annotated[
-        str,
-        typer.Option(
-            help=f"{told('effort')}: one criterion; several by quick sketches; all in full",
-            callback=check("effort"),
-        ),
-    ] = "default",
+    form: FormOption = "auto",
+    effort: EffortOption = "default",
     time_limit: Annotated[
         str | None,
         typer.Option(

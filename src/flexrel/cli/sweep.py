@@ -10,19 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flexrel.cli.arguments import (
+    AllocationOption,
     CalibrationOption,
+    CriterionOption,
+    EffortOption,
     EvaluationOption,
+    FormOption,
+    GranularityOption,
     JsonOption,
+    KeepOption,
     MeanOption,
     ModelArgument,
+    MultipleOption,
+    OutputsOption,
     QuietOption,
+    RecoverOption,
     SeedOption,
     SizeOption,
     StdOption,
     ValuesOption,
     WeightsOption,
 )
-from flexrel.cli.choices import check, told
+from flexrel.cli.choices import check
 
 if TYPE_CHECKING:
     from flexrel.pruning import SweepPoint, SweepResult
@@ -75,30 +84,16 @@ def sweep_command(
     lower: Annotated[
         bool, typer.Option("--lower-is-better", help="of the metric, as of a loss")
     ] = False,
-    granularity: Annotated[
-        str, typer.Option(help=told("granularity"), callback=check("granularity"))
-    ] = "channel",
-    criterion: Annotated[
-        str, typer.Option(help=told("criterion"), callback=check("criterion"))
-    ] = "auto",
-    allocation: Annotated[
-        str, typer.Option(help=told("allocation"), callback=check("allocation"))
-    ] = "global",
-    keep: Annotated[list[str] | None, typer.Option(help="a layer to leave alone")] = None,
-    multiple_of: Annotated[int, typer.Option(help="round widths up to multiples of this")] = 1,
-    outputs: Annotated[
-        str,
-        typer.Option(
-            help=f"what the network returns: {told('outputs')}", callback=check("outputs")
-        ),
-    ] = "auto",
-    recover: Annotated[
-        str,
-        typer.Option(help=f"{told('recover')} on the calibration data", callback=check("recover")),
-    ] = "closed-form",
+    granularity: GranularityOption = "channel",
+    criterion: CriterionOption = "auto",
+    allocation: AllocationOption = "global",
+    keep: KeepOption = None,
+    multiple_of: MultipleOption = 1,
+    outputs: OutputsOption = "auto",
+    recover: RecoverOption = "closed-form",
     values: ValuesOption = "float32",
-    form: Annotated[str, typer.Option(help=told("form"), callback=check("form"))] = "auto",
-    effort: Annotated[str, typer.Option(help=told("effort"), callback=check("effort"))] = "default",
+    form: FormOption = "auto",
+    effort: EffortOption = "default",
     time_limit: Annotated[
         str | None,
         typer.Option(help='of each network, such as "2 min"', callback=check("time_limit")),
