@@ -15,6 +15,7 @@ from flexrel.cli import main
 from flexrel.cli.factories import arguments
 from flexrel.cli.images import Preparation, image_folder, image_notes, prepared, read_image
 from flexrel.cli.models import read_model
+from flexrel.cli.options import parse_class_names
 from flexrel.cli.paths import existing, model_there
 from flexrel.cli.sources import read_data
 from flexrel.cli.weights import read_weights
@@ -401,14 +402,13 @@ def test_nothing_of_torchvision_is_loaded_for_other_models(own, monkeypatch):
     assert widths(model("own_words.py:make").network) == [4]
 
 
-def test_images_tell_a_packed_file_how_they_are_prepared_and_their_classes(photos):
+def test_images_tell_a_packed_file_how_they_are_prepared(photos):
     prepared_so = Preparation(8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), 11)
     labelled = image_folder(photos, prepared_so, 2)
     unlabelled = image_folder(photos / "ant", prepared_so, 2)
 
     notes = image_notes(unlabelled, Accuracy(labelled))
 
-    assert json.loads(notes["labels"]) == ["ant", "wasp"]
     assert json.loads(notes["preprocessing"]) == {
         "size": 8,
         "resize": 11,
@@ -418,6 +418,44 @@ def test_images_tell_a_packed_file_how_they_are_prepared_and_their_classes(photo
     }
     assert image_notes(unlabelled).keys() == {"preprocessing"}
     assert image_notes([torch.zeros(2, 3)], None) == {}
+
+
+def test_sub_folders_that_are_called_as_the_networks_classes_are_have_their_numbers(photos):
+    data = image_folder(photos, PLAIN, 2, ("bee", "Wasp", "ant"))
+
+    labels = {file.parent.name: at for file, at in zip(data.files, data.labels, strict=True)}
+    assert labels == {"wasp": 1, "ant": 2}
+    assert tuple(data.classes) == ("bee", "Wasp", "ant")
+    others = image_folder(photos, PLAIN, 2, ("cat", "dog"))
+    assert list(others.labels) == [0, 0, 1]
+    assert tuple(others.classes) == ("ant", "wasp")
+    with pytest.raises(UsageError, match="no class 'wasp'; it has 'ant', 'bee'; call the sub-fol"):
+        image_folder(photos, PLAIN, 2, ("ant", "bee"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.txt", "cat\ndog \n\n"),
+        ("names.json", '["cat", "dog"]'),
+        ("names.json", '{"1": "dog", "0": "cat"}'),
+        ("names.json", '{"0": ["n02121808", "cat"], "1": ["n02084071", "dog"]}'),
+    ],
+)
+def test_names_of_classes_are_read_as_people_have_them(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+
+    assert parse_class_names(tmp_path / name) == ("cat", "dog")
+
+
+@pytest.mark.parametrize("text", ["", "cat\n\ndog\n", '{"1": "cat"}', "[1, 2]", "{"])
+def test_files_that_hold_no_names_of_classes_are_refused_in_a_line(tmp_path, text):
+    path = tmp_path / ("names.json" if text[:1] in "[{" and text else "names.txt")
+    path.write_text(text)
+
+    with pytest.raises(UsageError, match="names") as refused:
+        parse_class_names(path)
+    assert "\n" not in str(refused.value)
 
 
 def test_prune_of_images_writes_a_file_that_tells_of_them(photos, tmp_path, capsys):

@@ -52,6 +52,15 @@ MeanOption = Annotated[
     str | None, typer.Option(help="of images' channels in [0, 1]: 0.485,0.456,0.406; likewise")
 ]
 StdOption = Annotated[str | None, typer.Option(help="likewise: 0.229,0.224,0.225")]
+ClassNamesOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="file of what classes are called, one a line or JSON; else as the data, or the "
+        "network, call them",
+        exists=True,
+        dir_okay=False,
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="one JSON object on stdout, also of an error")
 ]

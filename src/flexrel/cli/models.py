@@ -14,6 +14,7 @@ from flexrel.cli import demo
 from flexrel.cli.factories import arguments, library, made_by
 from flexrel.cli.images import Preparation
 from flexrel.cli.weights import read_weights
+from flexrel.core.class_names import ClassNames, configured_names
 from flexrel.core.measurement import Progress
 from flexrel.errors import UsageError
 from flexrel.hub.folder import is_saved, load_from_folder
@@ -26,10 +27,15 @@ MODELS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A network, and how images become its inputs, if whoever named it knows."""
+    """A network, how images become its inputs, and its classes, if whoever named it knows."""
 
     network: nn.Module
     preparation: Preparation | None = None
+    classes: ClassNames = ()  # what they are called, by their numbers
+
+    def called(self, names: ClassNames) -> ClassNames:
+        """Return what classes are called: as given, or as whoever named it knows."""
+        return names or self.classes or configured_names(self.network)
 
 
 def read_model(spec: str, weights: Path | None, seed: int, progress: Progress) -> NamedModel:
@@ -98,15 +104,17 @@ def _torchvision(rest: str, weights: Path | None) -> NamedModel:
     models = library("torchvision.models", spec)
     _check_trained(spec, weights, given.get("weights"), f"torchvision:{name}?weights=DEFAULT")
     network = _call(spec, models.get_model, name, **given)
+    classes: ClassNames = ()
     try:
-        presets = models.get_model_weights(name)
-        preset = presets[given.get("weights") or "DEFAULT"].transforms()
+        chosen = models.get_model_weights(name)[given.get("weights") or "DEFAULT"]
+        classes = tuple(chosen.meta.get("categories", ())) if given.get("weights") else ()
+        preset = chosen.transforms()
         (size,), (resize,) = preset.crop_size, preset.resize_size
         how = preset.interpolation.value
         found = Preparation(size, tuple(preset.mean), tuple(preset.std), resize, how)
     except (AttributeError, KeyError, TypeError, ValueError):  # of another task
         found = None
-    return NamedModel(network, found)
+    return NamedModel(network, found, classes)
 
 
 def _timm(rest: str, weights: Path | None) -> NamedModel:

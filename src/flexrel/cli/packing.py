@@ -74,10 +74,11 @@ def pack_command(
     from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_metadata, parse_names
     from flexrel.cli.sources import first_batch, read_data, read_evaluate
+    from flexrel.core.class_names import class_names
     from flexrel.core.plan import Plan
     from flexrel.core.progress import shown
     from flexrel.core.targets import targets_of
-    from flexrel.io import graph_notes, percent
+    from flexrel.io import graph_notes, names_note, percent
     from flexrel.pruning import pack
     from flexrel.structure import apply
 
@@ -88,9 +89,11 @@ def pack_command(
         progress("loading the network", 0, None)
         source = read_model(model, weights, seed, progress)
         images = prepared(source.preparation, size, mean, std)
-        data = read_data(calibration, "calibration", images) if calibration else ()
+        classes = source.called(())
+        data = read_data(calibration, "calibration", images, classes) if calibration else ()
         example = first_batch(read_data(graph, "calibration", images)) if graph else None
-        evaluate = read_evaluate(evaluation, images)
+        evaluate = read_evaluate(evaluation, images, classes)
+        called = source.classes or class_names((), source.network, (evaluate, data), None)[0]
         network = apply(source.network, cut) if cut else source.network
         progress("packing", 0, None)
         done = pack(
@@ -101,7 +104,7 @@ def pack_command(
             evaluate=evaluate,
             target=targets,
             graph=example,
-            metadata={**image_notes(data, evaluate), **texts},
+            metadata={**image_notes(data, evaluate), **names_note(called, texts), **texts},
             codec=codec,
             input_names=parse_names(input_names),
         )

@@ -13,6 +13,7 @@ from flexrel.cli import demo
 from flexrel.cli.factories import function_by, made_by
 from flexrel.cli.images import Preparation, image_folder
 from flexrel.core.batches import RawBatch
+from flexrel.core.class_names import ClassNames
 from flexrel.core.evaluate import Accuracy, Evaluate
 from flexrel.core.forms import batches_of
 from flexrel.errors import UsageError
@@ -24,7 +25,12 @@ _FORMS: Final = (
 )
 
 
-def read_data(spec: str, role: str, preparation: Preparation | None = None) -> Iterable[RawBatch]:
+def read_data(
+    spec: str,
+    role: str,
+    preparation: Preparation | None = None,
+    names: ClassNames = (),
+) -> Iterable[RawBatch]:
     """Return the batches that a DATA argument names; they can be gone through again and again.
 
     Args:
@@ -32,6 +38,7 @@ def read_data(spec: str, role: str, preparation: Preparation | None = None) -> I
             `package.module:factory`, or `demo:digits`.
         role: "calibration" or "evaluation": which of the demo's data.
         preparation: how images become inputs, if that is known.
+        names: of the network's classes, if they are known, as sub-folders of images may be called.
 
     Raises:
         UsageError: there is no such thing, or it holds no batches.
@@ -41,7 +48,7 @@ def read_data(spec: str, role: str, preparation: Preparation | None = None) -> I
         return data.calibration if role == "calibration" else data.evaluation
     path = Path(spec)
     if path.is_dir():
-        return image_folder(path, preparation, _BATCH)
+        return image_folder(path, preparation, _BATCH, names)
     if path.suffix == ".npz":
         return _npz(path)
     if path.is_file() and path.suffix != ".py":
@@ -54,13 +61,16 @@ def read_data(spec: str, role: str, preparation: Preparation | None = None) -> I
     return batches if iter(batches) is not batches else list(batches)
 
 
-def read_evaluate(spec: str | None, preparation: Preparation | None = None) -> Evaluate | None:
+def read_evaluate(
+    spec: str | None, preparation: Preparation | None = None, names: ClassNames = ()
+) -> Evaluate | None:
     """Return what tells how a network does: the accuracy on data, or a function `model -> numbers`.
 
     Args:
         spec: a DATA argument; or a function in a file or module that needs an argument, the model;
             None for nothing.
         preparation: as in `read_data`.
+        names: likewise.
 
     Raises:
         UsageError: there is no such thing, or it holds no batches.
@@ -72,7 +82,7 @@ def read_evaluate(spec: str | None, preparation: Preparation | None = None) -> E
         function = function_by(spec, "data", _FORMS)
         if function is not None:
             return function
-    return Accuracy(read_data(spec, "evaluation", preparation))
+    return Accuracy(read_data(spec, "evaluation", preparation, names))
 
 
 def first_batch(batches: Iterable[RawBatch]) -> RawBatch:

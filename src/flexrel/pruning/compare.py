@@ -104,7 +104,8 @@ def _compared(
     for done, one in enumerate(rivals):
         request.progress("measuring rivals", done, len(rivals))
         found += filter(None, [_at_limits(search, one)])
-    bare = replace(result.achieved, bytes=len(unnoted(result.packed)))  # as rivals are counted
+    # as rivals are counted:
+    bare = replace(result.achieved, bytes=len(unnoted(result.packed, request.options.metadata)))
     return replace(
         result,
         rivals=tuple(found),

@@ -59,6 +59,9 @@ class PruneOptions:
         listeners: told of stages, of candidates with their numbers, and of the result, as those in
             `flexrel.tracking` are for JSON lines, TensorBoard, MLflow and Weights & Biases.
         metadata: texts that the packed file keeps, as in `pack`: labels, preprocessing, licence.
+        class_names: what classes are called, by their number, or labels where a sample has several.
+            Without any they are called as the data do (`.classes` of a data set, as torchvision's
+            `ImageFolder` has it), else as the network's configuration does (`id2label`).
         progress: "auto" draws bars in a terminal or notebook, and elsewhere prints a line every
             few seconds; a function (stage, steps done, steps in all or None) is told of each step.
     """
@@ -76,6 +79,7 @@ class PruneOptions:
     cache: str | Path | None = None
     listeners: Sequence[Listener] = ()
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    class_names: Sequence[str] = ()
     progress: RequestedProgress = None
 
     @property

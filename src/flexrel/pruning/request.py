@@ -6,6 +6,7 @@ from itertools import chain
 
 from flexrel.core.batches import RawBatches
 from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Parameters, budget_of
+from flexrel.core.class_names import check_class_names
 from flexrel.core.deadline import NO_DEADLINE, Deadline, seconds_in
 from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation, evaluate_of
 from flexrel.core.events import Judge, check_listeners, unheard
@@ -165,6 +166,7 @@ def requested(
     check_outputs(options.outputs)
     check_progress(options.progress)
     check_metadata(options.metadata)
+    check_class_names(options.class_names)
     check_listeners(options.listeners)
     _check_known("form", options.form, FORMS)
     _check_known("effort", options.effort, EFFORTS)
