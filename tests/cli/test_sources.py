@@ -11,7 +11,7 @@ import torch
 import typer
 from torch import nn
 
-from flexrel.cli import main
+from flexrel.cli import factories, main
 from flexrel.cli.factories import arguments
 from flexrel.cli.images import Preparation, image_folder, image_notes, prepared, read_image
 from flexrel.cli.models import read_model
@@ -188,6 +188,87 @@ def test_a_library_that_can_not_be_loaded_says_why_and_what_mends_it(monkeypatch
 
     assert "is installed but can't be loaded: RuntimeError: operator nms" in str(refused.value)
     assert "pip install --force-reinstall torch" in str(refused.value)
+
+
+@pytest.mark.parametrize("spec", ["strange.make", "mine.py:make", "mine.py:late"])
+def test_code_that_a_broken_torchvision_stops_says_what_mends_it(monkeypatch, tmp_path, spec):
+    broken = tmp_path / "torchvision"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise RuntimeError('no operator')")
+    (tmp_path / "strange.py").write_text("import torchvision")  # as timm does
+    (tmp_path / "mine.py").write_text("def late():\n    import strange\n")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(factories, "versions", lambda *names: dict.fromkeys(names, "2.13.0+cpu"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if spec.endswith("py:make"):
+        (tmp_path / "mine.py").write_text("import strange")
+
+    with pytest.raises(UsageError) as refused:
+        model(spec)
+
+    said = str(refused.value)
+    assert "RuntimeError: no operator" in said
+    assert "pip install --force-reinstall torch torchvision --index-url" in said
+    assert said.count("/whl/cpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [("import cv2_", "PYTHONPATH=FOLDER"), ("import skimage", "pip install scikit-image")],
+)
+def test_code_that_lacks_a_module_says_how_it_is_found(monkeypatch, tmp_path, code, says):
+    monkeypatch.setitem(sys.modules, "skimage", None)  # as if it were not there
+    (tmp_path / "lacks.py").write_text(code)
+
+    with pytest.raises(UsageError, match=says):
+        model(f"{tmp_path}/lacks.py:make")
+
+
+CPU = "--index-url https://download.pytorch.org/whl/cpu"
+
+
+@pytest.mark.parametrize(
+    ("torch_build", "package", "command"),
+    [
+        ("2.13.0+cpu", "torchvision", f"pip install torchvision {CPU}"),
+        ("2.13.0", "torchvision", "pip install torchvision"),
+        ("2.13.0+cpu", "sklearn", "pip install scikit-learn"),
+        ("2.13.0+cpu", "timm", f"pip install torchvision {CPU} && pip install timm"),
+    ],
+)
+def test_what_is_installed_beside_torch_leaves_its_build(
+    monkeypatch, torch_build, package, command
+):
+    found = {"torch": torch_build, "torchvision": None}
+    monkeypatch.setattr(factories, "versions", lambda *names: {n: found[n] for n in names})
+
+    assert factories.installing(package) == command
+
+
+def test_a_network_of_timm_says_of_its_images_whoever_makes_it(monkeypatch):
+    told = {
+        "input_size": (3, 160, 160), "crop_pct": 0.8, "mean": (0.5,) * 3, "std": (0.25,) * 3,
+        "interpolation": "bicubic", "crop_mode": "center",
+    }  # fmt: skip
+    timm, data = ModuleType("timm"), ModuleType("timm.data")
+    data.resolve_model_data_config = lambda network: network.pretrained_cfg
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    monkeypatch.setitem(sys.modules, "timm.data", data)
+
+    def create_model(model_name):
+        network = nn.Conv2d(3, 4, 3)
+        network.pretrained_cfg = told
+        return network
+
+    timm.create_model = create_model
+
+    found = model("timm.create_model?model_name=x").preparation
+
+    assert found == Preparation(160, (0.5,) * 3, (0.25,) * 3, 200, "bicubic")
+    with pytest.raises(UsageError, match=r"'model_name'; it needs model_name.*\?model_name=\.\.\."):
+        model("timm.create_model?name=x")
 
 
 def test_torchvision_is_asked_for_its_network_and_how_its_images_are_prepared(tmp_path):

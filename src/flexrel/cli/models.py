@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from flexrel.cli import demo
-from flexrel.cli.factories import arguments, library, made_by
+from flexrel.cli.factories import arguments, library, made_by, why
 from flexrel.cli.images import Preparation
 from flexrel.cli.weights import read_weights
 from flexrel.core.class_names import ClassNames, configured_names
@@ -62,7 +62,7 @@ def read_model(spec: str, weights: Path | None, seed: int, progress: Progress) -
     elif Path(spec).suffix == ".pt2":
         found = NamedModel(_program(Path(spec)))
     else:
-        found = NamedModel(_own(spec))
+        found = _with_configuration(_own(spec))
     if weights is not None:
         read_weights(weights, found.network)
     return found
@@ -86,7 +86,7 @@ def _call(spec: str, make: Callable[..., Any], *args: object, **kwargs: object) 
     try:
         return make(*args, **kwargs)
     except Exception as error:
-        raise UsageError(f"{spec} failed: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{spec} failed: {why(error)}") from error
 
 
 def _check_trained(spec: str, weights: Path | None, wanted: object, how: str) -> None:
@@ -123,8 +123,14 @@ def _timm(rest: str, weights: Path | None) -> NamedModel:
     spec, given = f"timm:{rest}", arguments(query)
     timm = library("timm", spec)
     _check_trained(spec, weights, given.get("pretrained"), f"timm:{name}?pretrained=true")
-    network = _call(spec, timm.create_model, name, **given)
-    told = library("timm.data", spec).resolve_model_data_config(network)
+    return _with_configuration(_call(spec, timm.create_model, name, **given))
+
+
+def _with_configuration(network: nn.Module) -> NamedModel:
+    """Return a network with what its configuration says of images, if it is one of timm's."""
+    if not isinstance(getattr(network, "pretrained_cfg", None), Mapping):
+        return NamedModel(network)
+    told = library("timm.data", type(network).__name__).resolve_model_data_config(network)
     size, stretched = told["input_size"][-1], told["crop_mode"] == "squash"
     resize = math.floor(size / told["crop_pct"])
     mean, std = (tuple(told[key])[: told["input_size"][0]] for key in ("mean", "std"))
