@@ -14,7 +14,7 @@ else:
     Words = typer.Context.__mro__[1]  # what commands are really called with
 """Its `obj` are the words of a command, its `params` what they were read as."""
 
-DATA: Final = "a folder of images, an .npz with x and y, file.py:factory or demo:digits"
+DATA: Final = "a folder of images, an .npz or .pt with x and y, file.py:factory or demo:digits"
 
 ModelArgument = Annotated[
     str,

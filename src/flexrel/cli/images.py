@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flexrel.cli.factories import library
 from flexrel.core.class_names import ClassNames
-from flexrel.core.evaluate import Accuracy
+from flexrel.core.evaluate import LabelledData
 from flexrel.errors import UsageError
 
 _ENDINGS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -144,7 +144,7 @@ def image_notes(*sources: object) -> dict[str, str]:
     """
     notes: dict[str, str] = {}
     for source in sources:
-        folder = source.batches if isinstance(source, Accuracy) else source
+        folder = source.batches if isinstance(source, LabelledData) else source
         if isinstance(folder, ImageFolder):
             told = {name: one for name, one in asdict(folder.preparation).items() if one}
             notes["preprocessing"] = json.dumps(told)

@@ -7,7 +7,7 @@ from typing import Final
 
 import typer
 
-_FILES: Final = (".py", ".pt2", ".npz")
+_FILES: Final = (".py", ".pt2", ".npz", ".npy", ".pt")
 _WEIGHTS: Final = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".flexrel")
 WRITTEN: Final = ("model.flexrel", "plan.json", "result.json", "report.html")
 EXPORTED: Final = ("model.onnx", "model.pt2")

@@ -164,7 +164,7 @@ def prune_command(
         tell("loading the network", 0, None)
         source = read_model(model, weights, seed, tell)
         network, images = source.network, prepared(source.preparation, size, mean, std)
-        evaluate = read_evaluate(evaluation, images, source.called(called))
+        evaluate = read_evaluate(evaluation, images, source.called(called), outputs)
         tell("reading calibration data", 0, None)
         data = read_data(calibration, "calibration", images, source.called(called))
         about = image_notes(data, evaluate)

@@ -140,7 +140,7 @@ def sweep_command(
         source = read_model(model, weights, seed, tell)
         images = prepared(source.preparation, size, mean, std)
         classes = source.called(given_names)
-        evaluate = read_evaluate(evaluation, images, classes)
+        evaluate = read_evaluate(evaluation, images, classes, outputs)
         tell("reading calibration data", 0, None)
         data = read_data(calibration, "calibration", images, classes)
     options = PruneOptions(

@@ -1,6 +1,6 @@
 """Answers of a network that classifies, beside their labels: which count, and which are right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,9 @@ from flexrel.core.batches import Batch, missing_labels
 from flexrel.core.running import scores_in
 from flexrel.errors import ModelError, UsageError
 
+OWN_FUNCTION = (
+    "pass a function of your own, model -> number, as evaluate= (--evaluation file.py:function)"
+)
 IGNORED = (-100, -1)  # labels of samples that are not to be counted, as torch and others have them
 _TABLE = 2  # axes of scores: [samples, scores]
 _TWO = 2  # classes of one score
@@ -108,11 +111,22 @@ def _table_of(scores: object, batch: Batch) -> Tensor:
             return scores.detach().reshape(-1, 1)
         if scores.ndim == _TABLE and scores.shape[1] > 1:
             return scores.detach()
-    found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     raise ModelError(
-        f"accuracy needs class scores [samples, classes], but the model returns {found} for "
-        f"batch {batch.index}; pass a function of your own as evaluate="
+        f"accuracy needs class scores [samples, classes], but the model returns {_found(scores)} "
+        f"for batch {batch.index}; {OWN_FUNCTION}"
     )
+
+
+def _found(scores: object) -> str:
+    """Return what a model returns, in words."""
+    if isinstance(scores, Tensor):
+        return str(list(scores.shape))
+    if isinstance(scores, Mapping):
+        parts = (f"{name} {_found(one)}" for name, one in scores.items())
+        return f"a mapping of {', '.join(parts)}"
+    if isinstance(scores, tuple | list):
+        return f"a {type(scores).__name__} of {len(scores)}"
+    return type(scores).__name__
 
 
 def _whole(labels: Tensor, batch: Batch) -> Tensor:
@@ -125,8 +139,8 @@ def _whole(labels: Tensor, batch: Batch) -> Tensor:
     if odd.numel():
         raise UsageError(
             f"labels of evaluation batch {batch.index} are no whole numbers, such as "
-            f"{odd.flatten()[0].item():.4g}; pass class numbers, 0 and 1, or a function of your "
-            "own as evaluate="
+            f"{odd.flatten()[0].item():.4g}; pass class numbers, or 0 and 1; values of a "
+            f"regression are measured by flexrel.Regression (--outputs values); or {OWN_FUNCTION}"
         )
     return labels.long()
 

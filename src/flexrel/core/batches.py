@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from flexrel.core.forms import batches_of, check_further, numbers_of, parts_of, renamed
+from flexrel.core.forms import LISTED, batches_of, check_further, numbers_of, parts_of, renamed
 from flexrel.errors import UsageError
 
 RawBatch = Any  # a tensor, a tuple (inputs, labels, ...), a dict as transformers have it, a Batch
@@ -126,7 +126,9 @@ def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
     tensors = [v for v in given if isinstance(v, Tensor)]
     if not tensors or not all(isinstance(v, Tensor) for v in args):
         found = ", ".join(type(v).__name__ for v in given) or "nothing"
-        raise UsageError(f"batch {index} has no input tensor, but {found}")
+        listed = any(_are_tensors(v) for v in given)
+        advice = f"; {LISTED}" if listed else ""
+        raise UsageError(f"batch {index} has no input tensor, but {found}{advice}")
     counts = None if weights is None else numbers_of(weights)
     if weights is not None and counts is None:
         kind = type(weights).__name__
@@ -151,6 +153,10 @@ def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
             f"are {list(weights.shape)} of {str(weights.dtype).removeprefix('torch.')}"
         )
     return batch
+
+
+def _are_tensors(value: object) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(one, Tensor) for one in value)
 
 
 def _are_weights(weights: Tensor, samples: int) -> bool:

@@ -150,13 +150,13 @@ def requested(
     Raises:
         UsageError: something is unknown, or makes no sense together.
     """
-    evaluate = evaluate_of(evaluate)
     budgets = (budgets,) if isinstance(budgets, str | Budget) else budgets
     if not isinstance(budgets, Sequence):
         raise UsageError(f"budgets is a {type(budgets).__name__}; pass a list, [MACs(0.5)]")
     _check_keep(keep)
     if not isinstance(options, PruneOptions):
         raise UsageError(f"options is a {type(options).__name__}; pass a flexrel.PruneOptions(...)")
+    evaluate = evaluate_of(evaluate, options.outputs)
     if options.time_limit is not None:
         seconds_in(options.time_limit)
     read = tuple(map(budget_of, budgets))
