@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,6 +212,23 @@ def test_code_that_a_broken_torchvision_stops_says_what_mends_it(monkeypatch, tm
     assert "RuntimeError: no operator" in said
     assert "pip install --force-reinstall torch torchvision --index-url" in said
     assert said.count("/whl/cpu") == 1
+
+
+def test_a_class_that_transformers_can_not_load_is_told(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    broken = ModuleType("transformers")
+    broken.AutoConfig = SimpleNamespace(
+        from_pretrained=lambda *_, **__: SimpleNamespace(architectures=["Bert"])
+    )
+
+    def of_module(name):
+        raise ModuleNotFoundError(f"could not import {name}")
+
+    broken.__getattr__ = of_module
+    monkeypatch.setitem(sys.modules, "transformers", broken)
+
+    with pytest.raises(UsageError, match="its class Bert can't be loaded: ModuleNotFoundError"):
+        model(f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize(
@@ -470,10 +487,10 @@ def test_data_are_batches_that_are_there_or_samples_of_a_data_set(own):
 
 
 def test_a_file_that_is_no_data_says_what_can_be_read(own, tmp_path):
-    (tmp_path / "data.csv").write_text("1,2")
+    (tmp_path / "data.xml").write_text("1,2")
 
-    with pytest.raises(UsageError, match=r"a \.csv is no data.*a folder of images, an \.npz"):
-        read_data("data.csv", "calibration")
+    with pytest.raises(UsageError, match=r"a \.xml is no data.*a folder of images, an \.npz"):
+        read_data("data.xml", "calibration")
 
 
 def test_nothing_of_torchvision_is_loaded_for_other_models(own, monkeypatch):

@@ -15,7 +15,6 @@ from torch import Tensor
 from flexrel.core.class_names import ClassNames
 from flexrel.errors import UsageError
 
-ARRAYS: Final = (".npz", ".npy", ".pt", ".pth")
 _INPUTS: Final = ("x", "X", "inputs", "images", "features", "data")  # as people call them
 _LABELS: Final = ("y", "Y", "labels", "label", "targets", "target")
 _PAIR: Final = 2  # inputs and labels
@@ -155,14 +154,25 @@ def _labels(path: Path, array: Any, names: ClassNames) -> tuple[Tensor | None, C
     """Return labels as numbers, and what classes are called if they were texts."""
     if not (isinstance(array, np.ndarray) and array.dtype.kind in "US"):
         return None if array is None else _tensor(path, array), ()
-    texts = array.astype(str)
-    found, places = np.unique(texts, return_inverse=True)
-    if not names:
-        return torch.from_numpy(places), tuple(map(str, found))
-    known = {name.lower(): at for at, name in enumerate(names)}
-    if strange := [str(text) for text in found if text.lower() not in known]:
+    return numbered(array.astype(str).tolist(), str(path), names)
+
+
+def numbered(texts: Sequence[str], source: str, names: ClassNames) -> tuple[Tensor, ClassNames]:
+    """Return labels that are texts as class numbers, and what classes are called.
+
+    Args:
+        texts: a label a sample.
+        source: of these, in errors.
+        names: of the network's classes; none: they are numbered in their order.
+
+    Raises:
+        UsageError: the network has no such class.
+    """
+    found = sorted({*texts})
+    known = {name.lower(): at for at, name in enumerate(names or found)}
+    if strange := [text for text in found if text.lower() not in known]:
         raise UsageError(
-            f"{path}: labels such as {strange[0]!r} are no names of the network's classes: "
+            f"{source}: labels such as {strange[0]!r} are no names of the network's classes: "
             f"{', '.join(names[:_SHOWN])}; give --class-names FILE"
         )
-    return torch.tensor([known[text.lower()] for text in texts.tolist()]), names
+    return torch.tensor([known[text.lower()] for text in texts]), names or tuple(found)

@@ -13,6 +13,7 @@ from torch import nn
 from flexrel.cli import demo
 from flexrel.cli.factories import arguments, library, made_by, why
 from flexrel.cli.images import Preparation
+from flexrel.cli.texts import HubTokenizer, Tokenizer
 from flexrel.cli.weights import read_weights
 from flexrel.core.class_names import ClassNames, configured_names
 from flexrel.core.measurement import Progress
@@ -27,11 +28,12 @@ MODELS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A network, how images become its inputs, and its classes, if whoever named it knows."""
+    """A network, how images and texts become its inputs, and its classes, where that is known."""
 
     network: nn.Module
     preparation: Preparation | None = None
     classes: ClassNames = ()  # what they are called, by their numbers
+    tokenizer: Tokenizer | None = None
 
     def called(self, names: ClassNames) -> ClassNames:
         """Return what classes are called: as given, or as whoever named it knows."""
@@ -145,7 +147,9 @@ def _hub(rest: str, weights: Path | None) -> NamedModel:
     spec, folder = f"hf:{rest}", Path(rest)
     transformers = library("transformers", spec)
     if is_saved(folder):
-        return NamedModel(load_from_folder(folder), _hub_preparation(folder))
+        network = load_from_folder(folder)
+        texts = HubTokenizer(rest, network)
+        return NamedModel(network, _hub_preparation(folder), tokenizer=texts)
     try:
         config = transformers.AutoConfig.from_pretrained(rest, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -154,12 +158,16 @@ def _hub(rest: str, weights: Path | None) -> NamedModel:
             f"download is yours to start: hf download {rest}"
         ) from error
     names = config.architectures or []
-    kind = getattr(transformers, names[0], None) if names else None
+    try:
+        kind = getattr(transformers, names[0], None) if names else None
+    except Exception as error:  # transformers imports what the class needs
+        raise UsageError(f"{spec}: its class {names[0]} can't be loaded: {why(error)}") from error
     if kind is None:
         known = ", ".join(names) or "no class"
         raise UsageError(f"{spec}: its config.json names {known}, which transformers does not have")
-    network = _call(spec, kind.from_pretrained, rest, local_files_only=True)
-    return NamedModel(network.eval(), _hub_preparation(folder))
+    network = _call(spec, kind.from_pretrained, rest, local_files_only=True).eval()
+    texts = HubTokenizer(rest, network)
+    return NamedModel(network, _hub_preparation(folder), tokenizer=texts)
 
 
 def _hub_preparation(folder: Path) -> Preparation | None:

@@ -164,9 +164,10 @@ def prune_command(
         tell("loading the network", 0, None)
         source = read_model(model, weights, seed, tell)
         network, images = source.network, prepared(source.preparation, size, mean, std)
-        evaluate = read_evaluate(evaluation, images, source.called(called), outputs)
+        how = images, source.called(called)
+        evaluate = read_evaluate(evaluation, *how, outputs, source.tokenizer)
         tell("reading calibration data", 0, None)
-        data = read_data(calibration, "calibration", images, source.called(called))
+        data = read_data(calibration, "calibration", *how, source.tokenizer)
         about = image_notes(data, evaluate)
         check_inputs(names, network, [first_batch(data)] if names else [])
     if dry:

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from torch.utils.data import Dataset
 
 from flexrel.cli import demo
-from flexrel.cli.arrays import ARRAYS, array_data, arrays_of
+from flexrel.cli.arrays import array_data, arrays_of
 from flexrel.cli.factories import function_by, made_by
 from flexrel.cli.images import Preparation, image_folder
+from flexrel.cli.paths import ARRAYS, FORMS, TEXTS
+from flexrel.cli.texts import Tokenizer, text_data
 from flexrel.core.batches import RawBatch
 from flexrel.core.class_names import ClassNames
 from flexrel.core.evaluate import Evaluate, evaluate_of
@@ -17,10 +18,6 @@ from flexrel.core.forms import batches_of
 from flexrel.errors import UsageError
 
 _BATCH = 64  # samples, where the data do not come in batches
-_FORMS: Final = (
-    "a folder of images, an .npz or .pt with x and y, file.py:factory, package.module:factory or "
-    "demo:digits"
-)
 
 
 def read_data(
@@ -28,6 +25,7 @@ def read_data(
     role: str,
     preparation: Preparation | None = None,
     names: ClassNames = (),
+    tokenizer: Tokenizer | None = None,
 ) -> Iterable[RawBatch]:
     """Return the batches that a DATA argument names; they can be gone through again and again.
 
@@ -38,6 +36,7 @@ def read_data(
         role: "calibration" or "evaluation": which of the demo's data.
         preparation: how images become inputs, if that is known.
         names: of the network's classes, if they are known, as sub-folders of images may be called.
+        tokenizer: that makes texts the network's arguments, if it has one.
 
     Raises:
         UsageError: there is no such thing, or it holds no batches.
@@ -45,14 +44,20 @@ def read_data(
     if spec == "demo:digits":
         data = demo.digits()
         return data.calibration if role == "calibration" else data.evaluation
+    place = Path(spec.partition("?")[0])
+    if place.is_dir():
+        return image_folder(place, preparation, _BATCH, names)
+    if place.suffix in TEXTS:
+        return text_data(spec, tokenizer, _BATCH, names)
+    return array_data(spec, _BATCH, names) if place.suffix in ARRAYS else _made(spec)
+
+
+def _made(spec: str) -> Iterable[RawBatch]:
+    """Return the batches that code of the user's makes."""
     path = Path(spec)
-    if path.is_dir():
-        return image_folder(path, preparation, _BATCH, names)
-    if Path(spec.partition("?")[0]).suffix in ARRAYS:
-        return array_data(spec, _BATCH, names)
     if path.is_file() and path.suffix != ".py":
-        raise UsageError(f"{spec}: a {path.suffix or 'file'} is no data that can be read; {_FORMS}")
-    batches = made_by(spec, "data", _FORMS)
+        raise UsageError(f"{spec}: a {path.suffix or 'file'} is no data that can be read; {FORMS}")
+    batches = made_by(spec, "data", FORMS)
     if isinstance(batches, Dataset):
         return batches_of(batches)
     if (arrays := arrays_of(batches, spec, _BATCH)) is not None:
@@ -67,6 +72,7 @@ def read_evaluate(
     preparation: Preparation | None = None,
     names: ClassNames = (),
     outputs: str = "auto",
+    tokenizer: Tokenizer | None = None,
 ) -> Evaluate | None:
     """Return what tells how a network does: measured on data, or a function `model -> numbers`.
 
@@ -76,6 +82,7 @@ def read_evaluate(
         preparation: as in `read_data`.
         names: likewise.
         outputs: what the network's outputs are: of "values" errors are measured.
+        tokenizer: as in `read_data`.
 
     Raises:
         UsageError: there is no such thing, or it holds no batches.
@@ -83,11 +90,12 @@ def read_evaluate(
     if spec is None:
         return None
     path = Path(spec.partition("?")[0])
-    if not (spec == "demo:digits" or path.exists() or path.suffix in ARRAYS):
-        function = function_by(spec, "data", _FORMS)
+    if not (spec == "demo:digits" or path.exists() or path.suffix in (*ARRAYS, *TEXTS)):
+        function = function_by(spec, "data", FORMS)
         if function is not None:
             return function
-    return evaluate_of(read_data(spec, "evaluation", preparation, names), outputs)
+    data = read_data(spec, "evaluation", preparation, names, tokenizer)
+    return evaluate_of(data, outputs)
 
 
 def first_batch(batches: Iterable[RawBatch]) -> RawBatch:

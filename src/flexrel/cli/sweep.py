@@ -140,9 +140,9 @@ def sweep_command(
         source = read_model(model, weights, seed, tell)
         images = prepared(source.preparation, size, mean, std)
         classes = source.called(given_names)
-        evaluate = read_evaluate(evaluation, images, classes, outputs)
+        evaluate = read_evaluate(evaluation, images, classes, outputs, source.tokenizer)
         tell("reading calibration data", 0, None)
-        data = read_data(calibration, "calibration", images, classes)
+        data = read_data(calibration, "calibration", images, classes, source.tokenizer)
     options = PruneOptions(
         allocation=allocation,  # type: ignore[arg-type]  # checked, as the others
         multiple_of=multiple_of,

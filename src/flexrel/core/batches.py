@@ -13,6 +13,7 @@ from flexrel.errors import UsageError
 
 RawBatch = Any  # a tensor, a tuple (inputs, labels, ...), a dict as transformers have it, a Batch
 RawBatches = Iterable[RawBatch] | Dataset[Any]
+_SHOWN = 4  # kinds in an error
 EXAMPLE_SAMPLES = 2  # that structure is read on, and exports are made with
 
 
@@ -125,9 +126,13 @@ def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
     given = [*args, *kwargs.values()]
     tensors = [v for v in given if isinstance(v, Tensor)]
     if not tensors or not all(isinstance(v, Tensor) for v in args):
-        found = ", ".join(type(v).__name__ for v in given) or "nothing"
+        kinds = [type(v).__name__ for v in given]
+        found = ", ".join(kinds[:_SHOWN]) + (" ..." if len(kinds) > _SHOWN else "")
+        found = found or "nothing"
         listed = any(_are_tensors(v) for v in given)
         advice = f"; {LISTED}" if listed else ""
+        if any(isinstance(v, str) for v in given):
+            advice = "; texts are made into tokens first, tokenizer(texts, return_tensors='pt')"
         raise UsageError(f"batch {index} has no input tensor, but {found}{advice}")
     counts = None if weights is None else numbers_of(weights)
     if weights is not None and counts is None:
