@@ -73,6 +73,10 @@ def prune_command(
     output: OutputOption = "auto",
     outputs: OutputsOption = "auto",
     recover: RecoverOption = "closed-form",
+    regrow: Annotated[
+        bool,
+        typer.Option("--regrow", help="let weights that were zero before become other numbers"),
+    ] = False,
     values: ValuesOption = "float32",
     form: FormOption = "auto",
     effort: EffortOption = "default",
@@ -197,6 +201,7 @@ def prune_command(
             allocation=allocation,  # type: ignore[arg-type]
             multiple_of=multiple_of,
             assured=assured,
+            regrow=regrow,
             form=form,  # type: ignore[arg-type]
             effort=effort,  # type: ignore[arg-type]
             outputs=outputs,  # type: ignore[arg-type]

@@ -45,6 +45,9 @@ class PruneOptions:
             "parameters", or any `flexrel.Resource`.
         assured: with a target on accuracy, keep so far within it on the samples searched with that
             those set aside can mostly confirm it: less goes, and `Result.promise` is mostly kept.
+        regrow: let weights that were zero in the network that came be fitted and trained as all
+            others; those that the plan sets to zero stay so. How many came back is among the notes
+            of the repair.
         stats: relevance of this very network, measured before: taken wherever a criterion needs
             relevance, and none is measured.
         history: averages over training (`flexrel.training.Tracker`), which stand for the weights
@@ -73,6 +76,7 @@ class PruneOptions:
     outputs: RequestedOutputs = "auto"
     minimise: str | Resource = "bytes"
     assured: bool = False
+    regrow: bool = False
     stats: RelevanceStats | None = None
     history: History | None = None
     time_limit: str | float | None = None

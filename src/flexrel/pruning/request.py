@@ -187,6 +187,9 @@ def requested(
         criteria = (criteria[0], Magnitude())
     if repair and options.effort == "thorough":
         repair = replace(repair, rows=_THOROUGH)
+    if options.regrow:
+        repair = repair and replace(repair, regrow=True)
+        training = replace(training, regrow=True) if isinstance(training, FineTune) else training
     if isinstance(training, FineTune) and training.outputs == "auto":
         training = replace(training, outputs=options.outputs)
     return Request(

@@ -121,6 +121,7 @@ class Result(Displayed):
             "output": self.stats.output if self.stats else None,
             "allocation": options.allocation,
             "recover": request.recover,
+            "regrow": options.regrow,
             "values": self.values,
             "values_asked": request.values,
             "samples_a_call": self.samples_a_call,
