@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flexrel.core.batches import Batch, RawBatch, device_of, first_samples, read_batches
 from flexrel.core.deadline import OutOfTimeError
+from flexrel.core.forecast import forecast
 from flexrel.core.graph import tensor_of
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.plan import Plan
@@ -114,11 +115,14 @@ def reconstruct_(
                 for whole, left in passes
             ]
             parts = [whole.parts for whole, _ in passes]
+            here = stops[0][1].call
+            inputs = here.weight[0].numel()
+            work = inputs**2 * (2.0 * rows + inputs)
+            forecast(progress, use.layer, inputs, work, "--recover none goes without")
             data = gathered(use, stops, parts, kept, rows, generator)
             changed = False
             if data is not None:
                 near = next((one.ridge for one in reversed(made) if one.ridge), None)
-                here = stops[0][1].call
                 stay = _held(use, here, held) if regrow else here.weight.detach() == 0
                 found = _refit_(pruned, use, here, data, stay, largest, near)
                 changed = found is not None and found.changed
