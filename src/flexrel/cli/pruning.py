@@ -10,6 +10,7 @@ import typer
 from flexrel.cli.arguments import (
     AllocationOption,
     CalibrationOption,
+    ClassNamesOption,
     CriterionOption,
     EffortOption,
     EvaluationOption,
@@ -72,6 +73,10 @@ def prune_command(
     output: OutputOption = "auto",
     outputs: OutputsOption = "auto",
     recover: RecoverOption = "closed-form",
+    regrow: Annotated[
+        bool,
+        typer.Option("--regrow", help="let weights that were zero before become other numbers"),
+    ] = False,
     values: ValuesOption = "float32",
     form: FormOption = "auto",
     effort: EffortOption = "default",
@@ -105,6 +110,7 @@ def prune_command(
     size: SizeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    class_names: ClassNamesOption = None,
     seed: SeedOption = 0,
     out: Annotated[
         Path, typer.Option(help="folder for the results; those of others stay, unless --overwrite")
@@ -135,10 +141,16 @@ def prune_command(
     from flexrel.cli.feasible import told_possible
     from flexrel.cli.images import image_notes, prepared
     from flexrel.cli.models import read_model
-    from flexrel.cli.options import parse_budgets, parse_log, parse_names, parse_rule
+    from flexrel.cli.options import (
+        parse_budgets,
+        parse_class_names,
+        parse_log,
+        parse_names,
+        parse_rule,
+    )
     from flexrel.cli.origin import origin_of
     from flexrel.cli.show import StoppedError
-    from flexrel.cli.sources import read_data, read_evaluate
+    from flexrel.cli.sources import first_batch, read_data, read_evaluate
     from flexrel.core.progress import shown
     from flexrel.core.targets import targets_of
     from flexrel.io import check_exports, check_inputs
@@ -151,16 +163,17 @@ def prune_command(
     progress: Literal["auto"] | None = None if quiet else "auto"
     criteria = criteria_of(criterion, granularity, recover, Attribution(parse_rule(rule), output))
     budgets, targets = parse_budgets(budget or [], latency_profile), targets_of(target)
-    measured = RelevanceStats.load(stats) if stats else None
+    measured, called = RelevanceStats.load(stats) if stats else None, parse_class_names(class_names)
     with shown(progress) as tell:
         tell("loading the network", 0, None)
         source = read_model(model, weights, seed, tell)
         network, images = source.network, prepared(source.preparation, size, mean, std)
-        evaluate = read_evaluate(evaluation, images)
+        how = images, source.called(called)
+        evaluate = read_evaluate(evaluation, *how, outputs, source.tokenizer)
         tell("reading calibration data", 0, None)
-        given = read_data(calibration, "calibration", images)
-        about, data = image_notes(given, evaluate), list(given)
-        check_inputs(names, network, data[:1])
+        data = read_data(calibration, "calibration", *how, source.tokenizer)
+        about = image_notes(data, evaluate)
+        check_inputs(names, network, [first_batch(data)] if names else [])
     if dry:
         found = dry_run(
             network,
@@ -188,6 +201,7 @@ def prune_command(
             allocation=allocation,  # type: ignore[arg-type]
             multiple_of=multiple_of,
             assured=assured,
+            regrow=regrow,
             form=form,  # type: ignore[arg-type]
             effort=effort,  # type: ignore[arg-type]
             outputs=outputs,  # type: ignore[arg-type]
@@ -196,6 +210,7 @@ def prune_command(
             stats=measured,
             listeners=parse_log(log),
             metadata=about,
+            class_names=called or source.classes,
             progress=progress,
         ),
     )
