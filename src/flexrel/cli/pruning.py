@@ -85,10 +85,20 @@ def prune_command(
         Path | None,
         typer.Option(help="folder that keeps what is measured, for the next call", file_okay=False),
     ] = None,
-    stats: Annotated[
+    statistics: Annotated[
         Path | None,
         typer.Option(
-            help="relevance measured before: by calibrate, in use, or merged",
+            "--statistics",
+            "--stats",
+            help="measured before: relevance, by calibrate or in use, or moments of devices",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    observed_with: Annotated[
+        Path | None,
+        typer.Option(
+            help="packed file that the devices ran, where --statistics are moments",
             exists=True,
             dir_okay=False,
         ),
@@ -113,7 +123,8 @@ def prune_command(
     export: Annotated[
         list[str] | None,
         typer.Option(
-            help="into --out too: onnx, pt2; graph: ONNX inside of model.flexrel",
+            help="into --out too: onnx, pt2; graph: ONNX inside of model.flexrel; observe: "
+            "that too, and it can tell what flexrel-edge observe writes",
             callback=check("export"),
         ),
     ] = None,
@@ -139,19 +150,19 @@ def prune_command(
     from flexrel.cli.origin import origin_of
     from flexrel.cli.show import StoppedError
     from flexrel.cli.sources import read_data, read_evaluate
+    from flexrel.cli.statistics import with_statistics
     from flexrel.core.progress import shown
     from flexrel.core.targets import targets_of
     from flexrel.io import check_exports, check_inputs
     from flexrel.pruning import PruneOptions, criteria_of, dry_run, prune
     from flexrel.pruning import compare as compare_result
-    from flexrel.relevance import Attribution, RelevanceStats
+    from flexrel.relevance import Attribution
 
     names = parse_names(input_names)
     check_exports(exports := export or [], names)
     progress: Literal["auto"] | None = None if quiet else "auto"
     criteria = criteria_of(criterion, granularity, recover, Attribution(parse_rule(rule), output))
     budgets, targets = parse_budgets(budget or [], latency_profile), targets_of(target)
-    measured = RelevanceStats.load(stats) if stats else None
     with shown(progress) as tell:
         tell("loading the network", 0, None)
         source = read_model(model, weights, seed, tell)
@@ -159,8 +170,8 @@ def prune_command(
         evaluate = read_evaluate(evaluation, images)
         tell("reading calibration data", 0, None)
         given = read_data(calibration, "calibration", images)
-        about, data = image_notes(given, evaluate), list(given)
-        check_inputs(names, network, data[:1])
+        used = with_statistics(network, list(given), statistics, observed_with)
+        check_inputs(names, network, (data := used.batches)[:1])
     if dry:
         found = dry_run(
             network,
@@ -193,13 +204,14 @@ def prune_command(
             outputs=outputs,  # type: ignore[arg-type]
             time_limit=time_limit,
             cache=cache,
-            stats=measured,
+            stats=used.stats,
             listeners=parse_log(log),
-            metadata=about,
+            metadata=image_notes(given, evaluate),
             progress=progress,
         ),
     )
-    result = replace(result, origin=origin_of(words.obj, words.params))
+    told = (*result.warnings, *used.notes)
+    result = replace(result, warnings=told, origin=origin_of(words.obj, words.params))
     with shown(progress) as tell:
         tell("writing", 0, None)
         notes = result.save(out, exports, input_names=names)
