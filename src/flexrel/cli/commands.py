@@ -27,7 +27,6 @@ from flexrel.cli.arguments import (
     Words,
 )
 from flexrel.cli.paths import WRITTEN, check_folder
-from flexrel_edge.files import replace_file
 
 data_app = typer.Typer()
 
@@ -157,9 +156,10 @@ def merge_command(
 
     Stats are relevance, by calibrate or in use; moments are what flexrel-edge observe writes.
     """
-    from flexrel.cli.statistics import merged
+    from flexrel.cli.statistics import merged_file
+    from flexrel_edge.files import replace_file
 
-    found = merged(files, most_samples, trust, since)
+    found = merged_file(files, most_samples, trust, since)
     replace_file(out, found.data)
     for file, reason in found.dropped:
         typer.echo(f"warning: {file} was dropped: {reason}", err=True)
@@ -180,6 +180,7 @@ def report_command(
     from flexrel.core.plan import check_model
     from flexrel.errors import UsageError
     from flexrel.io import render
+    from flexrel_edge.files import replace_file
 
     try:
         records = [json.loads((directory / name).read_text()) for name in _RECORDS]

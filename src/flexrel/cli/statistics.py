@@ -32,7 +32,7 @@ class MergedFile:
     samples: float
 
 
-def merged(
+def merged_file(
     files: Sequence[str], most: float | None, trust: Path | None, since: Path | None
 ) -> MergedFile:
     """Return what files come to: those of moments if there is one, else those of stats."""
