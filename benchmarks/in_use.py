@@ -30,9 +30,9 @@ from flexrel.structure import named_tensors
 CRITERION = "flexrel:0.33:product"
 CALIBRATE, BATCH = 512, 64
 KINDS = ((0, 1, 2), (3, 4, 5), (6, 7, 8))  # classes that a deployment sees
-BYTES = {  # of a file: about 15, or 30 % of the weights; repaired
+SIZES = {  # of a file, without a repair and with one; the search for bytes repairs many networks
     "digits": {"none": "bytes=19kB", "closed-form": "bytes=11kB"},
-    "resnet20": {"none": "bytes=290kB", "closed-form": "bytes=205kB"},
+    "resnet20": {"none": "sparsity=70%", "closed-form": "sparsity=80%"},
 }
 SEEDS = {"digits": range(5), "resnet20": range(3)}
 WANDA = "magnitude x input, by layer (Wanda)"
@@ -151,7 +151,7 @@ def moments_blocks(networks, quick):
 def _moments_block(network, seed, classes):
     case = in_use(network, seed, classes)
     requests = list(case.requests.split(BATCH))
-    budgets = BYTES[network]
+    budgets = SIZES[network]
     server = flexrel.calibrate(case.model, case.calibration)
     first = pruned(case, budgets["closed-form"], "closed-form", stats=server)
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +208,7 @@ def moments_page(found):
         "the same network. Requests are of three classes. *Rank*: Spearman's correlation of the "
         "scores of all weights with those by relevance measured on the requests themselves. "
         "Accuracy in percent on images of these classes that nobody saw, of files of one size, "
-        "without repair and with one, in the mean over seeds and classes, ± its standard error."
+        "without a repair and with one, in the mean over seeds and classes, ± its standard error."
     )
     for network in dict.fromkeys(b["network"] for b in found):
         mine = [b for b in found if b["network"] == network]
@@ -219,10 +219,10 @@ def moments_page(found):
             cells = [f"{rank:.3f} ± {error:.3f}"]
             cells += [points([row[way][0] for row in rows]) for way in ("none", "closed-form")]
             lines.append([name, *cells])
-        sizes = [
-            "{:,} kB".format(round(max(r[w][1] for b in mine for r in b["rows"].values()) / 1000))
-            for w in ("none", "closed-form")
-        ]
+        sizes = []
+        for way in ("none", "closed-form"):
+            each = [row[way][1] / 1000 for b in mine for row in b["rows"].values()]
+            sizes.append(f"{min(each):.0f} to {max(each):.0f} kB")
         yield (
             f"{network}, {len(mine)} cases, dense {points([b['dense'] for b in mine])} %; "
             f"{mine[0]['judged']} images or so judge each."
