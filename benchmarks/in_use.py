@@ -298,10 +298,11 @@ def alarms_page(found):
     low, high = interval(alarms, checks)
     yield "## Traffic that stays as it is"
     yield (
-        f"{requests:,} requests for digits, drawn from one set of images, of {len(found)} networks; "
-        f"every {LOOKS} of them `drift` asks, at 1 in 100, whether to plan anew, against 8 blocks of "
-        f"{THEN} samples of before. {alarms} of {checks} checks said so, {alarms / checks:.2%} (95 % "
-        f"confidence, were checks independent: {low:.2%} to {high:.2%}). Stated is 1 %. By network: "
+        f"{requests:,} requests for digits, drawn from one set of images, of {len(found)} "
+        f"networks; every {LOOKS} of them `drift` asks, at 1 in 100, whether to plan anew, against "
+        f"8 blocks of {THEN} samples of before. {alarms} of {checks} checks said so, "
+        f"{alarms / checks:.2%} (95 % confidence, were checks independent: {low:.2%} to "
+        f"{high:.2%}). Stated is 1 %. By network: "
         + ", ".join(f"{b['alarms']} of {b['checks']}" for b in found)
         + "."
     )
@@ -449,12 +450,13 @@ def drift_page(found):
     """Yield what the page says of traffic that moves."""
     yield "## Traffic that moves"
     yield (
-        f"resnet20, single weights at zero, not repaired, as updates of repaired networks are whole "
-        f"files. {BEFORE} requests of the kind that the plan was made for, then {AFTER:,} of another; "
-        f"severity of corruptions, as of CIFAR-10-C, grows from 1 to 5. Half-life {BEFORE} requests. "
-        "*Oracle*: planned by all the new requests, at severity 5. *Relevance of 10 %*: measured on "
-        "every tenth request. *Moments*: of all, by the network in use, without torch; weighed are "
-        "calibration samples of the old kind and of all ten classes. Accuracy in percent on images "
+        "resnet20, single weights at zero, not repaired, as updates of repaired networks are whole "
+        f"files. {BEFORE} requests of the kind that the plan was made for, then {AFTER:,} of "
+        "another; severity of corruptions, as of CIFAR-10-C, grows from 1 to 5. Half-life "
+        f"{BEFORE} requests. *Oracle*: planned by all the new requests, at severity 5. *Relevance "
+        "of 10 %*: measured on every tenth request. *Moments*: of all, by the network in use, "
+        "without torch; weighed are calibration samples of the old kind and of all ten classes. "
+        "Accuracy in percent on images "
         "of the new kind that nobody saw; in brackets the update's bytes, in percent of the file."
     )
     names = list(found[0]["rows"])
@@ -587,7 +589,7 @@ def overhead_page(found):
         step, counted, look = b["tracker"]
         share = (counted * (LOOK - 1) + look) / (LOOK * step)
         lines.append([b["case"], f"{1000 * step:.1f}", f"{1000 * look:.1f}", f"{share:.1%}"])
-    yield f"`Tracker(every={LOOK})` beside training steps of {BATCH} images, CPU time of one thread:"
+    yield f"`Tracker(every={LOOK})` beside steps of {BATCH} images, CPU time of one thread:"
     yield common.table(["network", "a step, ms", "a look, ms", "share of all steps"], lines)
 
 
