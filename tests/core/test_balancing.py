@@ -56,6 +56,15 @@ def test_means_that_no_mix_comes_to_leave_at_least_32_samples_worth():
     assert bool(found.weights.isfinite().all())
 
 
+def test_of_few_samples_a_quarter_is_enough():
+    kind = torch.tensor([1.0, 0.0]).repeat(10)
+
+    found = balanced(kind[:, None], torch.tensor([0.99]), EVER)
+
+    assert 5 <= found.worth <= 12  # the ten ones
+    assert float(found.weights[kind == 1].sum()) > 0.9 * 20
+
+
 @pytest.mark.parametrize("ridge", [_RIDGES[0], _RIDGES[4], _RIDGES[-1]])
 def test_the_tilt_is_where_autograd_finds_no_slope(ridge):
     draw = torch.Generator().manual_seed(1)

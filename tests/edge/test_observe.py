@@ -10,6 +10,7 @@ import torch
 
 import flexrel_edge
 from flexrel_edge import FlexrelError, Observer, PackError, read_moments
+from flexrel_edge.about import about
 from flexrel_edge.cli import main
 from flexrel_edge.moments import Moments, moments_in
 from flexrel_edge.observe import sealed
@@ -63,6 +64,8 @@ def test_answers_are_those_of_the_plain_graph_whoever_answers(model, packed, tmp
             assert set(outputs) == {"output"}
             np.testing.assert_allclose(outputs["output"], expected, atol=1e-4)
     plain = flexrel_edge.session(packed)
+    told = dict(about(flexrel_edge.inspect(packed)))
+    assert told["graph"] == "ONNX, of any number of samples a call; it can tell what layers take in"
 
     assert [node.name for node in plain.get_outputs()] == ["output"]
     assert 0 < read_moments(tmp_path / "out").samples < 16

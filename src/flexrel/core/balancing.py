@@ -10,7 +10,8 @@ from torch import Tensor
 _RIDGES: Final = tuple(10 ** (-step / 2) for step in range(11))  # from 1 down to 1e-5
 _CHANCE: Final = 0.1  # of the distance that sampling leaves: closer is not looked for
 _LEAST: Final = 32  # samples that weights must be worth, or
-_SHARE: Final = 0.02  # of all, whichever is more
+_FEW: Final = 0.25  # of all where these are few, or
+_SHARE: Final = 0.02  # of all where these are many
 _STEPS: Final = 50  # of Newton's, at most
 _CLOSE: Final = 1e-10  # of what a step still gains, when they end
 _ENOUGH: Final = 1e-4  # of the gain that a step promises: it is not made shorter
@@ -66,7 +67,7 @@ def balanced(
     even = torch.full((len(off),), 1 / len(off), dtype=torch.float64)
     before = float((even @ off).square().sum())
     best, after = even, before
-    least = max(_LEAST, _SHARE * len(off))
+    least = max(min(_LEAST, _FEW * len(off)), _SHARE * len(off))
     tilt = torch.zeros(off.shape[1], dtype=torch.float64)
     for ridge in _RIDGES:
         if after <= _CHANCE / seen:
