@@ -484,7 +484,7 @@ def drift_page(found):
 # --- what it costs --------------------------------------------------------------------------
 
 SEGMENTS, OVERHEAD = 40, (0.05, 0.01, 0.005)  # turns; of time, as `max_overhead`
-ASKED = {"digits": 2000, "resnet20": 150}  # requests of one turn
+ASKED = {"digits": 4000, "resnet20": 500}  # requests of one turn
 STEPS, LOOK = 60, 100  # of training; steps between two looks
 
 
