@@ -48,6 +48,12 @@ def pack_command(
             help=f"carry the ONNX graph too, made with inputs of {DATA}", callback=data_there
         ),
     ] = None,
+    observe: Annotated[
+        bool,
+        typer.Option(
+            "--observe", help="with --graph: it can tell what flexrel-edge observe writes"
+        ),
+    ] = False,
     evaluation: EvaluationOption = None,
     target: Annotated[
         str | None,
@@ -107,6 +113,7 @@ def pack_command(
             metadata={**image_notes(data, evaluate), **names_note(called, texts), **texts},
             codec=codec,
             input_names=parse_names(input_names),
+            observe=observe,
         )
     typer.echo(f"{out}: {done.bytes:,} bytes, {done.values}")
     if done.accuracy is not None and done.accuracy_before is not None:
