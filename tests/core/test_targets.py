@@ -66,6 +66,8 @@ def test_a_target_is_the_worst_value_allowed(target, dense, limit):
     [
         ("accuracy>=90%", 0.88, "asked for accuracy at least 0.9, .* came has 0.88"),
         ("loss<=0.2", 0.3, "asked for loss at most 0.2, .* came has 0.3"),
+        ("accuracy>=98.8%", 0.98749, "came has 0.9874; ask for what it has"),
+        ("loss<=0.2", 0.30001, "came has 0.3001; ask for what it has"),
         ("loss<=0.2", math.nan, "loss is NaN"),
         ("accuracy-drop=30%", 0.2, "accuracy is 0.2 and may drop by 0.3"),
     ],

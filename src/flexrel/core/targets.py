@@ -13,7 +13,7 @@ from typing import ClassVar, Final, Protocol, runtime_checkable
 from flexrel.core.budgets import TARGET_EXAMPLES, target_of
 from flexrel.core.evaluate import ACCURACY, Metrics
 from flexrel.core.resources import TOLERANCE
-from flexrel.errors import UsageError
+from flexrel.errors import UsageError, possible
 
 _TEXT: Final = re.compile(
     r"([A-Za-z][^=<>]*?)\s*(>=|<=|\+|-)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)(%?)"
@@ -177,9 +177,10 @@ def goals_of(targets: Sequence[Target], metrics: Metrics) -> tuple[Goal, ...]:
         at_least = 0.0 if target.metric == ACCURACY else -math.inf
         goal = Goal(target.metric, max(limit, at_least), target.lower_is_better)
         if not goal.met(dense):
+            has = possible(dense, at_least=not goal.lower_is_better)
             raise UsageError(
-                f"asked for {goal}, but the network as it came has {dense:.4g}; ask for what it "
-                "has, or give it something to lose"
+                f"asked for {goal}, but the network as it came has {has}; ask for what it has, or "
+                "give it something to lose"
             )
         found.append(goal)
     return tuple(found)
