@@ -118,8 +118,8 @@ def test_a_budget_error_survives_pickling_with_its_numbers():
             "asked for at least 0.9875 accuracy, but the closest possible is 0.9874 accuracy.",
         ),
         (
-            BudgetError("link", 0.00004, 0.00004798, unit="s"),
-            "asked for at most 0.00004 s of link, but the closest possible is 0.00004798 s of link.",
+            BudgetError("link", 0.00004, 0.000048, unit="s"),
+            "asked for at most 0.00004 s of link, but the closest possible is 0.000048 s of link.",
         ),
         (
             BudgetError("loss", 0.38371, 0.383719),
