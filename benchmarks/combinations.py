@@ -461,7 +461,8 @@ def measure(number, times, folder):
             break
         except FlexrelError as error:
             told = str(error)
-            kind = error.resource if isinstance(error, BudgetError) else type(error).__name__
+            named = [what.rpartition(" of ")[2] for _, _, what, _ in _REFUSED.findall(told)]
+            kind = named or [type(error).__name__]
             spent = time.monotonic() - started
             block["refusals"].append({"of": kind, "told": told, "seconds": spent})
             if "\n" in told or len(told) > LONGEST:
@@ -489,7 +490,7 @@ def measure(number, times, folder):
 
 def contradicted(block):
     """Return where the dry run and the call itself differ."""
-    refused = [one["of"] for one in block["refusals"] if one["of"].lower() in KINDS]
+    refused = [name for one in block["refusals"] for name in one["of"] if name.lower() in KINDS]
     told = block["dry"].get("impossible", refused)
     missed = [name for name in told if name not in refused]
     surprises = [name for name in refused if name not in told]
@@ -630,3 +631,4 @@ def blocks(args):
             block = measure(number, f"{folder}/times", Path(folder))
             print(number, len(block["refusals"]), block["faults"], f"{block['seconds']:.0f} s")
             yield block
+

@@ -91,3 +91,22 @@ def test_a_budget_that_is_met_with_room_does_not_keep_units_from_coming_back():
     )
 
     assert both.achieved.macs == alone.achieved.macs > 370
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({}, "no channels were removed: the budgets ask for no less than the network takes"),
+        (
+            {"evaluate": lambda model: {"size": sum(p.numel() for p in model.parameters())}}
+            | {"target": "size>=355"},
+            "no channels were removed: within the target none can go",
+        ),
+    ],
+)
+def test_a_request_that_removes_nothing_is_told_so(asked, why):
+    found = pruned("macs=324", **asked)
+
+    assert found.plan.removed == 0
+    assert any(line.startswith(why) for line in found.warnings)
+    assert not any("were removed" in line for line in pruned("macs=300").warnings)
