@@ -12,8 +12,8 @@ own count of multiply-adds, parameters counted, activations of its exported prog
 loss. What is refused is asked for again with the number that the refusal names, until nothing is.
 """
 
-import contextlib
 import copy
+import importlib
 import json
 import math
 import random
@@ -26,12 +26,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import common
-from flexrel import Accuracy, BudgetError, FlexrelError, PruneOptions, dry_run, load, prune
+from flexrel import Accuracy, FlexrelError, PruneOptions, dry_run, export, load, prune
 from flexrel.cli import demo
 from flexrel.io.asked import asked_rows
 
@@ -55,7 +56,9 @@ CLOSE = 1e-6  # of metrics, computed here in another order
 _REFUSED = re.compile(
     r"asked for (at least|at most) (\S+) (.+?), but the closest possible is (\S+) \3\."
 )
-_WANTED = re.compile(r"asked for (\S+) at (most|least) (\S+), but the network as it came has (\S+);")
+_WANTED = re.compile(
+    r"asked for (\S+) at (most|least) (\S+), but the network as it came has (\S+);"
+)
 
 
 # --- networks -------------------------------------------------------------------------------
@@ -224,11 +227,14 @@ def memory_of(model):
     """Return the bytes of tensors that one image's program holds at once, weights left out."""
     program = torch.export.export(model, (data().train_x[:1].clone(),), strict=False)
     nodes = [node for node in program.graph.nodes if node.op in ("placeholder", "call_function")]
-    weights = {*program.graph_signature.inputs_to_parameters, *program.graph_signature.inputs_to_buffers}
+    weights = {
+        *program.graph_signature.inputs_to_parameters,
+        *program.graph_signature.inputs_to_buffers,
+    }
     sizes, alive = {}, {}
     for at, node in enumerate(nodes):
         for value in _tensors(node.meta["val"]):
-            key = value.untyped_storage()._cdata
+            key = StorageWeakRef(value.untyped_storage())
             sizes.setdefault(key, 0 if node.name in weights else value.untyped_storage().nbytes())
             reads = [nodes.index(user) if user in nodes else len(nodes) for user in node.users]
             first, last = alive.get(key, (at, at))
@@ -247,24 +253,23 @@ def share_of_time(dense, pruned, runtime, batch):
     """Return the share of the dense network's time that another takes, each at its best."""
     images = data().train_x[:batch]
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        works = [_work(net, images, runtime, f"{folder}/{at}") for at, net in enumerate((dense, pruned))]
+        works = [
+            _work(net, images, runtime, f"{folder}/{at}") for at, net in enumerate((dense, pruned))
+        ]
         times = [[common.timed(work) for work in works] for _ in range(TIMED)]
     dense_s, pruned_s = map(min, zip(*times, strict=True))
     return pruned_s / dense_s
 
 
 def _work(network, images, runtime, path):
-    from flexrel import export
-
     if runtime == "torch":
         export(network, images, f"{path}.pt2")
         return partial(torch.export.load(f"{path}.pt2").module(), images)
-    import onnxruntime
-
+    library = importlib.import_module("onnxruntime")
     export(network, images, f"{path}.onnx")
-    options = onnxruntime.SessionOptions()
+    options = library.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(f"{path}.onnx", options)
+    session = library.InferenceSession(f"{path}.onnx", options)
     return partial(session.run, None, {session.get_inputs()[0].name: images.numpy()})
 
 
@@ -291,7 +296,7 @@ def dense_amounts(name):
 
 def drawn(number):
     """Return the case of that number: what is asked of which network."""
-    draw = random.Random(number)
+    draw = random.Random(number)  # noqa: S311 - the same cases each time
     name = draw.choice(list(NETWORKS))
     granularity = draw.choices(GRANULARITIES, OF_THESE)[0]
     if granularity == "depth" and name in ("mlp", "grouped"):  # have no blocks
@@ -328,7 +333,9 @@ def _budget(draw, name, kind, rate):
     share = _share(draw)
     if kind == "sparsity":
         return f"sparsity={100 * (1 - share):.3g}%"
-    after = {"link": f"@{rate}", "latency": f"@{draw.choice(('torch', 'onnxruntime'))}"}.get(kind, "")
+    after = {"link": f"@{rate}", "latency": f"@{draw.choice(('torch', 'onnxruntime'))}"}.get(
+        kind, ""
+    )
     if kind == "latency":
         after += f",batch={draw.choice((1, 8))}"
         share = max(share, 0.2)
@@ -360,7 +367,9 @@ def _targets(draw, name):
     known = (
         lambda: f"accuracy-drop={draw.choice((0.3, 1, 2, 5, 10))}%",
         lambda: f"accuracy-{draw.choice((0.5, 1, 3, 8))}%",
-        lambda: f"accuracy>={100 * (accuracy - draw.choice((-0.02, -0.001, 0.005, 0.02, 0.1))):.2f}%",
+        lambda: (
+            f"accuracy>={100 * (accuracy - draw.choice((-0.02, -0.001, 0.005, 0.02, 0.1))):.2f}%"
+        ),
         lambda: f"loss<={loss * draw.choice((0.8, 1.2, 2, 4)):.3g}",
         lambda: f"loss+{draw.choice((0.02, 0.1, 0.5))}",
         lambda: f"loss+{draw.choice((5, 30, 100))}%",
@@ -483,9 +492,7 @@ def measure(number, times, folder):
     block |= {"asked": {key: asked[key] for key in ("budgets", "targets", "granularity")}}
     block["slack"] = checked(asked, result, place, faults)
     faults += contradicted(block)
-    block["removed"] = result.achieved.removed
-    block["weights_removed"] = result.achieved.weights_removed
-    return block
+    return block | {"removed": result.achieved.removed, "with": common.versions("torch")}
 
 
 def contradicted(block):
@@ -505,8 +512,7 @@ def contradicted(block):
 
 def checked(case, result, folder, faults):
     """Return how much there is to spare of each limit, as a share of it; faults are added."""
-    notes = result.save(folder)
-    del notes
+    result.save(folder)
     record = json.loads((folder / "result.json").read_text())
     dense = trained(case["network"])
     file = folder / "model.flexrel"
@@ -539,7 +545,7 @@ def checked(case, result, folder, faults):
             faults.append(f"{text}: reported are {said}, and it takes {own[kind]}")
         slack[text] = -over / limit if limit else 0.0
         _told(record, key, said, limit, sign, faults)
-    _done(case, result, record, network, slack, faults)
+    _done(case, record, network, slack, faults)
     return slack
 
 
@@ -575,7 +581,12 @@ def _told(record, key, said, limit, sign, faults):
     rows = [row for row in asked_rows(record) if row.asked]
     names = {"macs": "multiply-adds", "link_s": "over the link", "memory_bytes": "activations"}
     names |= {"bytes": "bytes of the file", "latency_ms": "latency", "sparsity": "ed"}
-    row = [one for one in rows if one.name.endswith(names.get(key, key)) or key == "latency_ms" and one.name.startswith("latency")]
+    row = [
+        one
+        for one in rows
+        if one.name.endswith(names.get(key, key))
+        or (key == "latency_ms" and one.name.startswith("latency"))
+    ]
     if len(row) != 1:
         faults.append(f"{key}: {len(row)} rows of the report have it")
         return
@@ -586,7 +597,7 @@ def _told(record, key, said, limit, sign, faults):
         faults.append(f"{key}: {row[0].slack!r}, {row[0].verdict}, where {true} is to spare")
 
 
-def _done(case, result, record, network, slack, faults):
+def _done(case, record, network, slack, faults):
     """Check accuracy and loss on the images that were searched with."""
     batches, promise = data().evaluation, record["promise"]
     if promise and promise["aside"]:
@@ -632,3 +643,81 @@ def blocks(args):
             print(number, len(block["refusals"]), block["faults"], f"{block['seconds']:.0f} s")
             yield block
 
+
+# --- page -----------------------------------------------------------------------------------
+
+
+def page(found):
+    """Yield the page's parts: how many were met or refused, what there is to spare, all faults."""
+    if not found:
+        return
+    yield "# Budgets and targets together"
+    yield (
+        f"Made by `python benchmarks/combinations.py`: {len(found)} random requests, of up to four "
+        "budgets and two targets together, on six small networks trained on handwritten digits, "
+        "with effort fast. What comes back is measured anew: the file's length, multiply-adds "
+        "by torch's counter, parameters, activations of the exported program, accuracy and loss "
+        "of the network loaded from the file. What is refused is asked for again with the number "
+        "that the refusal names."
+    )
+    yield common.table(("granularity", *_OUTCOMES, "faults"), list(_outcomes(found)))
+    yield _in_words(found)
+    yield "How much is left of the tightest budget, of requests without a target, in percent:"
+    yield common.table(("granularity", "requests", "median", "90 %", "most"), list(_room(found)))
+    faults = [f"case {one['case']}: {fault}" for one in found for fault in one["faults"]]
+    yield common.listed(faults)
+    yield common.measured_with(found[-1]["with"])
+
+
+_OUTCOMES = ("requests", "met", "refused, then met", "after two or more", "not met")
+
+
+def _outcomes(found):
+    names = [*dict.fromkeys(one["granularity"] for one in found)]
+    for name in (*sorted(names), "all"):
+        own = [one for one in found if name in (one["granularity"], "all")]
+        after = Counter(
+            "not met" if "slack" not in one else min(len(one["refusals"]), 2) for one in own
+        )
+        faults = sum(bool(one["faults"]) for one in own)
+        yield [name, len(own), *(after[key] for key in (0, 1, 2, "not met")), faults]
+
+
+def _in_words(found):
+    refusals = [refusal for one in found for refusal in one["refusals"]]
+    budgets = [r["seconds"] for r in refusals if set(map(str.lower, r["of"])) & {*KINDS[:-1]}]
+    dry = [one["dry"]["seconds"] for one in found if "latency" not in str(one["budgets"])]
+    timed = [one["dry"]["seconds"] for one in found if "latency" in str(one["budgets"])]
+    return (
+        f"A budget that can't be met is refused after {_seconds(budgets)}; a dry run takes "
+        f"{_seconds(dry)}, with a budget on latency, for which layers are timed, "
+        f"{_seconds(timed)}. More than one refusal is for a target, which is looked at once the "
+        "budgets are possible, or for two targets, of which one is told at a time."
+    )
+
+
+def _seconds(times):
+    times = sorted(times)
+    return f"{times[len(times) // 2]:.1f} s in the median, {times[-1]:.1f} s at most"
+
+
+def _room(found):
+    free = [one for one in found if "slack" in one and not one["targets"] and one["slack"]]
+    for name in sorted({one["asked"]["granularity"] for one in free}):
+        own = sorted(
+            100 * min(one["slack"].values()) for one in free if one["asked"]["granularity"] == name
+        )
+        at = (len(own) // 2, min(len(own) * 9 // 10, len(own) - 1), -1)
+        yield [name, len(own), *(f"{max(own[place], 0):.2f}" for place in at)]
+
+
+def main():
+    parser = common.parser(__doc__)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--count", type=int, default=CASES, help="how many")
+    args = parser.parse_args()
+    common.run(args, "combinations", blocks(args), ("case",), page)
+
+
+if __name__ == "__main__":
+    main()

@@ -165,7 +165,9 @@ class BudgetSearch:
         most, resolution = ranking.removable, self._resolution(ranking)
         count = most_removal(good, least, most, resolution, begin, goes_on)
         if count is None and least in found:
-            advice = "That is what the budgets leave; raise them or allow a larger drop."
+            on = evaluator.samples
+            told = "" if on is None else f" on {on:,} samples"
+            advice = f"That is what the budgets leave{told}; raise them or allow a larger drop."
             goal = missed(goals, found[least]) or goals[0]
             closest, at_least = found[least][goal.metric], not goal.lower_is_better
             raise BudgetError(goal.metric, goal.limit, closest, advice, at_least)
