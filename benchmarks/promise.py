@@ -173,9 +173,10 @@ def page(found):
         return
     yield "# How often the promise holds"
     yield (
-        f"Made by `python benchmarks/promise.py`: networks trained anew for {len(found[0]['runs'])} "
+        "Made by `python benchmarks/promise.py`: networks trained anew for "
         f"{len(found[0]['runs'])} seeds each and pruned to a target on {EVALUATED:,} evaluation "
-        f"samples, of which half are set aside. *Promised*: the bound on the drop, {CONFIDENCE:.0%} sure, in points. "
+        "samples, of which half are set aside. *Promised*: the bound on the drop, "
+        f"{CONFIDENCE:.0%} sure, in points. "
         f"*Lost*: the drop on {TRUE:,} other samples. *Holds*: no more is lost than promised. "
         "*Confirmed*: the bound is no more than what was asked for. Means over the runs."
     )
