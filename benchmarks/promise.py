@@ -1,6 +1,6 @@
 """How often the promise of a drop holds: networks pruned to a target, many times over.
 
-    python benchmarks/promise.py                      measure all (an hour at low priority)
+    python benchmarks/promise.py                      measure all (over an hour)
     python benchmarks/promise.py --networks mixture
     python benchmarks/promise.py --quick              two seeds of one network; writes no page
     python benchmarks/promise.py --show               the page, from the JSON
@@ -8,7 +8,7 @@
 
 A network is trained anew for each seed and pruned to lose at most 0.5, 1 or 2 points, on 10,000
 evaluation samples drawn for that seed, of which `prune` sets half aside. What it really loses is
-measured on 100,000 others from the same source: the eight-pixel digits of scikit-learn that no
+measured on 50,000 others from the same source: the eight-pixel digits of scikit-learn that no
 network was trained on, moved and made noisy at random, or a mixture of normal distributions.
 
 With --simulate no network is pruned. One at a level loses `drop` more samples than it wins, and as
@@ -33,7 +33,7 @@ from flexrel.core.paired import drop_bound
 from flexrel.pruning.promise import CONFIDENCE, MARGIN
 
 SEEDS, DROPS = range(20), (0.005, 0.01, 0.02)
-EVALUATED, TRUE, CALIBRATED, TRAINED = 10_000, 100_000, 256, 4000  # samples
+EVALUATED, TRUE, CALIBRATED, TRAINED = 10_000, 50_000, 256, 4000  # samples
 BATCH, EPOCHS, RATE = 500, 8, 0.005
 NOISE = 0.15  # standard deviation, of pixels in [0, 1]
 CLASSES, FEATURES, SPREAD = 8, 20, 0.75  # of the mixture: standard deviation of its means
@@ -88,36 +88,51 @@ class Digits:
         return moved + NOISE * torch.randn(moved.shape, generator=draw), labels[rows]
 
 
-def measure(network, drop, seed, *, assured):
-    """Return what is promised of one network that is pruned, and what it really loses."""
-    source = Mixture(seed) if network == "mixture" else Digits(network)
-    draw = torch.Generator().manual_seed(seed)
-    model = trained(source, draw, seed)
-    evaluation = [batch.split(BATCH) for batch in source(EVALUATED, draw, train=False)]
-    inputs, _ = source(CALIBRATED, draw, train=True)
-    began = time.monotonic()
-    result = prune(
-        model,
-        calibration=list(inputs.split(64)),
-        evaluate=list(zip(*evaluation, strict=True)),
-        target=AccuracyDrop(drop),
-        seed=seed,
-        options=PruneOptions(effort="fast", outputs="classes", assured=assured),
-    )
-    promise = result.promise
-    x, y = source(TRUE, draw, train=False)
-    before, after = (right(one, x, y) for one in (model, result.model))
-    return {
-        "seed": seed,
-        "bound": promise.drop,
-        "kept": promise.kept,
-        "samples": promise.samples,
-        "true": float((before.float() - after.float()).mean()),
-        "error": float((before.float() - after.float()).std()) / math.sqrt(TRUE),
-        "dense": float(before.float().mean()),
-        "bytes": result.achieved.bytes / result.dense.bytes,
-        "seconds": time.monotonic() - began,
-    }
+class Case:
+    """A network of one seed, trained, with the samples to prune it by and others to judge it by."""
+
+    def __init__(self, network, seed):
+        source = Mixture(seed) if network == "mixture" else Digits(network)
+        draw = torch.Generator().manual_seed(seed)
+        self.network, self.seed, self.model = network, seed, trained(source, draw, seed)
+        samples = (side.split(BATCH) for side in source(EVALUATED, draw, train=False))
+        self.evaluation = list(zip(*samples, strict=True))
+        inputs, _ = source(CALIBRATED, draw, train=True)
+        self.calibration = list(inputs.split(64))
+        self.others = source(TRUE, draw, train=False)
+        self.before = right(self.model, *self.others)
+
+    def block(self, drop, *, assured):
+        """Return what is promised of the network pruned to a target, and what it really loses."""
+        began = time.monotonic()
+        result = prune(
+            self.model,
+            calibration=self.calibration,
+            evaluate=self.evaluation,
+            target=AccuracyDrop(drop),
+            seed=self.seed,
+            options=PruneOptions(effort="fast", outputs="classes", assured=assured),
+        )
+        seconds = time.monotonic() - began
+        promise, lost = (
+            result.promise,
+            self.before.float() - right(result.model, *self.others).float(),
+        )
+        return {
+            "network": self.network,
+            "asked": drop,
+            "assured": assured,
+            "seed": self.seed,
+            "bound": promise.drop,
+            "kept": promise.kept,
+            "aside": promise.samples,
+            "true": float(lost.mean()),
+            "error": float(lost.std()) / math.sqrt(TRUE),
+            "dense": float(self.before.float().mean()),
+            "bytes": result.achieved.bytes / result.dense.bytes,
+            "seconds": seconds,
+            "with": common.versions("torch"),
+        }
 
 
 def trained(source, draw, seed):
@@ -146,15 +161,15 @@ def right(model, images, labels):
 
 def blocks(args):
     if args.quick:
-        runs = [measure("mixture", 0.01, seed, assured=False) for seed in range(2)]
-        yield {"network": "mixture", "asked": 0.01, "assured": False, "runs": runs}
+        for seed in range(2):
+            yield Case("mixture", seed).block(0.01, assured=False)
         return
     for network in args.networks:
-        for assured in WAYS[network]:
-            for drop in DROPS:
-                runs = [measure(network, drop, seed, assured=assured) for seed in SEEDS]
-                block = {"network": network, "asked": drop, "assured": assured, "runs": runs}
-                yield block | {"with": common.versions("torch")}
+        for seed in SEEDS:
+            case = Case(network, seed)
+            for assured in WAYS[network]:
+                for drop in DROPS:
+                    yield case.block(drop, assured=assured)
 
 
 # --- page -----------------------------------------------------------------------------------
@@ -171,41 +186,45 @@ def page(found):
     """Yield the page's parts: a row for each network and target, and one for all of them."""
     if not found:
         return
+    groups = {}
+    for one in found:
+        groups.setdefault((one["network"], one["assured"], one["asked"]), []).append(one)
     yield "# How often the promise holds"
     yield (
-        "Made by `python benchmarks/promise.py`: networks trained anew for "
-        f"{len(found[0]['runs'])} seeds each and pruned to a target on {EVALUATED:,} evaluation "
-        "samples, of which half are set aside. *Promised*: the bound on the drop, "
-        f"{CONFIDENCE:.0%} sure, in points. "
-        f"*Lost*: the drop on {TRUE:,} other samples. *Holds*: no more is lost than promised. "
-        "*Confirmed*: the bound is no more than what was asked for. Means over the runs."
+        "Made by `python benchmarks/promise.py`: networks trained anew for each of up to "
+        f"{max(map(len, groups.values()))} seeds and pruned to a target on {EVALUATED:,} "
+        "evaluation samples, of which half are set aside. *Promised*: the bound on the drop, "
+        f"{CONFIDENCE:.0%} sure, in points. *Lost*: the drop on {TRUE:,} other samples. *Holds*: "
+        "no more is lost than promised. *Confirmed*: the bound is no more than what was asked "
+        "for. Means over the runs. With a margin is `PruneOptions(assured=True)`."
     )
     head = ("network", "asked", "promised", "lost", "holds", "confirmed", "of the bytes")
-    yield common.table(head, [_row(block) for block in found])
-    runs = [run for block in found for run in block["runs"]]
-    holds = sum(run["true"] <= run["bound"] for run in runs)
-    low, high = interval(holds, len(runs))
-    widest = max(run["bound"] - block["asked"] for block in found for run in block["runs"])
+    yield common.table(head, [_row(*key, runs) for key, runs in groups.items()])
+    holds, count = sum(map(_holds, found)), len(found)
+    low, high = interval(holds, count)
+    widest = max(one["bound"] - one["asked"] for one in found)
     yield (
-        f"The promise holds in {holds} of {len(runs)} runs, {holds / len(runs):.1%}: the "
-        f"probability is between {low:.1%} and {high:.1%} with 95 % confidence (Clopper and "
-        f"Pearson, exact). No promise is vacuous: the bound is at most {100 * widest:.2f} points "
-        "above what was asked for. One standard error of what is lost is "
-        f"{100 * max(run['error'] for run in runs):.3f} points at most."
+        f"The promise holds in {holds} of {count} runs, {holds / count:.1%}: the probability is "
+        f"between {low:.1%} and {high:.1%} with 95 % confidence (Clopper and Pearson, exact). "
+        f"None is vacuous: the bound is at most {100 * widest:.2f} points above what was asked "
+        "for. One standard error of what is lost is "
+        f"{100 * max(one['error'] for one in found):.3f} points at most."
     )
     yield common.measured_with(found[-1]["with"])
 
 
-def _row(block):
-    runs = block["runs"]
-    asked = f"{100 * block['asked']:.1f}{', with a margin' if block['assured'] else ''}"
-    holds = sum(run["true"] <= run["bound"] for run in runs)
-    kept = sum(run["kept"] for run in runs)
-    bound, true, size = (
-        np.mean([run[name] for run in runs]) for name in ("bound", "true", "bytes")
-    )
-    numbers = (f"{100 * bound:.2f}", f"{100 * true:.2f}", f"{holds} of {len(runs)}")
-    return [block["network"], asked, *numbers, f"{kept} of {len(runs)}", f"{size:.0%}"]
+def _holds(one):
+    return one["true"] <= one["bound"]
+
+
+def _row(network, assured, asked, runs):
+    count = len(runs)
+    told = f"{100 * asked:.1f}{', with a margin' if assured else ''}"
+    means = (np.mean([run[name] for run in runs]) for name in ("bound", "true", "bytes"))
+    promised, true, size = means
+    numbers = (f"{100 * promised:.2f}", f"{100 * true:.2f}")
+    shares = (sum(map(_holds, runs)), sum(run["kept"] for run in runs))
+    return [network, told, *numbers, *(f"{hits} of {count}" for hits in shares), f"{size:.0%}"]
 
 
 # --- simulated ------------------------------------------------------------------------------
@@ -251,7 +270,7 @@ def main():
     if args.simulate:
         simulate()
         return
-    common.run(args, "promise", blocks(args), ("network", "asked", "assured"), page)
+    common.run(args, "promise", blocks(args), ("network", "asked", "assured", "seed"), page)
 
 
 if __name__ == "__main__":
