@@ -63,7 +63,8 @@ def sweep_command(
     resource: Annotated[
         str,
         typer.Option(
-            help="bytes, macs, parameters, memory, link@1Mbit/s or latency@onnxruntime,threads=2"
+            help="bytes, macs, parameters, memory, link@1Mbit/s, latency@onnxruntime,threads=2 "
+            "or sparsity"
         ),
     ] = "bytes",
     points: Annotated[

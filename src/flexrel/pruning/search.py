@@ -22,7 +22,7 @@ from flexrel.pruning.bisection import least_removal, most_removal
 from flexrel.pruning.evaluator import Evaluator
 from flexrel.pruning.filling import filled_plan
 from flexrel.pruning.limits import Limits
-from flexrel.pruning.warnings import left_alone
+from flexrel.pruning.refusal import refused, together
 
 _ROOM = 0.01  # of a limit left over: not worth filling
 _AIMS = 5  # tries to bring a repaired network within a limit that is measured on it
@@ -82,7 +82,9 @@ class BudgetSearch:
         begin = self._sketched(criterion, least) if self.evaluator.builder.sketches else None
         count, found = self._most(criterion, least, begin)
         if count is None and least in found:
-            advice = "That is what the budgets leave; raise them or allow a larger drop."
+            on = self.evaluator.samples
+            told = "" if on is None else f" on {on:,} samples"
+            advice = f"That is what the budgets leave{told}; raise them or allow a larger drop."
             goal = missed(self.limits.goals, found[least]) or self.limits.goals[0]
             closest, at_least = found[least][goal.metric], not goal.lower_is_better
             raise BudgetError(goal.metric, goal.limit, closest, advice, at_least)
@@ -185,11 +187,17 @@ class BudgetSearch:
         For N:M it is the number of layers that have it: without a target, all that can.
 
         Raises:
-            BudgetError: one can't be; says the closest that can.
+            BudgetError: one can't be; says of all that can't the closest that can.
         """
-        ranking = self.ranking(criterion)
-        counts = [self._least_for(ranking, *pair) for pair in self.limits.amounts]
-        count = max(counts, default=0)
+        ranking, count = self.ranking(criterion), 0
+        errors: list[BudgetError] = []
+        for resource, limit in self.limits.amounts:
+            try:
+                count = max(count, self._least_for(ranking, resource, limit))
+            except BudgetError as error:
+                errors.append(error)
+        if errors:
+            raise together(errors)
         if not self.limits.goals and self.evaluator.graph.pattern.unit == "n:m":
             count = ranking.removable
         while self.limits.measured:  # it may rise a little as units go
@@ -204,7 +212,7 @@ class BudgetSearch:
 
     def filled(self, criterion: Criterion, count: int) -> Plan:
         """Return the plan that removes `count` units, less those that fit the limits after all."""
-        steady = all(r.steady and not r.at_least for r, _ in self.limits.amounts)
+        steady = all(r.steady for r, _ in self.limits.amounts)
         limits = self.limits.amounts if steady else ()
         return filled_plan(self.evaluator, self.ranking(criterion), count, limits)
 
@@ -285,15 +293,5 @@ class BudgetSearch:
         return ranking.removable
 
     def _refused(self, ranking: Ranking, resource: Resource, limit: float) -> BudgetError:
-        graph = self.evaluator.graph
-        advice = "Every layer keeps its best unit."
-        if graph.pattern.unit == "n:m":
-            advice = f"That is {graph.granularity} on all {ranking.removable} layers."
-        elif isinstance(ranking, UnitRanking) and ranking.multiple_of > 1:
-            advice = f"Every layer keeps a multiple of {ranking.multiple_of}."
         closest = resource.count(self._candidate(ranking, ranking.removable))
-        left = max(left_alone(ranking.graph), key=itemgetter(1), default=None)
-        if left is not None:
-            advice += f" {left[0]!r}, {left[1]:.0%} of the weights, is left alone: {left[2]}."
-        text = f"{advice} {resource.advice(graph)}".rstrip()
-        return BudgetError(resource.name, limit, closest, text, resource.at_least, resource.unit)
+        return refused(self.evaluator.graph, ranking, resource, limit, closest)
