@@ -44,6 +44,7 @@ __all__ = [
     "Plan",
     "PruneOptions",
     "Recovery",
+    "Regression",
     "Relevance",
     "RelevanceStats",
     "Resource",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from flexrel.core.measurement import Measurement
     from flexrel.core.memory import PeakMemory
     from flexrel.core.plan import Plan
+    from flexrel.core.regression import Regression
     from flexrel.core.resources import Budget, Resource
     from flexrel.core.targets import Ceiling, Floor, Target, Worsening
     from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
@@ -108,6 +110,7 @@ else:
     _HOMES = {  # as above
         "core.budgets": ("AccuracyDrop", "Bytes", "MACs", "Parameters", "Sparsity"),
         "core.evaluate": ("Accuracy",),
+        "core.regression": ("Regression",),
         "core.latency": ("Latency",),
         "core.link": ("Link",),
         "core.measurement": ("Measurement",),

@@ -30,6 +30,7 @@ _TAPS: Final = "onnx_taps"
 _HOW: Final = "flexrel pack --graph DATA, or flexrel.pack(..., graph=batch)"
 
 INPUTS: Final = "inputs"  # what the network takes, for people
+LABELS: Final = "labels"  # what its classes are called, by FlexRel or the caller
 EVIDENCE: Final = "pruned"  # what it does, and what went, likewise
 GRAPH_TEXTS: Final = frozenset({_GRAPH, _WEIGHTS, _SAMPLES, _TAPS})
 LOADED: Final = frozenset({"attributes", "fingerprint", "form", "passed_over", "tied"})

@@ -115,7 +115,7 @@ def calibrate_command(
         images = prepared(source.preparation, size, mean, std)
         stats = calibrate(
             source.network,
-            read_data(data, "calibration", images),
+            read_data(data, "calibration", images, source.called(()), source.tokenizer),
             parse_rule(rule),
             output,
             progress,

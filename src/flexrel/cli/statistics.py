@@ -1,6 +1,6 @@
 """What was measured in use, as it is named on the command line: stats of relevance, or moments."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +56,13 @@ class Statistics:
         notes: what there is to know, a line each.
     """
 
-    batches: list[RawBatch]
+    batches: Iterable[RawBatch]
     stats: RelevanceStats | None = None
     notes: tuple[str, ...] = ()
 
 
 def with_statistics(
-    model: nn.Module, batches: list[RawBatch], path: Path | None, network: Path | None
+    model: nn.Module, batches: Iterable[RawBatch], path: Path | None, network: Path | None
 ) -> Statistics:
     """Return what a file of stats or of moments makes of a request to prune.
 

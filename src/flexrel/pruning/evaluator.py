@@ -11,7 +11,7 @@ from torch import nn
 
 from flexrel.core import cost
 from flexrel.core.distance import Divergence
-from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluation, Metrics
+from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluation, LabelledData, Metrics
 from flexrel.core.forms import batches_of
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Measurement
@@ -20,6 +20,7 @@ from flexrel.core.precision import Values
 from flexrel.core.resources import Candidate
 from flexrel.pruning.builder import NetworkBuilder, PrunedNetwork
 from flexrel.pruning.data import CalibrationData
+from flexrel.pruning.promise import BoundedAccuracy
 from flexrel.pruning.request import Request
 from flexrel.pruning.signals import NetworkSignals
 
@@ -50,6 +51,13 @@ class Evaluator:
         self._evaluate = evaluate
         self._kept: dict[Literal["last", "held"], tuple[Plan, PrunedNetwork]] = {}
         self._sketched: _Sketch | None = None  # the last
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples accuracy is measured on; None if that is not told."""
+        said = self._evaluate and self._evaluate.evaluate
+        said = said.accuracy if isinstance(said, BoundedAccuracy) else said
+        return said.samples if isinstance(said, Accuracy) else None
 
     def at(self, values: Values) -> "Evaluator":
         """Return the evaluator of networks whose packed files have values of a precision."""
@@ -181,7 +189,7 @@ def divergence_of(model: nn.Module, data: CalibrationData, request: Request) -> 
     What its outputs are, labels say: of calibration, or else those that accuracy is measured by.
     """
     evaluate = request.evaluate
-    labelled = batches_of(evaluate.batches) if isinstance(evaluate, Accuracy) else ()
+    labelled = batches_of(evaluate.batches) if isinstance(evaluate, LabelledData) else ()
     return Divergence(model, data.judged, request.options.outputs, tuple(islice(labelled, 1)))
 
 

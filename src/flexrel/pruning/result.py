@@ -13,6 +13,7 @@ from torch import nn
 from flexrel.core.batches import Batch
 from flexrel.core.budgets import Bytes
 from flexrel.core.caches import cache_note
+from flexrel.core.class_names import ClassNames
 from flexrel.core.evaluate import standard_error
 from flexrel.core.latency import Timing
 from flexrel.core.measurement import Measurement, RecoveryStep
@@ -70,6 +71,7 @@ class Result(Displayed):
         rivals: magnitude and relevance alone, for the same request; by `flexrel.compare`.
         curves: three criteria at several sizes; by `flexrel.compare`.
         origin: the command that made it, if one did.
+        class_names: what classes are called, by their number; none where nobody knows.
     """
 
     model: nn.Module
@@ -97,6 +99,7 @@ class Result(Displayed):
     rivals: tuple[Measurement, ...] = ()
     curves: tuple[Measurement, ...] = ()
     origin: Origin | None = None
+    class_names: ClassNames = ()
 
     @property
     def requested(self) -> Mapping[str, float | None]:
@@ -118,6 +121,7 @@ class Result(Displayed):
             "output": self.stats.output if self.stats else None,
             "allocation": options.allocation,
             "recover": request.recover,
+            "regrow": options.regrow,
             "values": self.values,
             "values_asked": request.values,
             "samples_a_call": self.samples_a_call,
@@ -197,6 +201,7 @@ class Result(Displayed):
             "versions": self.versions,
             "system": f"{platform.system()} {platform.machine()}",
             "origin": self.origin and self.origin.as_json(),
+            "class_names": list(self.class_names),
             **self.evidence.as_json(),
         }
 
