@@ -44,6 +44,7 @@ __all__ = [
     "Plan",
     "PruneOptions",
     "Recovery",
+    "Regression",
     "Relevance",
     "RelevanceStats",
     "Resource",
@@ -71,6 +72,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from flexrel import hub as hub
+    from flexrel import observed as observed
     from flexrel import online as online
     from flexrel import tracking as tracking
     from flexrel import training as training
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from flexrel.core.measurement import Measurement
     from flexrel.core.memory import PeakMemory
     from flexrel.core.plan import Plan
+    from flexrel.core.regression import Regression
     from flexrel.core.resources import Budget, Resource
     from flexrel.core.targets import Ceiling, Floor, Target, Worsening
     from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
@@ -107,6 +110,7 @@ else:
     _HOMES = {  # as above
         "core.budgets": ("AccuracyDrop", "Bytes", "MACs", "Parameters", "Sparsity"),
         "core.evaluate": ("Accuracy",),
+        "core.regression": ("Regression",),
         "core.latency": ("Latency",),
         "core.link": ("Link",),
         "core.measurement": ("Measurement",),
@@ -137,7 +141,7 @@ else:
     }
 
     def __getattr__(name: str) -> object:  # type checkers see the imports, and not this
-        if name in ("hub", "online", "tracking", "training"):
+        if name in ("hub", "observed", "online", "tracking", "training"):
             return import_module(f"flexrel.{name}")
         for home, names in _HOMES.items():
             if name in names:

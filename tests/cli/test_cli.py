@@ -652,7 +652,7 @@ def test_a_bad_request_is_one_line_with_its_exit_code(
         ("net", "file.py:factory"),
         ("nowhere.py:make", "no such file"),
         ("no.such.module:make", "can't be imported"),
-        ("json:dumps", "failed"),
+        ("json:dumps", "missing a required argument"),
     ],
 )
 def test_a_model_that_is_not_there_exits_2(capsys, spec, says):

@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +11,11 @@ import torch
 import typer
 from torch import nn
 
-from flexrel.cli import main
+from flexrel.cli import factories, main
 from flexrel.cli.factories import arguments
 from flexrel.cli.images import Preparation, image_folder, image_notes, prepared, read_image
 from flexrel.cli.models import read_model
+from flexrel.cli.options import parse_class_names
 from flexrel.cli.paths import existing, model_there
 from flexrel.cli.sources import read_data
 from flexrel.cli.weights import read_weights
@@ -187,6 +188,104 @@ def test_a_library_that_can_not_be_loaded_says_why_and_what_mends_it(monkeypatch
 
     assert "is installed but can't be loaded: RuntimeError: operator nms" in str(refused.value)
     assert "pip install --force-reinstall torch" in str(refused.value)
+
+
+@pytest.mark.parametrize("spec", ["strange.make", "mine.py:make", "mine.py:late"])
+def test_code_that_a_broken_torchvision_stops_says_what_mends_it(monkeypatch, tmp_path, spec):
+    broken = tmp_path / "torchvision"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise RuntimeError('no operator')")
+    (tmp_path / "strange.py").write_text("import torchvision")  # as timm does
+    (tmp_path / "mine.py").write_text("def late():\n    import strange\n")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(factories, "versions", lambda *names: dict.fromkeys(names, "2.13.0+cpu"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if spec.endswith("py:make"):
+        (tmp_path / "mine.py").write_text("import strange")
+
+    with pytest.raises(UsageError) as refused:
+        model(spec)
+
+    said = str(refused.value)
+    assert "RuntimeError: no operator" in said
+    assert "pip install --force-reinstall torch torchvision --index-url" in said
+    assert said.count("/whl/cpu") == 1
+
+
+def test_a_class_that_transformers_can_not_load_is_told(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    broken = ModuleType("transformers")
+    broken.AutoConfig = SimpleNamespace(
+        from_pretrained=lambda *_, **__: SimpleNamespace(architectures=["Bert"])
+    )
+
+    def of_module(name):
+        raise ModuleNotFoundError(f"could not import {name}")
+
+    broken.__getattr__ = of_module
+    monkeypatch.setitem(sys.modules, "transformers", broken)
+
+    with pytest.raises(UsageError, match="its class Bert can't be loaded: ModuleNotFoundError"):
+        model(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [("import cv2_", "PYTHONPATH=FOLDER"), ("import skimage", "pip install scikit-image")],
+)
+def test_code_that_lacks_a_module_says_how_it_is_found(monkeypatch, tmp_path, code, says):
+    monkeypatch.setitem(sys.modules, "skimage", None)  # as if it were not there
+    (tmp_path / "lacks.py").write_text(code)
+
+    with pytest.raises(UsageError, match=says):
+        model(f"{tmp_path}/lacks.py:make")
+
+
+CPU = "--index-url https://download.pytorch.org/whl/cpu"
+
+
+@pytest.mark.parametrize(
+    ("torch_build", "package", "command"),
+    [
+        ("2.13.0+cpu", "torchvision", f"pip install torchvision {CPU}"),
+        ("2.13.0", "torchvision", "pip install torchvision"),
+        ("2.13.0+cpu", "sklearn", "pip install scikit-learn"),
+        ("2.13.0+cpu", "timm", f"pip install torchvision {CPU} && pip install timm"),
+    ],
+)
+def test_what_is_installed_beside_torch_leaves_its_build(
+    monkeypatch, torch_build, package, command
+):
+    found = {"torch": torch_build, "torchvision": None}
+    monkeypatch.setattr(factories, "versions", lambda *names: {n: found[n] for n in names})
+
+    assert factories.installing(package) == command
+
+
+def test_a_network_of_timm_says_of_its_images_whoever_makes_it(monkeypatch):
+    told = {
+        "input_size": (3, 160, 160), "crop_pct": 0.8, "mean": (0.5,) * 3, "std": (0.25,) * 3,
+        "interpolation": "bicubic", "crop_mode": "center",
+    }  # fmt: skip
+    timm, data = ModuleType("timm"), ModuleType("timm.data")
+    data.resolve_model_data_config = lambda network: network.pretrained_cfg
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    monkeypatch.setitem(sys.modules, "timm.data", data)
+
+    def create_model(model_name):
+        network = nn.Conv2d(3, 4, 3)
+        network.pretrained_cfg = told
+        return network
+
+    timm.create_model = create_model
+
+    found = model("timm.create_model?model_name=x").preparation
+
+    assert found == Preparation(160, (0.5,) * 3, (0.25,) * 3, 200, "bicubic")
+    with pytest.raises(UsageError, match=r"'model_name'; it needs model_name.*\?model_name=\.\.\."):
+        model("timm.create_model?name=x")
 
 
 def test_torchvision_is_asked_for_its_network_and_how_its_images_are_prepared(tmp_path):
@@ -388,10 +487,10 @@ def test_data_are_batches_that_are_there_or_samples_of_a_data_set(own):
 
 
 def test_a_file_that_is_no_data_says_what_can_be_read(own, tmp_path):
-    (tmp_path / "data.csv").write_text("1,2")
+    (tmp_path / "data.xml").write_text("1,2")
 
-    with pytest.raises(UsageError, match=r"a \.csv is no data.*a folder of images, an \.npz"):
-        read_data("data.csv", "calibration")
+    with pytest.raises(UsageError, match=r"a \.xml is no data.*a folder of images, an \.npz"):
+        read_data("data.xml", "calibration")
 
 
 def test_nothing_of_torchvision_is_loaded_for_other_models(own, monkeypatch):
@@ -401,14 +500,13 @@ def test_nothing_of_torchvision_is_loaded_for_other_models(own, monkeypatch):
     assert widths(model("own_words.py:make").network) == [4]
 
 
-def test_images_tell_a_packed_file_how_they_are_prepared_and_their_classes(photos):
+def test_images_tell_a_packed_file_how_they_are_prepared(photos):
     prepared_so = Preparation(8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), 11)
     labelled = image_folder(photos, prepared_so, 2)
     unlabelled = image_folder(photos / "ant", prepared_so, 2)
 
     notes = image_notes(unlabelled, Accuracy(labelled))
 
-    assert json.loads(notes["labels"]) == ["ant", "wasp"]
     assert json.loads(notes["preprocessing"]) == {
         "size": 8,
         "resize": 11,
@@ -418,6 +516,44 @@ def test_images_tell_a_packed_file_how_they_are_prepared_and_their_classes(photo
     }
     assert image_notes(unlabelled).keys() == {"preprocessing"}
     assert image_notes([torch.zeros(2, 3)], None) == {}
+
+
+def test_sub_folders_that_are_called_as_the_networks_classes_are_have_their_numbers(photos):
+    data = image_folder(photos, PLAIN, 2, ("bee", "Wasp", "ant"))
+
+    labels = {file.parent.name: at for file, at in zip(data.files, data.labels, strict=True)}
+    assert labels == {"wasp": 1, "ant": 2}
+    assert tuple(data.classes) == ("bee", "Wasp", "ant")
+    others = image_folder(photos, PLAIN, 2, ("cat", "dog"))
+    assert list(others.labels) == [0, 0, 1]
+    assert tuple(others.classes) == ("ant", "wasp")
+    with pytest.raises(UsageError, match="no class 'wasp'; it has 'ant', 'bee'; call the sub-fol"):
+        image_folder(photos, PLAIN, 2, ("ant", "bee"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.txt", "cat\ndog \n\n"),
+        ("names.json", '["cat", "dog"]'),
+        ("names.json", '{"1": "dog", "0": "cat"}'),
+        ("names.json", '{"0": ["n02121808", "cat"], "1": ["n02084071", "dog"]}'),
+    ],
+)
+def test_names_of_classes_are_read_as_people_have_them(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+
+    assert parse_class_names(tmp_path / name) == ("cat", "dog")
+
+
+@pytest.mark.parametrize("text", ["", "cat\n\ndog\n", '{"1": "cat"}', "[1, 2]", "{"])
+def test_files_that_hold_no_names_of_classes_are_refused_in_a_line(tmp_path, text):
+    path = tmp_path / ("names.json" if text[:1] in "[{" and text else "names.txt")
+    path.write_text(text)
+
+    with pytest.raises(UsageError, match="names") as refused:
+        parse_class_names(path)
+    assert "\n" not in str(refused.value)
 
 
 def test_prune_of_images_writes_a_file_that_tells_of_them(photos, tmp_path, capsys):

@@ -90,7 +90,10 @@ def test_labels_that_are_no_class_numbers_are_refused(shape):
     [
         (Call(lambda x: x.argmax(1)), r"\[4\]"),
         (Call(lambda x: x[..., None]), r"\[4, 3, 1\]"),
-        (Call(lambda x: {"scores": x, "boxes": x}), "dict"),
+        (
+            Call(lambda x: {"scores": x, "boxes": x}),
+            r"a mapping of scores \[4, 3\], boxes \[4, 3\]",
+        ),
     ],
 )
 def test_outputs_that_are_no_class_scores_are_refused(model, found):

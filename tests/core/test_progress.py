@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from contextlib import redirect_stderr
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 import flexrel
+from flexrel.core import forecast as forecasts
 from flexrel.core import progress as shown_progress
 from flexrel.core.progress import StagesTold, Work, shown
 from flexrel.errors import UsageError
@@ -42,6 +44,59 @@ def test_a_line_comes_every_few_seconds_also_while_nothing_is_told(monkeypatch, 
     assert lines[0].startswith("stage 2 of 3: choosing a criterion, 1 of 4; repairing, 3 of 7; ")
 
 
+def test_lines_come_also_while_others_put_stderr_away(monkeypatch, capsys):
+    monkeypatch.setattr(shown_progress, "_EVERY", 0.02)
+
+    with shown("auto", STAGES) as tell, redirect_stderr(io.StringIO()):  # as torch.export does
+        tell("reading", 0, None)
+        time.sleep(0.2)
+
+    assert len(capsys.readouterr().err.splitlines()) >= 3
+
+
+def test_the_first_line_comes_sooner_than_the_others(monkeypatch, capsys):
+    monkeypatch.setattr(shown_progress, "_EVERY", 60.0)
+    monkeypatch.setattr(shown_progress, "_FIRST", 0.02)
+
+    with shown("auto", STAGES) as tell:
+        tell("reading", 0, None)
+        time.sleep(0.2)
+
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_step_that_goes_on_counts_in_the_time_left(monkeypatch):
+    told = StagesTold(STAGES)
+    told.tell("choosing a criterion", 0, 4)
+    told.tell("repairing", 10, 20)
+    told.stage.began = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: 130.0)
+
+    assert "about 3 min 30 s left of it" in str(told)  # an eighth in 30 s
+
+
+def test_a_wide_layer_is_told_beforehand_with_what_would_take_less(monkeypatch, data):
+    told = []
+    monkeypatch.setattr(forecasts, "_SLOWEST", 0.0)
+    monkeypatch.setattr(forecasts, "multiply_adds_a_second", lambda: 10.0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    flexrel.prune(
+        model,
+        calibration=data,
+        budgets=["macs=60%"],
+        criterion="obs",
+        options=flexrel.PruneOptions(progress=lambda name, done, total: told.append(name)),
+    )
+
+    work = 2.5 * 12**3 / (0.4 * 10.0)
+    minutes, seconds = divmod(round(work), 60)
+    without = "--criterion magnitude, relevance or --keep 2 goes without"
+    assert f"2 has 12 inputs: about {minutes} min {seconds} s; {without}" in told
+    assert any(name.endswith("--recover none goes without") for name in told)
+
+
 def test_nothing_is_printed_when_work_is_over_at_once(capsys):
     with shown("auto", STAGES) as tell:
         tell("reading", 0, None)
@@ -54,9 +109,9 @@ def test_time_left_is_what_the_steps_to_come_take_if_all_take_alike(monkeypatch)
 
     work = Work("repairing", done=3, total=12, began=100.0)
 
-    assert work.seconds_left == 90.0  # 3 steps in 30 s, 9 to come
-    assert Work("repairing", done=0, total=12, began=100.0).seconds_left is None
-    assert Work("repairing", done=3, began=100.0).seconds_left is None
+    assert work.seconds_left() == 90.0  # 3 steps in 30 s, 9 to come
+    assert Work("repairing", done=0, total=12, began=100.0).seconds_left() is None
+    assert Work("repairing", done=3, began=100.0).seconds_left() is None
 
 
 def test_a_line_says_stage_step_time_and_time_left(monkeypatch):

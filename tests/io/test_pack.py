@@ -13,7 +13,7 @@ from torch import nn
 import flexrel_edge
 from flexrel import ModelError, PackError, UsageError, load, pack
 from flexrel.cli import main
-from flexrel.io import encode
+from flexrel.io import encode, fit
 from flexrel.structure import analyse, apply
 from flexrel_edge.trust import write_keys
 from networks import (
@@ -350,6 +350,36 @@ def test_shapes_that_do_not_fit_are_refused_and_nothing_is_changed(layer, messag
     pack(nn.Sequential(nn.Linear(3, 6)), tmp_path / "m")
 
     check_that_it_does_not_fit(tmp_path / "m", nn.Sequential(layer), message)
+
+
+@pytest.mark.parametrize(
+    ("of", "into"),
+    [
+        (nn.GRU(3, 4), nn.LSTM(3, 4)),  # three gates for four
+        (nn.LSTM(3, 2), nn.LSTM(3, 4)),
+        (nn.GRUCell(3, 2), nn.GRUCell(3, 4)),
+    ],
+)
+def test_a_recurrent_layer_takes_no_other_number_of_units(of, into, tmp_path):
+    pack(of, tmp_path / "m")
+    before = copy.deepcopy(into.state_dict())
+
+    with pytest.raises(UsageError, match=rf"{type(into).__name__} of 4 units, takes \["):
+        load(tmp_path / "m", into)
+
+    assert all(torch.equal(before[name], value) for name, value in into.state_dict().items())
+
+
+def test_a_recurrent_layer_takes_fewer_inputs_of_both_directions_alike(tmp_path):
+    narrow, wide = (nn.GRU(size, 4, bidirectional=True) for size in (3, 5))
+    pack(narrow, tmp_path / "m")
+    x = torch.randn(2, 6, 3)
+
+    assert torch.equal(load(tmp_path / "m", wide)(x)[0], narrow(x)[0])
+
+    state = {**narrow.state_dict(), "weight_ih_l0_reverse": torch.zeros(12, 2)}
+    with pytest.raises(UsageError, match=r"weight_ih_l0_reverse is \[12, 2\].*takes \[12, 3\]"):
+        fit(nn.GRU(5, 4, bidirectional=True), state, "state")
 
 
 def test_two_tensors_for_what_is_one_in_the_model_are_refused(tmp_path):

@@ -22,6 +22,8 @@ from flexrel.io.frontier import Measured, frontier
 from flexrel.io.layer_lines import layer_bars, layer_lines
 from flexrel.io.scatter import scatter
 from flexrel.pruning import Origin
+from flexrel.pruning.changed import ChangedAnswer, ChangedAnswers, LabelAnswers
+from flexrel_edge.about import about
 from flexrel_edge.format import describe
 from networks import random_
 from report_page import INPUTS, Page, compared, network, pictured
@@ -445,6 +447,44 @@ def test_answers_that_changed_are_told(page):
         row = next(row for row in page.rows if row[0] == str(one.label))
         assert row[1] == str(one.samples)
     assert "Answers that changed" not in Page(prune().report()).text
+
+
+def named(**asked):
+    """A result on data that know what their classes are called."""
+    result = compared()
+    return replace(result, class_names=("cat", "dog", "<bird>"), **asked)
+
+
+def test_classes_are_called_by_their_names_in_report_record_and_file(tmp_path):
+    result, changed = named(), compared().evidence.changed
+
+    page = Page(result.report())
+
+    names = result.class_names
+    for one in changed.classes:
+        assert page.row(names[one.label])[1] == str(one.samples)
+    row = page.row(f"{changed.shown[0].place:,}")
+    first = changed.shown[0]
+    assert row[1:] == [names[one] for one in (first.label, first.dense, first.pruned)]
+    assert result.as_json()["class_names"] == [*names]
+    result.save(tmp_path)
+    assert ("labels", "3: cat, dog, <bird>") in about(
+        describe((tmp_path / "model.flexrel").read_bytes())
+    )
+
+
+def test_labels_that_lost_most_are_told_where_a_sample_has_several():
+    shown = ChangedAnswer(7, (0, 2), (0, 2), ())
+    lost = LabelAnswers(2, samples=50, having=5, right_dense=50, right=48, f1_dense=1.0, f1=0.75)
+    changed = ChangedAnswers(50, 2, 0, (), (lost,), (0.9, 0.8), (shown,))
+    evidence = replace(compared().evidence, changed=changed)
+
+    page = Page(named(evidence=evidence).report())
+
+    assert "F1 of all labels together (micro) was 90.00 %, and is 80.00 %" in page.text
+    row = page.row("<bird>")
+    assert row[1:] == ["5 of 50", "100.00 %", "96.00 %", "100.00 %", "75.00 %"]
+    assert page.row("7")[1:] == ["cat, <bird>", "cat, <bird>", "none"]
 
 
 def test_where_data_are_images_those_that_changed_are_shown():

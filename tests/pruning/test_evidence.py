@@ -80,6 +80,82 @@ def test_only_samples_that_nothing_was_chosen_on_are_compared_where_some_are_set
     assert (changed.samples, changed.lost, changed.won) == (200, promise.lost, promise.won)
 
 
+def one_score():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 1))
+
+
+@torch.no_grad()
+def test_one_score_a_sample_tells_two_classes():
+    labels = (one_score()(X)[:, 0] > 0).float()  # as BCEWithLogitsLoss takes them
+    request = {"budgets": ["sparsity=75%"], "criterion": "magnitude", "recover": "none"}
+
+    result = flexrel.prune(
+        one_score(), calibration=[CALIBRATION], evaluate=[(X, labels)], **request
+    )
+
+    now, changed = (result.model(X)[:, 0] > 0).float(), result.evidence.changed
+    assert changed.lost == int((now != labels).sum()) > 0
+    rows = {one.label: (one.samples, one.right_dense, one.right) for one in changed.classes}
+    for label, row in rows.items():
+        of = labels == label
+        count = int(of.sum())
+        assert row == (count, count, int((now[of] == label).sum()))
+    assert {*rows} == {label for label in (0, 1) if (now[labels == label] != label).any()}
+    for one in changed.shown:
+        assert (one.label, one.dense, one.pruned) == (labels[one.place], one.label, now[one.place])
+
+
+@torch.no_grad()
+def test_of_several_labels_a_sample_those_are_told_that_lost_f1():
+    metrics = pytest.importorskip("sklearn.metrics")
+    truth = (network()(X) > 0.2).long()
+    truth[:, 2] = 0  # that no sample has
+    model = network()
+
+    result = prune([(X, truth)], budgets=["sparsity=75%"], recover="none")
+
+    changed = result.evidence.changed
+    said = [(one(X) > 0).long().numpy() for one in (model, result.model)]
+    f1 = [metrics.f1_score(truth, one, average=None, zero_division=0) for one in said]
+    assert changed.classes == ()
+    assert changed.labels
+    falls = [one.f1 - one.f1_dense for one in changed.labels]
+    assert falls == sorted(falls)
+    for one in changed.labels:
+        right = [int((says[:, one.label] == truth[:, one.label].numpy()).sum()) for says in said]
+        assert (one.samples, one.having) == (400, int(truth[:, one.label].sum()))
+        assert [one.right_dense, one.right] == right
+        assert [one.f1_dense, one.f1] == pytest.approx([each[one.label] for each in f1])
+    micro = [metrics.f1_score(truth, one, average="micro") for one in said]
+    assert changed.f1 == pytest.approx(micro)
+    for one in changed.shown:
+        told = [truth[one.place].numpy(), *(says[one.place] for says in said)]
+        expected = [tuple(row.nonzero()[0].tolist()) for row in told]
+        assert [one.label, one.dense, one.pruned] == expected
+
+
+@torch.no_grad()
+def test_labels_that_are_not_known_count_neither_way():
+    truth = torch.tensor([[1, -1], [0, 1], [1, 0], [0, 0]] * 100)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 2))
+
+    result = flexrel.prune(
+        model,
+        calibration=[CALIBRATION],
+        evaluate=[(X, truth)],
+        budgets=["sparsity=75%"],
+        recover="none",
+        criterion="magnitude",
+    )
+
+    for one in result.evidence.changed.labels:
+        known = truth[:, one.label] != -1
+        right = (result.model(X)[known, one.label] > 0) == truth[known, one.label].bool()
+        assert (one.samples, one.right) == (int(known.sum()), int(right.sum()))
+
+
 def test_of_a_function_no_answers_are_told():
     assert prune(lambda _: 0.5).evidence.changed is None
     assert prune().evidence.changed is None

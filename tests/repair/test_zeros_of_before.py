@@ -66,3 +66,42 @@ def test_a_holder_holds_the_zeros_that_it_was_given_too():
 
     assert set(nonzero_where_zero(network, before).values()) == {0}
     assert (network[0].weight != before[0].weight).any()
+
+
+@pytest.mark.parametrize("granularity", ["channel", "2:4"])
+@pytest.mark.parametrize("recover", ["closed-form", FineTune(2, distillation=1.0)])
+def test_zeros_of_before_come_back_where_that_is_asked_for_and_those_of_the_plan_do_not(
+    granularity, recover
+):
+    model, batches = sparse_network(), [normal(64, 3, 4, 4, seed=seed) for seed in range(4)]
+
+    result = flexrel.prune(
+        model,
+        calibration=batches,
+        budgets=["macs=60%"] if granularity == "channel" else [],
+        granularity=granularity,
+        criterion="magnitude",
+        recover=recover,
+        options=flexrel.PruneOptions(regrow=True),
+    )
+
+    cut = flexrel.apply(model, result.plan)
+    back = sum(nonzero_where_zero(result.model, cut).values())
+    assert back > 0
+    assert result.as_json()["options"]["regrow"] is True
+    notes = [note for step in result.recovery for note in step.notes]
+    assert any("weights that were zero before the cut are other numbers now" in n for n in notes)
+    if granularity == "2:4":
+        ones = flexrel.apply(all_ones(model), result.plan)  # zero where the plan says so
+        for (name, weight), (_, kept) in zip(
+            result.model.named_parameters(), ones.named_parameters(), strict=True
+        ):
+            assert not weight[kept == 0].any(), name
+
+
+def all_ones(model):
+    other = sparse_network()
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.fill_(1.0)
+    return other

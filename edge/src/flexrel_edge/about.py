@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from flexrel_edge.errors import PackError
 from flexrel_edge.format import Contents, Reader, joined
-from flexrel_edge.graph import EVIDENCE, GRAPH_TEXTS, INPUTS, LOADED, graph_in
+from flexrel_edge.graph import EVIDENCE, GRAPH_TEXTS, INPUTS, LABELS, LOADED, graph_in
 from flexrel_edge.index import encode_index
 from flexrel_edge.source import InMemory
 
@@ -46,7 +46,7 @@ def about(contents: Contents) -> list[tuple[str, str]]:
     for key, tell in (
         (INPUTS, _inputs),
         ("preprocessing", _preparation),
-        ("labels", _labels),
+        (LABELS, _labels),
         (EVIDENCE, _evidence),
     ):
         if key in metadata:
@@ -54,7 +54,7 @@ def about(contents: Contents) -> list[tuple[str, str]]:
                 lines += tell(json.loads(metadata[key], parse_int=_whole))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 lines.append((key, metadata[key]))
-    told = {INPUTS, "preprocessing", "labels", EVIDENCE} | LOADED | GRAPH_TEXTS
+    told = {INPUTS, "preprocessing", LABELS, EVIDENCE} | LOADED | GRAPH_TEXTS
     lines += [(key, text) for key, text in metadata.items() if key not in told]
     lines.append(("graph", _graph(contents)))
     if metadata.get("form") == "exported":
@@ -135,7 +135,9 @@ def _graph(contents: Contents) -> str:
     if not GRAPH_TEXTS & contents.metadata.keys():
         return "none; weights alone, for flexrel.load or flexrel-edge unpack"
     try:
-        samples = graph_in(contents).samples
+        graph = graph_in(contents)
     except PackError as error:
         return str(error)
-    return f"ONNX, of {'any number of' if samples is None else f'{samples:,}'} samples a call"
+    samples = "any number of" if graph.samples is None else f"{graph.samples:,}"
+    tells = "; it can tell what layers take in" if graph.taps else ""
+    return f"ONNX, of {samples} samples a call{tells}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from flexrel.cli.choices import check, told
-from flexrel.cli.paths import existing, model_there
+from flexrel.cli.paths import data_there, model_there
 
 if TYPE_CHECKING:
     Words = typer.Context
@@ -14,7 +14,10 @@ else:
     Words = typer.Context.__mro__[1]  # what commands are really called with
 """Its `obj` are the words of a command, its `params` what they were read as."""
 
-DATA: Final = "a folder of images, an .npz with x and y, file.py:factory or demo:digits"
+DATA: Final = (
+    "a folder of images, an .npz or .pt with x and y, a .csv, .jsonl or .txt of texts, "
+    "file.py:factory or demo:digits"
+)
 
 ModelArgument = Annotated[
     str,
@@ -33,17 +36,17 @@ WeightsOption = Annotated[
     ),
 ]
 CalibrationOption = Annotated[
-    str, typer.Option("--calibration", help=f"inputs as in use; {DATA}", callback=existing)
+    str, typer.Option("--calibration", help=f"inputs as in use; {DATA}", callback=data_there)
 ]
 InputsOption = Annotated[
-    str, typer.Option("--data", help=f"inputs as in use; {DATA}", callback=existing)
+    str, typer.Option("--data", help=f"inputs as in use; {DATA}", callback=data_there)
 ]
 InputNamesOption = Annotated[
     str | None,
     typer.Option("--input-names", help="of the inputs in ONNX, with commas; else as in forward"),
 ]
 EvaluationOption = Annotated[
-    str | None, typer.Option("--evaluation", help=f"labelled data; {DATA}", callback=existing)
+    str | None, typer.Option("--evaluation", help=f"labelled data; {DATA}", callback=data_there)
 ]
 SizeOption = Annotated[
     int | None, typer.Option(help="of images, in pixels, unless the network's own is known")
@@ -52,6 +55,15 @@ MeanOption = Annotated[
     str | None, typer.Option(help="of images' channels in [0, 1]: 0.485,0.456,0.406; likewise")
 ]
 StdOption = Annotated[str | None, typer.Option(help="likewise: 0.229,0.224,0.225")]
+ClassNamesOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="file of what classes are called, one a line or JSON; else as the data, or the "
+        "network, call them",
+        exists=True,
+        dir_okay=False,
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="one JSON object on stdout, also of an error")
 ]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from flexrel.cli.factories import conflict, versions
+from flexrel.cli.factories import conflict, installing, versions
 
 State = Literal["ok", "missing", "broken"]
 # (what pip calls it, what is imported, what for): what FlexRel can't do without, and what it can.
@@ -81,7 +81,7 @@ def package(name: str, module: str, purpose: str, *, needed: bool = False) -> Fi
     except Exception as error:  # noqa: BLE001 - whatever a package raises
         absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
         if absent:
-            return Finding(name, "missing", f"for {purpose}", f"pip install {name}", needed)
+            return Finding(name, "missing", f"for {purpose}", installing(name), needed)
         said = " ".join(f"{type(error).__name__}: {error}".split())
         return Finding(name, "broken", f"{found or ''} {said}".lstrip(), conflict(name), needed)
     told = found or str(getattr(loaded, "__version__", "version not known"))

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -16,8 +17,17 @@ from urllib.parse import parse_qsl
 from flexrel.errors import UsageError
 
 _WORDS: Final = {"true": True, "false": False, "none": None}
-_INSTALLED_AS: Final = {"PIL": "pillow"}
+_INSTALLED_AS: Final = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+}
+_KNOWN: Final = {*_INSTALLED_AS, "torchvision", "torchaudio", "timm", "transformers", "datasets"}
 _SHOWN: Final = 12  # names in an error
+_ANY: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_BUILDS: Final = "https://download.pytorch.org/whl/"  # of torch and what goes with it
 
 
 def made_by(spec: str, what: str, forms: str) -> Any:  # noqa: ANN401 - whatever the user's code has
@@ -36,10 +46,34 @@ def made_by(spec: str, what: str, forms: str) -> Any:  # noqa: ANN401 - whatever
     found = found_by(spec, what, forms)
     if not (inspect.isroutine(found) or inspect.isclass(found) or isinstance(found, partial)):
         return found  # a network or a loader itself
+    given = arguments(spec.partition("?")[2])
+    _check_arguments(found, given, spec)
     try:
-        return found(**arguments(spec.partition("?")[2]))
+        return found(**given)
     except Exception as error:
-        raise UsageError(f"{spec} failed: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{spec} failed: {why(error)}") from error
+
+
+def _check_arguments(found: Callable[..., Any], given: Mapping[str, Any], spec: str) -> None:
+    """Raise a UsageError for arguments that a function or a class does not take."""
+    try:
+        takes = inspect.signature(found)
+    except (TypeError, ValueError):  # of what is no Python function
+        return
+    try:
+        takes.bind(**given)
+    except TypeError as error:
+        named = [one for one in takes.parameters.values() if one.kind not in _ANY]
+        needed = [one.name for one in named if one.default is one.empty]
+        free = [one.name for one in named if one.default is not one.empty][:_SHOWN]
+        told = [f"needs {', '.join(needed)}"] * bool(needed) + [f"takes {', '.join(free)}"] * bool(
+            free
+        )
+        path = spec.partition("?")[0]
+        example = f", as in {path}?{needed[0]}=..." if needed else ""
+        raise UsageError(
+            f"{spec}: {error}; it {' and '.join(told) or 'takes none'}{example}"
+        ) from error
 
 
 def function_by(spec: str, what: str, forms: str) -> Callable[[Any], Any] | None:
@@ -112,8 +146,8 @@ def library(name: str, spec: str) -> ModuleType:
     except Exception as error:
         package = name.partition(".")[0]
         if importlib.util.find_spec(package) is None:
-            installed = _INSTALLED_AS.get(package, package)
-            raise UsageError(f"{spec} needs {installed}: pip install {installed}") from error
+            needed = _INSTALLED_AS.get(package, package)
+            raise UsageError(f"{spec} needs {needed}: {installing(package)}") from error
         raise UsageError(
             f"{spec} needs {package}, which is installed but can't be loaded: "
             f"{type(error).__name__}: {error}. {conflict(package)}"
@@ -123,15 +157,52 @@ def library(name: str, spec: str) -> ModuleType:
 def conflict(package: str) -> str:
     """Return what to do about a package that is installed and can't be loaded."""
     found = versions("torch", "torchvision")
-    torch, other = found["torch"] or "", found["torchvision"]
+    other = found["torchvision"]
     if package in ("torchvision", "timm") and other is not None:
-        kind = torch.partition("+")[2]  # such as "cpu", or none of what PyPI has
-        index = f" --index-url https://download.pytorch.org/whl/{kind}" if kind else ""
         return (
-            f"torchvision {other} has to be of the same build as torch {torch}; install both from "
-            f"one place: pip install --force-reinstall torch torchvision{index}"
+            f"torchvision {other} has to be of the same build as torch {found['torch']}; install "
+            f"both from one place: pip install --force-reinstall torch torchvision{_index()}"
         )
     return f"pip install --force-reinstall {package} may mend it"
+
+
+def installing(package: str) -> str:
+    """Return the command that installs a package, and leaves the torch that is there.
+
+    That of PyPI which goes with torch brings a torch of its own, with CUDA.
+    """
+    name = _INSTALLED_AS.get(package, package)
+    if not _index() or package not in ("torchvision", "torchaudio", "timm"):
+        return f"pip install {name}"
+    if package != "timm":
+        return f"pip install {name}{_index()}"
+    first = "" if versions("torchvision")["torchvision"] else f"{installing('torchvision')} && "
+    return f"{first}pip install timm"
+
+
+def _index() -> str:
+    """Return the option of pip that takes builds such as that of torch; "" where PyPI has it."""
+    kind = (versions("torch")["torch"] or "").partition("+")[2]  # such as "cpu"
+    return f" --index-url {_BUILDS}{kind}" if kind else ""
+
+
+def why(error: BaseException) -> str:
+    """Return what an error in the user's code says, and what to do where a library is to blame."""
+    said = f"{type(error).__name__}: {error}"
+    parts = [error]
+    while (inner := parts[-1].__cause__ or parts[-1].__context__) and inner not in parts:
+        parts.append(inner)
+    for part in parts:
+        frames = traceback.walk_tb(part.__traceback__)
+        inside = {str(f.f_globals.get("__name__")).partition(".")[0] for f, _ in frames}
+        if "torchvision::" in str(part) or "torchvision" in inside:
+            return f"{said}. {conflict('torchvision')}"
+        if isinstance(part, ModuleNotFoundError) and part.name:
+            package = part.name.partition(".")[0]
+            if package in _KNOWN:
+                return f"{said}; {installing(package)}"
+            return f"{said}; install what has it, or name its folder: PYTHONPATH=FOLDER flexrel ..."
+    return said
 
 
 def versions(*packages: str) -> Mapping[str, str | None]:
@@ -165,7 +236,7 @@ def _file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UsageError(f"{path} failed: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{path} failed: {why(error)}") from error
     finally:
         sys.path.remove(folder)
     return module
@@ -177,4 +248,4 @@ def _module(name: str, spec: str, forms: str) -> ModuleType:
     except Exception as error:
         if ":" not in spec and isinstance(error, ModuleNotFoundError):
             raise UsageError(f"{spec!r} is not understood; give {forms}") from error
-        raise UsageError(f"module {name!r} can't be imported: {error}") from error
+        raise UsageError(f"module {name!r} can't be imported: {why(error)}") from error

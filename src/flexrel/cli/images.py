@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from flexrel.cli.factories import library
-from flexrel.core.evaluate import Accuracy
+from flexrel.core.class_names import ClassNames
+from flexrel.core.evaluate import LabelledData
 from flexrel.errors import UsageError
 
 _ENDINGS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _WHITE: Final = 255
+_SHOWN: Final = 5  # names in an error
 IMAGENET: Final = "--size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
 
 
@@ -79,14 +81,25 @@ class ImageFolder:
             yield x if self.labels is None else (x, torch.tensor(self.labels[part]))
 
 
-def image_folder(folder: Path, preparation: Preparation | None, batch: int) -> ImageFolder:
-    """Return the images of a folder: of each sub-folder, in the order of names, one class.
+def image_folder(
+    folder: Path, preparation: Preparation | None, batch: int, names: ClassNames = ()
+) -> ImageFolder:
+    """Return the images of a folder: of each sub-folder one class.
+
+    Args:
+        folder: with sub-folders, or with images whose class is not known.
+        preparation: how they become inputs, if that is known.
+        batch: how many there are in one.
+        names: of the network's classes. Sub-folders that are called so have their numbers; others
+            are numbered in the order of their names.
 
     Raises:
-        UsageError: there are none, Pillow is missing, or nothing says how they become inputs.
+        UsageError: there are none, Pillow is missing, nothing says how they become inputs, or some
+            of the sub-folders are called as classes are and others not.
     """
-    classes = sorted(one for one in folder.iterdir() if one.is_dir() and one.name[0] != ".")
-    found = [(path, at) for at, one in enumerate(classes) for path in _images(one)]
+    inside = [one for one in folder.iterdir() if one.is_dir() and one.name[0] != "."]
+    classes = _numbered(folder, inside, names)
+    found = [(path, at) for at, one in classes for path in _images(one)]
     plain = [] if found else _images(folder)
     if not found and not plain:
         raise UsageError(
@@ -99,12 +112,31 @@ def image_folder(folder: Path, preparation: Preparation | None, batch: int) -> I
             f"such as {IMAGENET}"
         )
     files = [path for path, _ in found] or plain
-    labels, names = [at for _, at in found] or None, [one.name for one in classes if found]
-    return ImageFolder(files, labels, preparation, batch, names)
+    labels = [at for _, at in found] or None
+    own = [one.name for _, one in classes]
+    by_name = bool(classes) and own[0].lower() in map(str.lower, names)
+    return ImageFolder(
+        files, labels, preparation, batch, (names if by_name else own) if found else ()
+    )
+
+
+def _numbered(folder: Path, inside: list[Path], names: ClassNames) -> list[tuple[int, Path]]:
+    """Return sub-folders with the numbers of their classes."""
+    ordered, known = sorted(inside), {name.lower(): at for at, name in enumerate(names)}
+    strange = [one.name for one in ordered if one.name.lower() not in known]
+    if len(strange) == len(ordered):
+        return [*enumerate(ordered)]
+    if strange:
+        raise UsageError(
+            f"{folder}: the network has no class {', '.join(map(repr, strange[:_SHOWN]))}; it has "
+            f"{', '.join(map(repr, names[:_SHOWN]))}{' ...' if len(names) > _SHOWN else ''}; call "
+            "the sub-folders so, or give --class-names FILE"
+        )
+    return sorted((known[one.name.lower()], one) for one in ordered)
 
 
 def image_notes(*sources: object) -> dict[str, str]:
-    """Return what a packed file is to tell of images: how they become inputs, and their classes.
+    """Return what a packed file is to tell of images: how they become inputs.
 
     Args:
         sources: data as they are read, or what measures accuracy on such; of several folders of
@@ -112,12 +144,10 @@ def image_notes(*sources: object) -> dict[str, str]:
     """
     notes: dict[str, str] = {}
     for source in sources:
-        folder = source.batches if isinstance(source, Accuracy) else source
+        folder = source.batches if isinstance(source, LabelledData) else source
         if isinstance(folder, ImageFolder):
             told = {name: one for name, one in asdict(folder.preparation).items() if one}
             notes["preprocessing"] = json.dumps(told)
-            if folder.classes:
-                notes["labels"] = json.dumps(folder.classes)
     return notes
 
 

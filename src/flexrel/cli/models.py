@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from flexrel.cli import demo
-from flexrel.cli.factories import arguments, library, made_by
+from flexrel.cli.factories import arguments, library, made_by, why
 from flexrel.cli.images import Preparation
+from flexrel.cli.texts import HubTokenizer, Tokenizer
 from flexrel.cli.weights import read_weights
+from flexrel.core.class_names import ClassNames, configured_names
 from flexrel.core.measurement import Progress
 from flexrel.errors import UsageError
 from flexrel.hub.folder import is_saved, load_from_folder
@@ -26,10 +28,16 @@ MODELS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A network, and how images become its inputs, if whoever named it knows."""
+    """A network, how images and texts become its inputs, and its classes, where that is known."""
 
     network: nn.Module
     preparation: Preparation | None = None
+    classes: ClassNames = ()  # what they are called, by their numbers
+    tokenizer: Tokenizer | None = None
+
+    def called(self, names: ClassNames) -> ClassNames:
+        """Return what classes are called: as given, or as whoever named it knows."""
+        return names or self.classes or configured_names(self.network)
 
 
 def read_model(spec: str, weights: Path | None, seed: int, progress: Progress) -> NamedModel:
@@ -56,7 +64,7 @@ def read_model(spec: str, weights: Path | None, seed: int, progress: Progress) -
     elif Path(spec).suffix == ".pt2":
         found = NamedModel(_program(Path(spec)))
     else:
-        found = NamedModel(_own(spec))
+        found = _with_configuration(_own(spec))
     if weights is not None:
         read_weights(weights, found.network)
     return found
@@ -80,7 +88,7 @@ def _call(spec: str, make: Callable[..., Any], *args: object, **kwargs: object) 
     try:
         return make(*args, **kwargs)
     except Exception as error:
-        raise UsageError(f"{spec} failed: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{spec} failed: {why(error)}") from error
 
 
 def _check_trained(spec: str, weights: Path | None, wanted: object, how: str) -> None:
@@ -98,15 +106,17 @@ def _torchvision(rest: str, weights: Path | None) -> NamedModel:
     models = library("torchvision.models", spec)
     _check_trained(spec, weights, given.get("weights"), f"torchvision:{name}?weights=DEFAULT")
     network = _call(spec, models.get_model, name, **given)
+    classes: ClassNames = ()
     try:
-        presets = models.get_model_weights(name)
-        preset = presets[given.get("weights") or "DEFAULT"].transforms()
+        chosen = models.get_model_weights(name)[given.get("weights") or "DEFAULT"]
+        classes = tuple(chosen.meta.get("categories", ())) if given.get("weights") else ()
+        preset = chosen.transforms()
         (size,), (resize,) = preset.crop_size, preset.resize_size
         how = preset.interpolation.value
         found = Preparation(size, tuple(preset.mean), tuple(preset.std), resize, how)
     except (AttributeError, KeyError, TypeError, ValueError):  # of another task
         found = None
-    return NamedModel(network, found)
+    return NamedModel(network, found, classes)
 
 
 def _timm(rest: str, weights: Path | None) -> NamedModel:
@@ -115,8 +125,14 @@ def _timm(rest: str, weights: Path | None) -> NamedModel:
     spec, given = f"timm:{rest}", arguments(query)
     timm = library("timm", spec)
     _check_trained(spec, weights, given.get("pretrained"), f"timm:{name}?pretrained=true")
-    network = _call(spec, timm.create_model, name, **given)
-    told = library("timm.data", spec).resolve_model_data_config(network)
+    return _with_configuration(_call(spec, timm.create_model, name, **given))
+
+
+def _with_configuration(network: nn.Module) -> NamedModel:
+    """Return a network with what its configuration says of images, if it is one of timm's."""
+    if not isinstance(getattr(network, "pretrained_cfg", None), Mapping):
+        return NamedModel(network)
+    told = library("timm.data", type(network).__name__).resolve_model_data_config(network)
     size, stretched = told["input_size"][-1], told["crop_mode"] == "squash"
     resize = math.floor(size / told["crop_pct"])
     mean, std = (tuple(told[key])[: told["input_size"][0]] for key in ("mean", "std"))
@@ -131,7 +147,9 @@ def _hub(rest: str, weights: Path | None) -> NamedModel:
     spec, folder = f"hf:{rest}", Path(rest)
     transformers = library("transformers", spec)
     if is_saved(folder):
-        return NamedModel(load_from_folder(folder), _hub_preparation(folder))
+        network = load_from_folder(folder)
+        texts = HubTokenizer(rest, network)
+        return NamedModel(network, _hub_preparation(folder), tokenizer=texts)
     try:
         config = transformers.AutoConfig.from_pretrained(rest, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -140,12 +158,16 @@ def _hub(rest: str, weights: Path | None) -> NamedModel:
             f"download is yours to start: hf download {rest}"
         ) from error
     names = config.architectures or []
-    kind = getattr(transformers, names[0], None) if names else None
+    try:
+        kind = getattr(transformers, names[0], None) if names else None
+    except Exception as error:  # transformers imports what the class needs
+        raise UsageError(f"{spec}: its class {names[0]} can't be loaded: {why(error)}") from error
     if kind is None:
         known = ", ".join(names) or "no class"
         raise UsageError(f"{spec}: its config.json names {known}, which transformers does not have")
-    network = _call(spec, kind.from_pretrained, rest, local_files_only=True)
-    return NamedModel(network.eval(), _hub_preparation(folder))
+    network = _call(spec, kind.from_pretrained, rest, local_files_only=True).eval()
+    texts = HubTokenizer(rest, network)
+    return NamedModel(network, _hub_preparation(folder), tokenizer=texts)
 
 
 def _hub_preparation(folder: Path) -> Preparation | None:

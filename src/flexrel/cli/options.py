@@ -1,5 +1,6 @@
 """Rules, names and metadata as they are written on the command line."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,35 @@ def parse_rule(text: str) -> RuleLike:
         rules[pattern.strip()] = rule.strip()
     rule_of(rules)
     return rules
+
+
+def parse_class_names(path: Path | None) -> tuple[str, ...]:
+    """Return the names in a file, by the number of the class: one a line, or a list in JSON.
+
+    In JSON also names by their numbers, {"0": "cat"}, as Hugging Face has them, or
+    {"0": ["n01440764", "tench"]}, as ImageNet's are found. No file, no names.
+
+    Raises:
+        UsageError: it has none, or a number without a name.
+    """
+    if path is None:
+        return ()
+    try:
+        text = path.read_text(encoding="utf-8")
+        told = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        if isinstance(told, dict):
+            told = [told[str(number)] for number in range(len(told))]
+        names = tuple(one[-1] if isinstance(one, list) else one.strip() for one in told)
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        raise UsageError(
+            f"{path}: has no names of classes that can be read ({type(error).__name__}: {error}); "
+            'write one a line, or as JSON ["cat", "dog"] or {"0": "cat", "1": "dog"}'
+        ) from error
+    while names and not names[-1]:  # the end of the file
+        names = names[:-1]
+    if not names or "" in names:
+        raise UsageError(f"{path}: {'line without a name' if names else 'is empty'}; one a line")
+    return names
 
 
 def parse_metadata(texts: Sequence[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from flexrel.cli.arguments import (
     WeightsOption,
 )
 from flexrel.cli.choices import check, told
-from flexrel.cli.paths import existing
+from flexrel.cli.paths import data_there
 
 packing_app = typer.Typer()
 
@@ -39,15 +39,21 @@ def pack_command(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help=f"int8 and int4 round so that outputs on it stay; {DATA}", callback=existing
+            help=f"int8 and int4 round so that outputs on it stay; {DATA}", callback=data_there
         ),
     ] = None,
     graph: Annotated[
         str | None,
         typer.Option(
-            help=f"carry the ONNX graph too, made with inputs of {DATA}", callback=existing
+            help=f"carry the ONNX graph too, made with inputs of {DATA}", callback=data_there
         ),
     ] = None,
+    observe: Annotated[
+        bool,
+        typer.Option(
+            "--observe", help="with --graph: it can tell what flexrel-edge observe writes"
+        ),
+    ] = False,
     evaluation: EvaluationOption = None,
     target: Annotated[
         str | None,
@@ -74,10 +80,11 @@ def pack_command(
     from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_metadata, parse_names
     from flexrel.cli.sources import first_batch, read_data, read_evaluate
+    from flexrel.core.class_names import class_names
     from flexrel.core.plan import Plan
     from flexrel.core.progress import shown
     from flexrel.core.targets import targets_of
-    from flexrel.io import graph_notes, percent
+    from flexrel.io import graph_notes, names_note, percent
     from flexrel.pruning import pack
     from flexrel.structure import apply
 
@@ -88,9 +95,11 @@ def pack_command(
         progress("loading the network", 0, None)
         source = read_model(model, weights, seed, progress)
         images = prepared(source.preparation, size, mean, std)
-        data = read_data(calibration, "calibration", images) if calibration else ()
-        example = first_batch(read_data(graph, "calibration", images)) if graph else None
-        evaluate = read_evaluate(evaluation, images)
+        how, texts_in = (images, source.called(())), source.tokenizer
+        data = read_data(calibration, "calibration", *how, texts_in) if calibration else ()
+        example = first_batch(read_data(graph, "calibration", *how, texts_in)) if graph else None
+        evaluate = read_evaluate(evaluation, *how, tokenizer=texts_in)
+        called = source.classes or class_names((), source.network, (evaluate, data), None)[0]
         network = apply(source.network, cut) if cut else source.network
         progress("packing", 0, None)
         done = pack(
@@ -101,9 +110,10 @@ def pack_command(
             evaluate=evaluate,
             target=targets,
             graph=example,
-            metadata={**image_notes(data, evaluate), **texts},
+            metadata={**image_notes(data, evaluate), **names_note(called, texts), **texts},
             codec=codec,
             input_names=parse_names(input_names),
+            observe=observe,
         )
     typer.echo(f"{out}: {done.bytes:,} bytes, {done.values}")
     if done.accuracy is not None and done.accuracy_before is not None:
@@ -150,7 +160,7 @@ def export_command(
         progress("loading the network", 0, None)
         source = read_model(model, weights, seed, progress)
         images = prepared(source.preparation, size, mean, std)
-        example = first_batch(read_data(data, "calibration", images))
+        example = first_batch(read_data(data, "calibration", images, (), source.tokenizer))
         network = apply(source.network, cut) if cut else source.network
         progress("exporting", 0, None)
         samples = export(network, example, out, input_names=parse_names(input_names))
@@ -273,7 +283,7 @@ def latency_kit_command(
     parts = latency_kit(
         source.network,
         out,
-        calibration=read_data(calibration, "calibration", images),
+        calibration=read_data(calibration, "calibration", images, (), source.tokenizer),
         batch=batch,
         granularity=granularity,
         multiple_of=multiple_of,

@@ -7,7 +7,13 @@ from typing import Final
 
 import typer
 
-_FILES: Final = (".py", ".pt2", ".npz")
+ARRAYS: Final = (".npz", ".npy", ".pt", ".pth")
+TEXTS: Final = (".csv", ".tsv", ".jsonl", ".txt")
+FORMS: Final = (
+    "a folder of images, an .npz or .pt with x and y, a .csv, .jsonl or .txt of texts, "
+    "file.py:factory, package.module:factory or demo:digits"
+)
+_FILES: Final = (".py", ".pt2", *ARRAYS, *TEXTS)
 _WEIGHTS: Final = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".flexrel")
 WRITTEN: Final = ("model.flexrel", "plan.json", "result.json", "report.html")
 EXPORTED: Final = ("model.onnx", "model.pt2")
@@ -31,6 +37,25 @@ def existing(spec: str | None) -> str | None:
     return spec
 
 
+def data_there(spec: str | None) -> str | None:
+    """Return DATA as it was given, unless it names what is not there, or no data.
+
+    Raises:
+        typer.BadParameter: it does.
+    """
+    existing(spec)
+    place = (spec or "").partition("?")[0]
+    if (spec or "").startswith("hf:"):
+        raise typer.BadParameter(
+            f"{spec} is no data; a network of Hugging Face takes a .csv, .jsonl or .txt of texts, "
+            "by its own tokenizer, or file.py:factory"
+        )
+    if Path(place).is_file() and Path(place).suffix not in (*ARRAYS, *TEXTS, ".py"):
+        kind = Path(place).suffix or "file"
+        raise typer.BadParameter(f"{spec}: a {kind} is no data that can be read; {FORMS}")
+    return spec
+
+
 def model_there(spec: str) -> str:
     """Return MODEL as it was given, unless it is a file that holds no architecture.
 
@@ -44,6 +69,14 @@ def model_there(spec: str) -> str:
         raise typer.BadParameter(
             f"{spec} is a file of weights and no architecture; give that as MODEL, as "
             f"file.py:factory or torchvision:resnet18, and this as --weights {spec}"
+        )
+    if path.is_dir():
+        known = (path / "config.json").is_file()
+        raise typer.BadParameter(
+            f"{spec} is a folder; write hf:{spec}"
+            if known
+            else f"{spec} is a folder, and none of transformers; give the network as "
+            "file.py:factory, and its weights as --weights FILE"
         )
     if path.suffix == ".onnx":
         raise typer.BadParameter(

@@ -10,6 +10,7 @@ import typer
 from flexrel.cli.arguments import (
     AllocationOption,
     CalibrationOption,
+    ClassNamesOption,
     CriterionOption,
     EffortOption,
     EvaluationOption,
@@ -72,6 +73,10 @@ def prune_command(
     output: OutputOption = "auto",
     outputs: OutputsOption = "auto",
     recover: RecoverOption = "closed-form",
+    regrow: Annotated[
+        bool,
+        typer.Option("--regrow", help="let weights that were zero before become other numbers"),
+    ] = False,
     values: ValuesOption = "float32",
     form: FormOption = "auto",
     effort: EffortOption = "default",
@@ -85,10 +90,20 @@ def prune_command(
         Path | None,
         typer.Option(help="folder that keeps what is measured, for the next call", file_okay=False),
     ] = None,
-    stats: Annotated[
+    statistics: Annotated[
         Path | None,
         typer.Option(
-            help="relevance measured before: by calibrate, in use, or merged",
+            "--statistics",
+            "--stats",
+            help="measured before: relevance, by calibrate or in use, or moments of devices",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    observed_with: Annotated[
+        Path | None,
+        typer.Option(
+            help="packed file that the devices ran, where --statistics are moments",
             exists=True,
             dir_okay=False,
         ),
@@ -105,6 +120,7 @@ def prune_command(
     size: SizeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    class_names: ClassNamesOption = None,
     seed: SeedOption = 0,
     out: Annotated[
         Path, typer.Option(help="folder for the results; those of others stay, unless --overwrite")
@@ -113,7 +129,8 @@ def prune_command(
     export: Annotated[
         list[str] | None,
         typer.Option(
-            help="into --out too: onnx, pt2; graph: ONNX inside of model.flexrel",
+            help="into --out too: onnx, pt2; graph: ONNX inside of model.flexrel; observe: "
+            "that too, and it can tell what flexrel-edge observe writes",
             callback=check("export"),
         ),
     ] = None,
@@ -135,36 +152,43 @@ def prune_command(
     from flexrel.cli.feasible import told_possible
     from flexrel.cli.images import image_notes, prepared
     from flexrel.cli.models import read_model
-    from flexrel.cli.options import parse_budgets, parse_log, parse_names, parse_rule
+    from flexrel.cli.options import (
+        parse_budgets,
+        parse_class_names,
+        parse_log,
+        parse_names,
+        parse_rule,
+    )
     from flexrel.cli.origin import origin_of
     from flexrel.cli.show import StoppedError
-    from flexrel.cli.sources import read_data, read_evaluate
+    from flexrel.cli.sources import first_batch, read_data, read_evaluate
+    from flexrel.cli.statistics import with_statistics
     from flexrel.core.progress import shown
     from flexrel.core.targets import targets_of
     from flexrel.io import check_exports, check_inputs
     from flexrel.pruning import PruneOptions, criteria_of, dry_run, prune
     from flexrel.pruning import compare as compare_result
-    from flexrel.relevance import Attribution, RelevanceStats
+    from flexrel.relevance import Attribution
 
-    names = parse_names(input_names)
+    names, called = parse_names(input_names), parse_class_names(class_names)
     check_exports(exports := export or [], names)
     progress: Literal["auto"] | None = None if quiet else "auto"
     criteria = criteria_of(criterion, granularity, recover, Attribution(parse_rule(rule), output))
     budgets, targets = parse_budgets(budget or [], latency_profile), targets_of(target)
-    measured = RelevanceStats.load(stats) if stats else None
     with shown(progress) as tell:
         tell("loading the network", 0, None)
         source = read_model(model, weights, seed, tell)
         network, images = source.network, prepared(source.preparation, size, mean, std)
-        evaluate = read_evaluate(evaluation, images)
+        how = images, source.called(called)
+        evaluate = read_evaluate(evaluation, *how, outputs, source.tokenizer)
         tell("reading calibration data", 0, None)
-        given = read_data(calibration, "calibration", images)
-        about, data = image_notes(given, evaluate), list(given)
-        check_inputs(names, network, data[:1])
+        given = read_data(calibration, "calibration", *how, source.tokenizer)
+        used = with_statistics(network, given, statistics, observed_with)
+        check_inputs(names, network, [first_batch(used.batches)] if names else [])
     if dry:
         found = dry_run(
             network,
-            calibration=data,
+            calibration=used.batches,
             budgets=budgets,
             granularity=granularity,
             values=values,  # type: ignore[arg-type]
@@ -174,7 +198,7 @@ def prune_command(
         raise typer.Exit(told_possible(found, as_json=as_json))
     result = prune(
         network,
-        calibration=data,
+        calibration=used.batches,
         evaluate=evaluate,
         target=targets,
         budgets=budgets,
@@ -188,25 +212,31 @@ def prune_command(
             allocation=allocation,  # type: ignore[arg-type]
             multiple_of=multiple_of,
             assured=assured,
+            regrow=regrow,
             form=form,  # type: ignore[arg-type]
             effort=effort,  # type: ignore[arg-type]
             outputs=outputs,  # type: ignore[arg-type]
             time_limit=time_limit,
             cache=cache,
-            stats=measured,
+            stats=used.stats,
             listeners=parse_log(log),
-            metadata=about,
+            metadata=image_notes(given, evaluate),
+            class_names=called or source.classes,
             progress=progress,
         ),
     )
-    result = replace(result, origin=origin_of(words.obj, words.params))
+    result = replace(
+        result,
+        warnings=(*result.warnings, *used.notes),
+        origin=origin_of(words.obj, words.params),
+    )
     with shown(progress) as tell:
         tell("writing", 0, None)
         notes = result.save(out, exports, input_names=names)
     if compare:
         try:
             result = compare_result(
-                result, network, calibration=data, evaluate=evaluate, progress=progress
+                result, network, calibration=used.batches, evaluate=evaluate, progress=progress
             )
             result.save(out, exports, input_names=names)
         except KeyboardInterrupt:

@@ -2,36 +2,41 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
-from zipfile import BadZipFile
 
-import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from flexrel.cli import demo
+from flexrel.cli.arrays import array_data, arrays_of
 from flexrel.cli.factories import function_by, made_by
 from flexrel.cli.images import Preparation, image_folder
+from flexrel.cli.paths import ARRAYS, FORMS, TEXTS
+from flexrel.cli.texts import Tokenizer, text_data
 from flexrel.core.batches import RawBatch
-from flexrel.core.evaluate import Accuracy, Evaluate
+from flexrel.core.class_names import ClassNames
+from flexrel.core.evaluate import Evaluate, evaluate_of
 from flexrel.core.forms import batches_of
 from flexrel.errors import UsageError
 
 _BATCH = 64  # samples, where the data do not come in batches
-_FORMS: Final = (
-    "a folder of images, an .npz with x and y, file.py:factory, package.module:factory or "
-    "demo:digits"
-)
 
 
-def read_data(spec: str, role: str, preparation: Preparation | None = None) -> Iterable[RawBatch]:
+def read_data(
+    spec: str,
+    role: str,
+    preparation: Preparation | None = None,
+    names: ClassNames = (),
+    tokenizer: Tokenizer | None = None,
+) -> Iterable[RawBatch]:
     """Return the batches that a DATA argument names; they can be gone through again and again.
 
     Args:
-        spec: a folder of images, an `.npz` with `x` and perhaps `y`, `file.py:factory`,
-            `package.module:factory`, or `demo:digits`.
+        spec: a folder of images, a file of arrays (`array_data`), `file.py:factory`,
+            `package.module:factory`, or `demo:digits`. A factory may return what
+            `flexrel.prune` takes, one tensor of all inputs, or a pair of inputs and labels.
         role: "calibration" or "evaluation": which of the demo's data.
         preparation: how images become inputs, if that is known.
+        names: of the network's classes, if they are known, as sub-folders of images may be called.
+        tokenizer: that makes texts the network's arguments, if it has one.
 
     Raises:
         UsageError: there is no such thing, or it holds no batches.
@@ -39,40 +44,58 @@ def read_data(spec: str, role: str, preparation: Preparation | None = None) -> I
     if spec == "demo:digits":
         data = demo.digits()
         return data.calibration if role == "calibration" else data.evaluation
+    place = Path(spec.partition("?")[0])
+    if place.is_dir():
+        return image_folder(place, preparation, _BATCH, names)
+    if place.suffix in TEXTS:
+        return text_data(spec, tokenizer, _BATCH, names)
+    return array_data(spec, _BATCH, names) if place.suffix in ARRAYS else _made(spec)
+
+
+def _made(spec: str) -> Iterable[RawBatch]:
+    """Return the batches that code of the user's makes."""
     path = Path(spec)
-    if path.is_dir():
-        return image_folder(path, preparation, _BATCH)
-    if path.suffix == ".npz":
-        return _npz(path)
     if path.is_file() and path.suffix != ".py":
-        raise UsageError(f"{spec}: a {path.suffix or 'file'} is no data that can be read; {_FORMS}")
-    batches = made_by(spec, "data", _FORMS)
+        raise UsageError(f"{spec}: a {path.suffix or 'file'} is no data that can be read; {FORMS}")
+    batches = made_by(spec, "data", FORMS)
     if isinstance(batches, Dataset):
         return batches_of(batches)
+    if (arrays := arrays_of(batches, spec, _BATCH)) is not None:
+        return arrays
     if not isinstance(batches, Iterable):
         raise UsageError(f"{spec} returned a {type(batches).__name__}, not an iterable of batches")
     return batches if iter(batches) is not batches else list(batches)
 
 
-def read_evaluate(spec: str | None, preparation: Preparation | None = None) -> Evaluate | None:
-    """Return what tells how a network does: the accuracy on data, or a function `model -> numbers`.
+def read_evaluate(
+    spec: str | None,
+    preparation: Preparation | None = None,
+    names: ClassNames = (),
+    outputs: str = "auto",
+    tokenizer: Tokenizer | None = None,
+) -> Evaluate | None:
+    """Return what tells how a network does: measured on data, or a function `model -> numbers`.
 
     Args:
         spec: a DATA argument; or a function in a file or module that needs an argument, the model;
             None for nothing.
         preparation: as in `read_data`.
+        names: likewise.
+        outputs: what the network's outputs are: of "values" errors are measured.
+        tokenizer: as in `read_data`.
 
     Raises:
         UsageError: there is no such thing, or it holds no batches.
     """
     if spec is None:
         return None
-    path = Path(spec)
-    if not (spec == "demo:digits" or path.exists() or path.suffix == ".npz"):
-        function = function_by(spec, "data", _FORMS)
+    path = Path(spec.partition("?")[0])
+    if not (spec == "demo:digits" or path.exists() or path.suffix in (*ARRAYS, *TEXTS)):
+        function = function_by(spec, "data", FORMS)
         if function is not None:
             return function
-    return Accuracy(read_data(spec, "evaluation", preparation))
+    data = read_data(spec, "evaluation", preparation, names, tokenizer)
+    return evaluate_of(data, outputs)
 
 
 def first_batch(batches: Iterable[RawBatch]) -> RawBatch:
@@ -80,26 +103,3 @@ def first_batch(batches: Iterable[RawBatch]) -> RawBatch:
     for batch in batches:
         return batch
     raise UsageError("the data hold no batch; one is needed as an example")
-
-
-def _npz(path: Path) -> list[RawBatch]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            x = torch.from_numpy(np.atleast_1d(arrays["x"]))
-            y = torch.from_numpy(arrays["y"]) if "y" in arrays else None
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file of data") from error
-    except KeyError as error:
-        raise UsageError(
-            f"{path}: has no array 'x'; save one with np.savez(path, x=..., y=...)"
-        ) from error
-    except (ValueError, OSError, TypeError, EOFError, BadZipFile) as error:
-        raise UsageError(f"{path}: is no file of plain numpy arrays: {error}") from error
-    if x.dtype == torch.float64:  # numpy's default, of no network
-        x = x.float()
-    if y is not None and len(x) != len(y):
-        raise UsageError(f"{path}: has {len(x)} inputs but {len(y)} labels")
-    cuts = range(0, len(x), _BATCH)
-    if y is None:
-        return [x[at : at + _BATCH] for at in cuts]
-    return [(x[at : at + _BATCH], y[at : at + _BATCH]) for at in cuts]

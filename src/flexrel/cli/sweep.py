@@ -12,6 +12,7 @@ import typer
 from flexrel.cli.arguments import (
     AllocationOption,
     CalibrationOption,
+    ClassNamesOption,
     CriterionOption,
     EffortOption,
     EvaluationOption,
@@ -102,6 +103,7 @@ def sweep_command(
     size: SizeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    class_names: ClassNamesOption = None,
     seed: SeedOption = 0,
     out: Annotated[
         Path,
@@ -126,19 +128,22 @@ def sweep_command(
     asked = _points(points)
     from flexrel.cli.images import prepared
     from flexrel.cli.models import read_model
+    from flexrel.cli.options import parse_class_names
     from flexrel.cli.show import StoppedError
     from flexrel.cli.sources import read_data, read_evaluate
     from flexrel.core.progress import shown
     from flexrel.pruning import PruneOptions, sweep
 
+    given_names = parse_class_names(class_names)
     progress: Literal["auto"] | None = None if quiet else "auto"
     with shown(progress) as tell:
         tell("loading the network", 0, None)
         source = read_model(model, weights, seed, tell)
         images = prepared(source.preparation, size, mean, std)
-        evaluate = read_evaluate(evaluation, images)
+        classes = source.called(given_names)
+        evaluate = read_evaluate(evaluation, images, classes, outputs, source.tokenizer)
         tell("reading calibration data", 0, None)
-        data = list(read_data(calibration, "calibration", images))
+        data = read_data(calibration, "calibration", images, classes, source.tokenizer)
     options = PruneOptions(
         allocation=allocation,  # type: ignore[arg-type]  # checked, as the others
         multiple_of=multiple_of,
@@ -146,6 +151,7 @@ def sweep_command(
         effort=effort,  # type: ignore[arg-type]
         outputs=outputs,  # type: ignore[arg-type]
         time_limit=time_limit,
+        class_names=given_names or source.classes,
         progress=progress,
     )
     try:
@@ -186,6 +192,7 @@ def sweep_command(
         ("--size", size),
         ("--mean", mean),
         ("--std", std),
+        ("--class-names", class_names),
         ("--seed", seed or None),
     ]
     words = ["flexrel", "prune", model, *_options(same)]

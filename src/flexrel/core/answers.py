@@ -1,6 +1,6 @@
 """Answers of a network that classifies, beside their labels: which count, and which are right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,8 +10,12 @@ from flexrel.core.batches import Batch, missing_labels
 from flexrel.core.running import scores_in
 from flexrel.errors import ModelError, UsageError
 
+OWN_FUNCTION = (
+    "pass a function of your own, model -> number, as evaluate= (--evaluation file.py:function)"
+)
 IGNORED = (-100, -1)  # labels of samples that are not to be counted, as torch and others have them
 _TABLE = 2  # axes of scores: [samples, scores]
+_TWO = 2  # classes of one score
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,10 +38,12 @@ class Tally:
         ignored: samples whose label is left out of the count.
         labels: how many different ones there are.
         commonest: samples with the label that most samples have.
+        classes: that the network tells apart; or how many labels, where a sample has several.
         seen: what there was, in words.
         hits: [samples], which answers are right.
-        truth: [samples] or [samples, scores], the labels.
-        said: [samples], where the largest score is.
+        truth: [samples], class numbers, 0 and 1 where there is one score; or [samples, labels],
+            where a sample has several, 1 for yes and those in `IGNORED` left out.
+        said: what the network says, likewise; of [samples, labels] 0 or 1 each.
         places: [samples], of each among all inputs, those too that are left out of the count.
     """
 
@@ -46,6 +52,7 @@ class Tally:
     ignored: int
     labels: int
     commonest: int
+    classes: int
     seen: str
     hits: Tensor = field(compare=False, repr=False)
     truth: Tensor = field(compare=False, repr=False)
@@ -104,11 +111,22 @@ def _table_of(scores: object, batch: Batch) -> Tensor:
             return scores.detach().reshape(-1, 1)
         if scores.ndim == _TABLE and scores.shape[1] > 1:
             return scores.detach()
-    found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     raise ModelError(
-        f"accuracy needs class scores [samples, classes], but the model returns {found} for "
-        f"batch {batch.index}; pass a function of your own as evaluate="
+        f"accuracy needs class scores [samples, classes], but the model returns {_found(scores)} "
+        f"for batch {batch.index}; {OWN_FUNCTION}"
     )
+
+
+def _found(scores: object) -> str:
+    """Return what a model returns, in words."""
+    if isinstance(scores, Tensor):
+        return str(list(scores.shape))
+    if isinstance(scores, Mapping):
+        parts = (f"{name} {_found(one)}" for name, one in scores.items())
+        return f"a mapping of {', '.join(parts)}"
+    if isinstance(scores, tuple | list):
+        return f"a {type(scores).__name__} of {len(scores)}"
+    return type(scores).__name__
 
 
 def _whole(labels: Tensor, batch: Batch) -> Tensor:
@@ -121,8 +139,8 @@ def _whole(labels: Tensor, batch: Batch) -> Tensor:
     if odd.numel():
         raise UsageError(
             f"labels of evaluation batch {batch.index} are no whole numbers, such as "
-            f"{odd.flatten()[0].item():.4g}; pass class numbers, 0 and 1, or a function of your "
-            "own as evaluate="
+            f"{odd.flatten()[0].item():.4g}; pass class numbers, or 0 and 1; values of a "
+            f"regression are measured by flexrel.Regression (--outputs values); or {OWN_FUNCTION}"
         )
     return labels.long()
 
@@ -165,7 +183,9 @@ def tally_of(parts: Sequence[Answers]) -> Tally:
         for name in ("largest", "above", "sound")
     )
     labels, known = labels[counted], known[counted]
-    right = sound & _right(labels, known, largest, above)
+    truth, said = _told(labels, known, largest, above)
+    agree = truth == said if truth.ndim == 1 else ((truth == said) | ~known).all(1)
+    right = sound & agree
     sizes = labels.unique(dim=0, return_counts=True)[1]
     ignored = int((~counted).sum())
     return Tally(
@@ -174,10 +194,11 @@ def tally_of(parts: Sequence[Answers]) -> Tally:
         ignored=ignored,
         labels=len(sizes),
         commonest=int(sizes.max()),
+        classes=max(widths[0], _TWO),
         seen=seen,
         hits=right,
-        truth=labels,
-        said=largest,
+        truth=truth,
+        said=said,
         places=counted.nonzero().flatten(),
     )
 
@@ -187,13 +208,15 @@ def _minus_is_no(labels: Tensor) -> bool:
     return bool((labels == -1).any() and (labels == 1).any() and not (labels == 0).any())
 
 
-def _right(labels: Tensor, known: Tensor, largest: Tensor, above: Tensor) -> Tensor:
-    """Return `[samples]`, whether each answer is right."""
+def _told(labels: Tensor, known: Tensor, largest: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what is true and what is said: class numbers, or yes and no of several labels."""
     if labels.ndim == 1:
-        return largest == labels
-    if labels.shape[1] > 1 and bool(known.all() and (labels.sum(1) == 1).all()):
-        return largest == labels.argmax(1)
-    return ((above == labels.bool()) | ~known).all(1)
+        return labels, largest
+    if labels.shape[1] == 1:
+        return labels[:, 0], above[:, 0].long()
+    if bool(known.all() and (labels.sum(1) == 1).all()):
+        return labels.argmax(1), largest
+    return labels, above.long()
 
 
 def _checked_range(labels: Tensor, known: Tensor, width: int) -> str:

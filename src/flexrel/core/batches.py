@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from flexrel.core.forms import batches_of, check_further, numbers_of, parts_of, renamed
+from flexrel.core.forms import LISTED, batches_of, check_further, numbers_of, parts_of, renamed
 from flexrel.errors import UsageError
 
 RawBatch = Any  # a tensor, a tuple (inputs, labels, ...), a dict as transformers have it, a Batch
 RawBatches = Iterable[RawBatch] | Dataset[Any]
+_SHOWN = 4  # kinds in an error
 EXAMPLE_SAMPLES = 2  # that structure is read on, and exports are made with
 
 
@@ -125,8 +126,14 @@ def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
     given = [*args, *kwargs.values()]
     tensors = [v for v in given if isinstance(v, Tensor)]
     if not tensors or not all(isinstance(v, Tensor) for v in args):
-        found = ", ".join(type(v).__name__ for v in given) or "nothing"
-        raise UsageError(f"batch {index} has no input tensor, but {found}")
+        kinds = [type(v).__name__ for v in given]
+        found = ", ".join(kinds[:_SHOWN]) + (" ..." if len(kinds) > _SHOWN else "")
+        found = found or "nothing"
+        listed = any(_are_tensors(v) for v in given)
+        advice = f"; {LISTED}" if listed else ""
+        if any(isinstance(v, str) for v in given):
+            advice = "; texts are made into tokens first, tokenizer(texts, return_tensors='pt')"
+        raise UsageError(f"batch {index} has no input tensor, but {found}{advice}")
     counts = None if weights is None else numbers_of(weights)
     if weights is not None and counts is None:
         kind = type(weights).__name__
@@ -151,6 +158,10 @@ def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
             f"are {list(weights.shape)} of {str(weights.dtype).removeprefix('torch.')}"
         )
     return batch
+
+
+def _are_tensors(value: object) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(one, Tensor) for one in value)
 
 
 def _are_weights(weights: Tensor, samples: int) -> bool:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from flexrel.core.answers import Tally, answers_of, tally_of
 from flexrel.core.batches import RawBatches, read_batches, samples_of
+from flexrel.core.regression import Regression, are_values
 from flexrel.core.running import call, duplicate, undisturbed
 from flexrel.errors import UsageError
 
@@ -65,8 +66,17 @@ class Accuracy:
             return tally_of([answers_of(call(model, b), b, self.threshold) for b in batches])
 
 
-def evaluate_of(given: object) -> Evaluate | None:
-    """Return what measures accuracy: the function that is given, or `Accuracy` on labelled data.
+LabelledData = Accuracy | Regression  # what measures on data of its own
+
+
+def evaluate_of(given: object, outputs: object = "auto") -> Evaluate | None:
+    """Return what says how a network does: the function that is given, or what labels allow.
+
+    That is `Accuracy`; or `Regression` where the first labels are no whole numbers.
+
+    Args:
+        given: a function of a network, or labelled data; None for nothing.
+        outputs: what the network's outputs are, as in `prune`: labels of "values" may be whole.
 
     Raises:
         UsageError: it is neither.
@@ -78,7 +88,7 @@ def evaluate_of(given: object) -> Evaluate | None:
             f"evaluate is a {type(given).__name__}; pass a function model -> [0, 1], or batches "
             "with labels, such as a DataLoader"
         )
-    return Accuracy(given)
+    return Regression(given) if outputs == "values" or are_values(given) else Accuracy(given)
 
 
 def standard_error(accuracy: float, samples: int) -> float:
@@ -104,10 +114,10 @@ class Evaluation:
         Raises:
             UsageError: it says something else, or an accuracy that is not in [0, 1].
         """
-        safe = isinstance(self.evaluate, Accuracy)  # which leaves no trace, as others may
+        safe = isinstance(self.evaluate, LabelledData)  # which leave no trace, as others may
         said: Any = self.evaluate(model if safe else duplicate(model).eval())
         if not isinstance(said, Mapping):
-            name = ACCURACY if safe else self.alone
+            name = ACCURACY if isinstance(self.evaluate, Accuracy) else self.alone
             if name is None:
                 raise UsageError(
                     "evaluate returned a number, but there are targets on several metrics; return "

@@ -10,6 +10,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from flexrel.errors import UsageError
 
+LISTED = (
+    "of a network that takes a list of tensors make one that takes a tensor, whose forward(self, "
+    "x) returns self.network(list(x))"
+)
 SEVERAL_INPUTS = "several inputs as ((a, b), labels) or as a dict of the model's arguments"
 _LABELS = ("labels", "label")
 _WEIGHTS = "sample_weight"
@@ -88,7 +92,7 @@ def check_further(raw: object, index: int, model: nn.Module) -> None:
         raise UsageError(
             f"batch {index} is a tuple of {len(raw)}, which would be inputs, labels and what is "
             f"left alone, but its first two are alike and the model takes {', '.join(names[:3])}; "
-            f"pass {SEVERAL_INPUTS}"
+            f"pass {SEVERAL_INPUTS}; or if they are samples of one batch, torch.stack(batch)"
         )
 
 

@@ -23,12 +23,13 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from flexrel.core.forecast import duration
 from flexrel.core.measurement import Progress, silent
 from flexrel.errors import UsageError
 
 RequestedProgress = Literal["auto"] | Progress | None
 _EVERY: Final = 4.0  # seconds between lines
-_MINUTE: Final = 60  # seconds
+_FIRST: Final = 1.0  # before the first
 
 
 def check_progress(wanted: object) -> None:
@@ -72,13 +73,17 @@ class Work:
     total: int | None = None
     began: float = field(default_factory=time.monotonic)  # seconds
 
-    @property
-    def seconds_left(self) -> float | None:
-        """How long it takes yet, if all steps take alike; None: not known."""
-        if not self.total or not self.done or self.done > self.total:
+    def seconds_left(self, part: float = 0.0) -> float | None:
+        """Return how long it takes yet, if all steps take alike; None: not known.
+
+        Args:
+            part: of the step that goes on, which is done.
+        """
+        done = self.done + part
+        if not self.total or not done or done > self.total:
             return None
         spent = time.monotonic() - self.began
-        return spent * (self.total - self.done) / self.done
+        return spent * (self.total - done) / done
 
     def __str__(self) -> str:
         """Say how far it is."""
@@ -112,6 +117,12 @@ class StagesTold:
         self.changed()
 
     @property
+    def _part(self) -> float:
+        """The share that is done of the step within the stage; 0 where that is not known."""
+        step = self.step
+        return 0.0 if step is None or not step.total else min(step.done / step.total, 1.0)
+
+    @property
     def place(self) -> str:
         """Which stage of how many, or nothing."""
         return f"stage {self.number} of {len(self.stages)}: " if self.number else ""
@@ -120,25 +131,22 @@ class StagesTold:
         """Say it all in a line."""
         parts = [f"{self.place}{self.stage}"]
         parts += [] if self.step is None else [str(self.step)]
-        parts.append(_duration(time.monotonic() - self.stage.began))
-        left = self.stage.seconds_left
-        parts += [] if left is None else [f"about {_duration(left)} left of it"]
+        parts.append(duration(time.monotonic() - self.stage.began))
+        left = self.stage.seconds_left(self._part)
+        parts += [] if left is None else [f"about {duration(left)} left of it"]
         return "; ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), _MINUTE)
-    return f"{minutes:,} min {rest} s" if minutes else f"{rest} s"
 
 
 @contextmanager
 def _lines(told: StagesTold) -> Iterator[None]:
-    """Print where things stand every few seconds, also while nothing is told."""
-    end = Event()
+    """Print where things stand after a second, and every few, also while nothing is told."""
+    end, stream = Event(), sys.stderr  # which others put away while they work, as torch.export
 
     def speak() -> None:
-        while not end.wait(_EVERY):
-            print(told, file=sys.stderr, flush=True)  # noqa: T201 - it was asked for
+        pause = min(_FIRST, _EVERY)
+        while not end.wait(pause):
+            pause = _EVERY
+            print(told, file=stream, flush=True)
 
     thread = Thread(target=speak, daemon=True)
     thread.start()

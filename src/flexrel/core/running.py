@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode
 
 from flexrel.core.batches import Batch
-from flexrel.core.forms import SEVERAL_INPUTS, signature_of
+from flexrel.core.input_forms import better_form
 from flexrel.core.wording import in_everyday_words
 from flexrel.errors import FlexrelError, ModelError
 
@@ -141,36 +140,8 @@ def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - whatever the 
         shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
         raise ModelError(
             f"the model does not run on batch {batch.index} (inputs of shape {shapes}): "
-            f"{reason(error)}{_too_few(model, batch) or _one_sample(model, batch)}"
+            f"{reason(error)}{better_form(model, batch)}"
         ) from error
-
-
-def _too_few(model: nn.Module, batch: Batch) -> str:
-    """Return what to do if a model does not take these arguments; else nothing."""
-    try:
-        signature_of(model).bind(*batch.args, **batch.kwargs)
-    except TypeError:
-        return f"; pass {SEVERAL_INPUTS}"
-    return ""
-
-
-def _one_sample(model: nn.Module, batch: Batch) -> str:
-    """Return what to do if the model runs on the inputs as one sample of a batch; else nothing.
-
-    Nothing too where what runs is watched: it must not run again.
-    """
-    if _get_current_function_mode() is not None:
-        return ""
-    alone = batch.mapped(lambda value: value[None] if isinstance(value, Tensor) else value)
-    try:
-        with torch.no_grad():
-            model(*alone.args, **alone.kwargs)
-    except Exception:  # noqa: BLE001 - of the user's model
-        return ""
-    return (
-        "; it runs on them as one sample: samples come in batches, as "
-        "torch.utils.data.DataLoader(samples, batch_size=64) makes them"
-    )
 
 
 def reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flexrel.core.batches import Batch, RawBatch, samples_of
 from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.division import divided, joined
+from flexrel.core.forecast import forecast
 from flexrel.core.graph import Protected, PruningGraph, PruningGroup, layer_of
 from flexrel.core.measurement import Progress, Saliency, silent
 from flexrel.core.running import undisturbed
@@ -25,6 +26,7 @@ from flexrel.structure import named_tensors
 
 _HELD_OUT = 32  # samples, or a quarter of all if that is fewer
 _MOST_HELD = 0.25
+_WORK = 2.5  # multiply-adds a cubed number of inputs: of an inverse, and of taking units out
 _LEAST = 0.1  # of the typical gain: a group that few samples show no harm of is not free
 
 
@@ -74,6 +76,7 @@ def measure_saliency(
             reason = f"the inputs of {large[0]}, or gradients there, are too large to be squared"
             unknown.append(Protected(group.name, reason))
         else:
+            _forecast(progress, group, factors)
             total = predicted_saliency(group, tensors, factors)
             predicted[group.name] = total / max(factors.samples, 1)
         progress("refitting readers", done + 1, len(graph.groups))
@@ -81,6 +84,16 @@ def measure_saliency(
     checks = joined(check for _, check in divided(batches, model, held) if check is not None)
     gains = _gains(model, groups, predicted, factors, checks, output, progress)
     return {name: costs * gains.get(name, 1.0) for name, costs in predicted.items()}, unknown
+
+
+def _forecast(progress: Progress, group: PruningGroup, factors: KFACFactors) -> None:
+    """Say beforehand how long the readers of a group take, where that is long."""
+    widths = {name: factors.layers[name].inputs.xx.shape for name in group.readers}
+    if widths:
+        widest = max(widths, key=lambda name: widths[name][-1])
+        work = sum(_WORK * groups * inputs**3 for groups, inputs, _ in widths.values())
+        without = f"--criterion magnitude, relevance or --keep {widest} goes without"
+        forecast(progress, widest, widths[widest][-1], work, without)
 
 
 def _gains(

@@ -167,14 +167,21 @@ def load_from_folder(folder: str | Path, into: nn.Module | None = None) -> nn.Mo
             f"{kind} as it was before it was pruned"
         )
     transformers = extra_module("transformers", _EXTRA, f"a {kind}")
-    if not hasattr(transformers, kind):
+    try:
+        made = getattr(transformers, kind, None)
+    except Exception as error:  # transformers imports what the class needs
+        raise UsageError(
+            f"{folder} holds a {kind}, which transformers can't load: {error}; `flexrel doctor` "
+            "says what of its libraries is broken"
+        ) from error
+    if made is None:
         raise UsageError(
             f"{folder} holds a {kind}, which transformers does not have; pass into=, a {kind} as "
             "it was before it was pruned"
         )
     config = transformers.AutoConfig.from_pretrained(where, local_files_only=True)
     with torch.random.fork_rng(devices=()):  # its first weights are drawn, and replaced
-        network = getattr(transformers, kind)(config).eval()
+        network = made(config).eval()
     _cast_(network, tensors)
     restore_(network, tensors, notes, str(folder))
     return network  # type: ignore[no-any-return]

@@ -14,7 +14,13 @@ from flexrel.io.export import (
     graph_notes,
 )
 from flexrel.io.figures import amount, count, figure, granularities, percent
-from flexrel.io.inputs import check_inputs, check_metadata, evidence_note, inputs_note
+from flexrel.io.inputs import (
+    check_inputs,
+    check_metadata,
+    evidence_note,
+    inputs_note,
+    names_note,
+)
 from flexrel.io.load import fit, load, restore_
 from flexrel.io.notebook import as_axes, as_frame, as_html, as_text, compared
 from flexrel.io.png import png_of
@@ -63,6 +69,7 @@ __all__ = [
     "inputs_note",
     "layer_times",
     "load",
+    "names_note",
     "names_of",
     "network_times",
     "percent",

@@ -13,7 +13,7 @@ from flexrel.core.measurement import Measurement
 from flexrel.core.plan import LayerRow
 from flexrel.errors import UsageError
 from flexrel.io.onnx_names import check_input_names
-from flexrel_edge.graph import EVIDENCE, INPUTS, OURS
+from flexrel_edge.graph import EVIDENCE, INPUTS, LABELS, OURS
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:
@@ -72,6 +72,16 @@ def inputs_note(
         for name, tensor in zip(names or _names_of(model, batch), batch.tensors, strict=True)
     ]
     return {INPUTS: _compact(inputs)}
+
+
+def names_note(names: Sequence[str], described: Mapping[str, str]) -> dict[str, str]:
+    """Return what classes are called, as a text of the metadata.
+
+    Args:
+        names: by the number of the class; none: nothing is noted.
+        described: metadata that is there; labels of the caller's own stay.
+    """
+    return {LABELS: _compact(names)} if names and LABELS not in described else {}
 
 
 def evidence_note(

@@ -7,6 +7,7 @@ from typing import Any, Final
 from flexrel.core.granularity import Pattern
 from flexrel.core.plan import named
 from flexrel.io.asked import AskedRow, asked_rows
+from flexrel.io.changed_rows import ChangedPart, changed_part
 from flexrel.io.figures import count, figure, granularities, percent, size
 from flexrel.io.frontier import Frontier, Measured, frontier, measured_networks, shown_words
 from flexrel.io.layer_lines import LayerBars, LayerLine, layer_bars, layer_lines
@@ -23,28 +24,6 @@ class NetworkRow:
     macs: str
     bytes: str
     chosen: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LostClass:
-    """A class that is answered less well than before, in words."""
-
-    label: str
-    samples: str
-    right_dense: str
-    right: str
-    lost: str
-
-
-@dataclass(frozen=True, slots=True)
-class SampleRow:
-    """A sample whose answer changed, in words."""
-
-    place: str
-    label: str
-    dense: str  # what the dense network says
-    pruned: str
-    picture: str  # a PNG as base64, or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +46,7 @@ class ReportPage:
         bars: the layers as bars.
         left: what is left alone and no layer with weights, and why.
         scatters: relevance against magnitude, a layer each.
-        changed: how many answers changed, in a sentence; "" if it is not known.
-        classes: that lost most.
-        samples: whose answers changed.
+        changed: answers that changed; None if they are not known.
         run: how to run the file: with what, and the lines to type.
         facts: where it came from: what, and that.
     """
@@ -90,9 +67,7 @@ class ReportPage:
     bars: LayerBars
     left: tuple[tuple[str, str], ...]
     scatters: tuple[Scatter, ...]
-    changed: str
-    classes: tuple[LostClass, ...]
-    samples: tuple[SampleRow, ...]
+    changed: ChangedPart | None
     run: tuple[tuple[str, str], ...]
     facts: tuple[tuple[str, str], ...]
 
@@ -135,7 +110,7 @@ def page_of(result: Mapping[str, Any], plan: Mapping[str, Any]) -> ReportPage:
             if one["name"] not in shown
         ),
         scatters=tuple(map(scatter, result["scores"])),
-        **_changed(result["changed"], result["pictures"]),
+        changed=changed_part(result),
         run=tuple(_run(result)),
         facts=tuple(_facts(result)),
     )
@@ -191,36 +166,6 @@ def _step(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
     return (step["step"], *distances, "yes" if step["kept"] else "no, undone")
 
 
-def _changed(told: Mapping[str, Any] | None, pictures: Mapping[str, str]) -> dict[str, Any]:
-    """Return the parts of a page on answers that changed."""
-    if told is None:
-        return {"changed": "", "classes": (), "samples": ()}
-    return {
-        "changed": f"Of {count(told['samples'])} samples {count(told['lost'])} were right and are "
-        f"wrong now, and {count(told['won'])} the other way round.",
-        "classes": tuple(
-            LostClass(
-                str(one["label"]),
-                count(one["samples"]),
-                percent(one["right_dense"] / one["samples"]),
-                percent(one["right"] / one["samples"]),
-                count(one["right_dense"] - one["right"]),
-            )
-            for one in told["classes"]
-        ),
-        "samples": tuple(
-            SampleRow(
-                count(one["place"]),
-                str(one["label"]),
-                str(one["dense"]),
-                str(one["pruned"]),
-                pictures.get(str(one["place"]), ""),
-            )
-            for one in told["shown"]
-        ),
-    }
-
-
 _TORCH: Final = """\
 model = flexrel.load("model.flexrel", into=model)  # of the class that was pruned
 outputs = model.eval()(inputs)"""
@@ -240,9 +185,9 @@ def _run(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "torch", _PROGRAM if result["form"] == "exported" else _TORCH
     if "onnx" in exports:
         yield "onnxruntime", _ONNX
-    if "graph" in exports:
+    if {"graph", "observe"} & {*exports}:
         yield "onnxruntime, without torch", _EDGE
-    if not {"onnx", "graph"} & {*exports}:
+    if not {"onnx", "graph", "observe"} & {*exports}:
         yield "onnxruntime, without torch", _NOT_EXPORTED
     yield "numpy, weights alone", 'weights = flexrel_edge.read("model.flexrel")'
 

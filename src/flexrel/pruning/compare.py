@@ -69,10 +69,11 @@ def compare(
         third = FlexRel(rule=how.rule, output=how.output)
     criteria = (magnitude, relevance, third)
     options = replace(result.request.options, stats=result.stats)
+    measure = evaluate_of(evaluate, options.outputs)
     if not callable(options.outputs):
         options = replace(options, outputs=cast("Outputs", result.outputs))
     asked = replace(result.request, criteria=criteria, values=result.values)
-    request = replace(asked, evaluate=evaluate_of(evaluate), options=options)
+    request = replace(asked, evaluate=measure, options=options)
     stages = [name for name in request.stages if name in ("reading the data", "calibrating")]
     with shown(progress, (*stages, "measuring rivals", "measuring curves")) as tell:
         return _compared(result, model, calibration, replace(request, progress=tell))
@@ -104,7 +105,8 @@ def _compared(
     for done, one in enumerate(rivals):
         request.progress("measuring rivals", done, len(rivals))
         found += filter(None, [_at_limits(search, one)])
-    bare = replace(result.achieved, bytes=len(unnoted(result.packed)))  # as rivals are counted
+    # as rivals are counted:
+    bare = replace(result.achieved, bytes=len(unnoted(result.packed, request.options.metadata)))
     return replace(
         result,
         rivals=tuple(found),

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from flexrel.core.batches import Batch
+from flexrel.core.class_names import ClassNames
 from flexrel.core.measurement import Measurement
 from flexrel.core.plan import LayerRow, Plan, layer_rows
 from flexrel.io import (
@@ -17,6 +18,7 @@ from flexrel.io import (
     as_text,
     evidence_note,
     inputs_note,
+    names_note,
 )
 from flexrel.pruning.annotation import noted
 from flexrel.pruning.limits import Limits
@@ -37,6 +39,7 @@ class Displayed(ABC):
     samples_a_call: int | None
     example: Batch
     packed: bytes
+    class_names: ClassNames
 
     @abstractmethod
     def as_json(self) -> dict[str, Any]:
@@ -63,7 +66,7 @@ class Displayed(ABC):
     def annotated(self, input_names: Sequence[str] = ()) -> tuple[bytes, list[str]]:
         """Return the packed file with what tells people of inputs, accuracy, amounts and widths.
 
-        A line says why, where a budget leaves no room for that.
+        And of what its classes are called. A line says why, where a budget leaves no room for that.
 
         Args:
             input_names: that the inputs are given; none: those of `forward`.
@@ -71,7 +74,8 @@ class Displayed(ABC):
         fixed = self.samples_a_call is not None
         inputs = inputs_note(self.model, self.example, fixed=fixed, names=input_names)
         evidence = evidence_note(self.dense, self.achieved, self.samples, self.layers)
-        notes = {**inputs, **evidence}
+        names = names_note(self.class_names, describe(self.packed).metadata)
+        notes = {**names, **inputs, **evidence}
         return noted(self.packed, notes, self.model, self.plan, self.limits)
 
     def __repr__(self) -> str:

@@ -51,6 +51,7 @@ class EvaluationData:
         metrics: of the dense network, by name; none without an `evaluate`.
         goals: what the targets come to.
         samples: that are counted; None if `evaluate` does not tell.
+        classes: that the network tells apart, or labels; likewise.
         warnings: what it can't tell, each in a line with its numbers.
         untouched: the samples that nothing is chosen on; None where samples are not told apart.
         compared: the samples on which answers of the dense network and the pruned one are compared:
@@ -61,6 +62,7 @@ class EvaluationData:
     metrics: Metrics = field(default_factory=dict)
     goals: tuple[Goal, ...] = ()
     samples: int | None = None
+    classes: int | None = None
     warnings: tuple[str, ...] = ()
     untouched: Untouched | None = None
     compared: Compared | None = None
@@ -123,10 +125,10 @@ def evaluation_data(
     random = random_warnings(said, model, metrics, goals, {ACCURACY: again.accuracy})
     if ordered and not random and not torch.equal(tally.hits, again.hits):
         random = (f"{int((tally.hits != again.hits).sum()):,} answers differ in two evaluations",)
-    warnings = (_left_out(tally), _one_label(tally), chance, fine, *random)
-    if not ordered:
-        warnings += (_SHUFFLED,)
-    data = EvaluationData(evaluate, metrics, goals, tally.samples, tuple(filter(None, warnings)))
+    shuffled = "" if ordered else _SHUFFLED
+    warnings = (_left_out(tally), _one_label(tally), chance, fine, *random, shuffled)
+    counts = tally.samples, tally.classes
+    data = EvaluationData(evaluate, metrics, goals, *counts, tuple(filter(None, warnings)))
     if random or not ordered or not set_aside:
         return data
     data = replace(data, compared=Compared(evaluate, tally))

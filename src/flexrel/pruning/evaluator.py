@@ -11,7 +11,7 @@ from torch import nn
 
 from flexrel.core import cost
 from flexrel.core.distance import Divergence
-from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluation, Metrics
+from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluation, LabelledData, Metrics
 from flexrel.core.forms import batches_of
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Measurement
@@ -189,7 +189,7 @@ def divergence_of(model: nn.Module, data: CalibrationData, request: Request) -> 
     What its outputs are, labels say: of calibration, or else those that accuracy is measured by.
     """
     evaluate = request.evaluate
-    labelled = batches_of(evaluate.batches) if isinstance(evaluate, Accuracy) else ()
+    labelled = batches_of(evaluate.batches) if isinstance(evaluate, LabelledData) else ()
     return Divergence(model, data.judged, request.options.outputs, tuple(islice(labelled, 1)))
 
 

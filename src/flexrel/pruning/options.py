@@ -45,6 +45,9 @@ class PruneOptions:
             "parameters", or any `flexrel.Resource`.
         assured: with a target on accuracy, keep so far within it on the samples searched with that
             those set aside can mostly confirm it: less goes, and `Result.promise` is mostly kept.
+        regrow: let weights that were zero in the network that came be fitted and trained as all
+            others; those that the plan sets to zero stay so. How many came back is among the notes
+            of the repair.
         stats: relevance of this very network, measured before: taken wherever a criterion needs
             relevance, and none is measured.
         history: averages over training (`flexrel.training.Tracker`), which stand for the weights
@@ -59,6 +62,9 @@ class PruneOptions:
         listeners: told of stages, of candidates with their numbers, and of the result, as those in
             `flexrel.tracking` are for JSON lines, TensorBoard, MLflow and Weights & Biases.
         metadata: texts that the packed file keeps, as in `pack`: labels, preprocessing, licence.
+        class_names: what classes are called, by their number, or labels where a sample has several.
+            Without any they are called as the data do (`.classes` of a data set, as torchvision's
+            `ImageFolder` has it), else as the network's configuration does (`id2label`).
         progress: "auto" draws bars in a terminal or notebook, and elsewhere prints a line every
             few seconds; a function (stage, steps done, steps in all or None) is told of each step.
     """
@@ -70,12 +76,14 @@ class PruneOptions:
     outputs: RequestedOutputs = "auto"
     minimise: str | Resource = "bytes"
     assured: bool = False
+    regrow: bool = False
     stats: RelevanceStats | None = None
     history: History | None = None
     time_limit: str | float | None = None
     cache: str | Path | None = None
     listeners: Sequence[Listener] = ()
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    class_names: Sequence[str] = ()
     progress: RequestedProgress = None
 
     @property

@@ -8,6 +8,7 @@ from torch import nn
 
 from flexrel.core.batches import RawBatches
 from flexrel.core.caches import cache_again_, uncached
+from flexrel.core.class_names import class_names
 from flexrel.core.deadline import Deadline
 from flexrel.core.distance import Divergence
 from flexrel.core.evaluate import Evaluate
@@ -160,6 +161,8 @@ def _pruned(
     data = calibration_data(model, calibration, fits=request.fits)
     dense = model if dense is None else dense
     evaluation = _evaluated(dense, request, whole=data.first.whole)
+    asked, data_given = request.options.class_names, (request.evaluate, calibration)
+    names, unlike = class_names(asked, dense, data_given, evaluation.classes)
     divergence = divergence_of(dense, data, request)
     sources = Sources(model, data, request)
     request.progress("tracing the network", 0, None)
@@ -197,6 +200,7 @@ def _pruned(
         recovery=steps,
         warnings=(
             *warnings_of(plain, evaluation, source.data, solution.plan),
+            *unlike,
             *solved.notes,
             *late_warnings(deadline, request, solution, relevances, source.data, steps),
         ),
@@ -214,6 +218,7 @@ def _pruned(
         values=network.values,
         packed=network.packed,
         evidence=evidence,
+        class_names=names,
         program=program,
     )
     return recorded(result, evaluator.dense)

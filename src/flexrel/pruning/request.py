@@ -6,6 +6,7 @@ from itertools import chain
 
 from flexrel.core.batches import RawBatches
 from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Parameters, budget_of
+from flexrel.core.class_names import check_class_names
 from flexrel.core.deadline import NO_DEADLINE, Deadline, seconds_in
 from flexrel.core.evaluate import ACCURACY, Evaluate, Evaluation, evaluate_of
 from flexrel.core.events import Judge, check_listeners, unheard
@@ -149,13 +150,13 @@ def requested(
     Raises:
         UsageError: something is unknown, or makes no sense together.
     """
-    evaluate = evaluate_of(evaluate)
     budgets = (budgets,) if isinstance(budgets, str | Budget) else budgets
     if not isinstance(budgets, Sequence):
         raise UsageError(f"budgets is a {type(budgets).__name__}; pass a list, [MACs(0.5)]")
     _check_keep(keep)
     if not isinstance(options, PruneOptions):
         raise UsageError(f"options is a {type(options).__name__}; pass a flexrel.PruneOptions(...)")
+    evaluate = evaluate_of(evaluate, options.outputs)
     if options.time_limit is not None:
         seconds_in(options.time_limit)
     read = tuple(map(budget_of, budgets))
@@ -165,6 +166,7 @@ def requested(
     check_outputs(options.outputs)
     check_progress(options.progress)
     check_metadata(options.metadata)
+    check_class_names(options.class_names)
     check_listeners(options.listeners)
     _check_known("form", options.form, FORMS)
     _check_known("effort", options.effort, EFFORTS)
@@ -185,6 +187,9 @@ def requested(
         criteria = (criteria[0], Magnitude())
     if repair and options.effort == "thorough":
         repair = replace(repair, rows=_THOROUGH)
+    if options.regrow:
+        repair = repair and replace(repair, regrow=True)
+        training = replace(training, regrow=True) if isinstance(training, FineTune) else training
     if isinstance(training, FineTune) and training.outputs == "auto":
         training = replace(training, outputs=options.outputs)
     return Request(

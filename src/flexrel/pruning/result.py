@@ -13,6 +13,7 @@ from torch import nn
 from flexrel.core.batches import Batch
 from flexrel.core.budgets import Bytes
 from flexrel.core.caches import cache_note
+from flexrel.core.class_names import ClassNames
 from flexrel.core.evaluate import standard_error
 from flexrel.core.latency import Timing
 from flexrel.core.measurement import Measurement, RecoveryStep
@@ -70,6 +71,7 @@ class Result(Displayed):
         rivals: magnitude and relevance alone, for the same request; by `flexrel.compare`.
         curves: three criteria at several sizes; by `flexrel.compare`.
         origin: the command that made it, if one did.
+        class_names: what classes are called, by their number; none where nobody knows.
     """
 
     model: nn.Module
@@ -97,6 +99,7 @@ class Result(Displayed):
     rivals: tuple[Measurement, ...] = ()
     curves: tuple[Measurement, ...] = ()
     origin: Origin | None = None
+    class_names: ClassNames = ()
 
     @property
     def requested(self) -> Mapping[str, float | None]:
@@ -118,6 +121,7 @@ class Result(Displayed):
             "output": self.stats.output if self.stats else None,
             "allocation": options.allocation,
             "recover": request.recover,
+            "regrow": options.regrow,
             "values": self.values,
             "values_asked": request.values,
             "samples_a_call": self.samples_a_call,
@@ -197,6 +201,7 @@ class Result(Displayed):
             "versions": self.versions,
             "system": f"{platform.system()} {platform.machine()}",
             "origin": self.origin and self.origin.as_json(),
+            "class_names": list(self.class_names),
             **self.evidence.as_json(),
         }
 
@@ -245,7 +250,8 @@ class Result(Displayed):
         Args:
             directory: made if it is not there; files of these names in it are replaced.
             export: more to write: "onnx", a `model.onnx`; "pt2", a `model.pt2`; "graph", the ONNX
-                graph inside of `model.flexrel`, which a byte budget does not count.
+                graph inside of `model.flexrel`, which a byte budget does not count; "observe", one
+                that can tell what layers take in, for `flexrel-edge observe`.
             input_names: in ONNX, in the order of the inputs; none: those of `forward`. Outputs are
                 named by their keys, or "output", and the axis of samples "batch".
 
@@ -261,9 +267,9 @@ class Result(Displayed):
         folder = Path(directory)
         packed, notes = self.annotated(input_names)
         written = replace(self, achieved=replace(self.achieved, bytes=len(packed)))
-        if "graph" in export:
-            texts = describe(packed).metadata
-            packed = encode(self.model, self.values, self.example, texts, input_names=input_names)
+        if {"graph", "observe"} & {*export}:
+            given = self.model, self.values, self.example, describe(packed).metadata
+            packed = encode(*given, input_names=input_names, observe="observe" in export)
             notes += [
                 *graph_notes("model.flexrel", packed),
                 *cache_note("the ONNX graph in model.flexrel", self.model),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from flexrel.core.batches import Batch, first_samples, read_batches
-from flexrel.core.evaluate import Accuracy
+from flexrel.core.evaluate import LabelledData
 from flexrel.core.graph import PruningGraph
 from flexrel.core.plan import Plan
 from flexrel.errors import BudgetError, ModelError, UnprunableError, UsageError
@@ -120,7 +120,7 @@ class Sources:
         """Raise a UsageError if evaluation batches are not of the one size that a program takes."""
         evaluate, example = self.request.evaluate, program.example
         for batch in read_batches(
-            evaluate.batches if isinstance(evaluate, Accuracy) else (), self.model
+            evaluate.batches if isinstance(evaluate, LabelledData) else (), self.model
         ):
             if batch.shapes != example.shapes:
                 raise UsageError(

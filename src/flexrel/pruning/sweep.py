@@ -91,7 +91,7 @@ def sweep(
     swept = SweptResource.of(resource)
     granularity = kind_for(swept.resource) if granularity == AUTO else granularity
     given = () if isinstance(points, int) else tuple(map(swept.budget, points))
-    measure = evaluate_of(evaluate)
+    measure = evaluate_of(evaluate, options.outputs)
     if measure is None:
         raise UsageError("a sweep needs evaluate=, a function model -> [0, 1], or labelled data")
     if files and folder is None:

@@ -6,17 +6,19 @@ block, the goal is the dense network's sum: the layer makes up for what earlier 
 other side. Labels are not needed. One pass of both networks over the calibration data.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flexrel.core.batches import Batch, RawBatch, device_of, first_samples, read_batches
 from flexrel.core.deadline import OutOfTimeError
+from flexrel.core.forecast import forecast
+from flexrel.core.graph import tensor_of
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.plan import Plan
 from flexrel.core.running import undisturbed
@@ -25,7 +27,7 @@ from flexrel.repair.gptq import round_solution
 from flexrel.repair.layerwise import LayerwiseForward, plain_modes, stoppable
 from flexrel.repair.least_squares import LayerSolution, solve
 from flexrel.repair.uses import LayerUse, uses_of
-from flexrel.structure import kept_positions, named_tensors
+from flexrel.structure import gone_by, kept_positions, named_tensors
 from flexrel.tracing import AffineCall
 
 ROWS = 12_000  # of each layer that are fitted
@@ -58,6 +60,7 @@ def reconstruct_(
     rows: int = ROWS,
     seed: int = 0,
     largest: int | None = None,
+    regrow: bool = False,
 ) -> tuple[list[LayerRepair], dict[str, str]]:
     """Refit the weights of the pruned network in place, layer by layer.
 
@@ -71,6 +74,7 @@ def reconstruct_(
         rows: likewise, of each layer.
         seed: of the rows that are drawn.
         largest: round the weights too, to whole numbers up to it times a scale for each output.
+        regrow: only zeros of the plan stay zero, and those of before are fitted as all weights.
 
     Returns:
         What became of each layer, in order; and the layers that can't be repaired, with reasons.
@@ -89,6 +93,7 @@ def reconstruct_(
         by_name = {use.name: use for use in uses}
         sizes = [*accumulate(map(attrgetter("bytes"), reversed(uses)), max)][::-1]  # still to come
         zeros = plan is not None and plan.graph.pattern.zeros
+        held = gone_by(plan) if regrow and plan is not None and zeros else {}
         kept = {} if plan is None or zeros else kept_positions(named_tensors(dense), plan)
         generator = torch.Generator().manual_seed(seed)
         waiting = _limited(batches, dense, samples)
@@ -110,11 +115,16 @@ def reconstruct_(
                 for whole, left in passes
             ]
             parts = [whole.parts for whole, _ in passes]
+            here = stops[0][1].call
+            inputs = here.weight[0].numel()
+            work = inputs**2 * (2.0 * rows + inputs)
+            forecast(progress, use.layer, inputs, work, "--recover none goes without")
             data = gathered(use, stops, parts, kept, rows, generator)
             changed = False
             if data is not None:
                 near = next((one.ridge for one in reversed(made) if one.ridge), None)
-                found = _refit_(pruned, use, stops[0][1].call, data, largest, near)
+                stay = _held(use, here, held) if regrow else here.weight.detach() == 0
+                found = _refit_(pruned, use, here, data, stay, largest, near)
                 changed = found is not None and found.changed
                 made += [found] if found else []
             try:
@@ -153,18 +163,18 @@ def _refit_(
     use: LayerUse,
     call: AffineCall,
     rows: LayerData,
+    stay: Tensor,
     largest: int | None,
     near: float | None,
 ) -> LayerRepair | None:
     """Put the weights into a layer that suit its rows best; None if there is nothing to repair.
-
-    Weights that are zero stay so, whoever made them zero.
 
     Args:
         pruned: the network.
         use: of the layer.
         call: that has its weight and bias.
         rows: that tell what it should give.
+        stay: which weights stay zero, of the call's weight's shape.
         largest: as for `reconstruct_`; no layer is rounded whose scales the file would have by
             inputs.
         near: the ridge of the layer before.
@@ -172,7 +182,7 @@ def _refit_(
     largest = None if use.transposed else largest  # the file scales by axis 0
     if rows.same and largest is None:
         return None
-    found = _solution(use, call, rows, largest, near)
+    found = _solution(use, call, rows, stay, largest, near)
     changed = largest is not None or found.after < found.before
     if changed:
         _write_(pruned, use, call, found)
@@ -180,13 +190,27 @@ def _refit_(
     return LayerRepair(use.name, rows.fit.rows, rows.fit.x.shape[1], found.ridge, *errors, changed)
 
 
+def _held(use: LayerUse, call: AffineCall, held: Mapping[str, Tensor]) -> Tensor:
+    """Return which weights of a use a plan sets to zero, of the call's weight's shape."""
+    gone = held.get(tensor_of(use.layer, held))
+    if gone is None:
+        return torch.zeros_like(call.weight, dtype=torch.bool)
+    part = gone if use.rows is None else gone[slice(*use.rows)]
+    return (part.mT if use.transposed else part).to(call.weight.device)
+
+
 def _solution(
-    use: LayerUse, call: AffineCall, rows: LayerData, largest: int | None, near: float | None
+    use: LayerUse,
+    call: AffineCall,
+    rows: LayerData,
+    stay: Tensor,
+    largest: int | None,
+    near: float | None,
 ) -> LayerSolution:
     """Return the weights that suit the layer's rows best, rounded if `largest` is given."""
     groups, inputs = rows.fit.x.shape
     weight = call.weight.detach().reshape(groups, -1, inputs)
-    support = None if bool(weight.all()) else weight != 0
+    support = ~stay.reshape(weight.shape) if bool(stay.any()) else None
     bias = weight.new_zeros(len(call.weight)) if call.bias is None else call.bias.detach()
     free = use.bias or use.mean is not None
     old = weight, bias.reshape(groups, -1)

@@ -30,7 +30,8 @@ class FineTune:
     """Short training of a pruned network, by labels and by the dense network's outputs.
 
     The network with the lowest loss on validation batches is taken, the one that was given
-    included, so that on those training never makes it worse. What was zero before it stays zero.
+    included, so that on those training never makes it worse. What was zero before it stays zero,
+    unless `PruneOptions.regrow` is asked for.
     It is trained on its own device, in its own precision; for more than that, a trainer with the
     callbacks of `MaskHolder` holds the zeros too.
 
@@ -53,6 +54,7 @@ class FineTune:
             distributions, of values the relative squared error. None: 0.5 with labels that there
             is a loss for, else 1.
         temperature: that class scores are divided by in that distance.
+        regrow: let weights that were zero before the cut become other numbers.
         seed: of order, dropout and held-out batches, and of what loaders draw, which is the same
             in each validation; the same seed on the same machine gives the same network on the CPU.
     """
@@ -66,6 +68,7 @@ class FineTune:
     outputs: RequestedOutputs = "auto"
     distillation: float | None = None
     temperature: float = 2.0
+    regrow: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -115,7 +118,7 @@ class FineTune:
                 objective = Objective(student, dense, outputs, self.loss, share, self.temperature)
                 steps = self.epochs * (length_hint(train) or sum(1 for _ in train))
                 optimizer = optimizer_of(student, self.optimizer, steps)
-                with MaskHolder(student, plan).hold(optimizer):
+                with MaskHolder(student, plan, regrow=self.regrow).hold(optimizer):
                     losses, stopped = self._train_(objective, optimizer, train, held_out, progress)
         best = losses.index(min(losses))
         where = f"after epoch {best}, on {validated_on}"

@@ -3,15 +3,14 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from flexrel.core.graph import tensor_of
 from flexrel.core.plan import Plan, check_plan
 from flexrel.core.running import unwrapped
 from flexrel.core.trainers import trainer_callback
 from flexrel.errors import UsageError
-from flexrel.structure import gone_entries
+from flexrel.structure import gone_by
 
 
 class MaskHolder:
@@ -28,13 +27,14 @@ class MaskHolder:
     for real: of them nothing is held, but the zeros that matrices and kernels had before are.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, *, regrow: bool = False) -> None:
         """Look up where the zeros are; nothing of the model is changed yet.
 
         Args:
             model: that is trained: the plan's network, its copies on any device, also inside
                 `torch.compile` or `DistributedDataParallel`.
             plan: of zeros.
+            regrow: hold those of the plan alone, and let those of before become other numbers.
 
         Raises:
             UsageError: it is no plan, or the model has no weight of its name and shape.
@@ -42,7 +42,7 @@ class MaskHolder:
         check_plan(plan)
         self._model = unwrapped(model)
         zeros = plan.zeros
-        self._gone = {} if zeros is None else _gone_by(zeros)
+        self._gone = {} if zeros is None else gone_by(zeros)
         shapes = {name: list(p.shape) for name, p in self._model.named_parameters()}
         for name, gone in self._gone.items():
             if shapes.get(name) != list(gone.shape):
@@ -50,7 +50,7 @@ class MaskHolder:
                 raise UsageError(
                     f"the plan is of another network: {has}, the plan's is {list(gone.shape)}"
                 )
-        for name, weight in self._model.named_parameters():
+        for name, weight in () if regrow else self._model.named_parameters():
             zero = weight.detach() == 0
             if weight.ndim > 1 and zero.any():  # of biases and norms a zero is a number
                 self._gone[name] = zero | self._gone.get(name, zero).to(zero.device)
@@ -93,12 +93,3 @@ class MaskHolder:
             self.apply_()
 
         return trainer_callback(package, "HoldMask", dict.fromkeys(hooks, apply))
-
-
-def _gone_by(plan: Plan) -> dict[str, Tensor]:
-    """Return which entries of each weight a plan sets to zero, by the weight's name."""
-    return {
-        tensor_of(group.name, plan.graph.shapes): gone_entries(group, plan)
-        for group in plan.graph.groups
-        if not plan.masks[group.name].all()
-    }

@@ -52,6 +52,13 @@ class Recovery(Protocol):
         """
 
 
+def regrown_note(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
+    """Return a line on weights that were zero in a network and are not in a copy of it."""
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    back = sum(int(((old == 0) & (new != 0)).sum()) for old, new in pairs if old.ndim > 1)
+    return (f"{back:,} weights that were zero before the cut are other numbers now",)
+
+
 @dataclass(frozen=True, slots=True)
 class ClosedForm:
     """Repair by least squares, layer by layer, without labels or training.
@@ -61,11 +68,13 @@ class ClosedForm:
         seed: of the rows that are drawn of each layer.
         rows: of each layer, samples and positions, at most; in proportion more of those with more
             than 750 inputs.
+        regrow: let weights that were zero before the cut become other numbers.
     """
 
     samples: int = 1024
     seed: int = 0
     rows: int = ROWS
+    regrow: bool = False
     name: str = "closed-form"
 
     def __call__(
@@ -89,6 +98,7 @@ class ClosedForm:
             samples=self.samples,
             rows=self.rows,
             seed=self.seed,
+            regrow=self.regrow,
         )
         changed = sum(repair.changed for repair in repairs)
         notes = [f"{changed} layers refitted, {len(repairs) - changed} left as they were"]
@@ -98,6 +108,7 @@ class ClosedForm:
             for repair in repairs
             if repair.rows < repair.inputs
         ]
+        notes += regrown_note(pruned, network) if self.regrow else ()
         late = sum(reason == LATE for reason in refused.values())
         notes += [f"{LATE}: the last {late} layers were not refitted"] if late else []
         notes += [

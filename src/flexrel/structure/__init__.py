@@ -19,7 +19,14 @@ from flexrel.structure.program import (
     quiet,
     torch_program,
 )
-from flexrel.structure.surgery import apply, gone_entries, kept_positions, named_tensors, resize_
+from flexrel.structure.surgery import (
+    apply,
+    gone_by,
+    gone_entries,
+    kept_positions,
+    named_tensors,
+    resize_,
+)
 from flexrel.structure.verify import difference, outputs, untrainable, verify
 from flexrel.structure.weights import weights_of_layers
 
@@ -34,6 +41,7 @@ __all__ = [
     "cut_changes",
     "difference",
     "exported_program",
+    "gone_by",
     "gone_entries",
     "kept_positions",
     "named_tensors",

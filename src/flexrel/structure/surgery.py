@@ -231,6 +231,15 @@ def gone_entries(group: PruningGroup, plan: Plan) -> Bool[Tensor, "..."]:
     return group.layout.spread(gone) if group.layout else gone
 
 
+def gone_by(plan: Plan) -> dict[str, Tensor]:
+    """Return which entries of each weight a plan sets to zero, by the weight's name."""
+    return {
+        tensor_of(group.name, plan.graph.shapes): gone_entries(group, plan)
+        for group in plan.graph.groups
+        if not plan.masks[group.name].all()
+    }
+
+
 def mask_(model: nn.Module, plan: Plan) -> None:
     """Zero the plan's units in the model; every shape stays.
 

@@ -1,0 +1,97 @@
+"""Inputs that a network does not run on, and the form in which it does: what to do about them."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode
+
+from flexrel.core.batches import Batch
+from flexrel.core.forms import LISTED, SEVERAL_INPUTS, signature_of
+
+_Change = Callable[[Tensor], Tensor]
+_IMAGES: Final = 4  # axes: [samples, height, width, channels]
+_CHANNELS: Final = (1, 3, 4)
+_BYTES: Final = (torch.uint8, torch.int8, torch.int16)
+
+
+def better_form(model: nn.Module, batch: Batch) -> str:
+    """Return what to do if a model does not run on a batch: a form that it runs on; else nothing.
+
+    Nothing too where what runs is watched: it must not run again.
+    """
+    try:
+        signature_of(model).bind(*batch.args, **batch.kwargs)
+    except TypeError:
+        alike = len({tensor.shape for tensor in batch.args}) == 1 < len(batch.args)
+        return f"; pass {SEVERAL_INPUTS}{f'; {LISTED}' if alike else ''}"
+    if _get_current_function_mode() is not None:
+        return ""
+    bytes_in = any(tensor.dtype == torch.uint8 for tensor in batch.tensors)
+    forms = _forms(model, ", of bytes mostly x / 255" if bytes_in else "")
+    return next((f"; {told}" for told, change in forms if _runs(model, batch, change)), "")
+
+
+def _runs(model: nn.Module, batch: Batch, change: _Change) -> bool:
+    """Return whether a model runs on a batch that is changed so, if that changes it."""
+    try:
+        with torch.no_grad():
+            args = tuple(map(change, batch.args))
+            kwargs = {
+                name: change(value) if isinstance(value, Tensor) else value
+                for name, value in batch.kwargs.items()
+            }
+            named = tuple(value for value in kwargs.values() if isinstance(value, Tensor))
+            pairs = zip(batch.tensors, (*args, *named), strict=True)
+            if all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs):
+                return False
+            model(*args, **kwargs)
+    except Exception:  # noqa: BLE001 - of the user's model
+        return False
+    return True
+
+
+def _forms(model: nn.Module, scaled: str) -> Iterator[tuple[str, _Change]]:
+    """Yield forms that inputs may be meant in, in words and as a function.
+
+    Args:
+        model: whose inputs they are.
+        scaled: how they are mostly scaled, in words.
+    """
+    floating = (one.dtype for one in model.parameters() if one.is_floating_point())
+    dtype = next(floating, torch.float32)
+    name = str(dtype)
+    for told, change in (("", _same), (" with channels first, x.permute(0, 3, 1, 2),", _first)):
+        made = f"made x.to({name}), scaled as in training{scaled}"
+        if told:
+            yield f"it runs on them{told.rstrip(',')}", change
+        yield f"it runs on them{told} {made}", partial(_made, change, dtype)
+    yield "it runs on them as whole numbers, x.long()", _whole
+    yield (
+        (
+            "it runs on them as one sample: samples come in batches, as "
+            "torch.utils.data.DataLoader(samples, batch_size=64) makes them"
+        ),
+        lambda x: x[None],
+    )
+    yield "it runs on them with an axis of channels, x[:, None]", lambda x: x[:, None]
+    yield "it runs on them with a row a sample, x.flatten(1)", lambda x: x.flatten(1)
+
+
+def _made(change: _Change, dtype: torch.dtype, x: Tensor) -> Tensor:
+    return change(x).to(dtype)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _first(x: Tensor) -> Tensor:
+    return x.movedim(-1, 1) if x.ndim == _IMAGES and x.shape[-1] in _CHANNELS else x
+
+
+def _whole(x: Tensor) -> Tensor:
+    whole = x.is_floating_point() and bool((x == x.round()).all())
+    return x.long() if whole or x.dtype in _BYTES else x
