@@ -11,9 +11,16 @@ import torch
 import typer
 from torch import nn
 
-from flexrel.cli import factories, main
+from flexrel.cli import factories, images, main
 from flexrel.cli.factories import arguments
-from flexrel.cli.images import Preparation, image_folder, image_notes, prepared, read_image
+from flexrel.cli.images import (
+    Preparation,
+    image_folder,
+    image_notes,
+    kept_in_memory,
+    prepared,
+    read_image,
+)
 from flexrel.cli.models import read_model
 from flexrel.cli.options import parse_class_names
 from flexrel.cli.paths import existing, model_there
@@ -579,3 +586,17 @@ def test_prune_of_images_writes_a_file_that_tells_of_them(photos, tmp_path, caps
     told = dict(lines)["prepared"]
     assert "size 8" in told
     assert "mean 0.4 0.5 0.6" in told
+
+
+def test_of_a_large_folder_as_many_images_calibrate_as_memory_holds(photos, monkeypatch):
+    data = image_folder(photos, PLAIN, 2)
+    monkeypatch.setattr(images, "_BYTES", 2 * 4 * 3 * 8**2)  # two images
+
+    part, line = kept_in_memory(data)
+
+    assert [file.parent.name for file in part.files] == ["ant", "ant"]
+    assert [list(part.labels), part.classes] == [[0, 0], ["ant", "wasp"]]
+    assert line.startswith("of 3 images 2 are used to calibrate, spread over the folder")
+    monkeypatch.setattr(images, "_BYTES", 3 * 4 * 3 * 8**2)
+    assert kept_in_memory(data) == (data, "")
+    assert kept_in_memory([torch.zeros(9)])[1] == ""

@@ -139,7 +139,7 @@ def prune_command(
         check_folder(out, overwrite=overwrite)
         check_asked(target, budget, granularity, evaluation, compare=compare)
     from flexrel.cli.feasible import told_possible
-    from flexrel.cli.images import image_notes, prepared
+    from flexrel.cli.images import image_notes, kept_in_memory, prepared
     from flexrel.cli.models import read_model
     from flexrel.cli.options import (
         parse_budgets,
@@ -171,7 +171,7 @@ def prune_command(
         how = images, source.called(called)
         evaluate = read_evaluate(evaluation, *how, outputs, source.tokenizer)
         tell("reading calibration data", 0, None)
-        data = read_data(calibration, "calibration", *how, source.tokenizer)
+        data, part = kept_in_memory(read_data(calibration, "calibration", *how, source.tokenizer))
         about = image_notes(data, evaluate)
         check_inputs(names, network, [first_batch(data)] if names else [])
     if dry:
@@ -229,7 +229,7 @@ def prune_command(
                 f"stopped while others were measured; {out}/ has the network and its report, "
                 "without them"
             ) from None
-    for line in (*result.warnings, *notes):
+    for line in filter(None, (part, *result.warnings, *notes)):
         typer.echo(f"warning: {line}", err=True)
     if as_json or not quiet:
         _tell(result, out, exports, as_json=as_json)
