@@ -46,6 +46,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/updates.py
 	$(BIN)/python benchmarks/link.py
 	$(BIN)/python benchmarks/over_time.py
+	$(BIN)/python benchmarks/in_use.py
 	$(BIN)/python benchmarks/tables.py
 
 docs: $(VENV)/.docs

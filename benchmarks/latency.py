@@ -47,6 +47,8 @@ PROMISES = (  # network, runtime, batch, share of the dense network's time
     ("resnet20", "torch", 32, 0.5),
     ("resnet20", "onnxruntime", 1, 0.7),
     ("resnet56", "onnxruntime", 1, 0.5),
+    ("resnet20", "openvino", 1, 0.5),
+    ("minilm", "openvino", 1, 0.6),
 )
 CLOSE = 1e-3  # of the largest output: what a runtime may differ by
 
@@ -89,6 +91,7 @@ def in_openvino(_network, path, threads):
 
 
 RUNTIMES = {"torch": in_torch, "onnxruntime": in_onnxruntime, "OpenVINO": in_openvino}
+OF_BUDGETS = {name.lower(): make for name, make in RUNTIMES.items()}
 
 
 # --- timing ---------------------------------------------------------------------------------
@@ -242,7 +245,7 @@ def again(task, result, budget):
                 torch.set_num_threads(budget.threads)
                 works.append(functools.partial(torch.export.load(path).module(), inputs))
             else:
-                call = RUNTIMES[budget.runtime](network, path, budget.threads)
+                call = OF_BUDGETS[budget.runtime](network, path, budget.threads)
                 works.append(functools.partial(call, inputs.numpy()))
         times = [[common.timed(work) for work in works] for _ in range(CALLS)]
     dense, pruned = map(min, zip(*times, strict=True))
@@ -255,6 +258,8 @@ def promises(args):
         yield promise(tasks.digits(), "torch", 32, 0.8)
         return
     for network, runtime, batch, share in PROMISES:
+        if args.runtime not in (None, runtime):
+            continue
         task = tasks.task(network, tasks.DEPLOYMENTS[network][0], 0)
         yield promise(task, runtime, batch, share)
 
@@ -386,6 +391,7 @@ def main():
     parser.add_argument("--cuts", type=Path, help="folder that keeps the cut networks")
     parser.add_argument("--cut-only", action="store_true", help="time nothing")
     parser.add_argument("--promise", action="store_true", help="prune to latencies alone")
+    parser.add_argument("--runtime", choices=OF_BUDGETS, help="of --promise, the others left as is")
     args = parser.parse_args()
     if args.promise:
         for block in promises(args):

@@ -8,6 +8,7 @@ import allocation
 import common
 import compatibility
 import gradual
+import in_use
 import latency
 import link
 import over_time
@@ -32,6 +33,7 @@ PAGES = {  # how the page is made of its blocks
     "updates": updates.page,
     "link": link.page,
     "over_time": over_time.page,
+    "in_use": in_use.page,
     "speed": speed.page,
     "sketches": sketches.page,
     "gradual": gradual.page,

@@ -109,6 +109,22 @@ def test_a_budget_error_survives_pickling_with_its_numbers():
             BudgetError("accuracy", 0.951234, 0.9, at_least=True),
             "asked for at least 0.9512 accuracy, but the closest possible is 0.9 accuracy.",
         ),
+        (
+            BudgetError("link", 0.04297, 0.047984, unit="s"),
+            "asked for at most 0.04297 s of link, but the closest possible is 0.04799 s of link.",
+        ),
+        (
+            BudgetError("accuracy", 0.98749, 0.98747, at_least=True),
+            "asked for at least 0.9875 accuracy, but the closest possible is 0.9874 accuracy.",
+        ),
+        (
+            BudgetError("link", 0.00004, 0.000048, unit="s"),
+            "asked for at most 0.00004 s of link, but the closest possible is 0.000048 s of link.",
+        ),
+        (
+            BudgetError("loss", 0.38371, 0.383719),
+            "asked for at most 0.3837 loss, but the closest possible is 0.3838 loss.",
+        ),
     ],
 )
 def test_a_budget_error_says_what_was_asked_and_what_is_possible(error, text):

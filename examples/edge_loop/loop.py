@@ -2,12 +2,12 @@
 
 python examples/edge_loop/loop.py FOLDER
 
-A server prunes a network for handwritten digits by what all digits need, and offers the file over
-HTTP. Two devices, processes of their own, pull it and answer requests; each sees other digits, and
-measures, beside its requests, what matters in the dense network, which it has to measure by. The
-server merges what they send, asks whether it is more than chance, plans anew from the dense
-weights, and offers the new file with what changed; the devices pull that. All steps but the
-devices' answers are commands of `flexrel` and `flexrel-edge`.
+A server prunes a network for handwritten digits by what all digits need, signs the file, and offers
+it over HTTP. Two devices, processes of their own that have no torch, pull it, and answer requests;
+each sees other digits, and sends what the layers of its network took in, signed with its own key.
+The server merges that, weighs its calibration data to be like it, plans anew from the dense
+weights, and offers the new file with what changed; the devices pull that. All of it is commands of
+`flexrel` and `flexrel-edge`.
 """
 
 import json
@@ -19,20 +19,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_model, save_file
+from safetensors.torch import save_file
 
 import flexrel
 from flexrel.cli import demo
-from flexrel.online import Drift, Recalibrator, drift
 
 HERE = Path(__file__).resolve()
 DEVICES = {"left": (0, 1), "right": (2, 3)}  # the digits that each sees
-ALL = tuple(range(10))
-CRITERION = flexrel.FlexRel(0.33, blend="product")
 PRUNE = ("--granularity", "element", "--budget", "sparsity=88%", "--recover", "none")
-DENSE = "dense.safetensors"
-MEASURED = 64  # requests whose relevance a device measures before it sends what it knows
+CRITERION = "flexrel:0.33:product"
+FILE = "model.flexrel"
 
 
 def network() -> torch.nn.Module:
@@ -41,8 +39,8 @@ def network() -> torch.nn.Module:
 
 
 def calibration() -> list[torch.Tensor]:
-    """Return what the server knows of use before there is any: all digits."""
-    return list(torch.cat(demo.digits().calibration).split(32))
+    """Return what the server has of use before there is any: all digits."""
+    return list(demo.digits().train_x[:512].split(64))
 
 
 def requests(digits: tuple[int, ...], *, judged: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -54,36 +52,27 @@ def requests(digits: tuple[int, ...], *, judged: bool) -> list[tuple[torch.Tenso
     return list(zip(images.split(4), labels.split(4), strict=True))
 
 
+def words(package: str, *arguments: object) -> list[str]:
+    """Return a command that runs by itself."""
+    start = f"import sys; from {package} import main; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-c", start, *map(str, arguments)]
+
+
 def run(package: str, *arguments: object) -> str:
-    """Run a command by itself, show it, and return what it printed."""
+    """Run a command, show it, and return what it printed."""
     name = package.removesuffix(".cli").replace("_", "-")
     print("$", name, *arguments, flush=True)
-    start = f"import sys; from {package} import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", start, *map(str, arguments)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run(words(package, *arguments), check=True, capture_output=True, text=True)
     print(done.stdout, end="", flush=True)
+    for line in done.stderr.splitlines():
+        if line.startswith("warning: "):
+            print(line, flush=True)
     return done.stdout
 
 
-def device(name: str, file: Path, dense: Path, sent: Path) -> None:
-    """Answer requests with the pulled file, and write what was observed."""
-    model, whole = network(), network()
-    flexrel.load(file, into=model)
-    load_model(whole, dense)
-    mine = requests(DEVICES[name], judged=False)
-    state = file.with_name("relevance.state")
-    with Recalibrator(model, max_overhead=2.0, dense=whole, state=state) as answer:
-        while answer.observed().measured < MEASURED:
-            for images, _ in mine:
-                answer(images)
-    for at, block in enumerate(answer.blocks()):
-        block.save(sent / f"{name}-{at}.stats")
-    seen = answer.observed()
-    print(f"{name}: {seen.requests} requests, relevance of {seen.measured}", flush=True)
+def edge(*arguments: object) -> str:
+    """Run a command of those that devices have."""
+    return run("flexrel_edge.cli", *arguments)
 
 
 def accuracy(file: Path, digits: tuple[int, ...]) -> float:
@@ -93,18 +82,14 @@ def accuracy(file: Path, digits: tuple[int, ...]) -> float:
     return flexrel.Accuracy(requests(digits, judged=True))(model)
 
 
-def planned(folder: Path, dense: Path, *more: object) -> Path:
-    """Prune the dense network into a folder, and return the packed file."""
-    source = (
-        "--weights",
-        dense,
-        "--calibration",
-        f"{HERE}:calibration",
-        "--criterion",
-        CRITERION.name,
-    )
-    run("flexrel.cli", "prune", f"{HERE}:network", *source, *PRUNE, *more, "--out", folder)
-    return folder / "model.flexrel"
+def planned(folder: Path, key: Path, *more: object) -> Path:
+    """Prune the dense network into a folder, and return the packed file, signed."""
+    place = folder.parent
+    source = ("--weights", place / "dense.safetensors", "--calibration", f"{HERE}:calibration")
+    made = ("--criterion", CRITERION, "--export", "observe", "--out", folder)
+    run("flexrel.cli", "prune", f"{HERE}:network", *source, *PRUNE, *made, *more)
+    edge("sign", folder / FILE, "--key", key)
+    return folder / FILE
 
 
 @contextmanager
@@ -124,69 +109,64 @@ def offering(folder: Path) -> Iterator[str]:
             server.terminate()
 
 
-def observed(folder: Path) -> None:
-    """Run all devices at once, each in a process of its own, until they have sent their stats."""
-    start = [sys.executable, HERE, folder]
-    running = [subprocess.Popen([*map(str, start), name]) for name in DEVICES]
+def observed(folder: Path, sent: Path) -> None:
+    """Let all devices answer their requests at once, and send what their layers took in."""
+    running = []
+    for name, digits in DEVICES.items():
+        place = folder / name
+        spool = place / "requests"
+        spool.mkdir()
+        for at, (images, _) in enumerate(requests(digits, judged=False)):
+            np.save(spool / f"{at:03}.npy", images.numpy())
+        options = ("--key", place / "device.key", "--to", sent / f"{name}.moments")
+        command = ("observe", place / FILE, "--input", spool, "--out", place / "device.moments")
+        print("$ flexrel-edge", *command, *options, flush=True)
+        running.append(subprocess.Popen(words("flexrel_edge.cli", *command, *options)))
     if sum(one.wait() for one in running):
         raise SystemExit("a device failed; its message is above")
 
 
 def main(folder: Path) -> dict[str, object]:
     """Run the loop in an empty folder, and return what came of it."""
-    offered, sent, fleet = folder / "offered", folder / "sent", folder / "fleet.stats"
+    offered, sent, fleet = folder / "offered", folder / "sent", folder / "fleet.moments"
     for made in (offered, sent, *(folder / name for name in DEVICES)):
         made.mkdir(parents=True)
-    model = demo.train(demo.digits())
-    dense = folder / DENSE
-    save_file(model.state_dict(), dense)
-    first = planned(folder / "first", dense)
+    save_file(demo.train(demo.digits()).state_dict(), folder / "dense.safetensors")
+    edge("keygen", folder / "server")
+    for name in DEVICES:
+        edge("keygen", folder / name / "device")
+    devices = folder / "devices.pub"
+    devices.write_text("".join((folder / n / "device.pub").read_text() for n in DEVICES))
+    first = planned(folder / "first", folder / "server.key")
     shutil.copy(first, offered)
     with offering(offered) as address:
 
         def pulled() -> list[dict[str, Any]]:
-            url = f"{address}/{first.name}"
-            places = [folder / name / first.name for name in DEVICES]
-            return [
-                json.loads(run("flexrel_edge.cli", "pull", url, place, "--json"))
-                for place in places
-            ]
+            trust = ("--trust", folder / "server.pub", "--json")
+            places = [folder / name / FILE for name in DEVICES]
+            return [json.loads(edge("pull", f"{address}/{FILE}", at, *trust)) for at in places]
 
         pulled()
-        observed(folder)
-        run("flexrel.cli", "merge", *sorted(sent.iterdir()), "-o", fleet)
-        found = moved(model, first, sent)
-        print(f"more than chance: {found.significant()} ({found})")
-        second = planned(folder / "second", dense, "--stats", fleet)
+        observed(folder, sent)
+        run("flexrel.cli", "merge", *sorted(sent.iterdir()), "--trust", devices, "-o", fleet)
+        moments = ("--statistics", fleet, "--observed-with", first)
+        second = planned(folder / "second", folder / "server.key", *moments)
         shutil.copy(second, offered)
-        run("flexrel_edge.cli", "diff", first, offered / first.name, "--beside")
+        edge("diff", first, offered / FILE, "--beside")
         updates = pulled()
     digits = sum(DEVICES.values(), ())
     outcome = {
-        "significant": found.significant(),
         "before": accuracy(first, digits),
-        "after": accuracy(folder / "left" / first.name, digits),
+        "after": accuracy(folder / "left" / FILE, digits),
         "bytes": second.stat().st_size,
+        "moments": [one.stat().st_size for one in sorted(sent.iterdir())],
         "updates": updates,
     }
     print(json.dumps(outcome))
     return outcome
 
 
-def moved(model: torch.nn.Module, first: Path, sent: Path) -> Drift:
-    """Return whether what the fleet sees moves the plan further than chance."""
-    then = [flexrel.calibrate(model, [batch]) for batch in calibration()]
-    parts = [[sent / f"{name}-{at}.stats" for name in DEVICES] for at in range(len(then))]
-    now = [flexrel.merge(part).stats for part in parts]
-    plan = flexrel.Plan.load(first.with_name("plan.json"))
-    return drift(model, plan, CRITERION, then, now)
-
-
 if __name__ == "__main__":
-    match [Path(argument) for argument in sys.argv[1:]]:
-        case [place]:
-            main(place)
-        case [place, Path(name=name)]:
-            device(name, place / name / "model.flexrel", place / DENSE, place / "sent")
-        case _:
-            raise SystemExit(__doc__)
+    if len(sys.argv) != 2:  # noqa: PLR2004 - the folder
+        raise SystemExit(__doc__)
+    main(Path(sys.argv[1]))

@@ -72,6 +72,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from flexrel import hub as hub
+    from flexrel import observed as observed
     from flexrel import online as online
     from flexrel import tracking as tracking
     from flexrel import training as training
@@ -140,7 +141,7 @@ else:
     }
 
     def __getattr__(name: str) -> object:  # type checkers see the imports, and not this
-        if name in ("hub", "online", "tracking", "training"):
+        if name in ("hub", "observed", "online", "tracking", "training"):
             return import_module(f"flexrel.{name}")
         for home, names in _HOMES.items():
             if name in names:

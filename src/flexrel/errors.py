@@ -9,6 +9,9 @@ FlexrelError            1   (defined in flexrel_edge, which does not need torch)
 └── PackError           5   a file is damaged or not trusted (defined in flexrel_edge)
 """
 
+import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+
 from flexrel_edge import FlexrelError, PackError
 
 __all__ = [
@@ -19,7 +22,31 @@ __all__ = [
     "PrecisionError",
     "UnprunableError",
     "UsageError",
+    "possible",
 ]
+
+_DIGITS = 4  # of a number that is told
+
+
+def possible(value: float, *, at_least: bool) -> str:
+    """Return what can be had in four digits, never better than it is: asked for, it can be met.
+
+    Args:
+        value: of an allowed network; a whole number is told with all of its digits.
+        at_least: whether more of it is better.
+    """
+    near = _told(value)
+    if isinstance(value, int) or not math.isfinite(value):
+        return near
+    better = float(near.replace(",", "")) - value
+    if (better > 0) if at_least else (better < 0):
+        rounding = ROUND_FLOOR if at_least else ROUND_CEILING
+        return f"{Context(prec=_DIGITS, rounding=rounding).create_decimal(value):,f}"
+    return near
+
+
+def _told(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{Decimal(f'{value:.{_DIGITS}g}'):,f}"
 
 
 class UsageError(FlexrelError):
@@ -76,12 +103,9 @@ class BudgetError(FlexrelError):
         """Say what was asked and what is possible."""
         bound = "at least" if self.at_least else "at most"
         what = f"{self.unit} of {self.resource}" if self.unit else self.resource
-        text = (
-            f"asked for {bound} {_number(self.limit)} {what}, "
-            f"but the closest possible is {_number(self.closest)} {what}."
-        )
+        closest = possible(self.closest, at_least=self.at_least)
+        asked = _told(self.limit)
+        if asked == closest:  # to so many digits
+            asked = possible(self.limit, at_least=not self.at_least)
+        text = f"asked for {bound} {asked} {what}, but the closest possible is {closest} {what}."
         return f"{text} {self.advice}".rstrip()
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

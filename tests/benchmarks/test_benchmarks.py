@@ -82,6 +82,22 @@ def test_other_libraries_are_run_and_their_failures_are_rows(tmp_path):
     assert block["rows"]["NNCF"] == {"failure": "ValueError: not on this machine"}
 
 
+@pytest.mark.slow
+def test_importance_in_use_is_measured_from_moments_to_what_it_costs(tmp_path):
+    printed = run("in_use.py", "--quick", results=tmp_path)
+    moments, alarms, overhead = blocks(tmp_path, "in_use-quick")
+    rows = moments["rows"]
+    assert rows["the requests themselves"]["rank"] == pytest.approx(1)
+    near, far = rows["weighed, network in use observed"], rows["calibration data as they are"]
+    assert 1 - near["rank"] < (1 - far["rank"]) / 2
+    assert near["none"][0] > far["none"][0] + 0.1
+    assert moments["bytes"] < 4_000
+    assert (alarms["checks"], alarms["alarms"]) == (8, 0)
+    step, counted, look = overhead["tracker"]
+    assert 0 < counted < look
+    assert f"| {(99 * counted + look) / (100 * step):.1%} |" in printed
+
+
 def test_importance_is_tracked_while_a_network_is_trained(tmp_path):
     printed = run("over_time.py", "--quick", results=tmp_path)
     found = blocks(tmp_path, "over_time-quick")

@@ -592,11 +592,11 @@ def test_of_a_large_folder_as_many_images_calibrate_as_memory_holds(photos, monk
     data = image_folder(photos, PLAIN, 2)
     monkeypatch.setattr(images, "_BYTES", 2 * 4 * 3 * 8**2)  # two images
 
-    part, line = kept_in_memory(data)
+    part, (line,) = kept_in_memory(data)
 
     assert [file.parent.name for file in part.files] == ["ant", "ant"]
     assert [list(part.labels), part.classes] == [[0, 0], ["ant", "wasp"]]
     assert line.startswith("of 3 images 2 are used to calibrate, spread over the folder")
     monkeypatch.setattr(images, "_BYTES", 3 * 4 * 3 * 8**2)
-    assert kept_in_memory(data) == (data, "")
-    assert kept_in_memory([torch.zeros(9)])[1] == ""
+    assert kept_in_memory(data) == (data, ())
+    assert kept_in_memory([torch.zeros(9)])[1] == ()

@@ -20,7 +20,7 @@ from flexrel.core.targets import targets_of
 from flexrel.criteria import ALLOCATIONS
 from flexrel.errors import UsageError
 from flexrel.io import EXPORTS
-from flexrel.io.export import GRAPH
+from flexrel.io.export import GRAPH, OBSERVE
 from flexrel.pruning import EFFORTS, FORMS, criteria_of
 from flexrel.pruning.arguments import recoveries
 from flexrel.relevance import OUTPUTS, RULES
@@ -98,7 +98,7 @@ def test_names_of_options_are_those_that_the_library_knows():
     known = {
         "allocation": tuple(ALLOCATIONS),
         "codec": (PCODEC, ZSTD),
-        "export": (*EXPORTS, GRAPH),
+        "export": (*EXPORTS, GRAPH, OBSERVE),
         "effort": EFFORTS,
         "form": FORMS,
         "output": OUTPUTS,

@@ -228,11 +228,17 @@ def test_a_program_carries_its_graph_too(tmp_path):
         options=flexrel.PruneOptions(form="exported"),
     )
 
-    assert result.save(tmp_path / "out", export=["graph", "pt2"]) == ()
+    assert result.save(tmp_path / "out", export=["observe", "pt2"]) == ()
 
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"model.flexrel", "model.pt2"} <= names
     want = result.model(X)
+    told = flexrel_edge.session(tmp_path / "out" / "model.flexrel", observing=True)
+    outputs = [node.name for node in told.get_outputs()]
+    found = dict(zip(outputs, told.run(None, {"x": X.numpy()}), strict=True))
+    first = next(name for name in outputs if name.endswith("|mean"))
+    close(torch.from_numpy(found[first]), X.mean((0, 2, 3)))
+    close(torch.from_numpy(found[first.replace("mean", "square")]), X.square().mean((0, 2, 3)))
     close(
         flexrel_edge.session(tmp_path / "out" / "model.flexrel").run(None, {"x": X.numpy()})[0],
         want,

@@ -1,6 +1,7 @@
 """Granularity "auto": channels where work counts, zeros where bytes count, one after the other."""
 
 import json
+from importlib import import_module
 
 import pytest
 import torch
@@ -220,18 +221,52 @@ def test_rivals_of_both_are_refused():
 
 
 def test_a_dry_run_tells_each_resource_for_what_brings_it_down():
+    """Bytes of what channels leave, by magnitude and not repaired."""
     asked = {"calibration": X, "budgets": ["macs=50%", "bytes=30%"]}
     found = flexrel.dry_run(network(), granularity="auto", **asked)
     channels = flexrel.dry_run(network(), calibration=X, budgets=["macs=50%"])
-    zeros = flexrel.dry_run(network(), calibration=X, budgets=["bytes=30%"], granularity="element")
+    cut = pruned("channel", budgets=["macs=50%"], recover="none").model
+    zeros = flexrel.dry_run(cut, calibration=X, granularity="element")
 
     told = {one.resource: one for one in found.amounts}
     assert set(told) == {"MACs", "bytes", "parameters"}
     assert told["MACs"] == channels.amounts[0]
-    assert told["bytes"] == zeros.amounts[0]
+    assert told["bytes"].closest == zeros.amounts[-1].closest
+    assert told["bytes"].limit == int(0.3 * told["bytes"].dense)
+    assert told["bytes"].dense == channels.amounts[-1].dense
     assert not flexrel.dry_run(
         network(), granularity="auto", calibration=X, budgets=["macs=1"]
     ).possible
+
+
+def test_what_neither_channels_nor_zeros_can_meet_is_refused_before_channels_go(monkeypatch):
+    def never(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(import_module("flexrel.pruning.prune"), "measured_relevance", never)
+    budgets = ["macs=1", "sparsity=99.9%", "bytes=100"]
+
+    with pytest.raises(flexrel.BudgetError) as caught:
+        pruned(budgets=budgets)
+
+    words = str(caught.value)
+    assert words.startswith("asked for at most 1 MACs, but the closest possible is 17 MACs.")
+    for other in ("at least 0.999 sparsity", "at most 100 bytes"):
+        assert f"Also asked for {other}, but the closest possible is" in words
+    told = flexrel.dry_run(network(), calibration=X, granularity="auto", budgets=budgets)
+    assert [one.resource for one in told.amounts if one.refused] == ["sparsity", "bytes", "MACs"]
+
+
+def test_a_dry_run_rounds_the_widths_of_channels_alone():
+    found = flexrel.dry_run(
+        network(),
+        granularity="auto",
+        calibration=X,
+        budgets=["macs=60%", "bytes=50%"],
+        options=PruneOptions(multiple_of=8),
+    )
+
+    assert found.possible
 
 
 def test_a_limit_on_time_is_one_on_both():

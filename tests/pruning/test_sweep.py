@@ -54,6 +54,21 @@ def test_points_lie_evenly_in_the_logarithm_between_dense_and_the_least(tmp_path
     assert found.dense.metrics == {"accuracy": 1.0}
 
 
+def test_sparsity_can_be_swept_and_the_sparsest_comes_first(tmp_path):
+    """15 of 16 hidden units can go, which leaves a 16th: halves in between."""
+    found = swept(tmp_path, resource="sparsity")
+
+    budgets = ["sparsity=50.0%", "sparsity=75.0%", "sparsity=87.5%"]
+    assert [one.budget for one in found.points] == budgets
+    assert [one.reached.amounts["sparsity"] for one in found.points] == [0.5, 0.75, 0.875]
+    assert found.dense.amounts["sparsity"] == 0
+    front = [one.budget for one in found.front()]
+    assert front == sorted(front, reverse=True)
+    assert [one.budget for one in found.front("macs")] == front
+    more = swept(tmp_path, resource="sparsity", trials=2)
+    assert {one.granularity for one in more.points} == {"channel"}
+
+
 def test_each_point_is_what_its_call_makes(tmp_path):
     options = PruneOptions(allocation="per-layer")
     asked = {"granularity": "element", "seed": 3, "options": options, "recover": "closed-form"}
@@ -234,7 +249,7 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, other, what, made):
     ("wrong", "says"),
     [
         ({"resource": "flops"}, "did you mean macs"),
-        ({"resource": "sparsity"}, "nothing that a network takes"),
+        ({"resource": "sparsity", "points": ["120%"]}, "fraction removed"),
         ({"resource": "macs=50%"}, "points="),
         ({"resource": "link"}, "rate of the link"),
         ({"points": 0}, "points is 0"),

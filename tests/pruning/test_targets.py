@@ -161,3 +161,10 @@ def test_packing_keeps_to_any_metric(tmp_path):
     assert float(loss_of(back)) <= 1.01 * dense
     assert report.values != "float32"
     assert report.accuracy is None
+
+
+def test_a_target_that_is_missed_is_told_with_the_samples_it_was_measured_on():
+    evaluate = flexrel.Accuracy([(X, LABELS)])
+
+    with pytest.raises(BudgetError, match="That is what the budgets leave on 120 samples; raise"):
+        prune(evaluate, target=AccuracyDrop(0.01), budgets=[MACs(0.1)])

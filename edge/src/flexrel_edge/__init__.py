@@ -7,7 +7,10 @@ from flexrel_edge.errors import FlexrelError, PackError
 from flexrel_edge.fetch import Patience, Pulled, pull
 from flexrel_edge.files import diff, inspect, patch, read, sign, write
 from flexrel_edge.format import Contents, Packed, decode, encode
+from flexrel_edge.moments import Moments
+from flexrel_edge.observe import Observer, read_moments
 from flexrel_edge.records import Bfloat16, Entry
+from flexrel_edge.send import send
 from flexrel_edge.session import session
 from flexrel_edge.versions import rollback
 
@@ -18,6 +21,8 @@ __all__ = [
     "Contents",
     "Entry",
     "FlexrelError",
+    "Moments",
+    "Observer",
     "PackError",
     "Packed",
     "Patience",
@@ -30,7 +35,9 @@ __all__ = [
     "patch",
     "pull",
     "read",
+    "read_moments",
     "rollback",
+    "send",
     "session",
     "sign",
     "write",

@@ -135,7 +135,9 @@ def _graph(contents: Contents) -> str:
     if not GRAPH_TEXTS & contents.metadata.keys():
         return "none; weights alone, for flexrel.load or flexrel-edge unpack"
     try:
-        samples = graph_in(contents).samples
+        graph = graph_in(contents)
     except PackError as error:
         return str(error)
-    return f"ONNX, of {'any number of' if samples is None else f'{samples:,}'} samples a call"
+    samples = "any number of" if graph.samples is None else f"{graph.samples:,}"
+    tells = "; it can tell what layers take in" if graph.taps else ""
+    return f"ONNX, of {samples} samples a call{tells}"

@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_updaters(parsers)
     _add_signers(parsers)
     _add_profiler(parsers)
+    _add_observer(parsers)
     return parser
 
 
@@ -189,6 +190,33 @@ def _add_profiler(parsers: Parsers) -> None:
     command.add_argument("--out", required=True, help="file of times to write, JSON")
     command.add_argument("--threads", type=int, default=1, help="of one call")
     command.set_defaults(run=commands.do_profile)
+
+
+def _add_observer(parsers: Parsers) -> None:
+    command = parsers.add_parser(
+        "observe",
+        help="write what the layers of a network take in",
+        description="Run a network on requests in files, and write what its layers take in on "
+        "average, for flexrel merge and flexrel prune --statistics. What OUT has already is added "
+        "to. The network was packed with --graph DATA --observe.",
+        epilog="example: flexrel-edge observe net.flexrel --input spool/ --out device.moments",
+    )
+    command.add_argument("file")
+    command.add_argument(
+        "--input", required=True, nargs="+", help=".npy or .npz, a request each; or folders of them"
+    )
+    command.add_argument("--out", required=True, help="file of moments, a few kilobytes")
+    command.add_argument("--share", type=float, default=1.0, help="of requests; by default all")
+    command.add_argument(
+        "--half-life", type=float, default=10_000.0, help="observed samples until one counts half"
+    )
+    command.add_argument("--every", type=float, default=60.0, help="seconds between two writes")
+    command.add_argument("--to", metavar="URL", help="send it too: http(s) by PUT, a path, fsspec")
+    command.add_argument("--key", help="PEM file of the private key that signs it")
+    command.add_argument("--threads", type=int, default=0, help="of one run; 0: one a core")
+    command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_trust(command)
+    command.set_defaults(run=commands.do_observe)
 
 
 def _add_trust(command: argparse.ArgumentParser) -> None:

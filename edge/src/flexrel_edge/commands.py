@@ -23,12 +23,15 @@ from flexrel_edge.fetch import Patience, pull, update_name
 from flexrel_edge.files import diff, inspect, opened, patch, replacing, sign
 from flexrel_edge.format import Contents
 from flexrel_edge.graph import GRAPH_TEXTS, graph_in, write_onnx
+from flexrel_edge.observe import Observer
 from flexrel_edge.profile import profile
 from flexrel_edge.records import Array, Entry
 from flexrel_edge.session import run, session
 from flexrel_edge.trust import write_keys
 from flexrel_edge.unpacked import write_safetensors
 from flexrel_edge.versions import rollback
+
+_OBSERVING = ("share", "half_life", "every", "to", "key", "threads", "trust")
 
 
 def do_inspect(args: argparse.Namespace) -> int:
@@ -90,6 +93,42 @@ def do_run(args: argparse.Namespace) -> int:
     if ran.milliseconds is not None:
         print(f"median of {args.repeat} runs: {ran.milliseconds:.3g} ms")
     return 0
+
+
+def do_observe(args: argparse.Namespace) -> int:
+    paths = [found for given in args.input for found in _requests(Path(given))]
+    options = {key: getattr(args, key) for key in _OBSERVING}
+    with Observer(args.file, args.out, **options) as answer:
+        for path in paths:
+            answer(_arrays(str(path)))
+    if answer.error:
+        print(f"warning: {printable(answer.error)}", file=sys.stderr)
+    moments = answer.moments()
+    facts = {
+        "requests": len(paths),
+        "samples": moments.samples,
+        "device": moments.device,
+        "counter": moments.counter,
+        "bytes": Path(args.out).stat().st_size,
+    }
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    print(
+        f"{args.out}: {len(moments.layers)} layers on {moments.samples:,.0f} samples, after "
+        f"{len(paths):,} more requests; {facts['bytes']:,} bytes"
+    )
+    return 0
+
+
+def _requests(path: Path) -> list[Path]:
+    """Return the file, or those of a folder that numpy writes, by name."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(one for one in path.iterdir() if one.suffix in (".npy", ".npz"))
+    if not found:
+        raise FlexrelError(f"{path}: no .npy or .npz in this folder of requests")
+    return found
 
 
 def do_profile(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import base64
 import binascii
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedIOBase
 from typing import Final
 
@@ -26,12 +26,13 @@ _MAX_MESSAGE: Final = 2**31 - 1  # bytes; a longer message is no protocol buffer
 _GRAPH: Final = "onnx"  # keys of the metadata
 _WEIGHTS: Final = "onnx_weights"
 _SAMPLES: Final = "onnx_samples"
+_TAPS: Final = "onnx_taps"
 _HOW: Final = "flexrel pack --graph DATA, or flexrel.pack(..., graph=batch)"
 
 INPUTS: Final = "inputs"  # what the network takes, for people
 LABELS: Final = "labels"  # what its classes are called, by FlexRel or the caller
 EVIDENCE: Final = "pruned"  # what it does, and what went, likewise
-GRAPH_TEXTS: Final = frozenset({_GRAPH, _WEIGHTS, _SAMPLES})
+GRAPH_TEXTS: Final = frozenset({_GRAPH, _WEIGHTS, _SAMPLES, _TAPS})
 LOADED: Final = frozenset({"attributes", "fingerprint", "form", "passed_over", "tied"})
 # keys of the metadata that `flexrel` writes; all others are its users' own
 OURS: Final = GRAPH_TEXTS | LOADED | {INPUTS, EVIDENCE}
@@ -70,11 +71,14 @@ class Graph:
         model: a serialized ONNX ModelProto in which the weights are not.
         weights: names of the tensors that are its initializers -> the dtype it wants of each.
         samples: how many it takes in one call; None: any number.
+        taps: what follows the model in a network that also tells what its layers take in: a
+            ModelProto of nodes and outputs; empty: it can't.
     """
 
     model: bytes
     weights: Mapping[str, str]
     samples: int | None = None
+    taps: bytes = b""
 
     def metadata(self, names: Iterable[str]) -> dict[str, str]:
         """Return what tells of it in a packed file; FlexrelError if that can't hold so much.
@@ -88,11 +92,25 @@ class Graph:
                 f"takes {MAX_GRAPH}: write an .onnx file instead"
             )
         wanted = (_DIGITS[self.weights[n]] if n in self.weights else _NONE for n in sorted(names))
-        texts = {
-            _GRAPH: base64.b64encode(zlib.compress(self.model, 9)).decode("ascii"),
-            _WEIGHTS: "".join(wanted),
-        }
-        return texts if self.samples is None else {**texts, _SAMPLES: str(self.samples)}
+        texts = {_GRAPH: _deflated(self.model), _WEIGHTS: "".join(wanted)}
+        if self.samples is not None:
+            texts[_SAMPLES] = str(self.samples)
+        if self.taps:
+            texts[_TAPS] = _deflated(self.taps)
+        return texts
+
+    def tapped(self) -> Graph:
+        """Return the graph with the outputs that tell what its layers take in.
+
+        Raises:
+            FlexrelError: it has none.
+        """
+        if not self.taps:
+            raise FlexrelError(
+                "its ONNX graph does not tell what its layers take in; pack it so: "
+                "flexrel pack --graph DATA --observe, or flexrel prune --export observe"
+            )
+        return replace(self, model=self.model + self.taps, taps=b"")
 
 
 def graph_in(contents: Contents) -> Graph:
@@ -106,7 +124,8 @@ def graph_in(contents: Contents) -> Graph:
     if _GRAPH not in metadata:
         raise FlexrelError(f"there is no ONNX graph in this packed file; pack it with one: {_HOW}")
     weights = _wanted(metadata.get(_WEIGHTS, ""), [entry.name for entry in contents.tensors])
-    return Graph(_inflated(metadata[_GRAPH]), weights, _samples(metadata.get(_SAMPLES)))
+    taps = _inflated(metadata[_TAPS]) if _TAPS in metadata else b""
+    return Graph(_inflated(metadata[_GRAPH]), weights, _samples(metadata.get(_SAMPLES)), taps)
 
 
 def lost(old: Contents, new: Contents) -> tuple[str, ...]:
@@ -117,6 +136,8 @@ def lost(old: Contents, new: Contents) -> tuple[str, ...]:
             "lacks the ONNX graph that the old file has: devices that run it no longer can; "
             f"pack it with one: {_HOW}"
         )
+    if _TAPS in old.metadata and _TAPS not in new.metadata:
+        notes.append("does not tell what its layers take in, as the old file does: see --observe")
     before, after = old.metadata.get(_SAMPLES), new.metadata.get(_SAMPLES)
     if _GRAPH in old.metadata and after not in (None, before):
         was = "any number" if before is None else show(before).strip("'")
@@ -129,12 +150,13 @@ def lost(old: Contents, new: Contents) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def write_onnx(packed: Reader, out: BufferedIOBase) -> int:
+def write_onnx(packed: Reader, out: BufferedIOBase, *, observing: bool = False) -> int:
     """Write the network as an ONNX file, weights inside, tensor by tensor.
 
     Args:
         packed: that is read.
         out: written to, from where it stands.
+        observing: whether it has outputs too that tell what its layers take in.
 
     Returns:
         How many bytes were written.
@@ -144,6 +166,7 @@ def write_onnx(packed: Reader, out: BufferedIOBase) -> int:
         PackError: the graph or a tensor is damaged, or they do not fit each other.
     """
     graph = graph_in(packed.contents)
+    graph = graph.tapped() if observing else graph
     entries = {entry.name: entry for entry in packed.contents.tensors}
     pieces = filled(graph, lambda name: packed.tensor(entries[name]))
     return sum(out.write(piece) for piece in pieces)
@@ -173,6 +196,10 @@ def filled(graph: Graph, tensor_of: Callable[[str], Tensor]) -> Iterator[Piece]:
             )
         yield head
         yield np.ascontiguousarray(array).data
+
+
+def _deflated(model: bytes) -> str:
+    return base64.b64encode(zlib.compress(model, 9)).decode("ascii")
 
 
 def _inflated(text: str) -> bytes:

@@ -7,6 +7,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,6 +97,29 @@ def remote_of(url: str, timeout: float) -> Remote:
     return _Local(url) if len(scheme) <= 1 else _Fsspec(url)  # a letter is a drive
 
 
+def read_all(url: str, timeout: float = 30.0, most: int = 2**24) -> bytes:
+    """Return all bytes of a small file at a URL.
+
+    Args:
+        url: as for `remote_of`.
+        timeout: likewise.
+        most: that it may have.
+
+    Raises:
+        FlexrelError: it is not there, can't be reached or is too long.
+    """
+    try:
+        with closing(remote_of(url, timeout).open(0, None, "")) as answer:
+            data = b""
+            for chunk in answer.chunks:
+                data += chunk
+                if len(data) > most:
+                    raise FlexrelError(f"{url}: has more than {most:,} bytes")
+            return data
+    except Unreachable as error:
+        raise FlexrelError(f"{url}: {error}") from error
+
+
 def beside(url: str, ending: str) -> str:
     """Return the URL with more at the end of its path, before any query."""
     parts = urlsplit(url)
@@ -126,7 +150,7 @@ class _Fsspec:
 
     def open(self, start: int, stop: int | None, tag: str) -> Answer:
         del stop
-        system, path = self._system()
+        system, path = file_system(self.name)
         try:
             found = system.info(path)
             file = system.open(path, "rb")
@@ -140,19 +164,25 @@ class _Fsspec:
         start = file.seek(_resumed(start, total, tag, known))
         return Answer(start, total, known, _chunks(file.read, (OSError,)), file.close)
 
-    def _system(self) -> tuple[Any, str]:
-        if find_spec("fsspec") is None:
-            raise FlexrelError(
-                f"{self.name}: anything but http(s) and local paths needs fsspec: "
-                "pip install 'flexrel-edge[fsspec]'"
-            )
-        from fsspec.core import url_to_fs  # noqa: PLC0415
 
-        try:
-            system, path = url_to_fs(self.name)
-        except (ImportError, ValueError) as error:
-            raise FlexrelError(f"{self.name}: {_line(error)}") from error
-        return system, path
+def file_system(url: str) -> tuple[Any, str]:
+    """Return the file system of fsspec that a URL leads to, and the path in it.
+
+    Raises:
+        FlexrelError: there is none, or the extra `fsspec` is missing.
+    """
+    if find_spec("fsspec") is None:
+        raise FlexrelError(
+            f"{url}: anything but http(s) and local paths needs fsspec: "
+            "pip install 'flexrel-edge[fsspec]'"
+        )
+    from fsspec.core import url_to_fs  # noqa: PLC0415
+
+    try:
+        system, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise FlexrelError(f"{url}: {_line(error)}") from error
+    return system, path
 
 
 class _Http:

@@ -40,6 +40,8 @@ def session(
     providers: Sequence[str] = CPU,
     threads: int = 0,
     trust: FilePath | None = None,
+    *,
+    observing: bool = False,
 ) -> Any:  # noqa: ANN401
     """Return an `onnxruntime.InferenceSession` of a packed file that carries its ONNX graph.
 
@@ -48,6 +50,8 @@ def session(
         providers: of onnxruntime, the first that can is taken.
         threads: that one call may use; 0: one a core.
         trust: PEM file of public keys, one of which must have signed it.
+        observing: whether it has outputs too that tell what its layers take in, if it was packed
+            so: for each layer `NAME|mean` and `NAME|square`, float32 `[channels]`.
 
     Raises:
         PackError: the file is damaged or not trusted.
@@ -57,7 +61,7 @@ def session(
     _onnxruntime()  # first: without it all else is for nothing
     network = BytesIO()
     with opened(path, trust) as packed:
-        write_onnx(packed, network)
+        write_onnx(packed, network, observing=observing)
     try:
         return session_of(network.getvalue(), providers, threads)
     except FlexrelError as error:

@@ -15,7 +15,7 @@ NAMED: Final[Mapping[str, tuple[str, ...]]] = {
     "allocation": ("global", "per-layer"),
     "codec": ("pcodec-1", "zstd-1"),
     "effort": ("fast", "default", "thorough"),
-    "export": ("onnx", "pt2", "graph"),
+    "export": ("onnx", "pt2", "graph", "observe"),
     "form": ("auto", "module", "exported"),
     "output": ("auto", "label", "predicted", "norm"),
     "outputs": ("auto", "classes", "logits", "values"),

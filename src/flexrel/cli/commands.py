@@ -135,22 +135,37 @@ def calibrate_command(
 
 @data_app.command("merge")
 def merge_command(
-    files: Annotated[list[Path], typer.Argument(help="files of stats, one a device")],
+    files: Annotated[
+        list[str],
+        typer.Argument(help="files of stats, or of moments (also as URLs), one a device"),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="file of their sum")],
     most_samples: Annotated[
         float | None, typer.Option(help="that one file may count, else 100 million")
     ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(help="public keys, one of which must have signed each file of moments"),
+    ] = None,
+    since: Annotated[
+        Path | None,
+        typer.Option(help="moments merged last: a device's counts may not have gone back since"),
+    ] = None,
 ) -> None:
-    """Add up stats that were taken in several places, without those that can't be used."""
-    from flexrel.relevance import MOST_SAMPLES, merge
+    """Add up what was measured in several places, without what can't be used.
 
-    found = merge(files, MOST_SAMPLES if most_samples is None else most_samples)
-    found.stats.save(out)
+    Stats are relevance, by calibrate or in use; moments are what flexrel-edge observe writes.
+    """
+    from flexrel.cli.statistics import merged_file
+    from flexrel_edge.files import replace_file
+
+    found = merged_file(files, most_samples, trust, since)
+    replace_file(out, found.data)
     for file, reason in found.dropped:
         typer.echo(f"warning: {file} was dropped: {reason}", err=True)
     typer.echo(
-        f"{out}: {len(found.used)} of {len(files)} files, {len(found.stats)} layers, "
-        f"{found.stats.samples:,.0f} samples"
+        f"{out}: {found.used} of {len(files)} files, {found.layers} layers, "
+        f"{found.samples:,.0f} samples"
     )
 
 

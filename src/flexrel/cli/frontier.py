@@ -17,14 +17,15 @@ def front_table(found: SweepResult) -> Table:
     caption = "> no other takes as little and does as well; ± is one standard error"
     shown = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left")
     shown.add_column("asked", no_wrap=True)
-    numbers = ("% of dense", *found.dense.amounts, found.metric)
+    share = () if found.at_least else ("% of dense",)
+    numbers = (*share, *found.dense.amounts, found.metric)
     for name in numbers:
         shown.add_column(name, justify="right", no_wrap=True)
     for name in ("criterion", "granularity", "values"):
         shown.add_column(name, no_wrap=True)
     made = [(point, point.reached) for point in found.points if point.reached is not None]
     front = found.front()
-    for point, reached in sorted(made, key=lambda one: one[1].amounts[found.resource]):
+    for point, reached in sorted(made, key=lambda one: found.taken(one[1])):
         on = point in front
         asked = f"{'>' if on else ' '} {point.budget}"
         how = (point.scored_by, point.granularity, point.values)
@@ -42,7 +43,8 @@ def refusals(found: SweepResult) -> Iterator[str]:
 
 def _numbers(found: SweepResult, reached: Reached) -> Iterator[str]:
     """Yield a network's share of the resource, its amounts, and its metric."""
-    yield percent(reached.amounts[found.resource] / found.dense.amounts[found.resource])
+    if not found.at_least:
+        yield percent(reached.amounts[found.resource] / found.dense.amounts[found.resource])
     for name in found.dense.amounts:
         number = reached.amounts[name]
         yield f"{number:.4g}" if number < _SMALL else count(number)

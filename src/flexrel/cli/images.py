@@ -136,18 +136,18 @@ def _numbered(folder: Path, inside: list[Path], names: ClassNames) -> list[tuple
     return sorted((known[one.name.lower()], one) for one in ordered)
 
 
-def kept_in_memory(data: Iterable[Any]) -> tuple[Iterable[Any], str]:
+def kept_in_memory(data: Iterable[Any]) -> tuple[Iterable[Any], tuple[str, ...]]:
     """Return calibration data of which memory holds all, and a line if that is not all there is.
 
     Args:
         data: of a large folder of images so many are taken that they fit, spread over all of it.
     """
     if not isinstance(data, ImageFolder):
-        return data, ""
+        return data, ()
     size, channels = data.preparation.size, len(data.preparation.mean)
     most, count = max(_BYTES // (4 * channels * size**2), 1), len(data.files)
     if count <= most:
-        return data, ""
+        return data, ()
     places = [at * count // most for at in range(most)]
     files = [data.files[at] for at in places]
     labels = data.labels and [data.labels[at] for at in places]
@@ -155,7 +155,7 @@ def kept_in_memory(data: Iterable[Any]) -> tuple[Iterable[Any], str]:
         f"of {count:,} images {most:,} are used to calibrate, spread over the folder: as many as "
         f"{_BYTES // 2**20} MiB hold; to choose others, name a folder of them"
     )
-    return replace(data, files=files, labels=labels), line
+    return replace(data, files=files, labels=labels), (line,)
 
 
 def image_notes(*sources: object) -> dict[str, str]:

@@ -48,6 +48,12 @@ def pack_command(
             help=f"carry the ONNX graph too, made with inputs of {DATA}", callback=data_there
         ),
     ] = None,
+    observe: Annotated[
+        bool,
+        typer.Option(
+            "--observe", help="with --graph: it can tell what flexrel-edge observe writes"
+        ),
+    ] = False,
     evaluation: EvaluationOption = None,
     target: Annotated[
         str | None,
@@ -108,6 +114,7 @@ def pack_command(
             metadata={**image_notes(data, evaluate), **names_note(called, texts), **texts},
             codec=codec,
             input_names=parse_names(input_names),
+            observe=observe,
         )
     typer.echo(f"{out}: {done.bytes:,} bytes, {done.values}")
     if done.accuracy is not None and done.accuracy_before is not None:
@@ -115,7 +122,7 @@ def pack_command(
     if done.divergence is not None:
         typer.echo(f"divergence of its outputs from the network's: {done.divergence:.3g}")
     notes = graph_notes(str(out), out.read_bytes()) if graph else ()
-    for line in filter(None, (part, *done.warnings, *notes)):
+    for line in (*part, *done.warnings, *notes):
         typer.echo(f"warning: {line}", err=True)
 
 

@@ -90,10 +90,20 @@ def prune_command(
         Path | None,
         typer.Option(help="folder that keeps what is measured, for the next call", file_okay=False),
     ] = None,
-    stats: Annotated[
+    statistics: Annotated[
         Path | None,
         typer.Option(
-            help="relevance measured before: by calibrate, in use, or merged",
+            "--statistics",
+            "--stats",
+            help="measured before: relevance, by calibrate or in use, or moments of devices",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    observed_with: Annotated[
+        Path | None,
+        typer.Option(
+            help="packed file that the devices ran, where --statistics are moments",
             exists=True,
             dir_okay=False,
         ),
@@ -119,7 +129,8 @@ def prune_command(
     export: Annotated[
         list[str] | None,
         typer.Option(
-            help="into --out too: onnx, pt2; graph: ONNX inside of model.flexrel",
+            help="into --out too: onnx, pt2; graph: ONNX inside of model.flexrel; observe: "
+            "that too, and it can tell what flexrel-edge observe writes",
             callback=check("export"),
         ),
     ] = None,
@@ -151,19 +162,19 @@ def prune_command(
     from flexrel.cli.origin import origin_of
     from flexrel.cli.show import StoppedError
     from flexrel.cli.sources import first_batch, read_data, read_evaluate
+    from flexrel.cli.statistics import with_statistics
     from flexrel.core.progress import shown
     from flexrel.core.targets import targets_of
     from flexrel.io import check_exports, check_inputs
     from flexrel.pruning import PruneOptions, criteria_of, dry_run, prune
     from flexrel.pruning import compare as compare_result
-    from flexrel.relevance import Attribution, RelevanceStats
+    from flexrel.relevance import Attribution
 
-    names = parse_names(input_names)
+    names, called = parse_names(input_names), parse_class_names(class_names)
     check_exports(exports := export or [], names)
     progress: Literal["auto"] | None = None if quiet else "auto"
     criteria = criteria_of(criterion, granularity, recover, Attribution(parse_rule(rule), output))
     budgets, targets = parse_budgets(budget or [], latency_profile), targets_of(target)
-    measured, called = RelevanceStats.load(stats) if stats else None, parse_class_names(class_names)
     with shown(progress) as tell:
         tell("loading the network", 0, None)
         source = read_model(model, weights, seed, tell)
@@ -171,13 +182,13 @@ def prune_command(
         how = images, source.called(called)
         evaluate = read_evaluate(evaluation, *how, outputs, source.tokenizer)
         tell("reading calibration data", 0, None)
-        data, part = kept_in_memory(read_data(calibration, "calibration", *how, source.tokenizer))
-        about = image_notes(data, evaluate)
-        check_inputs(names, network, [first_batch(data)] if names else [])
+        given, part = kept_in_memory(read_data(calibration, "calibration", *how, source.tokenizer))
+        used = with_statistics(network, given, statistics, observed_with)
+        check_inputs(names, network, [first_batch(used.batches)] if names else [])
     if dry:
         found = dry_run(
             network,
-            calibration=data,
+            calibration=used.batches,
             budgets=budgets,
             granularity=granularity,
             values=values,  # type: ignore[arg-type]
@@ -187,7 +198,7 @@ def prune_command(
         raise typer.Exit(told_possible(found, as_json=as_json))
     result = prune(
         network,
-        calibration=data,
+        calibration=used.batches,
         evaluate=evaluate,
         target=targets,
         budgets=budgets,
@@ -207,21 +218,25 @@ def prune_command(
             outputs=outputs,  # type: ignore[arg-type]
             time_limit=time_limit,
             cache=cache,
-            stats=measured,
+            stats=used.stats,
             listeners=parse_log(log),
-            metadata=about,
+            metadata=image_notes(given, evaluate),
             class_names=called or source.classes,
             progress=progress,
         ),
     )
-    result = replace(result, origin=origin_of(words.obj, words.params))
+    result = replace(
+        result,
+        warnings=(*part, *result.warnings, *used.notes),
+        origin=origin_of(words.obj, words.params),
+    )
     with shown(progress) as tell:
         tell("writing", 0, None)
         notes = result.save(out, exports, input_names=names)
     if compare:
         try:
             result = compare_result(
-                result, network, calibration=data, evaluate=evaluate, progress=progress
+                result, network, calibration=used.batches, evaluate=evaluate, progress=progress
             )
             result.save(out, exports, input_names=names)
         except KeyboardInterrupt:
@@ -229,7 +244,7 @@ def prune_command(
                 f"stopped while others were measured; {out}/ has the network and its report, "
                 "without them"
             ) from None
-    for line in filter(None, (part, *result.warnings, *notes)):
+    for line in (*result.warnings, *notes):
         typer.echo(f"warning: {line}", err=True)
     if as_json or not quiet:
         _tell(result, out, exports, as_json=as_json)

@@ -63,7 +63,8 @@ def sweep_command(
     resource: Annotated[
         str,
         typer.Option(
-            help="bytes, macs, parameters, memory, link@1Mbit/s or latency@onnxruntime,threads=2"
+            help="bytes, macs, parameters, memory, link@1Mbit/s, latency@onnxruntime,threads=2 "
+            "or sparsity"
         ),
     ] = "bytes",
     points: Annotated[
@@ -211,8 +212,8 @@ def sweep_command(
 
     found = replace(found, points=tuple(map(with_command, found.points)))
     found.save(out / "frontier.json")
-    if part:
-        typer.echo(f"warning: {part}", err=True)
+    for line in part:
+        typer.echo(f"warning: {line}", err=True)
     if as_json:
         typer.echo(json.dumps({**found.as_json(), "out": str(out)}))
     elif not quiet:

@@ -205,7 +205,8 @@ def budget_of(given: object) -> Budget:
         )
     name, _, amount = given.partition("=")
     if name not in _READERS:
-        meant = _OTHER_NAMES.get(name.lower(), "")
+        other = name.strip().lower()
+        meant = other if other in _READERS else _OTHER_NAMES.get(other, "")
         meant = f"did you mean {meant}={amount}? " if meant else ""
         raise UsageError(f"budget {given!r} is not known; {meant}write it like {BUDGET_EXAMPLES}")
     try:

@@ -13,11 +13,12 @@ from typing import ClassVar, Final, Protocol, runtime_checkable
 from flexrel.core.budgets import TARGET_EXAMPLES, target_of
 from flexrel.core.evaluate import ACCURACY, Metrics
 from flexrel.core.resources import TOLERANCE
-from flexrel.errors import UsageError
+from flexrel.errors import UsageError, possible
 
 _TEXT: Final = re.compile(
     r"([A-Za-z][^=<>]*?)\s*(>=|<=|\+|-)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)(%?)"
 )
+_LESS_IS_BETTER: Final = ("loss", "perplexity", "error", "mse", "rmse", "mae", "wer", "cer", "nll")
 
 
 @runtime_checkable
@@ -168,7 +169,7 @@ def goals_of(targets: Sequence[Target], metrics: Metrics) -> tuple[Goal, ...]:
         if math.isnan(dense):
             raise UsageError(f"evaluate says that the network's {target.metric} is NaN")
         limit = target.limit(dense)
-        if target.metric == ACCURACY and dense - 1 < limit <= 0:
+        if target.metric == ACCURACY and limit <= 0 and abs(limit - dense + 1) > TOLERANCE:
             raise UsageError(
                 f"the network's accuracy is {dense:.4g} and may drop by {dense - limit:.4g}, so a "
                 "network that is never right would do; check evaluate= and its labels, or ask for "
@@ -177,9 +178,10 @@ def goals_of(targets: Sequence[Target], metrics: Metrics) -> tuple[Goal, ...]:
         at_least = 0.0 if target.metric == ACCURACY else -math.inf
         goal = Goal(target.metric, max(limit, at_least), target.lower_is_better)
         if not goal.met(dense):
+            has = possible(dense, at_least=not goal.lower_is_better)
             raise UsageError(
-                f"asked for {goal}, but the network as it came has {dense:.4g}; ask for what it "
-                "has, or give it something to lose"
+                f"asked for {goal}, but the network as it came has {has}; ask for what it has, or "
+                "give it something to lose"
             )
         found.append(goal)
     return tuple(found)
@@ -211,7 +213,7 @@ def targets_of(given: object) -> tuple[Target, ...]:
 
     Raises:
         UsageError: one is no target; or two are on one metric, of which more is better by one and
-            less by the other.
+            less by the other; or one says that less accuracy is better, or a text more of a loss.
     """
     if given is None:
         return ()
@@ -224,6 +226,11 @@ def targets_of(given: object) -> tuple[Target, ...]:
         found += [part if isinstance(part, Target) else _read(part) for part in parts]
     directions = {target.metric: target.lower_is_better for target in found}
     for target in found:
+        if target.metric == ACCURACY and target.lower_is_better:
+            raise UsageError(
+                f"{target!r} allows more accuracy, of which more is better; write "
+                "accuracy-drop=1%, accuracy-1% or accuracy>=90%"
+            )
         if directions[target.metric] != target.lower_is_better:
             raise UsageError(
                 f"two targets on {target.metric!r}: by one more of it is better, by the other less"
@@ -237,6 +244,11 @@ def _read(given: object) -> Target:
     if read is None:
         return target_of(text or given)
     metric, operator, number, percent = read[1], read[2], float(read[3]), bool(read[4])
+    if metric.lower() in _LESS_IS_BETTER and operator in (">=", "-"):
+        raise UsageError(
+            f"target {text!r} allows less {metric}, of which less is better; write {metric}<=X for "
+            f"the most, {metric}+X or {metric}+5% for how much more"
+        )
     if operator in ("+", "-"):
         amount = number / 100 if percent else number
         return Worsening(metric, amount, relative=percent, lower_is_better=operator == "+")

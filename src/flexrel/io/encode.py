@@ -30,6 +30,8 @@ def encode(
     metadata: Mapping[str, str] = NO_METADATA,
     codec: str = PCODEC,
     input_names: Sequence[str] = (),
+    *,
+    observe: bool = False,
 ) -> bytes:
     """Return the packed file's bytes: the state of the model, losslessly, or rounded first.
 
@@ -44,6 +46,7 @@ def encode(
         metadata: texts to keep with them; what is written here goes before.
         codec: of the tensors' bytes.
         input_names: of the graph, in the order of the inputs; none: those of `forward`.
+        observe: whether the graph can tell what layers take in, for `flexrel-edge observe`.
 
     Raises:
         UsageError: an unknown precision, a value that it can't hold, state that is no tensor, or a
@@ -58,7 +61,7 @@ def encode(
     }
     ours = {"fingerprint": fingerprint(model), **cut_notes(model, tied)}
     if graph is not None:
-        ours |= onnx_graph(model, graph, tensors, input_names).metadata(tensors)
+        ours |= onnx_graph(model, graph, tensors, input_names, observe=observe).metadata(tensors)
     return flexrel_edge.encode(arrays, metadata={**metadata, **ours}, codec=codec)
 
 

@@ -22,6 +22,8 @@ from flexrel_edge.graph import filled, graph_in
 
 EXPORTS: Final = ("onnx", "pt2")
 GRAPH: Final = "graph"  # of ONNX, inside of the packed file
+OBSERVE: Final = "observe"  # likewise, and it can tell what layers take in
+_ONNX: Final = frozenset({"onnx", GRAPH, OBSERVE})
 _AGREE: Final = 1e-4  # the difference that a program may make, as a share of the largest output
 
 
@@ -65,11 +67,11 @@ def check_path(path: str | Path) -> None:
 def check_exports(kinds: Sequence[str], input_names: Sequence[str] = ()) -> None:
     """Refuse what a result can't be exported as, before the work of it."""
     check_named(input_names, kinds)
-    known = (*EXPORTS, GRAPH)
+    known = (*EXPORTS, GRAPH, OBSERVE)
     for kind in kinds:
         if kind not in known:
             raise UsageError(f"export {kind!r} is not known; there are: {', '.join(known)}")
-    if {"onnx", GRAPH} & set(kinds):
+    if _ONNX & set(kinds):
         check_installed()
 
 
@@ -82,7 +84,7 @@ def check_named(input_names: Sequence[str], kinds: Sequence[str]) -> None:
     """
     if isinstance(input_names, str):
         raise UsageError(f"input_names is the text {input_names!r}; pass a list, [{input_names!r}]")
-    if input_names and not {"onnx", GRAPH} & set(kinds):
+    if input_names and not _ONNX & set(kinds):
         raise UsageError(
             f"inputs can be named ({', '.join(input_names)}) in ONNX alone, a model.onnx or the "
             "graph in a packed file; nothing else is exported here"

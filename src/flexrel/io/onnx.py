@@ -28,6 +28,7 @@ from flexrel.io.onnx_names import (
     output_names,
     rename_,
 )
+from flexrel.io.onnx_taps import taps
 from flexrel.io.state import stored_as_is
 from flexrel.structure import difference, outputs, quiet, torch_program
 from flexrel_edge.graph import DATA_TYPES, Graph, filled
@@ -43,6 +44,8 @@ def onnx_graph(
     example: RawBatch,
     tensors: Mapping[str, Tensor],
     names: Sequence[str] = (),
+    *,
+    observe: bool = False,
 ) -> Graph:
     """Return what the model computes in evaluation mode, and which tensors it takes for that.
 
@@ -53,6 +56,7 @@ def onnx_graph(
         tensors: of the model, by the names that they will have in the file.
         names: of its inputs, in their order; none: those of `forward`. Outputs have the keys that
             the model returns them by, and the axis of samples is "batch".
+        observe: whether it gets taps too, that tell what its layers take in.
 
     Raises:
         UsageError: the extra "export" is not installed, the example is no batch, or the names are
@@ -75,7 +79,8 @@ def onnx_graph(
     used = _used(proto.graph)
     weights = {name: dtype for name, dtype in sorted(weights.items()) if name in used}
     samples = None if dynamic else whole.samples
-    graph = Graph(proto.SerializeToString(deterministic=True), weights, samples)
+    more = taps(proto, tensors, _needed("onnx").helper) if observe else b""
+    graph = Graph(proto.SerializeToString(deterministic=True), weights, samples, more)
     _check(model, graph, tensors, first_samples(whole, _CHECKED_SAMPLES) if dynamic else whole)
     return graph
 
@@ -175,6 +180,7 @@ def _bare(proto: Proto, inputs: int) -> Proto:
 
 def _check(model: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], example: Batch) -> None:
     """Refuse a graph that does not compute what the model does."""
+    graph = graph.tapped() if graph.taps else graph
     network = b"".join(filled(graph, lambda name: stored_as_is(tensors[name])))
     try:
         running = session_of(network)
@@ -187,7 +193,7 @@ def _check(model: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], exampl
     except Exception as error:
         raise ModelError(f"onnxruntime can't run the model: {reason(error)}") from error
     want = [value.cpu() for value in outputs(model, example)]
-    found = difference(want, want, have)
+    found = difference(want, want, have[: len(want)])
     if isinstance(found, str) or found > _AGREE:
         raise ModelError(
             "onnxruntime computes something else than the model; the difference, as a share of "

@@ -185,9 +185,9 @@ def _run(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "torch", _PROGRAM if result["form"] == "exported" else _TORCH
     if "onnx" in exports:
         yield "onnxruntime", _ONNX
-    if "graph" in exports:
+    if {"graph", "observe"} & {*exports}:
         yield "onnxruntime, without torch", _EDGE
-    if not {"onnx", "graph"} & {*exports}:
+    if not {"onnx", "graph", "observe"} & {*exports}:
         yield "onnxruntime, without torch", _NOT_EXPORTED
     yield "numpy, weights alone", 'weights = flexrel_edge.read("model.flexrel")'
 

@@ -43,13 +43,18 @@ def bound(request: Request, target: PruneTarget) -> BoundRequest:
         UsageError: one can't be counted at the request's granularity, or on the network's device.
         ModelError: the network can't be exported for the runtime that is asked for.
     """
-    budgets = tuple(_with_memory(one, target) for one in request.budgets)
+    budgets = tuple(with_memory(one, target) for one in request.budgets)
     request = replace(request, budgets=budgets)
     latency = next((one for one in budgets if isinstance(one, Latency)), None)
     return BoundRequest(request, None) if latency is None else _timed(request, latency, target)
 
 
-def _with_memory(budget: Budget, target: PruneTarget) -> Budget:
+def with_memory(budget: Budget, target: PruneTarget) -> Budget:
+    """Return the budget; one on activations counted on the network's own trace.
+
+    Raises:
+        UsageError: they can't be counted at the granularity.
+    """
     if not isinstance(budget, PeakMemory):
         return budget
     if target.graph.pattern.unit == "depth":

@@ -150,7 +150,7 @@ def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
             if best is None:
                 plan: Plan | None = search.plan(criterion)
             else:
-                plan = _smaller(best, criterion, least[0], hopeless)
+                plan = _smaller(best, criterion, hopeless)
         except BudgetError as error:
             failed.append(error)
             continue
@@ -166,7 +166,7 @@ def _chosen(search: BudgetSearch, criteria: Sequence[Criterion]) -> Solution:
     return best
 
 
-def _smaller(best: Solution, criterion: Criterion, amount: float, hopeless: float) -> Plan | None:
+def _smaller(best: Solution, criterion: Criterion, hopeless: float) -> Plan | None:
     """Return another criterion's plan for a target, which may be smaller than the best so far.
 
     None where it can't be, or is not tried: where its sketch at the size of the best is further
@@ -177,7 +177,7 @@ def _smaller(best: Solution, criterion: Criterion, amount: float, hopeless: floa
         alike = search.as_costly(best.plan, criterion)
         if alike is not None and evaluator.sketched_divergence(alike) > hopeless:
             return None
-    return search.plan_below(criterion, amount, best.plan)
+    return search.plan_below(criterion, best.plan)
 
 
 def _chosen_within(

@@ -7,10 +7,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from flexrel.core.batches import RawBatches, collect
+from flexrel.core.batches import RawBatch, RawBatches, collect
 from flexrel.core.budgets import PARAMETERS_LEFT, Bytes, MACs, Sparsity, budget_of
 from flexrel.core.caches import uncached
-from flexrel.core.distance import Divergence
 from flexrel.core.network import plain_network
 from flexrel.core.precision import RequestedPrecision
 from flexrel.core.resources import Budget, Resource
@@ -18,14 +17,14 @@ from flexrel.criteria import Magnitude
 from flexrel.errors import BudgetError
 from flexrel.pruning.binding import bound
 from flexrel.pruning.data import calibration_data
-from flexrel.pruning.evaluator import evaluator_of
 from flexrel.pruning.limits import Limits
 from flexrel.pruning.options import PruneOptions
+from flexrel.pruning.possible import countable, extremes_of
 from flexrel.pruning.request import Request, requested
 from flexrel.pruning.search import BudgetSearch
-from flexrel.pruning.signals import measured_signals
 from flexrel.pruning.sources import PruneTarget, Sources
-from flexrel.pruning.stages import AUTO, CHANNELS, ZEROS, kind_for
+from flexrel.pruning.stages import AUTO, CHANNELS, ZEROS, fixed_budgets, kind_for
+from flexrel.structure import apply
 
 _ALWAYS: Final = (PARAMETERS_LEFT, MACs.resource, Bytes.resource)  # told whether asked for or not
 _CRITERION: Final = Magnitude()  # needs nothing measured; what can be had hardly depends on it
@@ -111,7 +110,7 @@ def dry_run(
         budgets: none tells what can be had.
         granularity: of what would go; with "auto" each resource is told for what would bring it
             down, channels or zeros.
-        values: precision of the packed file; "auto" is counted at float32.
+        values: precision of the packed file; "auto" stands for that by which least can be had.
         keep: names of layers to leave alone.
         options: the rarer ones.
 
@@ -119,23 +118,10 @@ def dry_run(
         UsageError: the request or the data are wrong.
         ModelError: the network can't be analysed.
     """
-    asked = {"calibration": calibration, "values": values, "keep": keep, "options": options}
+    asked = {"values": values, "keep": keep, "options": options}
     if granularity == AUTO:
-        return _by_kind(model, budgets, asked)
-    request = requested(
-        evaluate=None,
-        target=None,
-        budgets=budgets or (Sparsity(0),),  # nothing has to go
-        criterion=_CRITERION,
-        granularity=granularity,
-        recover="none",
-        values=values,
-        keep=keep,
-        seed=0,
-        options=options,
-    )
-    if not budgets:
-        request = replace(request, budgets=())
+        return _by_kind(model, budgets, collect(calibration), asked)
+    request = _requested(budgets, granularity, asked)
     network = uncached(plain_network(model).network)
     data = calibration_data(network, calibration, fits=False)
     sources = Sources(network, data, request)
@@ -149,46 +135,93 @@ def dry_run(
     return found
 
 
+def _requested(
+    budgets: Sequence[Budget | str] | Budget | str, granularity: str, asked: Mapping[str, Any]
+) -> Request:
+    """Return the request, which has no budget if none is given."""
+    request = requested(
+        evaluate=None,
+        target=None,
+        budgets=budgets or (Sparsity(0),),  # nothing has to go
+        criterion=_CRITERION,
+        granularity=granularity,
+        recover="none",
+        seed=0,
+        **asked,
+    )
+    return request if budgets else replace(request, budgets=())
+
+
 def _by_kind(
-    model: nn.Module, budgets: Sequence[Budget | str] | Budget | str, asked: Mapping[str, Any]
+    model: nn.Module,
+    budgets: Sequence[Budget | str] | Budget | str,
+    batches: Sequence[RawBatch],
+    asked: Mapping[str, Any],
 ) -> Feasibility:
-    """Return what channels and what zeros make possible, each of the resources that are theirs."""
+    """Return what channels and what zeros make possible, each of the resources that are theirs.
+
+    Where both are asked for, zeros come to what channels leave.
+    """
     given = (budgets,) if isinstance(budgets, str | Budget) else budgets
     read = tuple(map(budget_of, given))
-    asked = {**asked, "calibration": collect(asked["calibration"])}
-    found = list[Possibility]()
-    form = ""
-    for kind in (ZEROS, CHANNELS):
-        own = [one for one in read if kind_for(one.resource) == kind]
-        told = dry_run(model, budgets=own, granularity=kind, **asked)
+    channels, zeros = (
+        tuple(one for one in read if kind_for(one.resource) == kind) for kind in (CHANNELS, ZEROS)
+    )
+    first = dry_run(model, calibration=batches, budgets=channels, granularity=CHANNELS, **asked)
+    network, dense = model, dict[str, float]()
+    if channels and zeros:
+        network, amounts = _without_channels(model, batches, channels, zeros, asked)
+        zeros = fixed_budgets(zeros, amounts)
+        dense = {resource.name: amount for resource, amount in amounts}
+    asked = {**asked, "options": replace(asked["options"], multiple_of=1)}  # zeros leave widths
+    second = dry_run(network, calibration=batches, budgets=zeros, granularity=ZEROS, **asked)
+    found: list[Possibility] = []
+    for told, own, kind in ((second, zeros, ZEROS), (first, channels, CHANNELS)):
         always = [one for one in _ALWAYS if kind_for(one) == kind]
         names = {one.name for one in (*(one.resource for one in own), *always)}
         found += [one for one in told.amounts if one.resource in names]
-        form = told.form  # of what channels are cut in, which comes last
+    found = [replace(one, dense=dense.get(one.resource, one.dense)) for one in found]
     found.sort(key=lambda one: one.limit is None)
-    return Feasibility(tuple(found), form)
+    return Feasibility(tuple(found), first.form)
+
+
+def _without_channels(
+    model: nn.Module,
+    batches: Sequence[RawBatch],
+    channels: Sequence[Budget],
+    zeros: Sequence[Budget],
+    asked: Mapping[str, Any],
+) -> tuple[nn.Module, list[tuple[Resource, float]]]:
+    """Return the network cut to budgets on channels, and what the dense one takes of others.
+
+    Latency, whose measuring takes long, cuts nothing here.
+    """
+    network = uncached(plain_network(model).network)
+    request = _requested(channels, CHANNELS, asked)
+    data = calibration_data(network, batches, fits=False)
+    target = Sources(network, data, request).first()
+    request = countable(request, target)
+    extremes = extremes_of(target, request)
+    amounts = [(b.resource, b.resource.count(extremes.dense)) for b in zeros]
+    return apply(target.network, extremes.plan(request.budgets)), amounts
 
 
 def _counted(source: PruneTarget, request: Request) -> tuple[Feasibility, BudgetError | None]:
     """Return what is possible, and the last budget's error that is not."""
     request = bound(request, source).request
-    signals = measured_signals(source, request, {})
-    divergence = Divergence(source.network, source.examples[:1])
-    evaluator = evaluator_of(signals, divergence)
-    dense = evaluator.dense
+    extremes = extremes_of(source, request)
+    dense, ranking = extremes.dense, extremes.ranking
     asked = [(b.resource, b.limit(b.resource.count(dense))) for b in request.budgets]
     names = [resource.name for resource, _ in asked]
     others = [(resource, None) for resource in _ALWAYS if resource.name not in names]
-    ranking = BudgetSearch(evaluator, signals.rank, _limits(), request.short).ranking(_CRITERION)
-    most = evaluator.candidate(ranking.plan(ranking.removable))
     failed: BudgetError | None = None
     found: list[Possibility] = []
     for resource, limit in (*asked, *others):
-        one = Possibility(resource.name, resource.count(dense), resource.count(most), limit)
+        one = Possibility(resource.name, resource.count(dense), extremes.closest(resource), limit)
         one = replace(one, at_least=resource.at_least)
         if limit is not None:
-            alone = _limits((resource, limit))
-            search = BudgetSearch(evaluator, signals.rank, alone, request.short)
+            alone, evaluator = _limits((resource, limit)), extremes.evaluator(resource)
+            search = BudgetSearch(evaluator, extremes.signals.rank, alone, request.short)
             try:
                 count = search.least(_CRITERION)
                 one = replace(one, removed=ranking.plan(count).removed / evaluator.graph.units)

@@ -20,6 +20,7 @@ from flexrel.core.precision import Values
 from flexrel.core.resources import Candidate
 from flexrel.pruning.builder import NetworkBuilder, PrunedNetwork
 from flexrel.pruning.data import CalibrationData
+from flexrel.pruning.promise import BoundedAccuracy
 from flexrel.pruning.request import Request
 from flexrel.pruning.signals import NetworkSignals
 
@@ -50,6 +51,13 @@ class Evaluator:
         self._evaluate = evaluate
         self._kept: dict[Literal["last", "held"], tuple[Plan, PrunedNetwork]] = {}
         self._sketched: _Sketch | None = None  # the last
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples accuracy is measured on; None if that is not told."""
+        said = self._evaluate and self._evaluate.evaluate
+        said = said.accuracy if isinstance(said, BoundedAccuracy) else said
+        return said.samples if isinstance(said, Accuracy) else None
 
     def at(self, values: Values) -> "Evaluator":
         """Return the evaluator of networks whose packed files have values of a precision."""

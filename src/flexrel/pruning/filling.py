@@ -29,7 +29,8 @@ def filled_plan(
 
     def room(plan: Plan) -> float:
         candidate = evaluator.candidate(plan)
-        return min(1 - r.count(candidate) / (limit or 1) for r, limit in limits)
+        over = ((r, r.count(candidate) / (limit or 1) - 1) for r, limit in limits)
+        return min(share if r.at_least else -share for r, share in over)
 
     for tried, (group, unit) in enumerate(ranking.best_removed(count)):
         if tried == _FILLS or room(plan) < _ROOM:

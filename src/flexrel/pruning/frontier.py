@@ -85,6 +85,7 @@ class SweepResult:
         lower_is_better: of the metric.
         dense: the network as it came.
         points: in the order in which they were made; those that can't be had too.
+        at_least: whether more of the resource is less of a network, as of sparsity.
     """
 
     resource: str
@@ -92,6 +93,18 @@ class SweepResult:
     lower_is_better: bool
     dense: Reached
     points: tuple[SweepPoint, ...]
+    at_least: bool = False
+
+    def taken(self, one: Reached, resource: str | None = None) -> float:
+        """Return how much a network takes of a resource: less is better.
+
+        Args:
+            one: the network.
+            resource: by its name in records; None: that which was swept.
+        """
+        name = resource or self.resource
+        amount = one.amounts[name]
+        return -amount if self.at_least and name == self.resource else amount
 
     def front(self, resource: str | None = None) -> tuple[SweepPoint, ...]:
         """Return the points that no other point, nor the dense network, beats; the smallest first.
@@ -101,12 +114,11 @@ class SweepResult:
         Args:
             resource: whose amounts count, by its name in records; None: that which was swept.
         """
-        name = resource or self.resource
         made = [(point, point.reached) for point in self.points if point.reached is not None]
         all_reached = [self.dense, *(reached for _, reached in made)]
-        on = unbeaten([(one.amounts[name], self._loss(one)) for one in all_reached])[1:]
+        on = unbeaten([(self.taken(one, resource), self._loss(one)) for one in all_reached])[1:]
         front = [one for one, is_on in zip(made, on, strict=True) if is_on]
-        return tuple(point for point, _ in sorted(front, key=lambda one: one[1].amounts[name]))
+        return tuple(point for point, _ in sorted(front, key=lambda p: self.taken(p[1], resource)))
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `frontier.json`.
@@ -126,6 +138,7 @@ class SweepResult:
             "resource": self.resource,
             "metric": self.metric,
             "lower_is_better": self.lower_is_better,
+            "at_least": self.at_least,
             "dense": self.dense.as_json(),
             "points": points,
         }

@@ -71,6 +71,7 @@ def pack(
     metadata: Mapping[str, str] = NO_METADATA,
     codec: str = PCODEC,
     input_names: Sequence[str] = (),
+    observe: bool = False,
 ) -> PackReport:
     """Write the model to a packed file, whole or not at all; return its size and what it cost.
 
@@ -94,6 +95,8 @@ def pack(
         metadata: texts to keep with the tensors, such as labels, pre-processing and licence.
         codec: "pcodec-1", or "zstd-1" for devices that pcodec has no wheel for; larger files.
         input_names: of the graph, in the order of the inputs; none: those of `forward`.
+        observe: whether the graph can also tell what the network's layers take in, for
+            `flexrel-edge observe`; some hundred bytes, and nothing for a session that isn't asked.
 
     Raises:
         UsageError: an unknown precision, a value that it can't hold, state that is no tensor, the
@@ -113,6 +116,8 @@ def pack(
     check_alone(Path(path))
     check_metadata(metadata)
     check_named(input_names, () if graph is None else ("graph",))
+    if observe and graph is None:
+        raise UsageError("observe=True is of the ONNX graph; pass graph=, a batch of inputs, too")
     plain = plain_network(model)
     model = plain.network
     given = uncut(model, collect(calibration))
@@ -143,7 +148,9 @@ def pack(
         if example is None
         else inputs_note(model, *read_batches([example], model), names=input_names)
     )
-    data = encode(rounded, precision, graph, {**metadata, **known}, codec, input_names)
+    data = encode(
+        rounded, precision, graph, {**metadata, **known}, codec, input_names, observe=observe
+    )
     replace_file(Path(path), data)
     divergence = Divergence(model, judged)(rounded) if judged else None
     left = [] if graph is None else cache_note(f"the ONNX graph in {path}", model)

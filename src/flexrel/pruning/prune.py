@@ -33,6 +33,7 @@ from flexrel.pruning.in_time import kept_in_time
 from flexrel.pruning.late import late_warnings
 from flexrel.pruning.limits import Limits, limits_of
 from flexrel.pruning.options import PruneOptions
+from flexrel.pruning.possible import possible_target
 from flexrel.pruning.recorded import recorded
 from flexrel.pruning.request import Request, requested
 from flexrel.pruning.result import Result
@@ -165,7 +166,7 @@ def _pruned(
     divergence = divergence_of(dense, data, request)
     sources = Sources(model, data, request)
     request.progress("tracing the network", 0, None)
-    source = sources.first()
+    source = possible_target(sources)
     if source.samples is not None:  # only batches of one size
         evaluation = _evaluated(dense, request, whole=True)
     request = request.within(deadline.reserving(_END * deadline.gone))

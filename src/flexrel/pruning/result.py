@@ -250,7 +250,8 @@ class Result(Displayed):
         Args:
             directory: made if it is not there; files of these names in it are replaced.
             export: more to write: "onnx", a `model.onnx`; "pt2", a `model.pt2`; "graph", the ONNX
-                graph inside of `model.flexrel`, which a byte budget does not count.
+                graph inside of `model.flexrel`, which a byte budget does not count; "observe", one
+                that can tell what layers take in, for `flexrel-edge observe`.
             input_names: in ONNX, in the order of the inputs; none: those of `forward`. Outputs are
                 named by their keys, or "output", and the axis of samples "batch".
 
@@ -266,9 +267,9 @@ class Result(Displayed):
         folder = Path(directory)
         packed, notes = self.annotated(input_names)
         written = replace(self, achieved=replace(self.achieved, bytes=len(packed)))
-        if "graph" in export:
-            texts = describe(packed).metadata
-            packed = encode(self.model, self.values, self.example, texts, input_names=input_names)
+        if {"graph", "observe"} & {*export}:
+            given = self.model, self.values, self.example, describe(packed).metadata
+            packed = encode(*given, input_names=input_names, observe="observe" in export)
             notes += [
                 *graph_notes("model.flexrel", packed),
                 *cache_note("the ONNX graph in model.flexrel", self.model),

@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Callable
 from functools import cache
+from math import inf
 from operator import itemgetter
 
 from flexrel.core.evaluate import Metrics
@@ -21,12 +22,11 @@ from flexrel.pruning.bisection import least_removal, most_removal
 from flexrel.pruning.evaluator import Evaluator
 from flexrel.pruning.filling import filled_plan
 from flexrel.pruning.limits import Limits
-from flexrel.pruning.warnings import left_alone
+from flexrel.pruning.refusal import refused, together
 
 _ROOM = 0.01  # of a limit left over: not worth filling
 _AIMS = 5  # tries to bring a repaired network within a limit that is measured on it
 _STEPS = 1000  # of the units, where a measured resource rose as units went
-_LEAST_REPAIRED = 0.9  # of the bytes before repair: what a repaired network takes at the least
 _SKETCHED = 0.5  # of the time there is: sketches take no more
 _RESOLUTION = 128  # a target is searched to within 1/128 of the units
 
@@ -80,34 +80,44 @@ class BudgetSearch:
         if not self.limits.goals:
             return self.filled(criterion, least)
         begin = self._sketched(criterion, least) if self.evaluator.builder.sketches else None
-        count = self._most(criterion, least, begin, lambda _: True)
+        count, found = self._most(criterion, least, begin)
+        if count is None and least in found:
+            on = self.evaluator.samples
+            told = "" if on is None else f" on {on:,} samples"
+            advice = f"That is what the budgets leave{told}; raise them or allow a larger drop."
+            goal = missed(self.limits.goals, found[least]) or self.limits.goals[0]
+            closest, at_least = found[least][goal.metric], not goal.lower_is_better
+            raise BudgetError(goal.metric, goal.limit, closest, advice, at_least)
         return self.ranking(criterion).plan(least if count is None else count)
 
-    def plan_below(self, criterion: Criterion, amount: float, like: Plan) -> Plan | None:
-        """Return the plan of `plan` for a target; or one removing less, or None, if that is larger.
+    def plan_below(self, criterion: Criterion, like: Plan) -> Plan | None:
+        """Return the plan of `plan` for a target, if it may take less than another's; or None.
 
-        The search ends where all that it may still come to takes more than `amount`, which saves
-        most of the networks of a criterion that is not the best.
+        Nothing larger than the other is tried, so that a criterion that is not the best takes one
+        network. The other's network is kept until one that takes no more is found.
 
         Args:
             criterion: whose plan it is.
-            amount: of what is to be least.
-            like: a plan whose cost is likely to be about that of the one to be found.
+            like: the other, which keeps to the limits.
 
         Raises:
             BudgetError: the limits can't be kept.
         """
-        ranking, resource = self.ranking(criterion), self.limits.minimised
-        share = 1.0 if resource.steady else _LEAST_REPAIRED
+        ranking, evaluator = self.ranking(criterion), self.evaluator
+        resource = self.limits.minimised
+        share, amount = 1.0, resource.count(evaluator.candidate(like))
+        if not resource.steady:
+            rough = resource.count(evaluator.candidate(like, evaluator.builder.rough(like)))
+            share = amount / rough if rough else 0.0  # repair changes bytes
 
-        def worth(count: int) -> bool:
-            return share * resource.count(self._candidate(ranking, count, rough=True)) <= amount
+        def expected(count: int) -> float:
+            return share * resource.count(self._candidate(ranking, count, rough=True))
 
-        begin = None
-        if self.evaluator.builder.sketches:
-            limit = self._short.count(self.evaluator.candidate(like))
-            begin = self._bisected(ranking, self._short, limit)
-        count = self._most(criterion, self.least(criterion), begin, worth)
+        enough = least_removal(expected, amount, ranking.removable, resource.tolerance)
+        if enough is None:
+            return None
+        least = max(enough, self.least(criterion))
+        count, _ = self._most(criterion, least, least, at_most=amount)
         return None if count is None else ranking.plan(count)
 
     def least_of(self, plan: Plan) -> tuple[float, int]:
@@ -136,12 +146,16 @@ class BudgetSearch:
         return most_removal(good, least, ranking.removable, step, worth=goes_on)
 
     def _most(
-        self, criterion: Criterion, least: int, begin: int | None, worth: Callable[[int], bool]
-    ) -> int | None:
-        """Return the most units found that can go within the limits; None if it is not worth it."""
+        self, criterion: Criterion, least: int, begin: int | None, at_most: float = inf
+    ) -> tuple[int | None, dict[int, Metrics]]:
+        """Return the most units found that can go within the limits, if any; and what was tried.
+
+        Its network takes no more than `at_most` of what is to be least, and is held.
+        """
         ranking, evaluator, goals = self.ranking(criterion), self.evaluator, self.limits.goals
         told = f"searching with {criterion.name}"
         found: dict[int, Metrics] = {}
+        held: set[int] = set()
         evaluator.builder.progress(told, 0, None)
 
         def good(count: int) -> bool:
@@ -152,24 +166,16 @@ class BudgetSearch:
             evaluator.builder.progress(told, len(found), None)
             numbers, removed = found[count], candidate.removed
             kept = missed(goals, numbers) is None and self._exceeded(candidate) is None
-            evaluator.builder.judged(
-                JudgedCandidate(criterion.name, removed, numbers, sketch=False, kept=kept)
-            )
-            if kept:
+            judged = JudgedCandidate(criterion.name, removed, numbers, sketch=False, kept=kept)
+            evaluator.builder.judged(judged)
+            if kept and self.limits.minimised.count(candidate) <= at_most:
                 evaluator.hold(candidate.plan)
+                held.add(count)
             return kept
 
-        def goes_on(count: int) -> bool:
-            return self.in_time and worth(count)
-
         most, resolution = ranking.removable, self._resolution(ranking)
-        count = most_removal(good, least, most, resolution, begin, goes_on)
-        if count is None and least in found:
-            advice = "That is what the budgets leave; raise them or allow a larger drop."
-            goal = missed(goals, found[least]) or goals[0]
-            closest, at_least = found[least][goal.metric], not goal.lower_is_better
-            raise BudgetError(goal.metric, goal.limit, closest, advice, at_least)
-        return count
+        count = most_removal(good, least, most, resolution, begin, lambda _: self.in_time)
+        return (count if count in held else None), found
 
     @staticmethod
     def _resolution(ranking: Ranking) -> int:
@@ -181,11 +187,17 @@ class BudgetSearch:
         For N:M it is the number of layers that have it: without a target, all that can.
 
         Raises:
-            BudgetError: one can't be; says the closest that can.
+            BudgetError: one can't be; says of all that can't the closest that can.
         """
-        ranking = self.ranking(criterion)
-        counts = [self._least_for(ranking, *pair) for pair in self.limits.amounts]
-        count = max(counts, default=0)
+        ranking, count = self.ranking(criterion), 0
+        errors: list[BudgetError] = []
+        for resource, limit in self.limits.amounts:
+            try:
+                count = max(count, self._least_for(ranking, resource, limit))
+            except BudgetError as error:
+                errors.append(error)
+        if errors:
+            raise together(errors)
         if not self.limits.goals and self.evaluator.graph.pattern.unit == "n:m":
             count = ranking.removable
         while self.limits.measured:  # it may rise a little as units go
@@ -200,7 +212,7 @@ class BudgetSearch:
 
     def filled(self, criterion: Criterion, count: int) -> Plan:
         """Return the plan that removes `count` units, less those that fit the limits after all."""
-        steady = all(r.steady and not r.at_least for r, _ in self.limits.amounts)
+        steady = all(r.steady for r, _ in self.limits.amounts)
         limits = self.limits.amounts if steady else ()
         return filled_plan(self.evaluator, self.ranking(criterion), count, limits)
 
@@ -281,15 +293,5 @@ class BudgetSearch:
         return ranking.removable
 
     def _refused(self, ranking: Ranking, resource: Resource, limit: float) -> BudgetError:
-        graph = self.evaluator.graph
-        advice = "Every layer keeps its best unit."
-        if graph.pattern.unit == "n:m":
-            advice = f"That is {graph.granularity} on all {ranking.removable} layers."
-        elif isinstance(ranking, UnitRanking) and ranking.multiple_of > 1:
-            advice = f"Every layer keeps a multiple of {ranking.multiple_of}."
         closest = resource.count(self._candidate(ranking, ranking.removable))
-        left = max(left_alone(ranking.graph), key=itemgetter(1), default=None)
-        if left is not None:
-            advice += f" {left[0]!r}, {left[1]:.0%} of the weights, is left alone: {left[2]}."
-        text = f"{advice} {resource.advice(graph)}".rstrip()
-        return BudgetError(resource.name, limit, closest, text, resource.at_least, resource.unit)
+        return refused(self.evaluator.graph, ranking, resource, limit, closest)

@@ -32,17 +32,19 @@ class SweptResource:
         """Return the resource of a text such as "bytes", "link@1Mbit/s" or "latency@onnxruntime".
 
         Raises:
-            UsageError: there is none of that name, or the target needs at least so much of it.
+            UsageError: there is none of that name.
         """
         name, at, rest = str(text).partition("@")
         if "=" in name:
             raise UsageError(f"resource {text!r} has an amount; those are points=[...]")
-        resource = budget_of(f"{name}=100%{at}{rest}" if name != "sparsity" else f"{name}=0%")
-        if resource.resource.at_least:
-            raise UsageError(
-                f"resource {name!r} is nothing that a network takes; sweep bytes, macs, parameters"
-            )
+        one = "0" if name == "sparsity" else "100%"
+        resource = budget_of(f"{name}={one}{at}{rest}")
         return SweptResource(name, f"{at}{rest}", resource.resource)
+
+    @property
+    def whole(self) -> str:
+        """The budget, as a text, that the dense network keeps to."""
+        return self.budget(0.0 if self.resource.at_least else 1.0)
 
     def budget(self, amount: float | str) -> str:
         """Return the budget, as a text, of an amount: a share as a float, a count, or a text.
@@ -57,14 +59,15 @@ class SweptResource:
 
     def at(self, position: float, extent: "Extent") -> str:
         """Return the budget of a position: 0 stands for the dense network, 1 for the least."""
-        share = 100 * extent.least**position
-        decimals = max(0, _DIGITS - 1 - math.floor(math.log10(share)))
+        left = 100 * extent.least**position
+        decimals = max(0, _DIGITS - 1 - math.floor(math.log10(left)))
+        share = 100 - left if self.resource.at_least else left
         return f"{self.name}={share:.{decimals}f}%{self.rest}"
 
     def extent(self, found: Feasibility) -> "Extent":
         """Return between which amounts it can be had, of a dry run with a budget on it first."""
         asked = found.amounts[0]
-        return Extent(asked.dense, asked.closest)
+        return Extent(asked.dense, asked.closest, at_least=self.resource.at_least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +76,32 @@ class Extent:
 
     Attributes:
         dense: what the dense network takes.
-        closest: how little it can be brought to.
+        closest: how little it can be brought to; of a share that is removed, how much.
+        at_least: whether it is such a share.
     """
 
     dense: float
     closest: float
+    at_least: bool = False
 
     @property
     def least(self) -> float:
         """The least share of the dense network's that can be had."""
-        return self.closest / self.dense
+        return self._left(self.closest)
 
     @property
     def falls(self) -> bool:
         """Whether less can be had than the dense network takes."""
-        return 0 < self.closest < self.dense
+        return 0 < self.least < 1
 
     def position(self, budget: str) -> float:
         """Return where a budget lies: 0 as much as the dense network takes, 1 the least."""
-        share = budget_of(budget).limit(self.dense) / self.dense
+        share = self._left(budget_of(budget).limit(self.dense))
         return min(max(math.log(share) / math.log(self.least), 0.0), 1.0)
+
+    def _left(self, amount: float) -> float:
+        """Return the share of the dense network that an amount leaves."""
+        return 1 - amount if self.at_least else amount / self.dense
 
 
 def spread_budgets(

@@ -16,18 +16,22 @@ from flexrel.core import cost
 from flexrel.core.batches import RawBatches, collect
 from flexrel.core.caches import uncached
 from flexrel.core.deadline import seconds_in
+from flexrel.core.graph import PruningGraph
 from flexrel.core.layer_costs import WholeNetwork, layer_costs
 from flexrel.core.network import plain_network
 from flexrel.core.plan import Plan
 from flexrel.core.precision import Values
-from flexrel.core.resources import Candidate, Resource
+from flexrel.core.resources import Budget, Candidate, Resource
 from flexrel.errors import UsageError
 from flexrel.pruning.arguments import are_candidates, candidates
 from flexrel.pruning.builder import PrunedNetwork
+from flexrel.pruning.data import calibration_data
 from flexrel.pruning.limits import Limits
+from flexrel.pruning.possible import check_both
 from flexrel.pruning.recorded import recorded
 from flexrel.pruning.request import Request
 from flexrel.pruning.result import Result
+from flexrel.pruning.sources import Sources
 
 AUTO: Final = "auto"
 CHANNELS: Final = "channel"
@@ -50,6 +54,14 @@ class _Fixed:
     def limit(self, dense: float) -> float:  # noqa: ARG002 - it was told of another
         """Return the limit."""
         return self.amount
+
+
+def fixed_budgets(
+    budgets: Sequence[Budget], amounts: Sequence[tuple[Resource, float]]
+) -> tuple[Budget, ...]:
+    """Return budgets whose limits are those of a network that takes these amounts."""
+    pairs = zip(budgets, amounts, strict=True)
+    return tuple(_Fixed(resource, budget.limit(dense)) for budget, (resource, dense) in pairs)
 
 
 def kind_for(resource: Resource) -> str:
@@ -109,31 +121,38 @@ def carried_out(
     if limit is not None:
         channels = _within(channels, _CHANNELS_SHARE * seconds_in(limit))
     batches = collect(calibration)
-    first = one_stage(model, batches, channels, None)
     dense = uncached(plain_network(model).network)
+    data = calibration_data(dense, batches, fits=channels.fits)
+    target = Sources(dense, data, channels).first()
+    whole = _whole(dense, target.graph, "float32" if zeros.values == "auto" else zeros.values)
+    amounts = [(b.resource, b.resource.count(whole)) for b in zeros.budgets]
+    zeros = replace(zeros, budgets=fixed_budgets(zeros.budgets, amounts))
+    if zeros.budgets:
+        check_both(target, channels, zeros)
+    first = one_stage(model, batches, channels, None)
     if limit is not None:
         zeros = _within(zeros, max(seconds_in(limit) - (time.monotonic() - began), 1e-3))
-    whole = _whole(dense, first.plan, "float32" if zeros.values == "auto" else zeros.values)
-    amounts = [(b.resource, b.resource.count(whole)) for b in zeros.budgets]
-    limits = [b.limit(amount) for b, (_, amount) in zip(zeros.budgets, amounts, strict=True)]
-    fixed = tuple(_Fixed(r, limit) for (r, _), limit in zip(amounts, limits, strict=True))
-    second = one_stage(first.model, batches, replace(zeros, budgets=fixed), dense)
+    second = one_stage(first.model, batches, zeros, dense)
+    both = _joined(first, second, WholeNetwork(dense, whole.packed))
+    budgets = (*channels.budgets, *stages[1].budgets)
+    both = recorded(replace(both, request=replace(both.request, budgets=budgets)), whole)
+    shares = {r.key: (amount, second.amounts[r.key][1]) for r, amount in amounts if r.at_least}
+    return replace(both, amounts={**both.amounts, **shares})
+
+
+def _joined(first: Result, second: Result, dense: WholeNetwork) -> Result:
+    """Return the result of two stages, of which the second went on from the first's network."""
     plan = replace(first.plan, then=second.plan)
-    layers = layer_costs(
-        plan.graph,
-        plan.masks,
-        WholeNetwork(dense, whole.packed),
-        WholeNetwork(second.model, second.packed),
-    )
-    gone = cost.weights_removed(second.model, dense)
-    both = replace(
+    pruned = WholeNetwork(second.model, second.packed)
+    layers = layer_costs(plan.graph, plan.masks, dense, pruned)
+    gone = cost.weights_removed(second.model, dense.network)
+    return replace(
         second,
         plan=plan,
         dense=replace(first.dense, metrics=second.dense.metrics, accuracy=second.dense.accuracy),
         achieved=replace(second.achieved, weights_removed=gone),
         recovery=(*first.recovery, *second.recovery),
         warnings=tuple(dict.fromkeys((*first.warnings, *second.warnings))),
-        request=replace(second.request, budgets=(*channels.budgets, *zeros.budgets)),
         limits=Limits(
             second.limits.goals,
             (*first.limits.amounts, *second.limits.amounts),
@@ -143,9 +162,6 @@ def carried_out(
         stats=first.stats,
         evidence=replace(second.evidence, scores=first.evidence.scores, layers=layers),
     )
-    both = recorded(both, whole)
-    shares = {r.key: (amount, second.amounts[r.key][1]) for r, amount in amounts if r.at_least}
-    return replace(both, amounts={**both.amounts, **shares})
 
 
 def _with_zeros(request: Request) -> Request:
@@ -160,9 +176,8 @@ def _within(request: Request, seconds: float) -> Request:
     return replace(request, options=replace(request.options, time_limit=seconds))
 
 
-def _whole(dense: nn.Module, plan: Plan, values: Values) -> Candidate:
+def _whole(dense: nn.Module, graph: PruningGraph, values: Values) -> Candidate:
     """Return the dense network as resources look at it."""
-    graph = plan.graph
     kept = {group.name: torch.ones(group.shape, dtype=torch.bool) for group in graph.groups}
     made = PrunedNetwork(dense, dense, values)
     return Candidate(graph, graph.units, lambda: Plan(graph, kept), lambda _: made, 0)

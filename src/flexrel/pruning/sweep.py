@@ -62,7 +62,7 @@ def sweep(
         evaluate: on all of whose samples every network is measured. The best of many networks on
             some samples is a little worse on others: the more trials, the more.
         resource: that budgets are put on: "bytes", "macs", "parameters", "memory", "link@1Mbit/s",
-            "latency@onnxruntime,threads=2".
+            "latency@onnxruntime,threads=2", or "sparsity", of which more is less left.
         points: how many budgets, evenly in the logarithm between what the dense network takes and
             the least possible, both ends left out; or the amounts: shares as floats or "50%",
             counts, "500kB", "5ms".
@@ -99,7 +99,7 @@ def sweep(
     request = requested(
         evaluate=measure,
         target=None,
-        budgets=given or (swept.budget("100%"),),
+        budgets=given or (swept.whole,),
         criterion=criterion,
         granularity=granularity,
         recover=recover,
@@ -166,7 +166,8 @@ def _swept(
     if files:
         sweeper.write_missing(found)
     with_files = tuple(folder_of(point, place) for point in found)
-    return SweepResult(swept.resource.key, metric, lower_is_better, dense, with_files)
+    at_least = swept.resource.at_least
+    return SweepResult(swept.resource.key, metric, lower_is_better, dense, with_files, at_least)
 
 
 @contextmanager

@@ -100,7 +100,8 @@ class Sweeper:
         granularities = tuple(dict.fromkeys((asked[0], *_GRANULARITIES)))
         values = tuple(dict.fromkeys((asked[1], *_VALUES))) if asked[1] != _AUTO else (_AUTO,)
         fixed = set[str]()
-        if searched and not all(self._falls(one, asked[1]) for one in granularities):
+        alike = not self.swept.resource.at_least  # a share of channels is none of weights
+        if searched and not (alike and all(self._falls(g, asked[1]) for g in granularities)):
             fixed.add("granularity")
         if searched and not all(self._falls(asked[0], one) for one in values):
             fixed.add("values")
@@ -157,10 +158,11 @@ class Sweeper:
         return replace(point, reached=reached, scored_by=result.criterion.name)
 
     def learnt(self, point: SweepPoint, metric: str) -> tuple[float, float] | None:
-        """Return the amount and the metric of a point; None if there are none."""
+        """Return the amount, of which less is better, and the metric; None if there are none."""
         if point.reached is None or not math.isfinite(point.reached.metrics[metric]):
             return None
-        return point.reached.amounts[self.swept.resource.key], point.reached.metrics[metric]
+        sign = -1 if self.swept.resource.at_least else 1
+        return sign * point.reached.amounts[self.swept.resource.key], point.reached.metrics[metric]
 
     def write_missing(self, points: Sequence[SweepPoint]) -> None:
         """Write the files of the points that have none: their networks are made again."""
@@ -210,7 +212,7 @@ class Sweeper:
             self.known[at] = dry_run(
                 self.model,
                 calibration=self.calibration,
-                budgets=[self.swept.budget("100%")],
+                budgets=[self.swept.whole],
                 granularity=granularity,
                 values=values,  # type: ignore[arg-type]  # checked, as below
                 keep=self.request.keep,

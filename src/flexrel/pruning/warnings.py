@@ -19,6 +19,13 @@ def warnings_of(
     plain: PlainNetwork, evaluation: EvaluationData, data: CalibrationData, plan: Plan
 ) -> tuple[str, ...]:
     """Return all that may be wrong with a request, or that a plan left."""
+    why = (
+        "within the target none can go"
+        if evaluation.goals
+        else "the budgets ask for no less than the network takes as it came"
+    )
+    units = plan.graph.pattern.units
+    nothing = () if plan.removed else (f"no {units} were removed: {why}",)
     shift = input_shift(plain.network, data.batches)
     caches = (_CACHES,) if caching(plain.network) else ()
     unlike = (str(shift),) if shift and shift.warns else ()
@@ -28,6 +35,7 @@ def warnings_of(
         *data.warnings,
         *evaluation.warnings,
         *unlike,
+        *nothing,
         *left_warnings(plan.graph),
     )
 

@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from flexrel.tracing import ConvGeometry
 
+_BLOCK = 96  # inputs whose products with the others are made at a time
+
 
 def drawn_rows(
     outputs: Tensor, geometry: ConvGeometry | None, most: int, generator: torch.Generator
@@ -100,8 +102,11 @@ def outputs_at(
     outputs: Tensor, geometry: ConvGeometry | None, rows: Int64[Tensor, "rows"]
 ) -> Float[Tensor, "rows out"]:
     """Return some of the rows of a layer's outputs, or of anything that has their shape."""
-    flat = outputs if geometry is None else outputs.movedim(1, -1)
-    return flat.reshape(-1, flat.shape[-1])[rows.to(outputs.device)]
+    rows = rows.to(outputs.device)
+    if geometry is None:
+        return outputs.reshape(-1, outputs.shape[-1])[rows]
+    last = outputs.movedim(1, -1)
+    return last[torch.unravel_index(rows, last.shape[:-1])]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,8 +198,21 @@ def second_moments(
     x = inputs.transpose(0, 1)
     sums = x.sum(1, dtype=torch.float64), y.sum(1, dtype=torch.float64)
     x, y = (_centred(*rows) for rows in zip((x, y), sums, strict=True))
-    xx, xy = (x.mT @ x).to(dtype), (x.mT @ y).to(dtype)
-    return SecondMoments(count, *sums, xx, xy, y.to(dtype).square().sum(1))
+    xy = (x.mT @ y).to(dtype)
+    return SecondMoments(count, *sums, _gram(x).to(dtype), xy, y.to(dtype).square().sum(1))
+
+
+def _gram(x: Float[Tensor, "g rows k"]) -> Float[Tensor, "g k k"]:
+    """Return the products of all inputs; of each two only once, in blocks of them."""
+    width = x.shape[2]
+    if width <= _BLOCK:
+        return x.mT @ x
+    found = x.new_empty(len(x), width, width)
+    for start in range(0, width, _BLOCK):
+        end = start + _BLOCK
+        torch.bmm(x[:, :, start:end].mT, x[:, :, start:], out=found[:, start:end, start:])
+        found[:, end:, start:end] = found[:, start:end, end:].mT
+    return found
 
 
 def _centred(rows: Tensor, total: Tensor) -> Tensor:
