@@ -9,7 +9,7 @@ import typer
 
 ARRAYS: Final = (".npz", ".npy", ".pt", ".pth")
 TEXTS: Final = (".csv", ".tsv", ".jsonl", ".txt")
-FORMS: Final = (
+DATA_FORMS: Final = (
     "a folder of images, an .npz or .pt with x and y, a .csv, .jsonl or .txt of texts, "
     "file.py:factory, package.module:factory or demo:digits"
 )
@@ -52,7 +52,7 @@ def data_there(spec: str | None) -> str | None:
         )
     if Path(place).is_file() and Path(place).suffix not in (*ARRAYS, *TEXTS, ".py"):
         kind = Path(place).suffix or "file"
-        raise typer.BadParameter(f"{spec}: a {kind} is no data that can be read; {FORMS}")
+        raise typer.BadParameter(f"{spec}: a {kind} is no data that can be read; {DATA_FORMS}")
     return spec
 
 

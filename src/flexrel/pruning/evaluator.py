@@ -11,7 +11,7 @@ from torch import nn
 
 from flexrel.core import cost
 from flexrel.core.distance import Divergence
-from flexrel.core.evaluate import ACCURACY, Evaluation, LabelledData, Metrics
+from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluation, LabelledData, Metrics
 from flexrel.core.forms import batches_of
 from flexrel.core.graph import PruningGraph
 from flexrel.core.measurement import Measurement
