@@ -600,3 +600,16 @@ def test_of_a_large_folder_as_many_images_calibrate_as_memory_holds(photos, monk
     monkeypatch.setattr(images, "_BYTES", 3 * 4 * 3 * 8**2)
     assert kept_in_memory(data) == (data, ())
     assert kept_in_memory([torch.zeros(9)])[1] == ()
+
+
+def test_the_one_state_of_a_checkpoint_is_found_whatever_it_is_called(tmp_path):
+    state, other = nn.Linear(3, 2).state_dict(), nn.Linear(3, 2).state_dict()
+    path, network = tmp_path / "w.pth", nn.Linear(3, 2)
+    torch.save({"net": state, "epoch": 3, "optimizer": {"state": {}}}, path)
+
+    read_weights(path, network)
+
+    assert torch.equal(network.weight, state["weight"])
+    torch.save({"student": state, "teacher": other}, path)
+    with pytest.raises(UsageError, match=r"no tensors by name.* 'student': .*'teacher': "):
+        read_weights(path, network)

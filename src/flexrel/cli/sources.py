@@ -56,7 +56,9 @@ def _made(spec: str) -> Iterable[RawBatch]:
     """Return the batches that code of the user's makes."""
     path = Path(spec)
     if path.is_file() and path.suffix != ".py":
-        raise UsageError(f"{spec}: a {path.suffix or 'file'} is no data that can be read; {DATA_FORMS}")
+        raise UsageError(
+            f"{spec}: a {path.suffix or 'file'} is no data that can be read; {DATA_FORMS}"
+        )
     batches = made_by(spec, "data", DATA_FORMS)
     if isinstance(batches, Dataset):
         return batches_of(batches)
