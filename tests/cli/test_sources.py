@@ -114,6 +114,7 @@ def test_a_model_that_is_none_says_what_to_give(own, spec, says):
         ("net.onnx", "the network of torch that it is made of"),
         ("weights.pth", "--weights weights.pth"),
         ("weights.safetensors", "give that as MODEL"),
+        ("images.npz", "holds data, which --calibration and --evaluation take"),
         ("nowhere.pt2", "nowhere.pt2: no such file or folder"),
         ("nowhere.py:make?width=3", "nowhere.py: no such file or folder"),
     ],
@@ -600,6 +601,13 @@ def test_of_a_large_folder_as_many_images_calibrate_as_memory_holds(photos, monk
     monkeypatch.setattr(images, "_BYTES", 3 * 4 * 3 * 8**2)
     assert kept_in_memory(data) == (data, ())
     assert kept_in_memory([torch.zeros(9)])[1] == ()
+
+
+def test_a_file_of_another_kind_is_told_to_be_no_weights(tmp_path):
+    np.savez(tmp_path / "w.npz", x=np.zeros(3))
+
+    with pytest.raises(UsageError, match=r"a \.npz is no file of weights; give safetensors"):
+        read_weights(tmp_path / "w.npz", nn.Linear(3, 2))
 
 
 def test_the_one_state_of_a_checkpoint_is_found_whatever_it_is_called(tmp_path):

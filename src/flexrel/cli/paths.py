@@ -78,6 +78,11 @@ def model_there(spec: str) -> str:
             else f"{spec} is a folder, and none of transformers; give the network as "
             "file.py:factory, and its weights as --weights FILE"
         )
+    if path.suffix in (".npz", ".npy", *TEXTS):
+        raise typer.BadParameter(
+            f"{spec} holds data, which --calibration and --evaluation take; give a network as "
+            "MODEL, as file.py:factory"
+        )
     if path.suffix == ".onnx":
         raise typer.BadParameter(
             f"{spec} is an ONNX graph; give the network of torch that it is made of"

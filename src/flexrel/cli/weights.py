@@ -37,6 +37,11 @@ def read_weights(path: Path, model: nn.Module) -> None:
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file of weights")
+    if path.suffix in (".npz", ".npy", ".onnx", ".pt2"):
+        raise UsageError(
+            f"{path}: a {path.suffix} is no file of weights; give safetensors, or what torch.save "
+            "wrote of a state_dict"
+        )
     if path.suffix == ".flexrel":
         load(path, into=model)
         return
