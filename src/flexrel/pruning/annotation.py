@@ -9,6 +9,7 @@ from flexrel.core.plan import Plan
 from flexrel.core.resources import Candidate
 from flexrel.pruning.limits import Limits
 from flexrel_edge.about import annotated
+from flexrel_edge.format import NO_METADATA
 from flexrel_edge.graph import EVIDENCE, INPUTS, LABELS
 
 
@@ -20,7 +21,7 @@ class Annotated:
     packed: bytes
 
 
-def unnoted(packed: bytes, metadata: Mapping[str, str]) -> bytes:
+def unnoted(packed: bytes, metadata: Mapping[str, str] = NO_METADATA) -> bytes:
     """Return a packed file without what `noted` adds, as those of candidates and rivals are.
 
     Args:
