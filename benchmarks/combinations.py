@@ -658,7 +658,7 @@ def page(found):
         "with effort fast. What comes back is measured anew: the file's length, multiply-adds "
         "by torch's counter, parameters, activations of the exported program, accuracy and loss "
         "of the network loaded from the file. What is refused is asked for again with the number "
-        "that the refusal names."
+        "that the refusal names. Other programs ran on the machine meanwhile."
     )
     yield common.table(("granularity", *_OUTCOMES, "faults"), list(_outcomes(found)))
     yield _in_words(found)
@@ -708,7 +708,7 @@ def _room(found):
             100 * min(one["slack"].values()) for one in free if one["asked"]["granularity"] == name
         )
         at = (len(own) // 2, min(len(own) * 9 // 10, len(own) - 1), -1)
-        yield [name, len(own), *(f"{max(own[place], 0):.2f}" for place in at)]
+        yield [name, len(own), *(f"{abs(max(own[place], 0)):.2f}" for place in at)]
 
 
 def main():

@@ -5,6 +5,7 @@ python benchmarks/tables.py
 
 import accelerator
 import allocation
+import combinations
 import common
 import compatibility
 import gradual
@@ -14,6 +15,7 @@ import link
 import over_time
 import paper
 import peers
+import promise
 import relevance
 import sketches
 import speed
@@ -40,6 +42,8 @@ PAGES = {  # how the page is made of its blocks
     "allocation": allocation.page,
     "time_limit": time_limit.page,
     "stages": stages.page,
+    "combinations": combinations.page,
+    "promise": promise.page,
 }
 
 

@@ -77,7 +77,7 @@ def _timed(request: Request, budget: Latency, target: PruneTarget) -> BoundReque
     multiples = () if rounds and options.multiple_of == 1 else (options.multiple_of,)
     layers = layer_widths(works, graph, halved=not multiples)
     bench = LayerBench.of(budget, network, target.data.first, layers, request.progress)
-    found: list[tuple[float, BoundRequest]] = []
+    found: list[tuple[float, BoundRequest, Ranking]] = []
     for multiple in multiples or bench.multiples():
         clock = bench.clock(multiple, graph)
         given = (clock.bound if one is budget else one for one in request.budgets)
@@ -88,10 +88,13 @@ def _timed(request: Request, budget: Latency, target: PruneTarget) -> BoundReque
         if _beyond(clock, ranking) <= 0 and not pattern.zeros:
             clock = clock.learnt(network, ranking)
             one = one.told_by(clock)
-        found.append((_beyond(clock, ranking), one))
+        found.append((_beyond(clock, ranking), one, ranking))
         if found[-1][0] <= 0:
-            break
-    return min(found, key=itemgetter(0))[1]
+            return one
+    _, one, ranking = min(found, key=itemgetter(0))
+    if pattern.zeros or one.clock is None:
+        return one
+    return one.told_by(one.clock.learnt(network, ranking))  # what is refused then was measured
 
 
 def _beyond(clock: Clock, ranking: Ranking) -> float:
