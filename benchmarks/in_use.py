@@ -1,6 +1,6 @@
 """Importance measured in use: from moments of devices without torch, when traffic moves, its cost.
 
-    python benchmarks/in_use.py                      all parts; hours on one core
+    python benchmarks/in_use.py                      what is missing; hours on one core
     python benchmarks/in_use.py --parts moments      one: moments, drift, alarms, overhead
     python benchmarks/in_use.py --quick              digits alone, one seed
     python benchmarks/in_use.py --show               the page, from the JSON
@@ -149,15 +149,16 @@ class Sized:
             yield weight
 
 
-def moments_blocks(networks, quick):
-    """Yield a block for each network, seed and kind of traffic."""
+def moments_work(networks, quick):
+    """Yield case, seed and what measures it, for each network, seed and kind of traffic."""
     for network in networks:
         for seed in SEEDS[network][: 1 if quick else None]:
             for classes in KINDS[: 1 if quick else None]:
-                yield _moments_block(network, seed, classes)
+                case = f"{network}, classes {' '.join(map(str, classes))}"
+                yield case, seed, functools.partial(_moments, network, seed, classes)
 
 
-def _moments_block(network, seed, classes):
+def _moments(network, seed, classes):
     case = in_use(network, seed, classes)
     requests = list(case.requests.split(BATCH))
     budgets = SIZES[network]
@@ -193,17 +194,13 @@ def _moments_block(network, seed, classes):
         truth = flat if truth is None else truth
         rows[name] = {"rank": float(spearmanr(truth, flat)[0]), **found}
     return {
-        "part": "moments",
-        "case": f"{network}, classes {' '.join(map(str, classes))}",
         "network": network,
-        "seed": seed,
         "requests": len(case.requests),
         "judged": len(case.judged[1]),
         "dense": accuracy(case.model, case.judged),
         "bytes": size,
         "worth": by_pruned.balance.worth,
         "rows": {name: rows[name] for name in sources},
-        "versions": common.versions("torch", "onnxruntime"),
     }
 
 
@@ -254,40 +251,35 @@ SHUFFLES = 99
 CHANNELS = flexrel.FlexRel(0.5)
 
 
-def alarms_blocks(networks, quick):
-    """Yield a block for each seed: requests drawn anew from one set of images, and all checks."""
+def alarms_work(networks, quick):
+    """Yield case, seed and what measures it, for each network for digits."""
     del networks
     for seed in SEEDS["digits"][: 1 if quick else None]:
-        model, known, images, _ = _digits(seed)
-        draw = torch.Generator().manual_seed(seed)
-        plan = flexrel.prune(
-            model, calibration=[known], budgets=["macs=50%"], criterion=CHANNELS, recover="none"
-        ).plan
+        yield "digits", seed, functools.partial(_alarms, seed, 2_000 if quick else TRAFFIC)
 
-        def some(count, images=images, draw=draw):
-            return images[torch.randint(len(images), (count,), generator=draw)]
 
-        then = [flexrel.calibrate(model, [some(THEN)]) for _ in range(BLOCKS_OF)]
-        now = ForgettingBlocks(BLOCKS_OF * THEN * math.log(2))  # as many samples are left of it
-        checks = alarms = 0
-        requests = 2_000 if quick else TRAFFIC
-        for answered in range(EACH, requests + EACH, EACH):
-            now.add(flexrel.calibrate(model, [some(EACH)]))
-            if answered % LOOKS == 0:
-                found = drift(
-                    model, plan, CHANNELS, then, now.now(), shuffles=SHUFFLES, seed=answered
-                )
-                checks += 1
-                alarms += found.significant()
-        yield {
-            "part": "alarms",
-            "case": "digits",
-            "seed": seed,
-            "requests": requests,
-            "checks": checks,
-            "alarms": alarms,
-            "versions": common.versions("torch"),
-        }
+def _alarms(seed, requests):
+    """Return how many checks of requests that are drawn from one set of images say "anew"."""
+    model, known, images, _ = _digits(seed)
+    draw = torch.Generator().manual_seed(seed)
+    plan = flexrel.prune(
+        model, calibration=[known], budgets=["macs=50%"], criterion=CHANNELS, recover="none"
+    ).plan
+
+    def some(count):
+        return images[torch.randint(len(images), (count,), generator=draw)]
+
+    then = [flexrel.calibrate(model, [some(THEN)]) for _ in range(BLOCKS_OF)]
+    now = ForgettingBlocks(BLOCKS_OF * THEN * math.log(2))  # as many samples are left of it
+    checks = alarms = 0
+    for answered in range(EACH, requests + EACH, EACH):
+        now.add(flexrel.calibrate(model, [some(EACH)]))
+        if answered % LOOKS == 0:
+            blocks = now.now()
+            found = drift(model, plan, CHANNELS, then, blocks, shuffles=SHUFFLES, seed=answered)
+            checks += 1
+            alarms += found.significant()
+    return {"requests": requests, "checks": checks, "alarms": alarms}
 
 
 def alarms_page(found):
@@ -379,15 +371,15 @@ def moved(move):
     return InUse(model, list(calibration.split(BATCH)), after, judged), general, before, anew
 
 
-def drift_blocks(networks, quick):
-    """Yield a block for each move."""
+def drift_work(networks, quick):
+    """Yield case, seed and what measures it, for each move."""
     if quick or "resnet20" not in networks:
         return
     for move, budget in MOVES.items():
-        yield _drift_block(move, budget)
+        yield move, 0, functools.partial(_drifted, move, budget)
 
 
-def _drift_block(move, budget):
+def _drifted(move, budget):
     case, general, before, anew = moved(move)
     first = pruned(case, budget, "none")
     then = [flexrel.calibrate(case.model, [x]) for x in case.calibration]
@@ -422,9 +414,6 @@ def _drift_block(move, budget):
     oracle = pruned(case, budget, "none", list(anew.split(BATCH)))
     rows["oracle"] = _outcome(oracle.model, first, case)
     return {
-        "part": "drift",
-        "case": move,
-        "seed": 0,
         "budget": budget,
         "judged": len(case.judged[1]),
         "dense": accuracy(case.model, case.judged),
@@ -432,7 +421,6 @@ def _drift_block(move, budget):
         "distances": distances,
         "made_up": 1 - data.balance.after / data.balance.before,
         "rows": rows,
-        "versions": common.versions("torch", "onnxruntime"),
     }
 
 
@@ -488,23 +476,22 @@ ASKED = {"digits": 4000, "resnet20": 500}  # requests of one turn
 STEPS, LOOK = 60, 100  # of training; steps between two looks
 
 
-def overhead_blocks(networks, quick):
-    """Yield a block for each network: seconds of requests and of steps, with and without."""
+def overhead_work(networks, quick):
+    """Yield case, seed and what measures it, for each network."""
     for network in networks:
-        data = _digits(0) if network == "digits" else _resnet20(0)
-        yield {
-            "part": "overhead",
-            "case": network,
-            "seed": 0,
-            "requests": {
-                f"{most:g}": _asked(
-                    data[0], data[2], most, ASKED[network], 4 if quick else SEGMENTS
-                )
-                for most in OVERHEAD
-            },
-            "tracker": _tracked(data[0], data[1], 3 if quick else STEPS),
-            "versions": common.versions("torch"),
-        }
+        yield network, 0, functools.partial(_overhead, network, quick)
+
+
+def _overhead(network, quick):
+    """Return seconds of requests and of steps of training, with and without."""
+    model, known, images, _ = _digits(0) if network == "digits" else _resnet20(0)
+    segments = 4 if quick else SEGMENTS
+    return {
+        "requests": {
+            f"{most:g}": _asked(model, images, most, ASKED[network], segments) for most in OVERHEAD
+        },
+        "tracker": _tracked(model, known, 3 if quick else STEPS),
+    }
 
 
 def _asked(model, images, most, asked, segments):
@@ -598,11 +585,11 @@ def overhead_page(found):
 
 # --- all ------------------------------------------------------------------------------------
 
-BLOCKS = {
-    "moments": moments_blocks,
-    "alarms": alarms_blocks,
-    "drift": drift_blocks,
-    "overhead": overhead_blocks,
+WORK = {
+    "moments": moments_work,
+    "alarms": alarms_work,
+    "drift": drift_work,
+    "overhead": overhead_work,
 }
 SAID = {
     "moments": moments_page,
@@ -610,6 +597,18 @@ SAID = {
     "drift": drift_page,
     "overhead": overhead_page,
 }
+
+
+def blocks(args):
+    """Yield a block for each case that is not measured yet."""
+    networks = ["digits"] if args.quick else args.networks
+    anew = args.again or args.quick
+    known = {(b["part"], b["case"], b["seed"]) for b in ([] if anew else common.read("in_use"))}
+    for part in args.parts:
+        for case, seed, measure in WORK[part](networks, args.quick):
+            if (part, case, seed) not in known:
+                found = {"part": part, "case": case, "seed": seed, **measure()}
+                yield {**found, "versions": common.versions("torch", "onnxruntime")}
 
 
 def page(found):
@@ -626,12 +625,11 @@ def page(found):
 
 def main():
     parser = common.parser(__doc__, ("digits", "resnet20"))
-    parser.add_argument("--parts", nargs="+", default=[*BLOCKS], choices=[*BLOCKS])
+    parser.add_argument("--parts", nargs="+", default=[*WORK], choices=[*WORK])
+    parser.add_argument("--again", action="store_true", help="also what is measured already")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    networks = ["digits"] if args.quick else args.networks
-    blocks = (block for part in args.parts for block in BLOCKS[part](networks, args.quick))
-    common.run(args, "in_use", blocks, ("part", "case", "seed"), page)
+    common.run(args, "in_use", blocks(args), ("part", "case", "seed"), page)
 
 
 if __name__ == "__main__":

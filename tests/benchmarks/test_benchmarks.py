@@ -33,6 +33,7 @@ def blocks(results, name):
     return json.loads((results / f"{name}.json").read_text())["blocks"]
 
 
+@pytest.mark.slow
 def test_the_papers_experiment_runs(tmp_path):
     printed = run("paper.py", "--quick", results=tmp_path)
     found = blocks(tmp_path, "paper-quick")
@@ -69,6 +70,7 @@ def test_it_takes_a_folder_of_images(tmp_path):
     assert [b["samples"] for b in found] == [12, 6]  # a half
 
 
+@pytest.mark.slow
 def test_other_libraries_are_run_and_their_failures_are_rows(tmp_path):
     (tmp_path / "nncf.py").write_text("raise ValueError('not on this machine')\n")
     wanted = ("--cases", "weights", "--methods", "torch.nn.utils.prune", "NNCF")
@@ -158,6 +160,7 @@ def test_files_are_measured_against_others(tmp_path, script):
     assert all(0 < block["ours"] < block[whole] for block in found)
 
 
+@pytest.mark.slow
 def test_what_relevance_costs_is_measured(tmp_path):
     run("relevance.py", "--quick", results=tmp_path)
     (block,) = blocks(tmp_path, "relevance-quick")

@@ -11,9 +11,16 @@ import torch
 import typer
 from torch import nn
 
-from flexrel.cli import factories, main
+from flexrel.cli import factories, images, main
 from flexrel.cli.factories import arguments
-from flexrel.cli.images import Preparation, image_folder, image_notes, prepared, read_image
+from flexrel.cli.images import (
+    Preparation,
+    image_folder,
+    image_notes,
+    kept_in_memory,
+    prepared,
+    read_image,
+)
 from flexrel.cli.models import read_model
 from flexrel.cli.options import parse_class_names
 from flexrel.cli.paths import existing, model_there
@@ -107,6 +114,7 @@ def test_a_model_that_is_none_says_what_to_give(own, spec, says):
         ("net.onnx", "the network of torch that it is made of"),
         ("weights.pth", "--weights weights.pth"),
         ("weights.safetensors", "give that as MODEL"),
+        ("images.npz", "holds data, which --calibration and --evaluation take"),
         ("nowhere.pt2", "nowhere.pt2: no such file or folder"),
         ("nowhere.py:make?width=3", "nowhere.py: no such file or folder"),
     ],
@@ -579,3 +587,37 @@ def test_prune_of_images_writes_a_file_that_tells_of_them(photos, tmp_path, caps
     told = dict(lines)["prepared"]
     assert "size 8" in told
     assert "mean 0.4 0.5 0.6" in told
+
+
+def test_of_a_large_folder_as_many_images_calibrate_as_memory_holds(photos, monkeypatch):
+    data = image_folder(photos, PLAIN, 2)
+    monkeypatch.setattr(images, "_BYTES", 2 * 4 * 3 * 8**2)  # two images
+
+    part, (line,) = kept_in_memory(data)
+
+    assert [file.parent.name for file in part.files] == ["ant", "ant"]
+    assert [list(part.labels), part.classes] == [[0, 0], ["ant", "wasp"]]
+    assert line.startswith("of 3 images 2 are used to calibrate, spread over the folder")
+    monkeypatch.setattr(images, "_BYTES", 3 * 4 * 3 * 8**2)
+    assert kept_in_memory(data) == (data, ())
+    assert kept_in_memory([torch.zeros(9)])[1] == ()
+
+
+def test_a_file_of_another_kind_is_told_to_be_no_weights(tmp_path):
+    np.savez(tmp_path / "w.npz", x=np.zeros(3))
+
+    with pytest.raises(UsageError, match=r"a \.npz is no file of weights; give safetensors"):
+        read_weights(tmp_path / "w.npz", nn.Linear(3, 2))
+
+
+def test_the_one_state_of_a_checkpoint_is_found_whatever_it_is_called(tmp_path):
+    state, other = nn.Linear(3, 2).state_dict(), nn.Linear(3, 2).state_dict()
+    path, network = tmp_path / "w.pth", nn.Linear(3, 2)
+    torch.save({"net": state, "epoch": 3, "optimizer": {"state": {}}}, path)
+
+    read_weights(path, network)
+
+    assert torch.equal(network.weight, state["weight"])
+    torch.save({"student": state, "teacher": other}, path)
+    with pytest.raises(UsageError, match=r"no tensors by name.* 'student': .*'teacher': "):
+        read_weights(path, network)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from flexrel import FlexrelError, ModelError, UsageError
-from flexrel.core.batches import first_samples, missing_labels, read_batches
+from flexrel.core import batches as batches_module
+from flexrel.core.batches import collect, first_samples, missing_labels, read_batches
 from flexrel.core.division import divided, joined
 from flexrel.core.running import call
 
@@ -347,3 +348,18 @@ def test_what_is_divided_and_joined_again_is_all_there_was():
     both = torch.cat([rest.args[0], out.args[0]]).flatten()
     assert both.sort().values.tolist() == list(range(18))
     assert rest.samples == 2 * out.samples == 6
+
+
+def test_batches_that_would_fill_the_memory_are_refused_before_they_do(monkeypatch):
+    monkeypatch.setattr(batches_module, "memory_bytes", lambda: 2 * 4 * 25.0)
+    made = []
+
+    def loader():
+        for _ in range(100):
+            made.append(torch.zeros(10))
+            yield (made[-1], None)
+
+    with pytest.raises(UsageError, match=r"3 batches take 1\.2e-07 GB.*islice"):
+        collect(loader())
+    assert len(made) == 3
+    assert len(collect([torch.zeros(10)] * 9)) == 9  # these are there already

@@ -151,7 +151,10 @@ def _arrays(path: str) -> Array | dict[str, Array]:
             found = np.load(file, allow_pickle=False)
             return found if isinstance(found, np.ndarray) else {k: found[k] for k in found}
     except (ValueError, EOFError, BadZipFile) as error:
-        raise FlexrelError(f"{path}: is no file of plain numpy arrays: {error}") from error
+        raise FlexrelError(
+            f"{path}: is no file of plain numpy arrays; save inputs with numpy.save(path, array), "
+            "prepared as in training"
+        ) from error
 
 
 def do_diff(args: argparse.Namespace) -> int:

@@ -110,7 +110,9 @@ def run(network: Any, inputs: Array | Mapping[str, Array], repeat: int = 0) -> R
             network.run(None, feed)
             took.append(time.perf_counter() - start)
     except Exception as error:
-        raise FlexrelError(f"onnxruntime can't run on these inputs: {_reason(error)}") from error
+        raise FlexrelError(
+            f"onnxruntime can't run on these inputs: {_reason(error)}; {_told(network, feed)}"
+        ) from error
     names = [output.name for output in network.get_outputs()]
     return Ran(dict(zip(names, given)), 1000 * float(np.median(took)) if took else None)
 
@@ -149,6 +151,17 @@ def _converted(node: Any, array: Array) -> Array:  # noqa: ANN401
             f"input {show(node.name)} is {dtype} for the network, given {array.dtype}"
         )
     return array.astype(dtype, copy=False)
+
+
+def _told(network: Any, feed: Mapping[str, Array]) -> str:  # noqa: ANN401
+    """Return what inputs a network takes, and what it was given."""
+    takes = (f"{node.name} {[_size(axis) for axis in node.shape]}" for node in network.get_inputs())
+    given = (f"{name} {list(array.shape)}" for name, array in feed.items())
+    return f"the network takes {', '.join(takes)}, given are {', '.join(given)}".replace("'", "")
+
+
+def _size(axis: object) -> object:
+    return axis if isinstance(axis, int) else str(axis)
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ from flexrel.errors import UsageError
 _ENDINGS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _WHITE: Final = 255
 _SHOWN: Final = 5  # names in an error
+_BYTES: Final = 512 * 2**20  # of images that calibrate, which are kept in memory
 IMAGENET: Final = "--size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
 
 
@@ -133,6 +134,28 @@ def _numbered(folder: Path, inside: list[Path], names: ClassNames) -> list[tuple
             "the sub-folders so, or give --class-names FILE"
         )
     return sorted((known[one.name.lower()], one) for one in ordered)
+
+
+def kept_in_memory(data: Iterable[Any]) -> tuple[Iterable[Any], tuple[str, ...]]:
+    """Return calibration data of which memory holds all, and a line if that is not all there is.
+
+    Args:
+        data: of a large folder of images so many are taken that they fit, spread over all of it.
+    """
+    if not isinstance(data, ImageFolder):
+        return data, ()
+    size, channels = data.preparation.size, len(data.preparation.mean)
+    most, count = max(_BYTES // (4 * channels * size**2), 1), len(data.files)
+    if count <= most:
+        return data, ()
+    places = [at * count // most for at in range(most)]
+    files = [data.files[at] for at in places]
+    labels = data.labels and [data.labels[at] for at in places]
+    line = (
+        f"of {count:,} images {most:,} are used to calibrate, spread over the folder: as many as "
+        f"{_BYTES // 2**20} MiB hold; to choose others, name a folder of them"
+    )
+    return replace(data, files=files, labels=labels), (line,)
 
 
 def image_notes(*sources: object) -> dict[str, str]:

@@ -76,7 +76,7 @@ def pack_command(
     seed: SeedOption = 0,
 ) -> None:
     """Pack a network as it is, or as a plan cuts it."""
-    from flexrel.cli.images import image_notes, prepared
+    from flexrel.cli.images import image_notes, kept_in_memory, prepared
     from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_metadata, parse_names
     from flexrel.cli.sources import first_batch, read_data, read_evaluate
@@ -97,6 +97,7 @@ def pack_command(
         images = prepared(source.preparation, size, mean, std)
         how, texts_in = (images, source.called(())), source.tokenizer
         data = read_data(calibration, "calibration", *how, texts_in) if calibration else ()
+        data, part = kept_in_memory(data)
         example = first_batch(read_data(graph, "calibration", *how, texts_in)) if graph else None
         evaluate = read_evaluate(evaluation, *how, tokenizer=texts_in)
         called = source.classes or class_names((), source.network, (evaluate, data), None)[0]
@@ -121,7 +122,7 @@ def pack_command(
     if done.divergence is not None:
         typer.echo(f"divergence of its outputs from the network's: {done.divergence:.3g}")
     notes = graph_notes(str(out), out.read_bytes()) if graph else ()
-    for line in (*done.warnings, *notes):
+    for line in (*part, *done.warnings, *notes):
         typer.echo(f"warning: {line}", err=True)
 
 

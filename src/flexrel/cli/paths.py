@@ -9,7 +9,7 @@ import typer
 
 ARRAYS: Final = (".npz", ".npy", ".pt", ".pth")
 TEXTS: Final = (".csv", ".tsv", ".jsonl", ".txt")
-FORMS: Final = (
+DATA_FORMS: Final = (
     "a folder of images, an .npz or .pt with x and y, a .csv, .jsonl or .txt of texts, "
     "file.py:factory, package.module:factory or demo:digits"
 )
@@ -52,7 +52,7 @@ def data_there(spec: str | None) -> str | None:
         )
     if Path(place).is_file() and Path(place).suffix not in (*ARRAYS, *TEXTS, ".py"):
         kind = Path(place).suffix or "file"
-        raise typer.BadParameter(f"{spec}: a {kind} is no data that can be read; {FORMS}")
+        raise typer.BadParameter(f"{spec}: a {kind} is no data that can be read; {DATA_FORMS}")
     return spec
 
 
@@ -77,6 +77,11 @@ def model_there(spec: str) -> str:
             if known
             else f"{spec} is a folder, and none of transformers; give the network as "
             "file.py:factory, and its weights as --weights FILE"
+        )
+    if path.suffix in (".npz", ".npy", *TEXTS):
+        raise typer.BadParameter(
+            f"{spec} holds data, which --calibration and --evaluation take; give a network as "
+            "MODEL, as file.py:factory"
         )
     if path.suffix == ".onnx":
         raise typer.BadParameter(

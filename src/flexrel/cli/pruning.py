@@ -150,7 +150,7 @@ def prune_command(
         check_folder(out, overwrite=overwrite)
         check_asked(target, budget, granularity, evaluation, compare=compare)
     from flexrel.cli.feasible import told_possible
-    from flexrel.cli.images import image_notes, prepared
+    from flexrel.cli.images import image_notes, kept_in_memory, prepared
     from flexrel.cli.models import read_model
     from flexrel.cli.options import (
         parse_budgets,
@@ -182,7 +182,7 @@ def prune_command(
         how = images, source.called(called)
         evaluate = read_evaluate(evaluation, *how, outputs, source.tokenizer)
         tell("reading calibration data", 0, None)
-        given = read_data(calibration, "calibration", *how, source.tokenizer)
+        given, part = kept_in_memory(read_data(calibration, "calibration", *how, source.tokenizer))
         used = with_statistics(network, given, statistics, observed_with)
         check_inputs(names, network, [first_batch(used.batches)] if names else [])
     if dry:
@@ -227,7 +227,7 @@ def prune_command(
     )
     result = replace(
         result,
-        warnings=(*result.warnings, *used.notes),
+        warnings=(*part, *result.warnings, *used.notes),
         origin=origin_of(words.obj, words.params),
     )
     with shown(progress) as tell:

@@ -9,7 +9,7 @@ from flexrel.cli import demo
 from flexrel.cli.arrays import array_data, arrays_of
 from flexrel.cli.factories import function_by, made_by
 from flexrel.cli.images import Preparation, image_folder
-from flexrel.cli.paths import ARRAYS, FORMS, TEXTS
+from flexrel.cli.paths import ARRAYS, DATA_FORMS, TEXTS
 from flexrel.cli.texts import Tokenizer, text_data
 from flexrel.core.batches import RawBatch
 from flexrel.core.class_names import ClassNames
@@ -56,8 +56,10 @@ def _made(spec: str) -> Iterable[RawBatch]:
     """Return the batches that code of the user's makes."""
     path = Path(spec)
     if path.is_file() and path.suffix != ".py":
-        raise UsageError(f"{spec}: a {path.suffix or 'file'} is no data that can be read; {FORMS}")
-    batches = made_by(spec, "data", FORMS)
+        raise UsageError(
+            f"{spec}: a {path.suffix or 'file'} is no data that can be read; {DATA_FORMS}"
+        )
+    batches = made_by(spec, "data", DATA_FORMS)
     if isinstance(batches, Dataset):
         return batches_of(batches)
     if (arrays := arrays_of(batches, spec, _BATCH)) is not None:
@@ -91,7 +93,7 @@ def read_evaluate(
         return None
     path = Path(spec.partition("?")[0])
     if not (spec == "demo:digits" or path.exists() or path.suffix in (*ARRAYS, *TEXTS)):
-        function = function_by(spec, "data", FORMS)
+        function = function_by(spec, "data", DATA_FORMS)
         if function is not None:
             return function
     data = read_data(spec, "evaluation", preparation, names, tokenizer)

@@ -126,7 +126,7 @@ def sweep_command(
     if not evaluation:
         raise typer.BadParameter("a sweep needs --evaluation DATA, with labels")
     asked = _points(points)
-    from flexrel.cli.images import prepared
+    from flexrel.cli.images import kept_in_memory, prepared
     from flexrel.cli.models import read_model
     from flexrel.cli.options import parse_class_names
     from flexrel.cli.show import StoppedError
@@ -143,7 +143,8 @@ def sweep_command(
         classes = source.called(given_names)
         evaluate = read_evaluate(evaluation, images, classes, outputs, source.tokenizer)
         tell("reading calibration data", 0, None)
-        data = read_data(calibration, "calibration", images, classes, source.tokenizer)
+        given = read_data(calibration, "calibration", images, classes, source.tokenizer)
+        data, part = kept_in_memory(given)
     options = PruneOptions(
         allocation=allocation,  # type: ignore[arg-type]  # checked, as the others
         multiple_of=multiple_of,
@@ -211,6 +212,8 @@ def sweep_command(
 
     found = replace(found, points=tuple(map(with_command, found.points)))
     found.save(out / "frontier.json")
+    for line in part:
+        typer.echo(f"warning: {line}", err=True)
     if as_json:
         typer.echo(json.dumps({**found.as_json(), "out": str(out)}))
     elif not quiet:

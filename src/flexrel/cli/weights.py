@@ -27,8 +27,8 @@ def read_weights(path: Path, model: nn.Module) -> None:
     Args:
         path: of a packed file, of safetensors, of an index of several of these (`.json`), or of
             what `torch.save` wrote: a state, alone or as "state_dict", "model_state_dict" or
-            "model". All names may begin with that of a holder, such as "model.", and have "module"
-            and "_orig_mod" anywhere.
+            "model", or the one state in it. All names may begin with that of a holder, such as
+            "model.", and have "module" and "_orig_mod" anywhere.
         model: taken out of its wrappers.
 
     Raises:
@@ -37,6 +37,11 @@ def read_weights(path: Path, model: nn.Module) -> None:
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file of weights")
+    if path.suffix in (".npz", ".npy", ".onnx", ".pt2"):
+        raise UsageError(
+            f"{path}: a {path.suffix} is no file of weights; give safetensors, or what torch.save "
+            "wrote of a state_dict"
+        )
     if path.suffix == ".flexrel":
         load(path, into=model)
         return
@@ -138,6 +143,8 @@ def _saved(path: Path) -> Mapping[str, Tensor]:
     held: Mapping[str, Any] = state
     while not _is_state(held):
         inner = [held[key] for key in _STATES if isinstance(held.get(key), Mapping)]
+        others = [one for one in held.values() if isinstance(one, Mapping) and _is_state(one)]
+        inner = inner or (others if len(others) == 1 else [])
         if not inner:
             shown = ", ".join(f"{k!r}: {type(v).__name__}" for k, v in [*held.items()][:_SHOWN])
             more = " ..." if len(held) > _SHOWN else ""

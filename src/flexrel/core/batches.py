@@ -1,5 +1,7 @@
 """One reading of a batch, whatever form the caller's loader gives it in."""
 
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,10 +60,42 @@ def collect(batches: RawBatches) -> list[RawBatch]:
     """Return all batches in a list, to go through them again and again.
 
     Raises:
-        UsageError: it is one tensor, which would be gone through sample by sample.
+        UsageError: it is one tensor, which would be gone through sample by sample; or they take
+            more than half of the machine's memory.
     """
     _check_iterable(batches)
-    return list(batches_of(batches))
+    if isinstance(batches, list | tuple):  # they are there already
+        return list(batches)
+    kept: list[RawBatch] = []
+    taken, most = 0, memory_bytes() / 2
+    for raw in batches_of(batches):
+        kept.append(raw)
+        taken += sum(t.numel() * t.element_size() for t in _tensors_in(raw))
+        if taken > most:
+            raise UsageError(
+                f"{len(kept):,} batches take {taken / 1e9:,.3g} GB, more than half of this "
+                "machine's memory, and calibration keeps all; some hundred samples do: pass some, "
+                "such as list(itertools.islice(loader, 8))"
+            )
+    return kept
+
+
+def memory_bytes() -> float:
+    """Return how much memory the machine has; infinite where it does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):  # of systems without
+        return math.inf
+
+
+def _tensors_in(raw: RawBatch) -> Iterator[Tensor]:
+    if isinstance(raw, Tensor):
+        yield raw
+    elif isinstance(raw, Batch):
+        yield from raw.tensors
+    elif isinstance(raw, Mapping | tuple | list):
+        for one in raw.values() if isinstance(raw, Mapping) else raw:
+            yield from _tensors_in(one)
 
 
 def _check_iterable(batches: RawBatches) -> None:
