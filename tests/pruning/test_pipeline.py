@@ -483,7 +483,9 @@ def test_an_impossible_budget_says_the_closest_that_is_possible(perceptron, gran
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_an_impossible_byte_budget_says_the_smallest_file(perceptron, granularity):
+def test_an_impossible_byte_budget_says_about_the_smallest_file_and_that_is_possible(
+    perceptron, granularity
+):
     with pytest.raises(BudgetError) as caught:
         prune(perceptron, budgets=[Bytes(10)], granularity=granularity, criterion=Magnitude())
 
@@ -493,7 +495,12 @@ def test_an_impossible_byte_budget_says_the_smallest_file(perceptron, granularit
         granularity=granularity,
         criterion=Magnitude(),
     )
-    assert caught.value.closest == len(encode(most.model))
+    closest = caught.value.closest
+    assert len(encode(most.model)) <= closest <= 1.05 * len(encode(most.model)) + 1
+    possible = prune(
+        perceptron, budgets=[Bytes(int(closest))], granularity=granularity, criterion=Magnitude()
+    )
+    assert possible.achieved.bytes <= closest
 
 
 # --- the model is not changed, the same request gives the same plan ------------------------------

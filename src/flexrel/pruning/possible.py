@@ -103,7 +103,8 @@ class Extremes:
 
 def extremes_of(target: PruneTarget, request: Request) -> Extremes:
     """Return what can be had of a network at all, counted in seconds."""
-    asked = replace(request, criteria=(Magnitude(),), evaluate=None)
+    untracked = replace(request.options, history=None)
+    asked = replace(request, criteria=(Magnitude(),), evaluate=None, options=untracked)
     signals = NetworkSignals(target, {}, {}, asked)
     evaluator = evaluator_of(signals, Divergence(target.network, target.examples[:1]))
     tensors = target.network.state_dict().values()
