@@ -179,3 +179,20 @@ def test_what_a_default_prune_enters_is_counted(tmp_path):
     counted = [int(row.split()[0]) for row in files]
     assert f"enters {len(files)} files and {sum(counted)} functions" in line
     assert any(row.endswith("pruning/prune.py") for row in files)
+
+
+@pytest.mark.slow
+def test_random_budgets_and_targets_are_met_or_refused(tmp_path):
+    printed = run("combinations.py", "--quick", results=tmp_path)
+    found = blocks(tmp_path, "combinations-quick")
+    assert [block["case"] for block in found] == [*range(6)]
+    assert all("slack" in block and not block["faults"] for block in found)
+    assert "| all | 6 |" in printed
+
+
+def test_what_is_promised_is_measured_on_other_samples(tmp_path):
+    printed = run("promise.py", "--quick", results=tmp_path)
+    found = blocks(tmp_path, "promise-quick")
+    assert all(one["aside"] == 5000 and -0.01 < one["true"] < 0.05 for one in found)
+    holds = sum(one["true"] <= one["bound"] for one in found)
+    assert f"| {holds} of 2 |" in printed
