@@ -209,7 +209,7 @@ def _facts(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "checksum of model.flexrel", result["model"]
     yield "seed", str(result["seed"])
     for name, value in options.items():
-        if name != "scored_by" and value not in (None, [], "", False):
+        if name != "scored_by" and value is not False and value not in (None, [], ""):
             yield name.replace("_", " "), _readable(value)
     yield "versions", ", ".join(f"{name} {told}" for name, told in result["versions"].items())
     yield "system", result["system"]
@@ -217,6 +217,8 @@ def _facts(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _readable(value: object) -> str:
     """Return an option as a person writes it."""
+    if value is True:
+        return "yes"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    return "yes" if value is True else str(value)
+    return str(value)
