@@ -483,7 +483,7 @@ def test_an_impossible_budget_says_the_closest_that_is_possible(perceptron, gran
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_an_impossible_byte_budget_says_the_smallest_file(perceptron, granularity):
+def test_an_impossible_byte_budget_says_what_the_smallest_file_takes(perceptron, granularity):
     with pytest.raises(BudgetError) as caught:
         prune(perceptron, budgets=[Bytes(10)], granularity=granularity, criterion=Magnitude())
 
@@ -493,7 +493,8 @@ def test_an_impossible_byte_budget_says_the_smallest_file(perceptron, granularit
         granularity=granularity,
         criterion=Magnitude(),
     )
-    assert caught.value.closest == len(encode(most.model))
+    least = len(encode(most.model))
+    assert least <= caught.value.closest <= 1.06 * least
 
 
 # --- the model is not changed, the same request gives the same plan ------------------------------
@@ -640,7 +641,7 @@ def test_float16_files_hold_more_for_the_same_bytes(perceptron):
     for values in ("float32", "float16"):
         result = prune(perceptron, budgets=[Sparsity(0.3)], criterion=Magnitude(), values=values)
         sizes[values] = result.achieved.bytes
-        assert unnoted(result.packed) == encode(result.model, values)
+        assert unnoted(result.packed, {}) == encode(result.model, values)
 
     assert sizes["float16"] < sizes["float32"]
 
@@ -1001,7 +1002,7 @@ def test_an_evaluation_may_do_to_the_network_what_it_likes(pictures):
 
     assert same_bits(bits(model), before)
     assert any(bool(p.abs().sum() > 0) for p in result.model.parameters())
-    assert len(unnoted(result.packed)) == len(encode(result.model))
+    assert len(unnoted(result.packed, {})) == len(encode(result.model))
 
 
 def test_accuracy_is_that_of_the_file_also_where_it_rounds(perceptron, tmp_path):
