@@ -21,6 +21,7 @@ from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.division import divided
 from flexrel.core.measurement import Progress, silent
 from flexrel.core.running import backward_to_inputs, call, rooted
+from flexrel.criteria.noise import noise_of, squares_off_diagonal
 from flexrel.errors import ModelError
 from flexrel.relevance import AttributionTarget, counted
 from flexrel.repair import (
@@ -37,7 +38,6 @@ _Sum = TypeVar("_Sum", SecondMoments, Tensor)
 _ROWS = 5_000  # of a layer's inputs, over all batches, or
 _ROWS_AN_INPUT = 4
 _GRADIENTS = 25_000  # rows of its outputs, likewise
-_SMALLEST, _LARGEST = 1e-12, 1e18  # norms of rows whose squares have single precision's digits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +89,7 @@ class LayerFactors:
         """
         found = self.inputs.centred().xx
         own = found.diagonal(dim1=1, dim2=2)
-        squares = _squares_off_diagonal(found)
+        squares = squares_off_diagonal(found)
         noise = self.noise / max(self.inputs.rows, 1) ** 2
         share = (noise / squares.clamp_min(torch.finfo(squares.dtype).tiny)).clamp(0, 1)
         return torch.lerp(found, own.diag_embed(), share.to(found.dtype)[:, None, None])
@@ -260,7 +260,7 @@ class _FactorRecorder(OpRecorder):
         first = (numbers < self._samples // 2).to(taken.device)
         halves = [second_moments(taken[at].float(), dtype=torch.float32) for at in (first, ~first)]
         self._add(self.inputs, found.layer, halves[0] + halves[1])
-        self._add(self.noise, found.layer, _noise(*halves))
+        self._add(self.noise, found.layer, noise_of(*halves))
 
     def _add_outputs(self, found: LayerCall, gradient: Tensor) -> None:
         geometry = found.affine.geometry
@@ -273,37 +273,3 @@ class _FactorRecorder(OpRecorder):
 
     def _add(self, to: dict[str, _Sum], layer: str, found: _Sum) -> None:
         to[layer] = to[layer] + found if layer in to else found
-
-
-def _noise(one: SecondMoments, other: SecondMoments) -> Float[Tensor, "g"]:
-    """Return how far the sums over both are expected to be from those of other samples, squared.
-
-    The difference of two sums varies as their sum does. Of one sample alone it is not known: the
-    sum itself is the most that it can be.
-    """
-    if one.rows and other.rows:
-        rows = one.rows + other.rows
-        apart = one.xx * (rows / 2 / one.rows)
-        apart.sub_(other.xx, alpha=rows / 2 / other.rows)
-        mean = (one.x + other.x) / rows
-        for half, sign in ((one, 1), (other, -1)):  # about the mean of both
-            shift = (half.x / half.rows - mean).to(apart.dtype)
-            apart.baddbmm_(shift[:, :, None], shift[:, None, :], alpha=sign * rows / 2)
-    else:
-        apart = (one + other).centred().xx * (one.rows + other.rows)
-    return _squares_off_diagonal(apart)
-
-
-def _squares_off_diagonal(matrices: Float[Tensor, "g k k"]) -> Float[Tensor, "g"]:
-    """Return the sum of the squares off the diagonal, float64.
-
-    Squares of products may be too large for the dtype of the matrices, or too small: in it, which
-    is many times as quick, only where they are not.
-    """
-    wide = torch.float64
-    norms: Tensor = torch.linalg.vector_norm(matrices, dim=2)
-    if not _SMALLEST < float(norms.max()) < _LARGEST:
-        norms = torch.linalg.vector_norm(matrices, dim=2, dtype=wide)
-    return norms.to(wide).square().sum(1) - matrices.diagonal(dim1=1, dim2=2).to(wide).square().sum(
-        1
-    )

@@ -1,6 +1,6 @@
 """What a saved file tells people besides the network: what it takes, and how it came out."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -20,14 +20,14 @@ class Annotated:
     packed: bytes
 
 
-def unnoted(packed: bytes, metadata: Mapping[str, str]) -> bytes:
+def unnoted(packed: bytes, metadata: Collection[str] = ()) -> bytes:
     """Return a packed file without what `noted` adds, as those of candidates and rivals are.
 
     Args:
         packed: the file.
-        metadata: the caller's own, which stay.
+        metadata: keys of the caller's own, which stay.
     """
-    ours = {INPUTS, LABELS, EVIDENCE} - metadata.keys()
+    ours = {INPUTS, LABELS, EVIDENCE}.difference(metadata)
     return annotated(packed, dict.fromkeys(ours))
 
 
