@@ -89,7 +89,7 @@ def test_an_assured_search_keeps_the_margin_and_its_promise():
     plain = prune(evaluate, **asked)
     assert 0 < result.achieved.removed < plain.achieved.removed
     compared = flexrel.compare(result, network(), calibration=[CALIBRATION], evaluate=evaluate)
-    bare = len(unnoted(result.packed))
+    bare = len(unnoted(result.packed, {}))
     assert all(one.bytes >= bare for one in compared.rivals)
     json.dumps(result.as_json())
     assert result.report()
@@ -165,7 +165,7 @@ def test_rivals_are_searched_with_on_the_same_samples():
 
     assert compared.rivals
     assert all(one.accuracy >= result.requested["accuracy"] - 1e-9 for one in compared.rivals)
-    bare = len(unnoted(result.packed))
+    bare = len(unnoted(result.packed, {}))
     assert all(one.bytes >= bare for one in compared.rivals)
 
 
