@@ -10,6 +10,7 @@ import common
 import compatibility
 import gradual
 import in_use
+import judges
 import latency
 import link
 import over_time
@@ -40,6 +41,7 @@ PAGES = {  # how the page is made of its blocks
     "sketches": sketches.page,
     "gradual": gradual.page,
     "allocation": allocation.page,
+    "judges": judges.page,
     "time_limit": time_limit.page,
     "stages": stages.page,
     "combinations": combinations.page,

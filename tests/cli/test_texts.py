@@ -98,9 +98,10 @@ def test_files_without_texts_are_refused_with_what_they_have(tmp_path, name, tex
         text_data(f"{tmp_path}/{name}", tokenizer, 8, ("neg", "pos"))
 
 
-def test_texts_for_a_network_without_a_tokenizer_are_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"need the network's tokenizer.*numbers in an \.npz with"):
-        read_data(written(tmp_path, "d.csv"), "calibration")
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv", "d.jsonl"])
+def test_texts_for_a_network_without_a_tokenizer_are_refused(tmp_path, name):
+    with pytest.raises(UsageError, match=r"texts.* need the network's tokenizer, as hf:FOLDER"):
+        read_data(written(tmp_path, name), "calibration")
 
 
 def test_what_is_no_data_or_no_model_is_told_before_torch_is_loaded(tmp_path):

@@ -15,7 +15,7 @@ else:
 """Its `obj` are the words of a command, its `params` what they were read as."""
 
 DATA: Final = (
-    "a folder of images, an .npz or .pt with x and y, a .csv, .jsonl or .txt of texts, "
+    "a folder of images, an .npz or .pt with x and y, a .csv of numbers or texts, "
     "file.py:factory or demo:digits"
 )
 

@@ -10,7 +10,7 @@ import typer
 ARRAYS: Final = (".npz", ".npy", ".pt", ".pth")
 TEXTS: Final = (".csv", ".tsv", ".jsonl", ".txt")
 DATA_FORMS: Final = (
-    "a folder of images, an .npz or .pt with x and y, a .csv, .jsonl or .txt of texts, "
+    "a folder of images, an .npz or .pt with x and y, a .csv of numbers or texts, "
     "file.py:factory, package.module:factory or demo:digits"
 )
 _FILES: Final = (".py", ".pt2", *ARRAYS, *TEXTS)
@@ -47,7 +47,7 @@ def data_there(spec: str | None) -> str | None:
     place = (spec or "").partition("?")[0]
     if (spec or "").startswith("hf:"):
         raise typer.BadParameter(
-            f"{spec} is no data; a network of Hugging Face takes a .csv, .jsonl or .txt of texts, "
+            f"{spec} is no data; a network of Hugging Face takes a .csv of numbers or texts, "
             "by its own tokenizer, or file.py:factory"
         )
     if Path(place).is_file() and Path(place).suffix not in (*ARRAYS, *TEXTS, ".py"):

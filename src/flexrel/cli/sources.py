@@ -10,6 +10,7 @@ from flexrel.cli.arrays import array_data, arrays_of
 from flexrel.cli.factories import function_by, made_by
 from flexrel.cli.images import Preparation, image_folder
 from flexrel.cli.paths import ARRAYS, DATA_FORMS, TEXTS
+from flexrel.cli.tables import TABLES, table_data
 from flexrel.cli.texts import Tokenizer, text_data
 from flexrel.core.batches import RawBatch
 from flexrel.core.class_names import ClassNames
@@ -30,7 +31,8 @@ def read_data(
     """Return the batches that a DATA argument names; they can be gone through again and again.
 
     Args:
-        spec: a folder of images, a file of arrays (`array_data`), `file.py:factory`,
+        spec: a folder of images, a file of arrays (`array_data`), of texts (`text_data`) or, where
+            no tokenizer reads it, of numbers (`table_data`), `file.py:factory`,
             `package.module:factory`, or `demo:digits`. A factory may return what
             `flexrel.prune` takes, one tensor of all inputs, or a pair of inputs and labels.
         role: "calibration" or "evaluation": which of the demo's data.
@@ -47,6 +49,8 @@ def read_data(
     place = Path(spec.partition("?")[0])
     if place.is_dir():
         return image_folder(place, preparation, _BATCH, names)
+    if place.suffix in TABLES and tokenizer is None:
+        return table_data(spec, _BATCH, names)
     if place.suffix in TEXTS:
         return text_data(spec, tokenizer, _BATCH, names)
     return array_data(spec, _BATCH, names) if place.suffix in ARRAYS else _made(spec)

@@ -22,7 +22,7 @@ from flexrel.errors import UsageError
 Tokenizer = Callable[[Sequence[str], Sequence[str] | None], Mapping[str, Tensor]]
 _TEXTS: Final = ("text", "sentence", "review", "content", "comment")  # as people call them
 _PAIRS: Final = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"))
-_LABELS: Final = ("label", "labels", "class", "target", "sentiment", "y")
+LABELS: Final = ("label", "labels", "class", "target", "sentiment", "y")
 _SHOWN: Final = 8  # names in an error
 _NO_END: Final = 10**6  # tokens; a tokenizer that knows no length says more
 
@@ -129,7 +129,7 @@ def text_data(
     if tokenizer is None:
         raise UsageError(
             f"{path}: is read as texts, which need the network's tokenizer, as hf:FOLDER has one; "
-            "give tokens as file.py:factory, and numbers in an .npz with x and y"
+            "give tokens as file.py:factory, and numbers in a .csv or an .npz with x and y"
         )
     try:
         rows = _rows(path)
@@ -145,7 +145,7 @@ def text_data(
         told = None if label is None else [row[label] for row in rows]
     except KeyError as error:
         raise UsageError(f"{path}: a line has no {error}, as the first has") from error
-    labels, classes = (None, ()) if told is None else _labelled(path, told, names)
+    labels, classes = (None, ()) if told is None else labelled(path, told, names)
     return TextData(texts, pairs, labels, tokenizer, batch, classes)
 
 
@@ -176,11 +176,11 @@ def _columns(
         text, pair = two
     if text is None:
         raise UsageError(f"{path}: has no 'text'; {has}")
-    label = asked.get("label") or next((one for one in _LABELS if one in first), None)
+    label = asked.get("label") or next((one for one in LABELS if one in first), None)
     return text, pair, label
 
 
-def _labelled(path: Path, told: Sequence[Any], names: ClassNames) -> tuple[Tensor, ClassNames]:
+def labelled(path: Path, told: Sequence[Any], names: ClassNames) -> tuple[Tensor, ClassNames]:
     """Return labels as numbers, and what classes are called if they were texts."""
     try:
         numbers = torch.tensor([float(one) for one in told])

@@ -1,0 +1,66 @@
+"""Tables of numbers in files as data."""
+
+import numpy as np
+import pytest
+import torch
+
+from flexrel.cli.sources import read_data
+from flexrel.errors import UsageError
+
+
+def table(path, text, name="d.csv"):
+    (path / name).write_text(text)
+    return str(path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "asked"),
+    [
+        ("d.csv", "a,b,label\n1,2.5,0\n-3,4e-1,2\n", ""),
+        ("d.tsv", "a\ttarget\tb\n1\t0\t2.5\n-3\t2\t4e-1\n", ""),
+        ("d.csv", "\ufeffa,b,kind\n1,2.5,0\n-3,0.4,2", "?label=kind"),
+        ("d.csv", '"a","b","label"\n"1","2.5","0"\n"-3","0.4","2"\n', ""),
+    ],
+)
+def test_columns_are_inputs_but_for_the_label(tmp_path, name, text, asked):
+    ((x, y),) = read_data(table(tmp_path, text, name) + asked, "calibration")
+
+    assert x.dtype == torch.float32
+    assert np.array_equal(x.numpy(), np.float32([[1, 2.5], [-3, 0.4]]))
+    assert y.tolist() == [0, 2]
+    assert y.dtype == torch.int64
+
+
+def test_labels_may_be_values_or_names_or_none(tmp_path):
+    ((_, prices),) = read_data(table(tmp_path, "a,y\n1,0.5\n2,7\n"), "evaluation")
+    data = read_data(table(tmp_path, "a,class\n1,dog\n2,cat\n"), "evaluation")
+    (x,) = read_data(table(tmp_path, "a,b\n1,2\n"), "calibration")
+
+    assert prices.tolist() == [0.5, 7.0]
+    assert data.classes == ("cat", "dog")
+    assert data.labels.tolist() == [1, 0]
+    assert x.tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "says"),
+    [
+        ("a,b\n1,red\n", "", "column 'b' is an input and has 'red', .*label=b"),
+        ("a,b\n1,nan\n", "", "column 'b' is nan in row 1"),
+        ("a,b\n1,\n", "", "column 'b' is an input and has '', which is no"),
+        ("a,b\n1,2\n", "?label=price", "no column 'price'; it has 'a', 'b'"),
+        ("a,b\n1,2,3\n", "", "its rows have 3 cells; it has 'a', 'b'"),
+        ("a,b\n1,2\n3\n", "", "no table that can be read"),
+        ("1,2\n3,4\n", "", "its first line has numbers"),
+        ("label\n3\n", "", "its rows have 1 cells; it has 'label'"),
+    ],
+)
+def test_what_is_no_table_of_numbers_is_refused(tmp_path, text, asked, says):
+    with pytest.raises(UsageError, match=says):
+        read_data(table(tmp_path, text) + asked, "calibration")
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n"])
+def test_a_table_without_rows_is_refused(tmp_path, text):
+    with pytest.raises(UsageError, match="has no row below its names"):
+        read_data(table(tmp_path, text), "calibration")
