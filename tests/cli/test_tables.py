@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from flexrel.cli import main
 from flexrel.cli.sources import read_data
 from flexrel.errors import UsageError
 
@@ -64,3 +65,26 @@ def test_what_is_no_table_of_numbers_is_refused(tmp_path, text, asked, says):
 def test_a_table_without_rows_is_refused(tmp_path, text):
     with pytest.raises(UsageError, match="has no row below its names"):
         read_data(table(tmp_path, text), "calibration")
+
+
+def test_a_network_of_values_is_pruned_and_measured_on_a_table(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1))\n"
+    )
+    draw = np.random.default_rng(0).standard_normal((40, 3)).round(3)
+    rows = "\n".join(",".join(map(str, row)) for row in draw)
+    data = table(tmp_path, f"rooms,area,price\n{rows}\n") + "?label=price"
+
+    done = main(
+        [
+            *("prune", f"{tmp_path}/net.py:make", "--calibration", data, "--evaluation", data),
+            *("--budget", "macs=60%", "--criterion", "magnitude", "--out", str(tmp_path / "out")),
+        ]
+    )
+
+    said = capsys.readouterr().out
+    assert done in (0, None)
+    assert "mse" in said
+    assert "not measured" not in said

@@ -65,7 +65,7 @@ def print_whole(shown: Table) -> None:
 
 def unmeasured(result: Result) -> Iterator[str]:
     """Yield why accuracy is not known, and what to pass, if it is not."""
-    if result.dense.accuracy is None:
+    if not result.dense.metrics:
         yield "Accuracy was not measured: that takes labelled data, --evaluation DATA."
 
 
