@@ -186,12 +186,17 @@ def data():
 def trained(name):
     """Return a network trained for seconds."""
     torch.manual_seed(0)
-    model, images, labels = NETWORKS[name]().train(), data().train_x, data().train_y
-    steps = EPOCHS * len(images) // BATCH
+    return fitted(NETWORKS[name](), data().train_x, data().train_y, BATCH)
+
+
+def fitted(model, images, labels, batch, generator=None):
+    """Return the network, trained in place on samples that the generator puts in order."""
+    model.train()
+    steps = EPOCHS * math.ceil(len(images) / batch)
     optimizer = torch.optim.AdamW(model.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(images)).split(BATCH):
+        for rows in torch.randperm(len(images), generator=generator).split(batch):
             loss = functional.cross_entropy(model(images[rows]), labels[rows])
             optimizer.zero_grad()
             loss.backward()

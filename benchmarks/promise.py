@@ -34,7 +34,7 @@ from flexrel.pruning.promise import CONFIDENCE, MARGIN
 
 SEEDS, DROPS = range(20), (0.005, 0.01, 0.02)
 EVALUATED, TRUE, CALIBRATED, TRAINED = 10_000, 50_000, 256, 4000  # samples
-BATCH, EPOCHS, RATE = 500, 8, 0.005
+BATCH, STEP = 500, 64  # samples that are judged, and trained on, together
 NOISE = 0.15  # standard deviation, of pixels in [0, 1]
 CLASSES, FEATURES, SPREAD = 8, 20, 0.75  # of the mixture: standard deviation of its means
 WAYS = {  # network -> whether a margin is kept
@@ -138,19 +138,7 @@ class Case:
 def trained(source, draw, seed):
     """Return a network trained for seconds."""
     torch.manual_seed(seed)
-    model = source.network().train()
-    images, labels = source(TRAINED, draw, train=True)
-    steps = EPOCHS * -(-TRAINED // 64)
-    optimizer = torch.optim.AdamW(model.parameters(), RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(TRAINED, generator=draw).split(64):
-            loss = functional.cross_entropy(model(images[rows]), labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+    return combinations.fitted(source.network(), *source(TRAINED, draw, train=True), STEP, draw)
 
 
 def right(model, images, labels):

@@ -1,23 +1,18 @@
 """Arguments that several commands have."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flexrel.cli.choices import check, told
-from flexrel.cli.paths import data_there, model_there
+from flexrel.cli.paths import DATA_FORMS, data_there, model_there
 
 if TYPE_CHECKING:
     Words = typer.Context
 else:
     Words = typer.Context.__mro__[1]  # what commands are really called with
 """Its `obj` are the words of a command, its `params` what they were read as."""
-
-DATA: Final = (
-    "a folder of images, an .npz or .pt with x and y, a .csv of numbers or texts, "
-    "file.py:factory or demo:digits"
-)
 
 ModelArgument = Annotated[
     str,
@@ -36,17 +31,18 @@ WeightsOption = Annotated[
     ),
 ]
 CalibrationOption = Annotated[
-    str, typer.Option("--calibration", help=f"inputs as in use; {DATA}", callback=data_there)
+    str, typer.Option("--calibration", help=f"inputs as in use; {DATA_FORMS}", callback=data_there)
 ]
 InputsOption = Annotated[
-    str, typer.Option("--data", help=f"inputs as in use; {DATA}", callback=data_there)
+    str, typer.Option("--data", help=f"inputs as in use; {DATA_FORMS}", callback=data_there)
 ]
 InputNamesOption = Annotated[
     str | None,
     typer.Option("--input-names", help="of the inputs in ONNX, with commas; else as in forward"),
 ]
 EvaluationOption = Annotated[
-    str | None, typer.Option("--evaluation", help=f"labelled data; {DATA}", callback=data_there)
+    str | None,
+    typer.Option("--evaluation", help=f"labelled data; {DATA_FORMS}", callback=data_there),
 ]
 SizeOption = Annotated[
     int | None, typer.Option(help="of images, in pixels, unless the network's own is known")

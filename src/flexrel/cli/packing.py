@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from flexrel.cli.arguments import (
-    DATA,
     CalibrationOption,
     EvaluationOption,
     InputNamesOption,
@@ -22,7 +21,7 @@ from flexrel.cli.arguments import (
     WeightsOption,
 )
 from flexrel.cli.choices import check, told
-from flexrel.cli.paths import data_there
+from flexrel.cli.paths import DATA_FORMS, data_there
 
 packing_app = typer.Typer()
 
@@ -39,13 +38,14 @@ def pack_command(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help=f"int8 and int4 round so that outputs on it stay; {DATA}", callback=data_there
+            help=f"int8 and int4 round so that outputs on it stay; {DATA_FORMS}",
+            callback=data_there,
         ),
     ] = None,
     graph: Annotated[
         str | None,
         typer.Option(
-            help=f"carry the ONNX graph too, made with inputs of {DATA}", callback=data_there
+            help=f"carry the ONNX graph too, made with inputs of {DATA_FORMS}", callback=data_there
         ),
     ] = None,
     observe: Annotated[

@@ -8,10 +8,11 @@ from typing import Final
 import typer
 
 ARRAYS: Final = (".npz", ".npy", ".pt", ".pth")
-TEXTS: Final = (".csv", ".tsv", ".jsonl", ".txt")
+TABLES: Final = (".csv", ".tsv")
+TEXTS: Final = (*TABLES, ".jsonl", ".txt")
 DATA_FORMS: Final = (
-    "a folder of images, an .npz or .pt with x and y, a .csv of numbers or texts, "
-    "file.py:factory, package.module:factory or demo:digits"
+    "a folder of images, an .npz or .pt with x and y, a .csv of numbers or texts, a .jsonl or "
+    ".txt of texts, file.py:factory, package.module:factory or demo:digits"
 )
 _FILES: Final = (".py", ".pt2", *ARRAYS, *TEXTS)
 _WEIGHTS: Final = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".flexrel")
@@ -47,7 +48,7 @@ def data_there(spec: str | None) -> str | None:
     place = (spec or "").partition("?")[0]
     if (spec or "").startswith("hf:"):
         raise typer.BadParameter(
-            f"{spec} is no data; a network of Hugging Face takes a .csv of numbers or texts, "
+            f"{spec} is no data; a network of Hugging Face takes a .csv, .jsonl or .txt of texts, "
             "by its own tokenizer, or file.py:factory"
         )
     if Path(place).is_file() and Path(place).suffix not in (*ARRAYS, *TEXTS, ".py"):

@@ -9,8 +9,8 @@ from flexrel.cli import demo
 from flexrel.cli.arrays import array_data, arrays_of
 from flexrel.cli.factories import function_by, made_by
 from flexrel.cli.images import Preparation, image_folder
-from flexrel.cli.paths import ARRAYS, DATA_FORMS, TEXTS
-from flexrel.cli.tables import TABLES, table_data
+from flexrel.cli.paths import ARRAYS, DATA_FORMS, TABLES, TEXTS
+from flexrel.cli.tables import table_data
 from flexrel.cli.texts import Tokenizer, text_data
 from flexrel.core.batches import RawBatch
 from flexrel.core.class_names import ClassNames

@@ -13,7 +13,6 @@ from flexrel.cli.texts import LABELS, labelled
 from flexrel.core.class_names import ClassNames
 from flexrel.errors import UsageError
 
-TABLES: Final = (".csv", ".tsv")
 _SHOWN: Final = 8  # names in an error
 
 
