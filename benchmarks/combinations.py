@@ -703,6 +703,8 @@ def _in_words(found):
 
 def _seconds(times):
     times = sorted(times)
+    if not times:  # of few requests
+        return "a time that none here tells"
     return f"{times[len(times) // 2]:.1f} s in the median, {times[-1]:.1f} s at most"
 
 
