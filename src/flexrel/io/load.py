@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 import flexrel_edge
 from flexrel.core.folding import folded_in_place
 from flexrel.core.graph import weight_of
+from flexrel.core.network import check_tensors
 from flexrel.core.running import unwrapped
 from flexrel.errors import PackError, UsageError
 from flexrel.io.state import Numbers, check_casts, read, state_of
@@ -49,6 +50,7 @@ def load(
     Raises:
         UsageError: no `into`, no such file, or tensors that do not fit the model: names, shapes, or
             values that a dtype of the model can't hold; `into` is as it was.
+        ModelError: a tensor of the model is sparse, of a class of its own or not initialised.
         PackError: the file is damaged, or not trusted.
     """
     if into is None:
@@ -78,9 +80,11 @@ def restore_(
 
     Raises:
         UsageError: tensors do not fit the model, which is as it was.
+        ModelError: a tensor of the model can't be written to, as `load` has it.
         PackError: the notes are damaged.
     """
     network = unwrapped(model)
+    check_tensors(network)
     if notes.get("form") == "exported" and not isinstance(network, fx.GraphModule):
         raise UsageError(
             f"{source} is of an exported program, whose code was cut too, which no class can take; "
