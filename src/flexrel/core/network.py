@@ -165,7 +165,7 @@ def _is_own(kind: type[Tensor]) -> bool:
     return kind is not Tensor and kind.__deepcopy__ is Tensor.__deepcopy__
 
 
-def check_values(model: nn.Module) -> None:
+def check_not_meta(model: nn.Module) -> None:
     """Check that the model's tensors have values.
 
     Raises:

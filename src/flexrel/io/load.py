@@ -16,6 +16,7 @@ from flexrel.core.graph import weight_of
 from flexrel.core.network import check_tensors
 from flexrel.core.running import unwrapped
 from flexrel.errors import PackError, UsageError
+from flexrel.io.recurrent import check_recurrent
 from flexrel.io.state import Numbers, check_casts, read, state_of
 from flexrel.structure import (
     LinearOrConv,
@@ -171,7 +172,7 @@ def fit(
                 "but are one tensor in the model"
             )
     smaller = _smaller(state, {n: t for n, t in tensors.items() if n not in biases}, source)
-    _check_recurrent(model, tensors, source)
+    check_recurrent(model, tensors, source)
     for number, value in numbers.items():
         _check_number(model, number, value, source)
     for number, value in numbers.items():
@@ -202,28 +203,6 @@ def _smaller(
             device = "cpu" if state[name].is_meta else state[name].device
             smaller[name] = torch.empty(want, dtype=state[name].dtype, device=device)
     return smaller
-
-
-def _check_recurrent(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse sizes that a recurrent layer can't have: torch reads beyond its weights, unchecked.
-
-    Only what comes in can have been cut, of both directions alike.
-    """
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
-            continue
-        inputs: int | None = None
-        for name, slot in module.named_parameters(path, recurse=False):
-            shape, wanted = list(tensors[name].shape), list(slot.shape)
-            key = name.rpartition(".")[2]
-            if key == "weight_ih" or key.startswith("weight_ih_l0"):
-                inputs = shape[-1] if inputs is None else inputs
-                wanted[-1] = inputs
-            if shape != wanted:
-                raise UsageError(
-                    f"{source} does not fit the model: {name} is {shape}, and {path or 'it'}, "
-                    f"{type(module).__name__} of {module.hidden_size} units, takes {wanted}"
-                )
 
 
 def _check_meta(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

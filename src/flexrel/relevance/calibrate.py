@@ -20,7 +20,7 @@ from flexrel.core.batches import Batch, RawBatches, read_batches
 from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.graph import layer_of
 from flexrel.core.measurement import Progress, silent
-from flexrel.core.network import check_values, private_copy
+from flexrel.core.network import check_not_meta, private_copy
 from flexrel.core.running import backward_to_inputs, call, fingerprint, reason, rooted
 from flexrel.errors import ModelError, UsageError
 from flexrel.relevance.balance import Balance, Ledger, NaNFinder, merged
@@ -79,7 +79,7 @@ def calibrate(
         raise UsageError(f"max_batches={max_batches} must be a whole number, at least 1")
     if max_seconds is not None and not max_seconds > 0:
         raise UsageError(f"max_seconds={max_seconds} must be above 0")
-    check_values(model)
+    check_not_meta(model)
     calibration = _Calibration(private_copy(model), rule_of(wanted.rule), wanted.output, check)
     began = time.monotonic()
     total = min(filter(None, (length_hint(data), max_batches)), default=None)
