@@ -257,6 +257,8 @@ def test_where_nothing_can_be_cut_the_refusal_says_each_reason_once():
             super().__init__(Standardised)
             self.inner, self.head = Standardised(8, 4, 3, padding=1), nn.Identity()
 
-    with pytest.raises(ModelError, match=r"; nor as an exported program$") as refused:
+    with pytest.raises(
+        ModelError, match=r"; nor as an exported program; granularity 'element'"
+    ) as refused:
         pruned(Bare().eval(), images())
     assert str(refused.value).count("standardised") == 1
