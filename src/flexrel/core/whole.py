@@ -105,17 +105,17 @@ def _why_whole(model: nn.Module, batch: Batch) -> str | None:
     if len(lengths) > 1 and not on_cpu:  # where an index out of range stops the whole process
         return f"its inputs have {' and '.join(map(str, lengths))} entries"
     with undisturbed(model), torch.no_grad():
-        whole = _numbers(call(model, batch))
+        whole = telling_numbers(call(model, batch))
         if any(bool(tensor.isnan().any()) for tensor in whole):
             return None  # as it came: for others to say
         for count in _parts(batch.samples):
             tried = f"{count} of {batch.samples} samples"
             try:
-                part = _numbers(call(model, first_samples(batch, count)))
+                part = telling_numbers(call(model, first_samples(batch, count)))
             except ModelError as error:
                 cause = error.__cause__ or error
                 return f"{tried}: {next(iter(str(cause).splitlines()), type(cause).__name__)}"
-            if not _same(model, whole, part, count / batch.samples):
+            if not same_outputs(model, whole, part, count / batch.samples):
                 return f"{tried}: other outputs for these than in the whole batch"
     return None
 
@@ -136,14 +136,23 @@ def _runs(model: nn.Module, batch: Batch) -> bool:
     return True
 
 
-def _numbers(result: Any) -> list[Tensor]:  # noqa: ANN401 - whatever the model returns
+def telling_numbers(result: Any) -> list[Tensor]:  # noqa: ANN401 - whatever the model returns
     """Return the tensors that tell samples apart: scalars, as of a loss, only without others."""
     numbers = [tensor for tensor in tensors_of(result) if tensor.is_floating_point()]
     return [tensor for tensor in numbers if tensor.ndim] or numbers
 
 
-def _same(model: nn.Module, whole: Sequence[Tensor], part: Sequence[Tensor], share: float) -> bool:
-    """Return whether outputs for the first samples are what they are in the whole batch."""
+def same_outputs(
+    model: nn.Module, whole: Sequence[Tensor], part: Sequence[Tensor], share: float = 1.0
+) -> bool:
+    """Return whether outputs for the first samples are what they are in the whole batch.
+
+    Args:
+        model: whose precision says what is the same.
+        whole: outputs of the whole batch, as `telling_numbers` returns them.
+        part: of its first samples.
+        share: how many samples these are, of all.
+    """
     if len(part) != len(whole) and len(part) != len(whole) * share:  # a list with one a sample
         return False
     kinds = [t.dtype for t in (*model.parameters(), *whole) if t.is_floating_point()]
