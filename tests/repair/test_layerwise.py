@@ -288,3 +288,28 @@ def test_a_network_that_raises_half_way_leaves_nothing_behind(at, outside):
     assert torch.equal(torch.get_rng_state(), state)
     assert same_bits(bits(model), dense)
     assert bits(cut)[1:] == others
+
+
+class Sampled(nn.Module):
+    """Draws what it passes on, as a variational autoencoder does, in evaluation mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.code, self.last = nn.Linear(6, 8), nn.Linear(7, 3)
+        self.decode = nn.Linear(8, 7)
+
+    def forward(self, x):
+        means = self.code(x)
+        return self.last(self.decode(means + torch.randn_like(means)).tanh())
+
+
+def test_what_a_network_draws_is_drawn_alike_before_and_after_the_cut():
+    model, inputs = random_(Sampled()).eval(), normal(400, 6)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    cut = copy.deepcopy(model)
+    made, refused = reconstruct_(cut, model, None, [inputs[:200], inputs[200:]])
+
+    assert not refused
+    assert made == []  # the two are the same network, so nothing is to repair
+    assert torch.equal(torch.get_rng_state(), state)

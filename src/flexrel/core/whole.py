@@ -17,6 +17,7 @@ from flexrel.errors import ModelError
 
 _NEAR = 1e-2  # the difference that another number of samples may make, as a share of the largest,
 _STEPS = 8  # or so many steps of the coarsest precision
+_TINY = 1e-30  # in place of a divisor that is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def uncut(model: nn.Module, batches: Sequence[RawBatch]) -> UncutBatches:
     """Return the batches, marked to stay whole if the network does not run on a part of one.
 
     It is run on the first batch of two samples or more, and on parts of that: on these its outputs
-    have to be the same.
+    have to be the same. Where they are random, parts tell nothing, and batches may be cut.
 
     Args:
         model: whose inputs they are.
@@ -50,6 +51,13 @@ def uncut(model: nn.Module, batches: Sequence[RawBatch]) -> UncutBatches:
     reason = None if batch is None else _why_whole(model, batch)
     if batch is None or reason is None:
         return UncutBatches(batches)
+    if spread := _spread(model, batch):
+        told = (
+            f"the network does not give the same twice: two calls on the same inputs differ by "
+            f"{spread:.0%} of what its outputs vary by; all is measured with that noise, so leave "
+            "it out in evaluation mode if you can"
+        )
+        return UncutBatches(batches, (told,))
     usable, unusable = list[Batch](), list[Batch]()
     for one in read_batches(batches, model):
         runs = one.samples == batch.samples or _runs(model, one)
@@ -118,6 +126,20 @@ def _why_whole(model: nn.Module, batch: Batch) -> str | None:
             if not same_outputs(model, whole, part, count / batch.samples):
                 return f"{tried}: other outputs for these than in the whole batch"
     return None
+
+
+def _spread(model: nn.Module, batch: Batch) -> float:
+    """Return by how much two calls on one batch differ, as a share of how outputs vary; or 0."""
+    with undisturbed(model), torch.no_grad():
+        one, other = (telling_numbers(call(model, batch)) for _ in range(2))
+    if same_outputs(model, one, other) or [t.shape for t in one] != [t.shape for t in other]:
+        return 0.0
+    shares = [
+        float((a.double() - b.double()).std() / a.double().std().clamp_min(_TINY))
+        for a, b in zip(one, other, strict=True)
+        if a.numel() > 1
+    ]
+    return max(shares, default=0.0)
 
 
 def _parts(samples: int) -> list[int]:

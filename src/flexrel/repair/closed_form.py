@@ -106,7 +106,8 @@ def reconstruct_(
                 batch = next(waiting, None)
                 if batch is None:
                     break
-                whole, left = (LayerwiseForward(one, batch, by_name) for one in networks)
+                drawn = seed + len(passes)
+                whole, left = (LayerwiseForward(one, batch, by_name, drawn) for one in networks)
                 stack.callback(whole.close)
                 stack.callback(left.close)
                 passes.append((whole, left))
