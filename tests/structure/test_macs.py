@@ -17,7 +17,9 @@ IMAGES, ROWS, TOKENS = (torch.ones(2, 4, 8, 8), torch.ones(2, 6), torch.ones(2, 
 
 def by_torch(model, inputs):
     """Half of the floating-point operations that torch counts, of one sample."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+    step_by_step = torch.backends.mkldnn.flags(enabled=False)  # of an LSTM
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH), step_by_step, torch.no_grad():
         model.eval()(inputs)
     return counter.get_total_flops() / 2 / len(inputs)
 
@@ -128,6 +130,10 @@ KINDS = {
     "work that no sample asks for": lambda: rows(
         lambda n, x: x * (n.w @ n.w).diagonal(), w=square()
     ),
+    "LSTM": lambda: tokens(
+        lambda n, x: n.rnn(x)[0], rnn=nn.LSTM(12, 6, 2, batch_first=True, bidirectional=True)
+    ),
+    "GRU": lambda: tokens(lambda n, x: n.rnn(x)[0], rnn=nn.GRU(12, 12, batch_first=True)),
     "one-dimensional filters": lambda: rows(
         lambda n, x: torch.nn.functional.conv1d(x[:, None], n.w, padding=1).mean(1),
         w=torch.randn(4, 1, 3),
