@@ -17,10 +17,13 @@ IMAGES, ROWS, TOKENS = (torch.ones(2, 4, 8, 8), torch.ones(2, 6), torch.ones(2, 
 
 def by_torch(model, inputs):
     """Half of the floating-point operations that torch counts, of one sample."""
-    step_by_step = torch.backends.mkldnn.flags(enabled=False)  # of an LSTM
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH), step_by_step, torch.no_grad():
-        model.eval()(inputs)
+    counter, fused = FlopCounterMode(display=False), torch.backends.mkldnn.enabled
+    torch._C._set_mkldnn_enabled(False)  # else an LSTM is one operation, which it does not know
+    try:
+        with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            model.eval()(inputs)
+    finally:
+        torch._C._set_mkldnn_enabled(fused)
     return counter.get_total_flops() / 2 / len(inputs)
 
 
