@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Final
 
 import torch
@@ -13,6 +14,8 @@ from flexrel.core.forms import LISTED, SEVERAL_INPUTS, signature_of
 
 _Change = Callable[[Tensor], Tensor]
 _IMAGES: Final = 4  # axes: [samples, height, width, channels]
+_TABLE: Final = 2  # axes: [samples, columns]
+_SPARE: Final = 4  # columns that are no inputs, at most
 _CHANNELS: Final = (1, 3, 4)
 _BYTES: Final = (torch.uint8, torch.int8, torch.int16)
 
@@ -30,7 +33,8 @@ def better_form(model: nn.Module, batch: Batch) -> str:
     if _get_current_function_mode() is not None:
         return ""
     bytes_in = any(tensor.dtype == torch.uint8 for tensor in batch.tensors)
-    forms = _forms(model, ", of bytes mostly x / 255" if bytes_in else "")
+    scaled = ", of bytes mostly x / 255" if bytes_in else ""
+    forms = chain(_forms(model, scaled), _narrower(batch))
     return next((f"; {told}" for told, change in forms if _runs(model, batch, change)), "")
 
 
@@ -78,6 +82,25 @@ def _forms(model: nn.Module, scaled: str) -> Iterator[tuple[str, _Change]]:
     )
     yield "it runs on them with an axis of channels, x[:, None]", lambda x: x[:, None]
     yield "it runs on them with a row a sample, x.flatten(1)", lambda x: x.flatten(1)
+
+
+def _narrower(batch: Batch) -> Iterator[tuple[str, _Change]]:
+    """Yield the same with columns less: a label, or a number of the row, may be among them."""
+    if len(batch.tensors) != 1 or batch.tensors[0].ndim != _TABLE:
+        return
+    columns = batch.tensors[0].shape[1]
+    for less in range(1, min(_SPARE, columns - 1) + 1):
+        rest = "" if less == 1 else "; leave out the others, &drop=NAME"
+        told = (
+            f"it runs on {columns - less} columns, and these are {columns}: is one the label? of a "
+            f"table name it, FILE.csv?label=NAME{rest}; of arrays pass it beside the inputs, "
+            "(x[:, :-1], x[:, -1])"
+        )
+        yield told, partial(_first_columns, columns - less)
+
+
+def _first_columns(count: int, x: Tensor) -> Tensor:
+    return x[:, :count]
 
 
 def _made(change: _Change, dtype: torch.dtype, x: Tensor) -> Tensor:
