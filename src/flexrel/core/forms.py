@@ -2,8 +2,10 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -13,6 +15,10 @@ from flexrel.errors import UsageError
 LISTED = (
     "of a network that takes a list of tensors make one that takes a tensor, whose forward(self, "
     "x) returns self.network(list(x))"
+)
+LOADER = (
+    "samples come in batches, as torch.utils.data.DataLoader(samples, batch_size=64) makes them; "
+    "of sizes that differ [x[None] for x in samples]"
 )
 SEVERAL_INPUTS = "several inputs as ((a, b), labels) or as a dict of the model's arguments"
 _LABELS = ("labels", "label")
@@ -113,8 +119,26 @@ def parts_of(raw: object, index: int) -> tuple[tuple[Any, ...], dict[str, Any], 
         return tuple(first) if several else (first,), {}, labels, None
     raise UsageError(
         f"batch {index} is a {type(raw).__name__}; a batch is a tensor, a tuple "
-        "(inputs, labels, ...), or a dict of the model's arguments"
+        f"(inputs, labels, ...), or a dict of the model's arguments{made_of(raw)}"
     )
+
+
+def made_of(value: object) -> str:
+    """Return how a tensor is made of what is none, of a kind that people have; else nothing."""
+    if isinstance(value, np.ndarray):
+        return "; make arrays tensors, torch.from_numpy(array), whose first axis counts samples"
+    if isinstance(value, str | Path):
+        return (
+            "; texts are made into tokens first, tokenizer(texts, return_tensors='pt'), images in "
+            "files into tensors, as in training"
+        )
+    if type(value).__module__.partition(".")[0] == "PIL":
+        return (
+            "; make images tensors as in training, by torchvision.transforms or by "
+            "torch.from_numpy(numpy.array(image)).permute(2, 0, 1) / 255, scaled alike, and "
+            "torch.stack(images[:64]) is a batch; of sizes that differ [x[None] for x in images]"
+        )
+    return ""
 
 
 def numbers_of(values: object) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
 
 from flexrel.core.batches import Batch
-from flexrel.core.forms import LISTED, SEVERAL_INPUTS, signature_of
+from flexrel.core.forms import LISTED, LOADER, SEVERAL_INPUTS, signature_of
 
 _Change = Callable[[Tensor], Tensor]
 _IMAGES: Final = 4  # axes: [samples, height, width, channels]
@@ -73,13 +73,7 @@ def _forms(model: nn.Module, scaled: str) -> Iterator[tuple[str, _Change]]:
             yield f"it runs on them{told.rstrip(',')}", change
         yield f"it runs on them{told} {made}", partial(_made, change, dtype)
     yield "it runs on them as whole numbers, x.long()", _whole
-    yield (
-        (
-            "it runs on them as one sample: samples come in batches, as "
-            "torch.utils.data.DataLoader(samples, batch_size=64) makes them"
-        ),
-        lambda x: x[None],
-    )
+    yield f"it runs on them as one sample: {LOADER}", lambda x: x[None]
     yield "it runs on them with an axis of channels, x[:, None]", lambda x: x[:, None]
     yield "it runs on them with a row a sample, x.flatten(1)", lambda x: x.flatten(1)
 

@@ -25,7 +25,7 @@ from flexrel.core.division import fitted_and_judged, spread
 from flexrel.core.running import call, undisturbed
 from flexrel.core.whole import UncutBatches, alike, uncut
 from flexrel.errors import UsageError
-from flexrel.tracing import Op, OpRecorder
+from flexrel.tracing import Op, OpRecorder, check_batched
 
 _FEW = 64  # samples that networks are repaired with that are only compared
 _SAMPLES = 64  # looked at, of the first batch
@@ -76,6 +76,7 @@ def calibration_data(model: nn.Module, calibration: RawBatches, *, fits: bool) -
     batches = collect(calibration)
     if not batches:
         raise UsageError("the calibration set is empty; pass at least one batch")
+    check_batched(model, next(read_batches(batches[:1], model)))
     data = _divided(model, uncut(model, batches), fits=fits)
     if not data.first.whole:
         return data
