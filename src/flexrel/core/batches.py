@@ -119,7 +119,7 @@ def _check_iterable(batches: RawBatches) -> None:
         raise UsageError(
             f"the batches are {len(parts)} tensors that differ in axes, as inputs and labels do; "
             "pass a list of batches, [(inputs, labels)], or torch.utils.data.TensorDataset(inputs, "
-            "labels)"
+            "labels); of several inputs [((a, b), labels)]"
         )
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise UsageError(

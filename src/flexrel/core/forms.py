@@ -22,6 +22,7 @@ LOADER = (
 )
 SEVERAL_INPUTS = "several inputs as ((a, b), labels) or as a dict of the model's arguments"
 _LABELS = ("labels", "label")
+_CALLED: Final = ("targets", "target", "y")  # labels too, where no input is called so
 _WEIGHTS = "sample_weight"
 _BATCH: Final = 64  # samples of a data set
 
@@ -73,16 +74,22 @@ def _stacked(samples: list[Any]) -> Any:  # noqa: ANN401 - whatever the samples 
 def renamed(raw: Any, model: nn.Module) -> Any:  # noqa: ANN401 - of the loader
     """Return a dict with its one input under the name that the model takes it by.
 
-    So {"pixel_values": x, "labels": y} is a batch for a model whose `forward` takes one tensor.
+    So {"pixel_values": x, "labels": y} is a batch for a model whose `forward` takes one tensor. And
+    labels under another name that people have for them, where the model takes none of that name.
     Whatever else a batch is, and one whose names the model may take, stays as it is.
     """
     if not isinstance(raw, Mapping):
         return raw
-    inputs = [name for name in raw if name not in (*_LABELS, _WEIGHTS)]
     taken = signature_of(model).parameters.values()
     own = [p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD]
     free = any(p.kind is p.VAR_KEYWORD for p in taken)
-    if len(inputs) != 1 or not own or free or inputs[0] in (p.name for p in taken):
+    if not own or free:
+        return raw
+    if not any(name in raw for name in _LABELS):
+        called = next((name for name in _CALLED if name in raw and name not in own), None)
+        raw = {_LABELS[0] if name == called else name: value for name, value in raw.items()}
+    inputs = [name for name in raw if name not in (*_LABELS, _WEIGHTS)]
+    if len(inputs) != 1 or inputs[0] in (p.name for p in taken):
         return raw
     return {own[0] if name == inputs[0] else name: value for name, value in raw.items()}
 

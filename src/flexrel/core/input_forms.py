@@ -1,5 +1,6 @@
 """Inputs that a network does not run on, and the form in which it does: what to do about them."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
@@ -14,6 +15,7 @@ from flexrel.core.forms import LISTED, LOADER, SEVERAL_INPUTS, signature_of
 
 _Change = Callable[[Tensor], Tensor]
 _IMAGES: Final = 4  # axes: [samples, height, width, channels]
+_NOTHING: Final = inspect.Parameter.empty  # the default of what must be given
 _TABLE: Final = 2  # axes: [samples, columns]
 _SPARE: Final = 4  # columns that are no inputs, at most
 _CHANNELS: Final = (1, 3, 4)
@@ -29,13 +31,29 @@ def better_form(model: nn.Module, batch: Batch) -> str:
         signature_of(model).bind(*batch.args, **batch.kwargs)
     except TypeError:
         alike = len({tensor.shape for tensor in batch.args}) == 1 < len(batch.args)
-        return f"; pass {SEVERAL_INPUTS}{f'; {LISTED}' if alike else ''}"
+        return f"; pass {_inputs_of(model, batch)}{f'; {LISTED}' if alike else ''}"
     if _get_current_function_mode() is not None:
         return ""
     bytes_in = any(tensor.dtype == torch.uint8 for tensor in batch.tensors)
     scaled = ", of bytes mostly x / 255" if bytes_in else ""
     forms = chain(_forms(model, scaled), _narrower(batch))
     return next((f"; {told}" for told, change in forms if _runs(model, batch, change)), "")
+
+
+def _inputs_of(model: nn.Module, batch: Batch) -> str:
+    """Return how inputs are passed to a model that takes others than a batch has."""
+    taken = signature_of(model).parameters.values()
+    needed = [one.name for one in taken if one.kind is one.POSITIONAL_OR_KEYWORD]
+    needed = [name for name in needed if signature_of(model).parameters[name].default is _NOTHING]
+    if len(needed) < 2:  # noqa: PLR2004
+        return SEVERAL_INPUTS
+    names = ", ".join(needed)
+    has = f", where the batch has {', '.join(batch.kwargs)}" if batch.kwargs else ""
+    return (
+        f"what it takes, {names}{has}: batches (({names}), labels), of a loader "
+        f"[(({names}), labels) for {names}, labels in loader], or dicts of these names and "
+        "'labels'"
+    )
 
 
 def _runs(model: nn.Module, batch: Batch, change: _Change) -> bool:
