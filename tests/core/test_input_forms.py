@@ -63,7 +63,7 @@ def test_lists_of_images_say_how_a_network_takes_a_tensor():
     with pytest.raises(UsageError, match=r"but list, NoneType; .*self\.network\(list\(x\)\)"):
         read_batch({"images": images, "targets": None}, 0, torch.device("cpu"))
     batch = read_batch((images, None), 0, torch.device("cpu"))
-    with pytest.raises(ModelError, match=r"self\.network\(list\(x\)\)"):
+    with pytest.raises(ModelError, match=r"one by one: .*, or of one size torch\.stack\(images\)"):
         call(Listed(), batch)
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Final
@@ -30,14 +31,27 @@ def better_form(model: nn.Module, batch: Batch) -> str:
     try:
         signature_of(model).bind(*batch.args, **batch.kwargs)
     except TypeError:
-        alike = len({tensor.shape for tensor in batch.args}) == 1 < len(batch.args)
-        return f"; pass {_inputs_of(model, batch)}{f'; {LISTED}' if alike else ''}"
+        return _other_arguments(model, batch)
     if _get_current_function_mode() is not None:
         return ""
     bytes_in = any(tensor.dtype == torch.uint8 for tensor in batch.tensors)
     scaled = ", of bytes mostly x / 255" if bytes_in else ""
     forms = chain(_forms(model, scaled), _narrower(batch))
     return next((f"; {told}" for told, change in forms if _runs(model, batch, change)), "")
+
+
+def _other_arguments(model: nn.Module, batch: Batch) -> str:
+    """Return what to do where a batch has other arguments than a model takes."""
+    images = {(tensor.ndim, len(tensor)) for tensor in batch.args if tensor.ndim == _IMAGES - 1}
+    if len(images) == 1 < len(batch.args) and _get_current_function_mode() is None:
+        first = replace(batch, args=batch.args[:1])
+        if _runs(model, first, lambda x: x[None] if x.ndim == _IMAGES - 1 else x):
+            return (
+                "; it runs on images one by one: pass [image[None] for images, *_ in loader for "
+                "image in images], or of one size torch.stack(images)"
+            )
+    alike = len({tensor.shape for tensor in batch.args}) == 1 < len(batch.args)
+    return f"; pass {_inputs_of(model, batch)}{f'; {LISTED}' if alike else ''}"
 
 
 def _inputs_of(model: nn.Module, batch: Batch) -> str:
