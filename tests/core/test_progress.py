@@ -112,6 +112,7 @@ def test_time_left_is_what_the_steps_to_come_take_if_all_take_alike(monkeypatch)
     assert work.seconds_left() == 90.0  # 3 steps in 30 s, 9 to come
     assert Work("repairing", done=0, total=12, began=100.0).seconds_left() is None
     assert Work("repairing", done=3, began=100.0).seconds_left() is None
+    assert Work("repairing", done=12, total=12, began=100.0).seconds_left() is None  # goes on yet
 
 
 def test_a_line_says_stage_step_time_and_time_left(monkeypatch):
