@@ -166,6 +166,19 @@ def test_bars_are_drawn_in_a_terminal_and_gone_at_the_end(monkeypatch):
     assert screen.getvalue().rstrip().endswith("\x1b[2K")  # the last that is done is to erase
 
 
+def test_in_a_notebook_without_widgets_lines_come(monkeypatch, capsys):
+    notebook = lambda stderr: Console(stderr=stderr, force_jupyter=True)  # noqa: E731
+    monkeypatch.setattr(shown_progress, "Console", notebook)
+    monkeypatch.setattr(shown_progress, "find_spec", lambda _: None)
+    monkeypatch.setattr(shown_progress, "_FIRST", 0.05)
+
+    with shown("auto", STAGES) as tell:
+        tell("searching", 2, None)
+        time.sleep(0.2)
+
+    assert "stage 3 of 3: searching, 2 done" in capsys.readouterr().err
+
+
 def test_whoever_is_given_is_told_and_none_is_silent(net, data, capsys):
     told = []
     options = flexrel.PruneOptions(progress=lambda *step: told.append(step))
