@@ -8,7 +8,6 @@ import numpy as np
 from flexrel.structure.dependencies import Axis, DependencyBuilder
 from flexrel.structure.trace import Operation, Ref
 
-
 _INSTEAD = {  # part of an operation's name -> what makes it one that can be followed
     "grouped_mm": "model.set_experts_implementation('eager') computes experts one by one",
     "fake_quant": "prune the network before it is prepared for quantisation",
