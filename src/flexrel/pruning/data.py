@@ -26,7 +26,7 @@ from flexrel.core.running import call, undisturbed
 from flexrel.core.whole import UncutBatches, alike, uncut
 from flexrel.errors import UsageError
 from flexrel.pruning.examples import telling_example
-from flexrel.tracing import Op, OpRecorder
+from flexrel.tracing import Op, OpRecorder, check_batched
 
 _FEW = 64  # samples that networks are repaired with that are only compared
 _SAMPLES = 64  # looked at, of the first batch
@@ -74,6 +74,7 @@ def calibration_data(model: nn.Module, calibration: RawBatches, *, fits: bool) -
     batches = collect(calibration)
     if not batches:
         raise UsageError("the calibration set is empty; pass at least one batch")
+    check_batched(model, next(read_batches(batches[:1], model)))
     data = _divided(model, uncut(model, batches), fits=fits)
     if not data.first.whole:
         return data
