@@ -217,8 +217,14 @@ def by_flexrel(model, batch, dense, report, _limit):
 
 
 def flexrel_call(model, batch):
-    budgets, criterion = [flexrel.MACs(BUDGET)], flexrel.FlexRel()
-    return flexrel.prune(model, calibration=[batch], budgets=budgets, criterion=criterion)
+    """Call it with one criterion; where that can't score enough, magnitude stands beside it."""
+    call = partial(flexrel.prune, model, calibration=[batch], budgets=[flexrel.MACs(BUDGET)])
+    try:
+        return call(criterion=flexrel.FlexRel())
+    except flexrel.BudgetError as error:
+        if "The criterion can score" not in str(error):
+            raise
+        return call(criterion=(flexrel.FlexRel(), flexrel.Magnitude()))
 
 
 def zeros(model, batch):
@@ -466,7 +472,8 @@ def page(found):
     yield common.listed(_rules_that_fail(found))
     yield "## Cuts"
     yield (
-        "A call asks for half the multiply-adds of a network; FlexRel's names one criterion; "
+        "A call asks for half the multiply-adds of a network; FlexRel's names one criterion, and "
+        "magnitude beside it where that one can't score enough of a network; "
         "torch-pruning gets the first call of its README, repeated on fresh copies with other "
         "goals until the multiply-adds fit. Each has a process of its own and a "
         f"time limit, of {_limits(found)} s. *Cut at target*: the returned module runs, goes "
