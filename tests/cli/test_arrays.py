@@ -60,7 +60,7 @@ def test_inputs_of_other_numbers_of_samples_are_refused(tmp_path):
 
     with pytest.raises(UsageError, match="has 10 of the first input, 3 of another"):
         batches(f"{tmp_path}/d.npz?x=a,b")
-    with pytest.raises(UsageError, match=r"but a, b; name those that count: .* inputs .x=NAME,NAME"):
+    with pytest.raises(UsageError, match=r"but a, b; name those that .* inputs .x=NAME,NAME"):
         batches(tmp_path / "d.npz")
     with pytest.raises(UsageError, match="no array 'c'; it has a, b"):
         batches(f"{tmp_path}/d.npz?x=a,c")
