@@ -86,8 +86,9 @@ class Case:
 
     def measured(self, plan):
         made = self.repaired(plan, self.fitted)
-        hits = self.task.test(made)
-        return {"divergence": self.divergence(made), "score": float(np.mean(hits)), "of": len(hits)}
+        found = self.task.test(made)
+        score = self.task.test.score(found)
+        return {"divergence": self.divergence(made), "score": score, "of": len(found)}
 
 
 def by_levels(case):

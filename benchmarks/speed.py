@@ -77,29 +77,9 @@ def made(job):
     elif job.network in tasks.TEST:
         use = tasks.DEPLOYMENTS[job.network][-1 if job.network == "minilm" else 0]
         task = tasks.task(job.network, use, 0)
-    elif job.network == "mobilenetv2":
-        return _mobilenet(job)
     else:
         return *_untrained(job), None, None
     return task.model, task.inputs, task.choose, task.test
-
-
-def _mobilenet(job):
-    packs = common.data_packs()
-    images, labels = packs.imagenet1k()
-    order = np.random.default_rng(0).permutation(len(labels) // 2)
-    calibrate, choose = order[: job.samples], order[job.samples :]
-
-    def placed(images, labels):
-        inputs = packs.normalise("mobilenetv2", images)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return list(zip(inputs.split(8), torch.from_numpy(labels).split(8), strict=True))
-
-    model = packs.network("mobilenetv2").to(memory_format=torch.channels_last)
-    fit = placed(images[::2][calibrate], labels[::2][calibrate])
-    chosen = placed(images[::2][choose], labels[::2][choose])
-    test = placed(images[1::2], labels[1::2])
-    return model, [x for x, _ in fit], tasks.Hits(chosen), tasks.Hits(test)
 
 
 def _untrained(job):

@@ -18,9 +18,11 @@ import paper
 import peers
 import promise
 import relevance
+import search
 import sketches
 import speed
 import stages
+import swaps
 import time_limit
 import updates
 import wire
@@ -40,7 +42,9 @@ PAGES = {  # how the page is made of its blocks
     "speed": speed.page,
     "sketches": sketches.page,
     "gradual": gradual.page,
+    "search": search.page,
     "allocation": allocation.page,
+    "swaps": swaps.page,
     "judges": judges.page,
     "time_limit": time_limit.page,
     "stages": stages.page,
