@@ -8,6 +8,7 @@ from torch import nn
 from flexrel.cli import main
 from flexrel.cli.arrays import array_data, arrays_of
 from flexrel.cli.sources import read_data
+from flexrel.core.batches import read_batch
 from flexrel.errors import UsageError
 
 X = np.arange(20, dtype=np.float32).reshape(10, 2)
@@ -35,6 +36,34 @@ def test_inputs_and_labels_are_found_as_people_name_them(tmp_path, held, asked):
     assert [len(x) for x, _ in found] == [4, 4, 2]
     assert torch.equal(torch.cat([x for x, _ in found]), torch.from_numpy(X))
     assert torch.equal(torch.cat([y for _, y in found]), torch.from_numpy(Y))
+
+
+@pytest.mark.parametrize("labels", [{}, {"y": Y}])
+def test_several_inputs_are_named_in_the_order_that_the_network_takes_them_in(tmp_path, labels):
+    table = X[:, :1].astype(np.float64)
+    np.savez(tmp_path / "d.npz", image=X, table=table, **labels)
+
+    found = [
+        read_batch(raw, 0, torch.device("cpu"))
+        for raw in batches(f"{tmp_path}/d.npz?x=table,image")
+    ]
+
+    assert [one.samples for one in found] == [4, 4, 2]
+    for at, array in enumerate((table.astype(np.float32), X)):
+        assert torch.equal(torch.cat([one.args[at] for one in found]), torch.from_numpy(array))
+    told = [one.labels for one in found]
+    assert torch.equal(torch.cat(told), torch.from_numpy(Y)) if labels else told == [None] * 3
+
+
+def test_inputs_of_other_numbers_of_samples_are_refused(tmp_path):
+    np.savez(tmp_path / "d.npz", a=X, b=X[:3])
+
+    with pytest.raises(UsageError, match="has 10 of the first input, 3 of another"):
+        batches(f"{tmp_path}/d.npz?x=a,b")
+    with pytest.raises(UsageError, match=r"but a, b; name those that .* inputs .x=NAME,NAME"):
+        batches(tmp_path / "d.npz")
+    with pytest.raises(UsageError, match="no array 'c'; it has a, b"):
+        batches(f"{tmp_path}/d.npz?x=a,c")
 
 
 @pytest.mark.parametrize("kind", ["npy", "pt", "pair.pt", "named.pt"])

@@ -1,6 +1,7 @@
 """Classes of pixels: as scikit-learn counts them, errors told by images."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import flexrel
 from flexrel import Accuracy, Regression, Segmentation
 from flexrel.cli import main
 from flexrel.core.evaluate import evaluate_of
+from flexrel.core.targets import targets_of
 from flexrel.errors import ModelError, UsageError
+from flexrel.pruning.evaluation import evaluation_data
 
 DRAW = torch.Generator().manual_seed(0)
 X = torch.rand(12, 3, 8, 8, generator=DRAW)
@@ -126,6 +129,21 @@ def test_errors_count_images_and_classes_that_lost_count_pixels():
         right = [int((m(X).argmax(1) == Y)[of].sum()) for m in (network(), result.model)]
         assert (one.samples, one.right_dense, one.right) == (int(of.sum()), *right)
     assert f"Of {int(pixels.sum()):,} pixels" in result.report()
+
+
+@pytest.mark.parametrize(
+    ("labels", "target", "says"),
+    [
+        (Y.masked_fill(Y != 255, 3), None, "all 678 evaluation pixels that count have the same"),
+        (Y, "mIoU-0.2", "no evaluation images are set aside to test the final choice; measure it"),
+        (Y, "accuracy-drop=0.1%", r"a drop of 0.1 points is less than one standard error of an "),
+        (Y.where((Y == 255) | (Y == 0), 1), None, r"no better than the 0\.\d+ of always giving"),
+    ],
+)
+def test_what_labels_of_pixels_can_not_tell_is_said(labels, target, says):
+    data = evaluation_data(Segmentation([(X, labels)]), network(), targets_of(target))
+
+    assert [line for line in data.warnings if re.search(says, line)]
 
 
 def test_the_error_is_that_of_images_drawn_again():

@@ -30,23 +30,27 @@ class ArrayData:
         labels: `[samples, ...]`, if there are any.
         batch: how many there are in one.
         classes: what those are called whose labels were texts.
+        more: further inputs, of networks that take several, in the order that they are taken in.
     """
 
     inputs: Tensor
     labels: Tensor | None
     batch: int
     classes: ClassNames = ()
+    more: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         """Return how many batches there are."""
         return math.ceil(len(self.inputs) / self.batch)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield `[batch, ...]`, with labels if there are any."""
+        """Yield `[batch, ...]`, several in a tuple, with labels if there are any."""
         for at in range(0, len(self.inputs), self.batch):
             part = slice(at, at + self.batch)
-            x = self.inputs[part]
-            yield x if self.labels is None else (x, self.labels[part])
+            several = tuple(x[part] for x in (self.inputs, *self.more))
+            x = several if self.more else several[0]
+            labels = None if self.labels is None else self.labels[part]
+            yield (x, labels) if self.more or labels is not None else x
 
 
 def array_data(spec: str, batch: int, names: ClassNames = ()) -> ArrayData:
@@ -54,7 +58,8 @@ def array_data(spec: str, batch: int, names: ClassNames = ()) -> ArrayData:
 
     Args:
         spec: an `.npz` with `x` and perhaps `y`, or such names as people have for these; others
-            follow a "?": `mnist.npz?x=x_test&y=y_test`. An `.npy` or a `.pt` with a tensor of
+            follow a "?": `mnist.npz?x=x_test&y=y_test`, several inputs in the order that the
+            network takes them in: `cars.npz?x=image,table`. An `.npy` or a `.pt` with a tensor of
             inputs alone; a `.pt` with inputs and labels, or with such names.
         batch: how many samples there are in one.
         names: of the network's classes: labels that are texts stand for their numbers. Without any
@@ -69,19 +74,21 @@ def array_data(spec: str, batch: int, names: ClassNames = ()) -> ArrayData:
         raise UsageError(f"{path}: no such file of data")
     held = _held(path)
     asked = dict(parse_qsl(query))
-    x, y = _named(path, held, "x", _INPUTS, asked), _named(path, held, "y", _LABELS, asked)
-    if x is None:
+    several = asked.pop("x", "").split(",")
+    found = [_named(path, held, "x", _INPUTS, {"x": name} if name else {}) for name in several]
+    if found[0] is None:
         has = ", ".join([*held][:_SHOWN]) or "none"
         raise UsageError(
-            f"{path}: has no array 'x', but {has}; name those that count: {path}?x=NAME&y=NAME"
+            f"{path}: has no array 'x', but {has}; name those that count: {path}?x=NAME&y=NAME, of "
+            "several inputs ?x=NAME,NAME"
         )
-    inputs = _tensor(path, x)
-    if inputs.dtype == torch.float64:  # numpy's default, of no network
-        inputs = inputs.float()
-    labels, classes = _labels(path, y, names)
+    inputs, *more = (_input(path, one) for one in found)
+    labels, classes = _labels(path, _named(path, held, "y", _LABELS, asked), names)
     if labels is not None and len(inputs) != len(labels):
         raise UsageError(f"{path}: has {len(inputs)} inputs but {len(labels)} labels")
-    return ArrayData(inputs, labels, batch, classes)
+    if odd := [len(one) for one in more if len(one) != len(inputs)]:
+        raise UsageError(f"{path}: has {len(inputs)} of the first input, {odd[0]} of another")
+    return ArrayData(inputs, labels, batch, classes, tuple(more))
 
 
 def arrays_of(made: object, spec: str, batch: int) -> ArrayData | None:
@@ -141,6 +148,11 @@ def _named(
         raise UsageError(f"{path}: has no array {asked[role]!r}; it has {has}")
     name = asked.get(role) or next((one for one in known if one in held), None)
     return None if name is None else held[name]
+
+
+def _input(path: Path, array: Any) -> Tensor:  # noqa: ANN401
+    found = _tensor(path, array)
+    return found.float() if found.dtype == torch.float64 else found  # numpy's, of no network
 
 
 def _tensor(path: Path, array: Any) -> Tensor:  # noqa: ANN401

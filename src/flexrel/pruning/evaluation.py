@@ -149,12 +149,13 @@ def evaluation_data(
 
 def _of_pixels(data: EvaluationData, evaluate: Segmentation, model: nn.Module) -> EvaluationData:
     """Return the data with what images tell, of which pixels are no independent samples."""
-    tally = evaluate.tally(model)
+    tally, drop = evaluate.tally(model), _drop_allowed(data.metrics, data.goals)
+    notes = pixel_notes(tally, drop, chosen=bool(data.goals))
     return replace(
         data,
         samples=len(tally.right),
         classes=len(tally.table),
-        warnings=(*data.warnings, *pixel_notes(tally, _drop_allowed(data.metrics, data.goals))),
+        warnings=(*data.warnings, *notes),
         compared=ComparedPixels(evaluate, model),
         deviation=tally.deviation,
     )

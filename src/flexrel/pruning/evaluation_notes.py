@@ -121,19 +121,25 @@ def _too_fine(deviation: float, samples: int, drop: float, unit: str) -> str:
     )
 
 
-def pixel_notes(tally: PixelTally, drop: float | None) -> tuple[str, ...]:
+def pixel_notes(tally: PixelTally, drop: float | None, *, chosen: bool) -> tuple[str, ...]:
     """Return what an evaluation of pixels can't tell.
 
     Args:
         tally: of the dense network.
         drop: that a target allows in accuracy; None without one.
+        chosen: whether the final choice is made by these images, as a target is on them.
     """
     pixels = int(tally.pixels.sum())
     lines = []
     if tally.ignored:
         every = pixels + tally.ignored
         lines.append(f"{tally.ignored:,} of {every:,} evaluation pixels are left out of the count")
-    if tally.accuracy <= tally.chance < 1:
+    if tally.chance == 1:
+        lines.append(
+            f"all {pixels:,} evaluation pixels that count have the same class, which says nothing "
+            "of others; pass images of all classes"
+        )
+    elif tally.accuracy <= tally.chance:
         lines.append(
             f"the network's accuracy is {tally.accuracy:.4g} of {pixels:,} pixels, no better than "
             f"the {tally.chance:.4g} of always giving the most frequent class; look at mIoU, "
@@ -141,6 +147,7 @@ def pixel_notes(tally: PixelTally, drop: float | None) -> tuple[str, ...]:
         )
     if drop is not None:
         lines.append(_too_fine(tally.deviation, len(tally.right), drop, "images"))
+    if chosen:
         lines.append(
             f"no evaluation images are set aside to test the final choice; measure it on images "
             f"other than these {len(tally.right):,}"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flexrel.core.batches import Batch, RawBatch, first_samples, read_batches, samples_in
 from flexrel.core.joint import as_one, kind_of
 from flexrel.core.running import call, undisturbed
+from flexrel.errors import ModelError
 from flexrel.tracing import Op, OpRecorder
 
 _SIZES: Final = (32, 256)  # samples, where some weights are not used on the first two
@@ -50,8 +51,13 @@ def _larger(model: nn.Module, batches: Sequence[RawBatch], first: Batch) -> Iter
 def _unused(model: nn.Module, batch: Batch) -> int:
     """Return how many entries the weights have that no operation takes in."""
     seen = _Taken()
-    with undisturbed(model), torch.no_grad(), seen:
-        call(model, batch)
+    with undisturbed(model), torch.no_grad():
+        try:
+            with seen:
+                call(model, batch)
+        except ModelError:
+            call(model, batch)  # which says in what form it runs, where nobody watches
+            raise
     weights = {_storage(p): p.numel() for p in model.parameters() if p.ndim > 1}
     return sum(count for place, count in weights.items() if place not in seen.places)
 
