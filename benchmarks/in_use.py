@@ -27,6 +27,7 @@ import common
 import flexrel
 import flexrel_edge
 from flexrel.cli import demo
+from flexrel.core.throttle import MOST_TOGETHER
 from flexrel.criteria.criteria import scores_of
 from flexrel.criteria.kfac import measure_factors
 from flexrel.observed import weighed
@@ -471,8 +472,8 @@ def drift_page(found):
 
 # --- what it costs --------------------------------------------------------------------------
 
-SEGMENTS, OVERHEAD = 40, (0.05, 0.01, 0.005)  # turns; of time, as `max_overhead`
-ASKED = {"digits": 4000, "resnet20": 500}  # requests of one turn
+SEGMENTS, OVERHEAD = 100, (0.05, 0.01, 0.005)  # turns; of time, as `max_overhead`
+ASKED = {"digits": 2000, "resnet20": 300}  # requests of one turn
 STEPS, LOOK = 60, 100  # of training; steps between two looks
 
 
@@ -497,10 +498,11 @@ def _overhead(network, quick):
 def _asked(model, images, most, asked, segments):
     """Return quantiles of requests' times without and with a recalibrator, segments in turn."""
     times = {"without": [], "with": []}
-    with Recalibrator(model, max_overhead=most) as answer, torch.inference_mode():
+    answer = Recalibrator(model, max_overhead=most, save_every=math.inf)
+    with answer, torch.inference_mode():
         for at in range(segments):
             name, call = (("without", model), ("with", answer))[at % 2]
-            while answer._throttle.waiting:  # noqa: SLF001 - no pass of the other's turn
+            while answer._throttle.waiting >= MOST_TOGETHER:  # noqa: SLF001 - no pass of the other's turn
                 time.sleep(0.001)
             for number in range(asked):
                 x = images[number % len(images)][None]

@@ -40,7 +40,6 @@ THREADS, BATCHES = (1, 2), (1, 32)
 ROUNDS, SHORTEST = 15, 0.02  # of timings; seconds that each takes at least
 PACKAGES = ("torch", "onnxruntime", "openvino")
 HEADER = ("runtime", "threads", "batch", "dense, ms", "pruned, ms", "speed-up", "of the ideal")
-CALLS = 100  # of each, to measure a promise again
 PROMISED = "latency-promise"  # their JSON
 PROMISES = (  # network, runtime, batch, share of the dense network's time
     ("resnet20", "onnxruntime", 1, 0.5),
@@ -247,8 +246,7 @@ def again(task, result, budget):
             else:
                 call = OF_BUDGETS[budget.runtime](network, path, budget.threads)
                 works.append(functools.partial(call, inputs.numpy()))
-        times = [[common.timed(work) for work in works] for _ in range(CALLS)]
-    dense, pruned = map(min, zip(*times, strict=True))
+        dense, pruned = map(min, in_turn(*works, ROUNDS))
     return pruned / dense
 
 
@@ -333,7 +331,7 @@ def kept(found):
         yield (
             "Made by `python benchmarks/latency.py --promise`: networks pruned to a share of the "
             "dense network's time in a runtime, on one thread. *Measured*: as the result has it, "
-            "in a process of its own. *Again*: afterwards, the fastest of 100 calls each, in turn."
+            f"in a process of its own. *Again*: afterwards, the fastest of {ROUNDS} turns of each."
         )
         header = [
             "network",

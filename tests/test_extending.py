@@ -70,6 +70,19 @@ def test_one_that_makes_it_worse_is_undone():
     assert ruined.packed == plain.packed
 
 
+def test_of_an_operation_without_a_rule_it_is_said_what_to_do_instead_where_that_is_known():
+    rounded = Call(lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127))
+    model = random_(nn.Sequential(nn.Linear(4, 8), rounded, nn.Linear(8, 2)))
+
+    with pytest.raises(flexrel.ModelError, match="prune the network before it is prepared for qu"):
+        flexrel.prune(
+            model,
+            calibration=[torch.randn(2, 4)],
+            budgets=["macs=60%"],
+            options=flexrel.PruneOptions(form="module"),
+        )
+
+
 def test_an_operation_without_a_rule_is_left_alone_and_one_line_in_the_table_lets_it_be_cut(
     monkeypatch,
 ):

@@ -1,5 +1,7 @@
 """A recalibrator answers as the network does, keeps to its share of time, and learns from use."""
 
+import functools
+import operator
 import random
 import threading
 
@@ -9,9 +11,10 @@ from torch import nn
 
 import flexrel
 from flexrel import PackError, RelevanceStats, UsageError, calibrate
-from flexrel.core.throttle import MOST_WAITING, Throttle
+from flexrel.core.joint import copied
+from flexrel.core.throttle import MOST_TOGETHER, MOST_WAITING, Throttle
 from flexrel.online import Recalibrator, drift
-from flexrel.relevance import ForgettingBlocks, encode_blocks
+from flexrel.relevance import Attribution, ForgettingBlocks, SharedPasses, encode_blocks
 from flexrel_edge.files import replace_file
 from kills import killed_before
 from networks import random_
@@ -43,12 +46,12 @@ def used(model, inputs, **options):
     return answer.stats()
 
 
-def assert_close(one, other):
+def assert_close(one, other, rtol=1e-9):
     assert one.samples == pytest.approx(other.samples, rel=1e-12)
     assert set(one) == set(other)
     for name in one:
         for field, tensor in one[name].sums().items():
-            torch.testing.assert_close(tensor, other[name].sums()[field], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(tensor, other[name].sums()[field], rtol=rtol, atol=1e-12)
 
 
 # --- the share of time --------------------------------------------------------------------------
@@ -61,7 +64,7 @@ def test_passes_take_no_more_than_their_share_of_the_time_of_answers(most):
         wanted = throttle.wants()
         throttle.answered(1.0)
         if wanted:
-            throttle.measured(3.0)
+            throttle.passed(3.0)
 
     assert throttle.measuring <= most * throttle.answering
     assert throttle.measuring >= 0.8 * most * throttle.answering
@@ -77,7 +80,7 @@ def test_the_share_follows_what_answers_and_passes_take():
             waiting.append(draw.uniform(1, 6) * slower)
         throttle.answered(draw.uniform(0.5, 1.5))
         if waiting and draw.random() < 0.3:
-            throttle.measured(waiting.pop())
+            throttle.passed(waiting.pop())
         # what waits may still take more than the mean
         assert throttle.measuring <= 0.05 * throttle.answering + 6 * 5 * (1 + len(waiting))
 
@@ -90,8 +93,135 @@ def test_the_first_pass_is_waited_for_before_there_is_another():
 
     assert throttle.wants()
     assert not throttle.wants()
-    throttle.measured(1.0)
+    throttle.passed(1.0)
     assert [throttle.wants() for _ in range(MOST_WAITING + 1)] == [True] * MOST_WAITING + [False]
+
+
+def test_requests_wait_for_others_unless_there_is_time_for_all():
+    scarce, plenty = Throttle(0.05, seed=0), Throttle(20, seed=0)
+    for throttle in (scarce, plenty):
+        throttle.answered(1.0)
+        throttle.passed(10.0)
+    together = []
+    for _ in range(5):
+        together.append(next(n for n in range(1, 99) if scarce.due(n)))
+        scarce.passed(10.0, together[-1])
+
+    assert together == [2, 4, 8, MOST_TOGETHER, MOST_TOGETHER]
+    assert [plenty.due(waiting) for waiting in (0, 1)] == [False, True]
+
+
+# --- requests that share a pass -------------------------------------------------------------------
+
+
+def shared(model, inputs, wanted=None):
+    """Return the passes of requests that wait together, until none waits."""
+    passes = SharedPasses(model, wanted or Attribution())
+    waiting, made = [copied((x,), {}) for x in inputs], []
+    while waiting:
+        mine = passes.of_one(waiting, MOST_TOGETHER)
+        waiting = [one for one in waiting if not any(one is other for other in mine)]
+        made.append(list(passes.made(mine)))
+    return made
+
+
+def in_all(made):
+    stats = [one.stats for passes in made for one in passes if one.stats is not None]
+    return functools.reduce(operator.add, stats)
+
+
+def test_requests_that_share_a_pass_are_measured_as_they_are_alone():
+    model, inputs = network(), requests(2 * MOST_TOGETHER + 3)
+    made = shared(model, inputs)
+
+    assert [sum(one.requests for one in passes) for passes in made] == [16, 16, 3]
+    assert [len(passes) for passes in made] == [2, 1, 1]  # first it is tried whether they may
+    assert_close(in_all(made), calibrate(model, inputs), rtol=1e-6)
+
+
+class Steps(nn.Module):
+    """Takes steps, samples and features: a request's first axis is no samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.GRU(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.out(self.hidden(x)[0])
+
+
+class Fixed(nn.Module):
+    """Takes two samples and no more."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.linear(x.reshape(1, 8)).expand(2, 3)
+
+
+class Centred(nn.Module):
+    """Compares the samples of a request with each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.linear(x - x.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(Steps, (6, 2, 4)), (Fixed, (2, 4)), (Centred, (2, 4))]
+)
+def test_requests_that_would_change_each_other_are_measured_alone(kind, shape):
+    model = random_(kind())
+    draw = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=draw) for _ in range(3)]
+    passes = SharedPasses(model, Attribution(output="norm"))
+    waiting = [copied((x,), {}) for x in inputs]
+    made = list(passes.made(passes.of_one(waiting, MOST_TOGETHER)))
+
+    assert [one.requests for one in made] == [0, 1, 1, 1]
+    assert passes.of_one(waiting, MOST_TOGETHER) == waiting[:1]  # from now on
+    assert_close(in_all([made]), calibrate(model, inputs, output="norm"))
+
+
+def test_of_requests_that_share_a_pass_a_damaged_one_spoils_no_other():
+    model, inputs = network(), requests(5)
+    inputs[2] = torch.full_like(inputs[2], float("nan"))
+    made = shared(model, [*inputs, *requests(4, seed=1)])
+
+    failures = [one.failure for passes in made for one in passes if one.failure]
+    assert len(failures) == 1
+    assert "NaN" in failures[0]
+    good = [x for x in inputs if x.isfinite().all()]
+    assert_close(in_all(made), calibrate(model, [*good, *requests(4, seed=1)]), rtol=1e-6)
+
+
+def test_requests_of_other_kinds_go_in_other_passes():
+    model = network()
+    whole, half = torch.ones(2, 4), torch.ones(2, 1, 4)
+    made = shared(model, [whole, half, whole, half, torch.ones(2, 4)])
+
+    assert [sum(one.requests for one in passes) for passes in made] == [3, 2]
+
+
+def test_what_waits_is_measured_when_it_is_time_to_save_at_the_latest():
+    with Recalibrator(network(), max_overhead=1e-9, save_every=0.02) as answer:
+        for _ in range(2):
+            answer(torch.ones(1, 4))
+        answer._throttle.waiting += 1
+        answer._waiting.append((copied((torch.ones(1, 4),), {}), 0.0))
+        with answer._changed:
+            answer._changed.notify()
+        for _ in range(500):
+            if answer.observed().measured:
+                break
+            threading.Event().wait(0.01)
+
+        assert answer.observed().measured
 
 
 # --- answers and stats --------------------------------------------------------------------------
@@ -191,7 +321,7 @@ def test_threads_share_it_and_nothing_is_lost():
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert seen.requests == len(inputs)
     assert 0 < seen.measured <= len(inputs)
-    assert len(answer.blocks()) == min(seen.measured, 8)
+    assert answer.blocks()
     assert answer.stats().samples >= seen.measured
 
 
@@ -215,7 +345,7 @@ def test_a_request_that_cant_be_copied_is_answered_all_the_same(monkeypatch):
     model = network()
     with everything(model) as answer:
         with monkeypatch.context() as patched:
-            patched.setattr("flexrel.online._copied", full)
+            patched.setattr("flexrel.online.copied", full)
             assert torch.equal(answer(torch.ones(1, 4)), model(torch.ones(1, 4)))
         answer(torch.ones(1, 4))
 
@@ -266,6 +396,17 @@ def test_its_blocks_tell_requests_of_another_kind_from_those_of_before():
 
     assert not drifted(traffic(0, 2))
     assert drifted(traffic(2, 4))
+
+
+def test_blocks_have_about_as_many_samples_each_however_many_come_at_once():
+    model = network()
+    blocks = ForgettingBlocks(half_life=400)
+    for count in [1] * 8 + [16] * 32 + [1, 16] * 16:
+        blocks.add(calibrate(model, [torch.ones(count, 4)]))
+    samples = [block.samples for block in blocks.now()]
+
+    assert len(samples) == 8
+    assert max(samples) - min(samples) <= 16
 
 
 # --- the state ----------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ __all__ = [
     "Resource",
     "Result",
     "Rule",
+    "Segmentation",
     "Sparsity",
     "SweepPoint",
     "SweepResult",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from flexrel.core.plan import Plan
     from flexrel.core.regression import Regression
     from flexrel.core.resources import Budget, Resource
+    from flexrel.core.segmentation import Segmentation
     from flexrel.core.targets import Ceiling, Floor, Target, Worsening
     from flexrel.criteria import OBS, Criterion, FlexRel, Magnitude, Relevance
     from flexrel.errors import BudgetError, FlexrelError, ModelError, PackError, UsageError
@@ -117,6 +119,7 @@ else:
         "core.memory": ("PeakMemory",),
         "core.plan": ("Plan",),
         "core.resources": ("Budget", "Resource"),
+        "core.segmentation": ("Segmentation",),
         "core.targets": ("Ceiling", "Floor", "Target", "Worsening"),
         "criteria": ("OBS", "Criterion", "FlexRel", "Magnitude", "Relevance"),
         "errors": ("BudgetError", "FlexrelError", "ModelError", "PackError", "UsageError"),

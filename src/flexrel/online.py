@@ -2,35 +2,36 @@
 
 Every request is answered by the plain forward pass. A sampled share of them also runs the relevance
 pass afterwards, in one background thread, and no more of it than a share of the time that answers
-took. What was measured long ago is forgotten exponentially, so that the stats follow the requests.
+took. Requests of one kind share a pass, where the network answers each of them in it as it does
+alone. What was measured long ago is forgotten exponentially, so that the stats follow the requests.
 """
 
 import atexit
 import logging
+import math
 import threading
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flexrel.core.batches import Batch
+from flexrel.core.joint import copied
 from flexrel.core.network import private_copy
 from flexrel.core.running import fingerprint
-from flexrel.core.throttle import Throttle
+from flexrel.core.throttle import MOST_TOGETHER, Throttle
 from flexrel.criteria import Drift, drift
-from flexrel.errors import FlexrelError, UsageError
+from flexrel.errors import UsageError
 from flexrel.relevance import (
     Attribution,
     AttributionTarget,
     ForgettingBlocks,
     RelevanceStats,
     RuleLike,
-    calibrate,
+    SharedPasses,
     encode_blocks,
     load_blocks,
 )
@@ -107,7 +108,8 @@ class Recalibrator:
             rule: as in `calibrate`.
             output: likewise, but not "label".
             state: a file that the stats are kept in; None: they end with the process.
-            save_every: seconds between two saves, if there is something new.
+            save_every: seconds between two saves, if there is something new; a sampled request
+                waits for others to share its pass no longer than that.
             seed: of which requests are sampled.
 
         Raises:
@@ -115,29 +117,26 @@ class Recalibrator:
                 measure.
             PackError: the state is damaged.
         """
-        for name, value in (
-            *(("max_overhead", max_overhead), ("half_life", half_life)),
-            ("save_every", save_every),
-        ):
+        above = {"max_overhead": max_overhead, "half_life": half_life, "save_every": save_every}
+        for name, value in above.items():
             if not value > 0:
                 raise UsageError(f"{name}={value} must be above 0")
         if output == "label":
             raise UsageError(
                 "output='label' needs labels, which requests don't have; use 'predicted'"
             )
-        self._wanted = Attribution(rule, output)
-        self._model, self._network = model, model if dense is None else dense
+        wanted, network = Attribution(rule, output), model if dense is None else dense
+        self._model, self._passes = model, SharedPasses(network, wanted)
         self._state, self._save_every = None if state is None else Path(state), save_every
         self._blocks = ForgettingBlocks(half_life)
         if self._state is not None and self._state.exists():
-            own = fingerprint(private_copy(self._network))
-            self._blocks.restore(load_blocks(self._state, own, self._wanted))
+            own = fingerprint(private_copy(network))
+            self._blocks.restore(load_blocks(self._state, own, wanted))
         self._throttle = Throttle(max_overhead, seed)
-        self._waiting: deque[Batch] = deque()
+        self._waiting: list[tuple[Batch, float]] = []  # and since when
         self._changed = threading.Condition()  # guards all that is below, blocks and throttle
         self._new = self._closed = False
-        self._measured = self._failed = 0
-        self._error = ""
+        self._failed, self._error = 0, ""
         self._saving = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="flexrel-relevance", daemon=True)
         self._thread.start()
@@ -150,7 +149,7 @@ class Recalibrator:
         batch = None
         try:
             if wanted:
-                batch = _copied(args, kwargs)  # the model may overwrite its inputs
+                batch = copied(args, kwargs)  # the model may overwrite its inputs
         except RuntimeError as error:  # no memory for that: the request is answered all the same
             self._told(f"a request could not be copied: {error}")
         began = time.perf_counter()
@@ -164,10 +163,11 @@ class Recalibrator:
         with self._changed:
             self._throttle.answered(seconds)
             if batch is not None and not self._closed:
-                self._waiting.append(batch)
-                self._changed.notify()
+                self._waiting.append((batch, time.monotonic()))
             else:
                 self._throttle.waiting -= wanted
+            if self._waiting and self._throttle.due(len(self._waiting)):
+                self._changed.notify()
         return answer
 
     def stats(self) -> RelevanceStats:
@@ -182,7 +182,7 @@ class Recalibrator:
         return first
 
     def blocks(self) -> list[RelevanceStats]:
-        """Return the same in up to 8 parts, each of every eighth request, for `drift`.
+        """Return the same in up to 8 parts of about as many samples, for `drift`.
 
         Raises:
             UsageError: no request was measured yet.
@@ -199,10 +199,8 @@ class Recalibrator:
         """Return what was done since it was made, and what it cost."""
         with self._changed:
             t = self._throttle
-            return Observed(
-                *(t.requests, self._measured, self._failed, t.answering, t.measuring, t.share),
-                self._error,
-            )
+            done = (t.requests, t.measured - self._failed, self._failed)
+            return Observed(*done, t.answering, t.measuring, t.share, self._error)
 
     def save(self) -> None:
         """Write the state now, beside the old one, and rename; without a `state=`, do nothing.
@@ -249,14 +247,13 @@ class Recalibrator:
         saved = time.monotonic()
         while True:
             with self._changed:
-                if not self._waiting and not self._closed:
-                    left = saved + self._save_every - time.monotonic()
-                    self._changed.wait(max(left, 0.01) if self._state and self._new else None)
-                batch = self._waiting.popleft() if self._waiting else None
-                if batch is None and self._closed:
+                if not (batches := self._due()) and not self._closed:
+                    self._changed.wait(self._until(saved))
+                    batches = self._due()
+                if not batches and self._closed:
                     return
-            if batch is not None:
-                self._measure(batch)
+            if batches:
+                self._measure(batches)
             if self._new and self._state and time.monotonic() >= saved + self._save_every:
                 try:
                     self.save()
@@ -264,22 +261,35 @@ class Recalibrator:
                     self._told(f"{error.filename or self._state}: {error.strerror or error}")
                 saved = time.monotonic()
 
-    def _measure(self, batch: Batch) -> None:
-        began = time.perf_counter()
-        failure = ""
-        try:
-            found = calibrate(self._network, [batch], self._wanted.rule, self._wanted.output)
+    def _until(self, saved: float) -> float | None:
+        """Return in how many seconds something is to do, whatever comes; None: nothing is."""
+        moments = [since for _, since in self._waiting[:1]]
+        moments += [saved] if self._state and self._new else []
+        left = min(moments, default=math.inf) + self._save_every - time.monotonic()
+        return max(left, 0.01) if left < threading.TIMEOUT_MAX else None
+
+    def _due(self) -> list[Batch]:
+        """Take the requests of the next pass from those that wait; none if they go on waiting."""
+        if not self._waiting:
+            return []
+        late = time.monotonic() >= self._waiting[0][1] + self._save_every
+        if not (late or self._closed or self._throttle.due(len(self._waiting))):
+            return []
+        taken = self._passes.of_one([batch for batch, _ in self._waiting], MOST_TOGETHER)
+        mine = set(map(id, taken))
+        self._waiting = [pair for pair in self._waiting if id(pair[0]) not in mine]
+        return taken
+
+    def _measure(self, batches: Sequence[Batch]) -> None:
+        for one in self._passes.made(batches):
             with self._changed:
-                self._blocks.add(found)
-                self._measured += 1
-                self._new = True
-        except Exception as error:  # noqa: BLE001 - of the user's rule or model; the thread goes on
-            failure = str(error) if isinstance(error, FlexrelError) else repr(error)
-        with self._changed:
-            self._throttle.measured(time.perf_counter() - began)
-            self._failed += bool(failure)
-        if failure:
-            self._told(failure)
+                self._throttle.passed(one.seconds, one.requests)
+                if one.stats is not None:
+                    self._blocks.add(one.stats)
+                    self._new = True
+                self._failed += bool(one.failure)
+            if one.failure:
+                self._told(one.failure)
 
     def _told(self, error: str) -> None:
         """Keep what went wrong, and log the first of it."""
@@ -287,11 +297,3 @@ class Recalibrator:
             first, self._error = not self._error, error
         if first:
             _LOG.warning("%s", error)
-
-
-def _copied(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Batch:
-    """Return the arguments of a call, with copies of their tensors that autograd takes."""
-    with torch.inference_mode(mode=False), torch.no_grad():
-        return Batch(0, args, kwargs, None).mapped(
-            lambda value: value.detach().clone() if isinstance(value, Tensor) else value
-        )

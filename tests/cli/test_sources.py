@@ -28,7 +28,7 @@ from flexrel.cli.sources import read_data
 from flexrel.cli.weights import read_weights
 from flexrel.core.evaluate import Accuracy
 from flexrel.core.measurement import silent
-from flexrel.errors import UsageError
+from flexrel.errors import PackError, UsageError
 from oracles import needs
 
 OWN = """
@@ -621,3 +621,72 @@ def test_the_one_state_of_a_checkpoint_is_found_whatever_it_is_called(tmp_path):
     torch.save({"student": state, "teacher": other}, path)
     with pytest.raises(UsageError, match=r"no tensors by name.* 'student': .*'teacher': "):
         read_weights(path, network)
+
+
+def test_weights_of_a_network_beside_others_in_its_checkpoint_are_found(tmp_path, capsys):
+    state, path, network = nn.Linear(3, 2).state_dict(), tmp_path / "w.ckpt", nn.Linear(3, 2)
+    held = {f"model.net._orig_mod.{name}": tensor for name, tensor in state.items()}
+    others = {"loss.weight": torch.ones(5), "accuracy.tp": torch.zeros(2)}
+    torch.save({"state_dict": {**others, **held}, "epoch": 3}, path)
+
+    read_weights(path, network)
+
+    assert torch.equal(network.weight, state["weight"])
+    assert "its 'model.net' is the network; left out: loss.weight, accuracy.tp" in (
+        capsys.readouterr().err
+    )
+    twice = {f"ema.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": {**held, **twice}}, path)
+    with pytest.raises(
+        UsageError, match=r"tensors under 'model\.net', 'ema'; save those that count"
+    ):
+        read_weights(path, network)
+
+
+class Holder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Linear(3, 2)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "network."])
+def test_weights_of_a_network_fit_one_that_holds_it(tmp_path, prefix):
+    state, holder = nn.Linear(3, 2).state_dict(), Holder()
+    path = tmp_path / "w.pth"
+    torch.save({f"{prefix}{name}": tensor for name, tensor in state.items()}, path)
+
+    read_weights(path, holder)
+
+    assert torch.equal(holder.network.weight, state["weight"])
+
+
+def test_a_checkpoint_with_objects_says_which_and_how_it_is_converted(tmp_path):
+    state, path = nn.Linear(3, 2).state_dict(), tmp_path / "w.ckpt"
+    torch.save({"state_dict": state, "hyper_parameters": SimpleNamespace(lr=1)}, path)
+
+    with pytest.raises(
+        PackError, match=r"of types.SimpleNamespace, .*'w.ckpt', weights_only=False"
+    ):
+        read_weights(path, nn.Linear(3, 2))
+
+
+def test_a_detectors_backbone_is_not_downloaded_where_weights_are_given(tmp_path, monkeypatch):
+    def detector(*, weights=None, weights_backbone="DEFAULT", num_classes=3):
+        if weights_backbone is not None:
+            raise OSError("no connection")
+        return nn.Linear(3, num_classes)
+
+    fake = ModuleType("torchvision.models")
+    fake.get_model_builder = {"detector": detector}.__getitem__
+    fake.get_model = lambda name, **given: fake.get_model_builder(name)(**given)
+    fake.get_model_weights = lambda _: {}
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.models", fake)
+    weights = tmp_path / "w.pth"
+    torch.save(nn.Linear(3, 2).state_dict(), weights)
+
+    assert model("torchvision:detector?num_classes=2", weights).network.out_features == 2
+    with pytest.raises(UsageError, match=r"failed: OSError: no connection$"):
+        model("torchvision:detector?num_classes=2&weights_backbone=DEFAULT", weights)
+    with pytest.raises(UsageError, match=r"failed: KeyError: 'other'$"):
+        model("torchvision:other", weights)

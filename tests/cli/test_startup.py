@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,21 @@ def without_torch(words):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     *said, last = done.stdout.splitlines()
     return (*json.loads(last), "\n".join(said), done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("flexrel pru", {"prune"}), ("flexrel prune --out", {"--out", "--output", "--outputs"})],
+)
+def test_a_shell_completes_commands_and_options(monkeypatch, capsys, typed, meant):
+    monkeypatch.setenv("_FLEXREL_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+
+    with suppress(SystemExit):
+        main([])
+
+    assert set(capsys.readouterr().out.split()) == meant
 
 
 @pytest.mark.parametrize(

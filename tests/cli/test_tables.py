@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import flexrel
 from flexrel.cli import main
 from flexrel.cli.sources import read_data
-from flexrel.errors import UsageError
+from flexrel.errors import ModelError, UsageError
 
 
 def table(path, text, name="d.csv"):
@@ -32,6 +34,33 @@ def test_columns_are_inputs_but_for_the_label(tmp_path, name, text, asked):
     assert y.dtype == torch.int64
 
 
+def test_columns_may_be_left_out(tmp_path):
+    text = "id,a,b,name,label\n7,1,2.5,x,0\n8,-3,4,y,2\n"
+
+    ((x, y),) = read_data(table(tmp_path, text) + "?drop=id,name", "calibration")
+
+    assert x.tolist() == [[1, 2.5], [-3, 4]]
+    assert y.tolist() == [0, 2]
+
+
+def test_a_table_to_evaluate_on_says_which_column_its_label_may_be(tmp_path):
+    with pytest.raises(UsageError, match=r"it has 'a', 'kind'; name it, .*d.csv\?label=kind"):
+        read_data(table(tmp_path, "a,kind\n1,2\n"), "evaluation")
+
+
+@pytest.mark.parametrize(("inputs", "rest"), [(4, ""), (3, "; leave out the others, &drop=NAME")])
+def test_a_label_among_the_inputs_is_told_from_what_the_network_takes(inputs, rest):
+    network = nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    with pytest.raises(ModelError) as said:
+        flexrel.prune(network, calibration=[torch.randn(64, 5)], budgets="macs=50%")
+
+    assert (
+        f"it runs on {inputs} columns, and these are 5: is one the label? of a table name it, "
+        f"FILE.csv?label=NAME{rest}; of arrays pass it beside the inputs, (x[:, :-1], x[:, -1])"
+    ) in str(said.value)
+
+
 def test_labels_may_be_values_or_names_or_none(tmp_path):
     ((_, prices),) = read_data(table(tmp_path, "a,y\n1,0.5\n2,7\n"), "evaluation")
     data = read_data(table(tmp_path, "a,class\n1,dog\n2,cat\n"), "evaluation")
@@ -50,6 +79,9 @@ def test_labels_may_be_values_or_names_or_none(tmp_path):
         ("a,b\n1,nan\n", "", "column 'b' is nan in row 1"),
         ("a,b\n1,\n", "", "column 'b' is an input and has '', which is no"),
         ("a,b\n1,2\n", "?label=price", "no column 'price'; it has 'a', 'b'"),
+        (",a,label\n0,1,2\n", "", "column 1 has no name, as the index that pandas writes; name it"),
+        ("a,b\n1,2\n", "?drop=id", "no column 'id'; it has 'a', 'b'"),
+        ("a,b\n1,2\n", "?lable=b", "'lable' is not known; there are label= and drop="),
         ("a,b\n1,2,3\n", "", "its rows have 3 cells; it has 'a', 'b'"),
         ("a,b\n1,2\n3\n", "", "no table that can be read"),
         ("1,2\n3,4\n", "", "its first line has numbers"),

@@ -106,6 +106,22 @@ def test_several_inputs_come_in_a_tuple_or_dict_of_their_own():
     assert read(({"x": X, "labels": LABELS},)).labels.tolist() == [2, 0, 1]
 
 
+def test_labels_may_be_called_targets_where_no_input_is():
+    for name in ("target", "targets", "y"):
+        (batch,) = read_batches([{"left": X, "right": X + 1, name: LABELS}], Both())
+        assert batch.labels.tolist() == [2, 0, 1]
+        assert list(batch.kwargs) == ["left", "right"]
+    (batch,) = read_batches([{"left": X, "y": LABELS, "label": LABELS}], Both())
+    assert list(batch.kwargs) == ["left", "y"]
+    (batch,) = read_batches([{"ids": X, "target": X}], Targeted())
+    assert (list(batch.kwargs), batch.labels) == (["ids", "target"], None)
+
+
+class Targeted(nn.Module):
+    def forward(self, ids, target):
+        return ids + target
+
+
 class Two(nn.Module):
     def forward(self, ids, mask=None):
         return ids if mask is None else ids * mask
@@ -125,7 +141,9 @@ def test_a_tuple_whose_second_entry_may_be_an_input_is_refused_with_what_to_writ
 
 
 def test_inputs_that_are_missing_are_said_with_what_to_write():
-    with pytest.raises(ModelError, match=r"'right'; pass several inputs as \(\(a, b\), labels\)"):
+    with pytest.raises(
+        ModelError, match=r"'right'; pass what it takes, left, right: batches \(\(left, right\), "
+    ):
         call(Both(), read((X, X + 1, LABELS)))
 
     assert call(Both(), read(((X, X + 1), LABELS))).tolist() == (2 * X + 1).tolist()

@@ -1,12 +1,15 @@
 """Inputs that a network does not run on: the line says in which form it does."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import flexrel
 from flexrel.core.batches import read_batch
 from flexrel.core.running import call
 from flexrel.errors import ModelError, UsageError
+from flexrel.tracing import check_batched
 
 IMAGES = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
 SOUND = nn.Conv1d(1, 4, 3)
@@ -60,5 +63,74 @@ def test_lists_of_images_say_how_a_network_takes_a_tensor():
     with pytest.raises(UsageError, match=r"but list, NoneType; .*self\.network\(list\(x\)\)"):
         read_batch({"images": images, "targets": None}, 0, torch.device("cpu"))
     batch = read_batch((images, None), 0, torch.device("cpu"))
-    with pytest.raises(ModelError, match=r"self\.network\(list\(x\)\)"):
+    with pytest.raises(ModelError, match=r"one by one: .*, or of one size torch\.stack\(images\)"):
         call(Listed(), batch)
+
+
+def fully_convolutional():
+    layers = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1)
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("size", [8, 3])  # of as many rows as channels too
+@pytest.mark.parametrize("more", [0, 1])
+def test_images_one_by_one_are_no_batches_though_a_convolution_takes_them(size, more):
+    images = [torch.rand(3, size + more * at, size) for at in range(4)]
+    said = rf"shape \[3, {size}, {size}\], which a convolution takes for one sample; .*DataLoader"
+
+    with pytest.raises(UsageError, match=said):
+        flexrel.prune(fully_convolutional(), calibration=images, budgets="macs=50%")
+    with pytest.raises(ModelError, match=r"a batch axis.*DataLoader"):
+        flexrel.calibrate(fully_convolutional(), images)
+
+
+def test_rows_one_by_one_are_no_batches_though_a_linear_layer_takes_them():
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    with pytest.raises(UsageError, match=r"shape \[6\], which a linear layer takes for one sample"):
+        flexrel.prune(network, calibration=list(torch.randn(9, 6)), budgets="macs=50%")
+
+
+class OneByOne(nn.Module):
+    """Runs on each sample by itself, as some networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv1d(1, 4, 3)
+
+    def forward(self, x):
+        return torch.stack([self.inner(one[None]) for one in x]).flatten(1)
+
+
+def test_a_network_that_runs_on_each_sample_by_itself_takes_batches():
+    check_batched(OneByOne(), read_batch(torch.randn(5, 9), 0, torch.device("cpu")))
+
+
+def test_images_of_sizes_that_differ_are_batches_of_one_each():
+    images = [torch.rand(1, 3, 8 + at, 8) for at in range(8)]
+
+    result = flexrel.prune(
+        fully_convolutional(), calibration=images, budgets="macs=50%", criterion="magnitude"
+    )
+
+    assert result.calibration_samples == 8
+    assert not result.warnings
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda: np.zeros((3, 8, 8)), r"torch.from_numpy\(array\), whose first axis counts"),
+        (lambda: "a.png", "images in files into tensors, as in training"),
+        (
+            lambda: pytest.importorskip("PIL.Image").new("RGB", (8, 8)),
+            r"torch.from_numpy\(numpy.array\(image\)\).permute\(2, 0, 1\)",
+        ),
+    ],
+)
+def test_what_is_no_tensor_says_how_one_is_made_of_it(made, says, pairs):
+    one = (made(), 0) if pairs else made()
+
+    with pytest.raises(UsageError, match=says):
+        flexrel.prune(fully_convolutional(), calibration=[one] * 4, budgets="macs=50%")

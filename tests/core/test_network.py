@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import flexrel_edge
-from flexrel import ModelError, Sparsity, apply, prune
+from flexrel import ModelError, Sparsity, apply, calibrate, prune
 from flexrel.core.network import plain_network
 from flexrel.io import load
 from flexrel.pruning import pack
@@ -130,7 +130,12 @@ BROKEN = {
     "coo": lambda: with_weight(lambda w: w.to_sparse()),
     "csr": lambda: with_weight(lambda w: w.to_sparse_csr()),
     "subclass": lambda: with_weight(Own),
+    "subclass of no operations": lambda: with_weight(lambda w: w.as_subclass(Named)),
 }
+
+
+class Named(torch.Tensor):
+    """A tensor of a class that says no more than its name."""
 
 
 class Own(torch.Tensor):
@@ -163,6 +168,7 @@ class Own(torch.Tensor):
         ("coo", "0.weight is of layout torch.sparse_coo; make it dense"),
         ("csr", "0.weight is of layout torch.sparse_csr; make it dense"),
         ("subclass", "0.weight is a Own, a tensor of a class of its own; pass a network of plain"),
+        ("subclass of no operations", "0.weight is a Named, a tensor of a class of its own; pass"),
     ],
 )
 def test_what_can_not_be_read_is_refused_in_one_line_that_names_it(kind, said, tmp_path):
@@ -178,3 +184,36 @@ def test_what_can_not_be_read_is_refused_in_one_line_that_names_it(kind, said, t
             what()
         assert "\n" not in str(refused.value)
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("script", "the model is TorchScript"),
+        ("part of script", "module '0' is TorchScript"),
+        ("quantised", "module '0' is quantised already"),
+        ("meta", "0.weight is on the meta device"),
+        ("lazy", "0.weight is not initialised yet"),
+        ("coo", "0.weight is of layout torch.sparse_coo"),
+        ("subclass", "0.weight is a Own"),
+        ("subclass of no operations", "0.weight is a Named"),
+    ],
+)
+def test_calibrate_refuses_what_can_not_be_read_in_the_same_words(kind, said):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, on its own layouts and old modules
+        model = BROKEN[kind]()
+
+    with pytest.raises(ModelError, match=said):
+        calibrate(model, [torch.randn(4, 8)])
+
+
+@pytest.mark.parametrize("kind", ["lazy", "coo", "csr", "subclass", "subclass of no operations"])
+def test_load_refuses_a_model_whose_tensors_take_no_values(kind, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = BROKEN[kind]()
+    pack(plain(), tmp_path / "m")
+
+    with pytest.raises(ModelError, match=r"^0\.weight is "):
+        load(tmp_path / "m", into=model)

@@ -112,6 +112,7 @@ def test_time_left_is_what_the_steps_to_come_take_if_all_take_alike(monkeypatch)
     assert work.seconds_left() == 90.0  # 3 steps in 30 s, 9 to come
     assert Work("repairing", done=0, total=12, began=100.0).seconds_left() is None
     assert Work("repairing", done=3, began=100.0).seconds_left() is None
+    assert Work("repairing", done=12, total=12, began=100.0).seconds_left() is None  # goes on yet
 
 
 def test_a_line_says_stage_step_time_and_time_left(monkeypatch):
@@ -163,6 +164,19 @@ def test_bars_are_drawn_in_a_terminal_and_gone_at_the_end(monkeypatch):
     assert steps >= {("reading", "0/?"), ("choosing", "1/4"), ("searching", "2/?")}
     assert any(row[:1] == ["repairing"] and "3/7" in row for row in rows)
     assert screen.getvalue().rstrip().endswith("\x1b[2K")  # the last that is done is to erase
+
+
+def test_in_a_notebook_without_widgets_lines_come(monkeypatch, capsys):
+    notebook = lambda stderr: Console(stderr=stderr, force_jupyter=True)  # noqa: E731
+    monkeypatch.setattr(shown_progress, "Console", notebook)
+    monkeypatch.setattr(shown_progress, "find_spec", lambda _: None)
+    monkeypatch.setattr(shown_progress, "_FIRST", 0.05)
+
+    with shown("auto", STAGES) as tell:
+        tell("searching", 2, None)
+        time.sleep(0.2)
+
+    assert "stage 3 of 3: searching, 2 done" in capsys.readouterr().err
 
 
 def test_whoever_is_given_is_told_and_none_is_silent(net, data, capsys):

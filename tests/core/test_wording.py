@@ -57,10 +57,6 @@ class Net(nn.Module):
 
 
 ODD = {
-    "a recurrent layer": (
-        Net(lambda p, x: p["rnn"](x[:, None])[0][:, 0], rnn=nn.LSTM(8, 8, batch_first=True)),
-        r"an LSTM \(module 'parts.rnn', test_wording.py:\d+\)",
-    ),
     "a sum of products": (
         Net(lambda _, x: x * torch.vdot(x.flatten(), x.flatten())),
         r"torch.vdot \(test_wording.py:\d+\)",

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from flexrel.criteria.kfac import measure_factors
+from networks import random_
 
 
 def drawn(*shape, seed=0):
@@ -139,3 +140,17 @@ def test_what_is_held_out_is_not_measured():
 
     assert found.samples == 15
     assert torch.allclose(found.layers["2"].inputs.xx, other.layers["2"].inputs.xx)
+
+
+def test_of_a_weight_that_is_used_both_ways_round_there_are_no_factors():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.weight = nn.Linear(4, 4), nn.Parameter(torch.ones(6, 4))
+
+        def forward(self, x):
+            return self.last((x @ self.weight.T).relu() @ self.weight)
+
+    factors = measure_factors(random_(Tied()), [torch.randn(8, 4)], {"weight", "last"})
+
+    assert set(factors.layers) == {"last"}  # what comes in has 4 entries once and 6 the other time

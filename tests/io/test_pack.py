@@ -1,7 +1,9 @@
 """Networks to packed files and back: nothing is lost, and what does not fit changes nothing."""
 
 import copy
+import functools
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -353,21 +355,56 @@ def test_shapes_that_do_not_fit_are_refused_and_nothing_is_changed(layer, messag
 
 
 @pytest.mark.parametrize(
-    ("of", "into"),
+    "kind",
     [
-        (nn.GRU(3, 4), nn.LSTM(3, 4)),  # three gates for four
-        (nn.LSTM(3, 2), nn.LSTM(3, 4)),
-        (nn.GRUCell(3, 2), nn.GRUCell(3, 4)),
+        functools.partial(nn.LSTM, num_layers=2, bidirectional=True),
+        functools.partial(nn.LSTM, proj_size=1),
+        functools.partial(nn.GRU, bias=False),
+        nn.RNN,
+        nn.LSTMCell,
+        nn.GRUCell,
     ],
 )
-def test_a_recurrent_layer_takes_no_other_number_of_units(of, into, tmp_path):
-    pack(of, tmp_path / "m")
-    before = copy.deepcopy(into.state_dict())
+def test_a_recurrent_layer_takes_fewer_units_as_one_that_was_made_so(kind, tmp_path):
+    narrow, wide = kind(3, 2), kind(5, 4)
+    pack(narrow, tmp_path / "m")
+    x = torch.randn(6, 3)
 
-    with pytest.raises(UsageError, match=rf"{type(into).__name__} of 4 units, takes \["):
-        load(tmp_path / "m", into)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LSTM with projections")
+        given, wanted = load(tmp_path / "m", wide)(x), narrow(x)
+
+    assert torch.equal(given[0], wanted[0])
+    assert wide.extra_repr() == narrow.extra_repr()
+
+
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [
+        ("weight_ih_l0", 0),
+        ("weight_hh_l1", 0),
+        ("weight_hh_l0", 1),
+        ("weight_ih_l1", 1),
+        ("bias_hh_l1", 0),
+    ],
+)
+def test_a_recurrent_layer_takes_no_units_that_differ_from_part_to_part(name, axis):
+    into = nn.LSTM(6, 4, num_layers=2)
+    before = copy.deepcopy(into.state_dict())
+    state = nn.LSTM(3, 2, num_layers=2).state_dict()
+    state[name] = torch.cat([state[name], state[name]], axis)
+
+    with pytest.raises(UsageError, match=r"LSTM of [24] units, takes \["):
+        fit(into, state, "state")
 
     assert all(torch.equal(before[name], value) for name, value in into.state_dict().items())
+
+
+def test_a_recurrent_layer_takes_no_weights_of_another_kind(tmp_path):
+    pack(nn.GRU(3, 4), tmp_path / "m")
+
+    with pytest.raises(UsageError, match=r"weight_hh_l0 is \[12, 4\].*LSTM of 3 units"):
+        load(tmp_path / "m", nn.LSTM(3, 4))
 
 
 def test_a_recurrent_layer_takes_fewer_inputs_of_both_directions_alike(tmp_path):

@@ -2,10 +2,12 @@
 
 import io
 import json
+import math
 import re
 from base64 import b64decode
 from dataclasses import replace
-from itertools import pairwise
+from importlib.resources import files
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -53,6 +55,48 @@ def test_the_report_is_one_page_that_needs_nothing_else(page):
     assert not re.search(r"https?:|//[a-z]|@import|url\(|fetch|import\(|XMLHttp", text)
     assert text.startswith("<!doctype html>")
     assert len(text.encode()) < MOST_BYTES / 10
+
+
+def lab_of(colour):
+    """Return a colour of linear light as CIE L*a*b* has it, for white of 6,500 K."""
+    to_xyz = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
+    xyz = [sum(c * p for c, p in zip(row, colour, strict=True)) / sum(row) for row in to_xyz]
+    x, y, z = (v ** (1 / 3) if v > 0.008856 else 7.787 * v + 16 / 116 for v in xyz)
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+def seen(colour, sight):
+    """Return how a colour looks to those who lack a kind of cone, for all to see.
+
+    The matrices, on linear light, are those of Machado, Oliveira and Fernandes, "A Physiologically-
+    based Model for Simulation of Color Vision Deficiency" (2009), of severity 1.
+    """
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    light = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    mixed = [sum(m * p for m, p in zip(row, light, strict=True)) for row in sight]
+    return lab_of([min(max(p, 0.0), 1.0) for p in mixed])
+
+
+@pytest.mark.parametrize(
+    "sight",
+    [
+        ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+        ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052)),
+        ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969)),
+        ((1.256, -0.077, -0.179), (-0.078, 0.931, 0.148), (0.005, 0.691, 0.304)),
+    ],
+    ids=["all cones", "no red", "no green", "no blue"],
+)
+def test_the_colours_of_curves_are_told_apart_by_the_colour_blind(sight):
+    style = (files("flexrel.io") / "report.css").read_text("utf-8")
+    themes = re.findall(r"--c0: (#\w{6}); --c1: (#\w{6}); --c2: (#\w{6}); --lost: (#\w{6})", style)
+
+    assert len(themes) == 3  # light, dark, paper
+    for *curves, lost in themes:
+        looks = [seen(colour, sight) for colour in curves]
+        apart = [math.dist(a, b) for a, b in combinations(looks, 2)]
+        assert min(apart) > 10  # 1 is just seen; shapes and dashes differ too
+        assert math.dist(seen(lost, sight), seen(curves[2], sight)) > 10  # what kept is drawn in
 
 
 def test_ids_are_unique_and_what_points_at_them_is_there(page):

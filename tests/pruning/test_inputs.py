@@ -175,5 +175,7 @@ def test_a_network_of_two_inputs_is_pruned_with_a_pair_as_with_a_dict(granularit
 
     assert found.plan.as_json() == expected.plan.as_json()
     assert found.model(a, b).allclose(expected.model(a, b))
-    with pytest.raises(flexrel.ModelError, match=r"pass several inputs as \(\(a, b\), labels\)"):
+    with pytest.raises(
+        flexrel.ModelError, match=r"takes, left, right: batches \(\(left, right\), la"
+    ):
         flexrel.prune(model, calibration=[(a, b, labels)], **request)

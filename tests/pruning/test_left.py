@@ -15,16 +15,18 @@ from report_page import Page
 
 
 class Spoken(nn.Module):
-    """An LSTM, a table and two layers."""
+    """A table and an LSTM, each with a norm behind it, and two layers."""
 
     def __init__(self, hidden=24):
         super().__init__()
         self.words = nn.Embedding(30, 8)
         self.lstm = nn.LSTM(8, hidden, batch_first=True)
+        self.norms = nn.ModuleList([nn.LayerNorm(8), nn.LayerNorm(hidden)])
         self.first, self.last = nn.Linear(hidden, 8), nn.Linear(8, 3)
 
     def forward(self, words):
-        return self.last(torch.relu(self.first(self.lstm(self.words(words))[0][:, -1])))
+        said = self.norms[1](self.lstm(self.norms[0](self.words(words)))[0][:, -1])
+        return self.last(torch.relu(self.first(said)))
 
 
 WORDS = torch.arange(60).view(12, 5) % 30
@@ -150,16 +152,22 @@ class Residual(nn.Module):
         return self.last(self.blocks(x))
 
 
-@pytest.mark.parametrize("granularity", ["channel", "2:4"])
-def test_what_holds_much_and_was_left_is_named(granularity):
+@pytest.mark.parametrize(("granularity", "left"), [("channel", SHARES), ("2:4", ["words"])])
+def test_what_holds_much_and_was_left_is_named(granularity, left):
     result = pruned(granularity)
 
-    for name, share in SHARES.items():
+    for name in left:
         (line,) = [w for w in result.warnings if w.startswith(f"{name} holds")]
-        assert f"holds {share:.0%} of the weights" in line
-    assert len(result.warnings) == len(SHARES)
-    protected = {p.name for p in result.plan.graph.protected}
-    assert {"lstm.weight_ih_l0", "lstm.weight_hh_l0"} <= protected
+        assert f"holds {SHARES[name]:.0%} of the weights" in line
+    assert len(result.warnings) == len(left)
+
+
+def test_weights_of_a_recurrent_layer_have_a_pattern_along_what_they_read():
+    result = pruned("2:4")
+
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        kept = result.model.lstm.get_parameter(name).unflatten(1, (-1, 4)) != 0
+        assert (kept.sum(2) == 2).all()
 
 
 def test_weights_of_a_recurrent_layer_are_zeroed_one_by_one():

@@ -86,3 +86,18 @@ def test_a_budget_that_can_not_be_met_names_the_layer_that_holds_most_of_the_res
         flexrel.prune(
             model, calibration=DATA, budgets=["macs=1%"], criterion="magnitude", keep=["0"]
         )
+
+
+def test_where_all_layers_are_cut_the_one_that_holds_most_of_the_rest_is_named():
+    model = random_(nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 4))).eval()
+
+    # One unit of '0' stays: 8 weights and a bias there, 4 and 4 biases in '2'.
+    for budget, says in (
+        (
+            "macs=1%",
+            r"keeps its best unit\. Of what stays most is in '0', 67% of the multiply-adds",
+        ),
+        ("parameters=1%", r"Of what stays most is in '0', 53% of the parameters"),
+    ):
+        with pytest.raises(BudgetError, match=says):
+            flexrel.prune(model, calibration=DATA, budgets=[budget], criterion="magnitude")

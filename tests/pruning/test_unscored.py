@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import flexrel
-from flexrel import ModelError
+from flexrel import BudgetError, ModelError
 from networks import random_
 from repairs import normal
 
@@ -46,7 +47,23 @@ class Generator(nn.Module):
         return self.second(self.first(x).relu()).tanh()
 
 
+class UNet(nn.Module):
+    """Down, up by a transposed convolution, and across."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.up = nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.join, self.last = nn.Conv2d(16, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        x = self.down(x).relu()
+        y = self.up(self.deep(functional.max_pool2d(x, 2)).relu())
+        return self.last(self.join(torch.cat([y, x], 1)).relu())
+
+
 DATA = [normal(64, 8, seed=seed) for seed in range(3)]
+IMAGES = [normal(32, 2, 4, 4, seed=0)]
 
 
 def test_a_frozen_backbone_is_pruned_too():
@@ -93,6 +110,21 @@ def test_the_default_meets_what_magnitude_alone_meets_and_diverges_no_more(
     limit = chosen.requested[resource]
     assert getattr(chosen.achieved, resource) <= limit
     assert chosen.achieved.divergence <= alone.achieved.divergence * (1 + 1e-6)
+
+
+def test_the_default_meets_what_any_criterion_meets_and_diverges_no_more():
+    model = random_(UNet()).eval()
+    asked = {"calibration": IMAGES, "budgets": ["parameters=5%"]}
+
+    chosen = flexrel.prune(model, **asked)
+
+    assert chosen.achieved.parameters <= chosen.requested["parameters"]
+    for criterion in ("magnitude", "relevance"):
+        alone = flexrel.prune(model, criterion=criterion, **asked)
+        assert chosen.achieved.divergence <= alone.achieved.divergence * (1 + 1e-6)
+    said = r"can score \d of 4 layers, not 'deep': what a refit of up can make up for was not"
+    with pytest.raises(BudgetError, match=said):
+        flexrel.prune(model, criterion="obs", **asked)
 
 
 def test_what_a_criterion_could_not_score_is_said():

@@ -410,3 +410,29 @@ def test_of_the_only_whole_batch_nothing_is_set_aside_and_that_is_said():
         "there is one batch, and the network does not run on a part" in line
         for line in result.warnings
     )
+
+
+class Noisy(nn.Module):
+    """Adds noise to what it gives, in evaluation mode too."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.first, self.head, self.noise = nn.Linear(6, 24), nn.Linear(24, 4), noise
+
+    def forward(self, x):
+        x = self.head(self.first(x).relu())
+        return x + self.noise * torch.randn_like(x)
+
+
+def test_outputs_that_are_random_are_told_with_their_spread_and_batches_are_cut_all_the_same():
+    torch.manual_seed(0)
+    inputs, model = torch.randn(4000, 6), Noisy(0.0)
+    with torch.no_grad():
+        model.noise = float(model(inputs).std())  # then two calls differ as much as outputs vary
+    found = uncut(model, [inputs])
+
+    assert isinstance(found.batches[0], torch.Tensor)  # not marked to stay whole
+    (warning,) = found.warnings
+    assert "does not give the same twice" in warning
+    said = int(re.search(r"differ by (\d+)% of what its outputs vary by", warning)[1])
+    assert 90 < said < 110

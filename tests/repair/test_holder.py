@@ -71,6 +71,33 @@ def test_apply_sets_them_once_for_a_loop_of_ones_own():
     assert (network[4].bias == -1).all()
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_packing_says_how_many_zeros_a_plain_loop_filled(held, tmp_path):
+    network, plan = pruned(perceptron())
+    gone = sum(int(gone_entries(group, plan).sum()) for group in plan.graph.groups)
+    optimizer = sgd(network.train().parameters())
+    hook = MaskHolder(network, plan).hold(optimizer)
+    if not held:
+        hook.remove()
+    for x, y in labelled(4):
+        step(network, optimizer, x, y)
+    zeros = sum(int((p == 0).sum()) for p in network.parameters() if p.ndim > 1)
+
+    told = flexrel.pack(nn.DataParallel(network), tmp_path / "m").warnings
+
+    lost = gone - zeros
+    said = f"{lost:,} of the {gone:,} zeros that a plan set in the network are other numbers now"
+    assert (lost == 0) == held
+    assert [line.partition(", as a loop")[0] for line in told] == ([] if held else [said])
+
+
+def test_zeros_are_forgotten_where_channels_go_after_them(tmp_path):
+    network, _ = pruned(perceptron())
+    smaller, _ = pruned(network, "channel")
+
+    assert flexrel.pack(smaller, tmp_path / "m").warnings == ()
+
+
 def test_a_network_that_is_wrapped_is_held_too():
     dense = perceptron()
     network, plan = pruned(dense)

@@ -1,5 +1,7 @@
 """Recurrent layers, GRN, gMLP, standardised weights: cut exactly, or left with the reason."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -132,45 +134,75 @@ def check(model, result, data):
     torch.testing.assert_close(result.model.eval()(data), want, rtol=1e-4, atol=1e-5)
 
 
+class OwnState(nn.Module):
+    """A recurrent cell whose first state the network's own code makes, by a number or not."""
+
+    def __init__(self, *, told):
+        super().__init__()
+        self.first, self.cell, self.last = nn.Linear(5, 12), nn.GRUCell(12, 16), nn.Linear(16, 3)
+        self.width = 16 if told else None
+
+    def forward(self, x):
+        state = x.new_zeros(len(x), self.width or 16)
+        for step in self.first(x).unbind(1):
+            state = self.cell(step, state)
+        return self.last(state)
+
+
 RECURRENT = {
     "GRU": lambda: Recurrent(nn.GRU),
     "GRU of two layers, both ways": lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True),
     "RNN": lambda: Recurrent(nn.RNN),
+    "LSTM": lambda: Recurrent(nn.LSTM),
+    "LSTM of two layers, both ways": lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
+    "LSTM without biases": lambda: Recurrent(nn.LSTM, bias=False),
     "LSTM cell": lambda: Stepwise(nn.LSTMCell),
     "GRU cell": lambda: Stepwise(nn.GRUCell),
+    "state of the network's own": lambda: OwnState(told=True),
 }
 
 
 @pytest.mark.parametrize("name", RECURRENT)
-def test_what_a_recurrent_layer_reads_is_cut_and_its_state_is_left_with_the_reason(name, tmp_path):
+def test_units_and_inputs_of_recurrent_layers_are_cut_exactly(name, tmp_path):
     model = random_(RECURRENT[name]()).eval()
 
-    result = pruned(model, steps())
+    result = pruned(model, steps(), "parameters=45%")
 
     assert result.form == "module"
     check(model, result, steps())
     inside = next(m for n, m in result.model.named_modules() if n in ("rnn", "cell"))
     assert inside.input_size == result.model.first.out_features < 12
-    assert inside.hidden_size == 16
-    states = [p for p in result.plan.graph.protected if "weight_hh" in p.name]
-    assert states
-    for one in states:
-        assert "goes together with a tensor that torch.zeros (module " in one.reason
+    assert inside.hidden_size < 16
     (tmp_path / "m").write_bytes(result.packed)
     loaded = flexrel.load(tmp_path / "m", into=RECURRENT[name]()).eval()
     assert torch.equal(loaded(steps()), result.model.eval()(steps()))
 
 
-def test_an_lstm_is_left_whole_with_what_it_reads_and_named():
-    model = random_(Recurrent(nn.LSTM)).eval()
+def test_states_and_outputs_of_an_lstm_with_projections_are_cut_each_for_itself():
+    model = Recurrent(nn.LSTM, proj_size=10)
+    model.middle = nn.Linear(10, 20)
+    random_(model).eval()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LSTM with projections")
+        result = pruned(model, steps(), "parameters=40%")
+        check(model, result, steps())
+
+    rnn = result.model.rnn
+    assert 1 <= rnn.proj_size < 10
+    assert rnn.proj_size < rnn.hidden_size < 16
+    assert rnn.weight_hr_l0.shape == (rnn.proj_size, rnn.hidden_size)
+
+
+def test_a_state_whose_size_stands_in_the_code_keeps_its_units_and_says_why():
+    model = random_(OwnState(told=False)).eval()
 
     result = pruned(model, steps())
 
     check(model, result, steps())
-    why = {p.name: p.reason for p in result.plan.graph.protected}
-    for name in ("first", "rnn.weight_ih_l0", "rnn.weight_hh_l0"):
-        assert why[name].startswith("it goes through an LSTM (module 'rnn', test_families.py:")
-    assert any("rnn holds 80% of the weights" in line for line in result.warnings)
+    assert result.model.cell.hidden_size == 16
+    (why,) = (p.reason for p in result.plan.graph.protected if "weight_hh" in p.name)
+    assert why.startswith("it goes together with a tensor that Tensor.new_zeros (test_families.py:")
 
 
 LEFT = {  # layers, and a part of the reason
@@ -225,6 +257,8 @@ def test_where_nothing_can_be_cut_the_refusal_says_each_reason_once():
             super().__init__(Standardised)
             self.inner, self.head = Standardised(8, 4, 3, padding=1), nn.Identity()
 
-    with pytest.raises(ModelError, match=r"; nor as an exported program$") as refused:
+    with pytest.raises(
+        ModelError, match=r"; nor as an exported program; granularity 'element'"
+    ) as refused:
         pruned(Bare().eval(), images())
     assert str(refused.value).count("standardised") == 1

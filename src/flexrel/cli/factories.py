@@ -193,8 +193,9 @@ def why(error: BaseException) -> str:
     while (inner := parts[-1].__cause__ or parts[-1].__context__) and inner not in parts:
         parts.append(inner)
     for part in parts:
-        frames = traceback.walk_tb(part.__traceback__)
-        inside = {str(f.f_globals.get("__name__")).partition(".")[0] for f, _ in frames}
+        frames = [frame for frame, _ in traceback.walk_tb(part.__traceback__)]
+        loaded = [f.f_globals.get("__name__") for f in frames if f.f_code.co_name == "<module>"]
+        inside = {str(name).partition(".")[0] for name in loaded}
         if "torchvision::" in str(part) or "torchvision" in inside:
             return f"{said}. {conflict('torchvision')}"
         if isinstance(part, ModuleNotFoundError) and part.name:

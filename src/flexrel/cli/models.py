@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,6 +106,9 @@ def _torchvision(rest: str, weights: Path | None) -> NamedModel:
     spec, given = f"torchvision:{rest}", arguments(query)
     models = library("torchvision.models", spec)
     _check_trained(spec, weights, given.get("weights"), f"torchvision:{name}?weights=DEFAULT")
+    taken = _call(spec, lambda: signature(models.get_model_builder(name)).parameters)
+    if "weights_backbone" in taken and not given.get("weights"):  # which would be downloaded
+        given = {"weights_backbone": None, **given}
     network = _call(spec, models.get_model, name, **given)
     classes: ClassNames = ()
     try:

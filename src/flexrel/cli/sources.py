@@ -35,7 +35,7 @@ def read_data(
             no tokenizer reads it, of numbers (`table_data`), `file.py:factory`,
             `package.module:factory`, or `demo:digits`. A factory may return what
             `flexrel.prune` takes, one tensor of all inputs, or a pair of inputs and labels.
-        role: "calibration" or "evaluation": which of the demo's data.
+        role: "calibration", or "evaluation", which needs labels: also which of the demo's data.
         preparation: how images become inputs, if that is known.
         names: of the network's classes, if they are known, as sub-folders of images may be called.
         tokenizer: that makes texts the network's arguments, if it has one.
@@ -50,7 +50,7 @@ def read_data(
     if place.is_dir():
         return image_folder(place, preparation, _BATCH, names)
     if place.suffix in TABLES and tokenizer is None:
-        return table_data(spec, _BATCH, names)
+        return table_data(spec, _BATCH, names, labelled_only=role == "evaluation")
     if place.suffix in TEXTS:
         return text_data(spec, tokenizer, _BATCH, names)
     return array_data(spec, _BATCH, names) if place.suffix in ARRAYS else _made(spec)

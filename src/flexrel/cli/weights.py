@@ -3,10 +3,12 @@
 import json
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+import typer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -27,8 +29,9 @@ def read_weights(path: Path, model: nn.Module) -> None:
     Args:
         path: of a packed file, of safetensors, of an index of several of these (`.json`), or of
             what `torch.save` wrote: a state, alone or as "state_dict", "model_state_dict" or
-            "model", or the one state in it. All names may begin with that of a holder, such as
-            "model.", and have "module" and "_orig_mod" anywhere.
+            "model", or the one state in it. Names may begin with that of a holder, such as
+            "model.", beside which there may be others, which is said, and have "module" and
+            "_orig_mod" anywhere; or the model be one that holds the network.
         model: taken out of its wrappers.
 
     Raises:
@@ -47,8 +50,25 @@ def read_weights(path: Path, model: nn.Module) -> None:
         return
     network = unwrapped(model)
     slots = network.state_dict(keep_vars=True)
-    tensors = _renamed(_shards(path) if path.suffix == ".json" else _one(path), slots.keys())
+    read = _shards(path) if path.suffix == ".json" else _one(path)
+    tensors = _named(path, read, slots.keys())
     fit(network, {**_tied(tensors, slots), **tensors}, str(path))
+
+
+def _named(
+    path: Path, tensors: Mapping[str, Tensor], known: Collection[str]
+) -> Mapping[str, Tensor]:
+    """Return a file's tensors by the model's names; by its own, where none fits."""
+    found = _renamed(tensors, known)
+    if any(name in known for name in found):
+        return found
+    first, *others = {name.partition(".")[0] for name in known} or {""}
+    if not others and all("." in name for name in known):  # the model holds the network alone
+        inner = {name.partition(".")[2] for name in known}
+        within = _named(path, tensors, inner)
+        if any(name in inner for name in within):
+            return {f"{first}.{name}": tensor for name, tensor in within.items()}
+    return _held(path, tensors, known)
 
 
 def _renamed(tensors: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, Tensor]:
@@ -64,6 +84,36 @@ def _renamed(tensors: Mapping[str, Tensor], known: Collection[str]) -> Mapping[s
             return found
         named = _by_name({n.removeprefix(f"{first}."): t for n, t in named.items()}, known)
     return named
+
+
+def _held(
+    path: Path, tensors: Mapping[str, Tensor], known: Collection[str]
+) -> Mapping[str, Tensor]:
+    """Return the tensors of the one holder in a file that has all of the model's; else all of them.
+
+    As a `LightningModule` that has metrics or weights of a loss beside the network. What is left
+    out is said.
+
+    Raises:
+        UsageError: there are several such holders.
+    """
+    names = {_unwrapped(name): name for name in tensors}
+    wanted = {_unwrapped(name): name for name in known}
+    end = f".{next(iter(wanted), '')}"
+    holders = [name.removesuffix(end) for name in names if name.endswith(end)]
+    whole = [h for h in holders if all(f"{h}.{name}" in names for name in wanted)]
+    if len(whole) > 1:
+        raise UsageError(
+            f"{path}: has the model's tensors under {', '.join(map(repr, whole))}; save those that "
+            f"count alone: {{n: t for n, t in state.items() if n.startswith('{whole[0]}.')}}"
+        )
+    if not whole:
+        return tensors
+    found = {full: tensors[names[f"{whole[0]}.{name}"]] for name, full in wanted.items()}
+    rest = [name for name in names if not name.startswith(f"{whole[0]}.")]
+    shown = ", ".join(rest[:_SHOWN]) + (" ..." if len(rest) > _SHOWN else "")
+    typer.echo(f"{path}: its {whole[0]!r} is the network; left out: {shown}", err=True)
+    return found
 
 
 def _by_name(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
@@ -128,18 +178,13 @@ def _safetensors(path: Path) -> Mapping[str, Tensor]:
 def _saved(path: Path) -> Mapping[str, Tensor]:
     if is_torchscript(path):
         raise UsageError(f"{path} is {SCRIPTED}")
-    refused = PackError(
-        f"{path}: is damaged, or holds pickled objects, which can run code, and is refused. "
-        "Convert it where it was made: "
-        'safetensors.torch.save_file(model.state_dict(), "weights.safetensors")'
-    )
     try:
         with warnings.catch_warnings(action="ignore"):  # of old pickles; they are refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way
-        raise refused from error
+        raise _refused(path) from error
     if not isinstance(state, Mapping):
-        raise refused
+        raise _refused(path)
     held: Mapping[str, Any] = state
     while not _is_state(held):
         inner = [held[key] for key in _STATES if isinstance(held.get(key), Mapping)]
@@ -154,6 +199,22 @@ def _saved(path: Path) -> Mapping[str, Tensor]:
             )
         held = inner[0]
     return held
+
+
+def _refused(path: Path) -> PackError:
+    """Return what is said of a file that is damaged, or of which objects it holds."""
+    held = "is damaged, or holds pickled objects"
+    with suppress(Exception):  # what is damaged fails in any way
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        held = (
+            f"holds pickled objects, of {', '.join(sorted(unknown)[:_SHOWN])}" if unknown else held
+        )
+    state = f'torch.load({path.name!r}, weights_only=False)["state_dict"]'
+    made = state if path.suffix == ".ckpt" else "model.state_dict()"
+    return PackError(
+        f"{path}: {held}, which can run code, and is refused. Convert it where it was made: "
+        f'safetensors.torch.save_file({made}, "weights.safetensors")'
+    )
 
 
 def _is_state(state: Mapping[str, object]) -> bool:

@@ -84,7 +84,9 @@ def answers_of(result: object, batch: Batch, threshold: float) -> Answers:
         ModelError: the model returns no such scores.
     """
     if batch.labels is None:
-        raise UsageError(f"evaluation {missing_labels(batch)}")
+        raise UsageError(
+            f"evaluation {missing_labels(batch)}; give a label for each input, or {OWN_FUNCTION}"
+        )
     scores = _table_of(scores_in(result), batch)
     labels = batch.labels.detach()
     if scores.shape[1] == 1 and labels.shape == scores.shape[:1]:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from flexrel.core.forms import LISTED, batches_of, check_further, numbers_of, parts_of, renamed
+from flexrel.core.forms import (
+    LISTED,
+    LOADER,
+    batches_of,
+    check_further,
+    made_of,
+    numbers_of,
+    parts_of,
+    renamed,
+)
 from flexrel.errors import UsageError
 
 RawBatch = Any  # a tensor, a tuple (inputs, labels, ...), a dict as transformers have it, a Batch
@@ -110,7 +119,7 @@ def _check_iterable(batches: RawBatches) -> None:
         raise UsageError(
             f"the batches are {len(parts)} tensors that differ in axes, as inputs and labels do; "
             "pass a list of batches, [(inputs, labels)], or torch.utils.data.TensorDataset(inputs, "
-            "labels)"
+            "labels); of several inputs [((a, b), labels)]"
         )
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise UsageError(
@@ -165,8 +174,7 @@ def read_batch(raw: RawBatch, index: int, device: torch.device) -> Batch:
         found = found or "nothing"
         listed = any(_are_tensors(v) for v in given)
         advice = f"; {LISTED}" if listed else ""
-        if any(isinstance(v, str) for v in given):
-            advice = "; texts are made into tokens first, tokenizer(texts, return_tensors='pt')"
+        advice = next(filter(None, map(made_of, given)), advice)
         raise UsageError(f"batch {index} has no input tensor, but {found}{advice}")
     counts = None if weights is None else numbers_of(weights)
     if weights is not None and counts is None:
@@ -220,7 +228,7 @@ def _with_fitting(batch: Batch, given: Any) -> Batch:  # noqa: ANN401 - of the l
     if given is not None and labels is None:
         unread = f"has labels that are a {type(given).__name__}, no tensor of numbers"
     elif labels is not None and labels.ndim == 0:
-        unread = f"has {batch.samples} inputs but one label for all"
+        unread = f"has {batch.samples} inputs but one label for all; {LOADER}"
     elif labels is not None and len(labels) != batch.samples:
         unread = f"has {batch.samples} inputs but {len(labels)} labels"
     return replace(batch, labels=None, unread=unread) if unread else batch

@@ -13,6 +13,7 @@ from flexrel.core.answers import Tally, answers_of, tally_of
 from flexrel.core.batches import RawBatches, read_batches, samples_of
 from flexrel.core.regression import Regression, are_values
 from flexrel.core.running import call, duplicate, undisturbed
+from flexrel.core.segmentation import Segmentation, are_maps
 from flexrel.errors import UsageError
 
 ACCURACY: Final = "accuracy"
@@ -66,13 +67,14 @@ class Accuracy:
             return tally_of([answers_of(call(model, b), b, self.threshold) for b in batches])
 
 
-LabelledData = Accuracy | Regression  # what measures on data of its own
+LabelledData = Accuracy | Regression | Segmentation  # what measures on data of its own
 
 
 def evaluate_of(given: object, outputs: object = "auto") -> Evaluate | None:
     """Return what says how a network does: the function that is given, or what labels allow.
 
-    That is `Accuracy`; or `Regression` where the first labels are no whole numbers.
+    That is `Accuracy`; `Regression` where the first labels are no whole numbers; `Segmentation`
+    where they are those of pixels.
 
     Args:
         given: a function of a network, or labelled data; None for nothing.
@@ -88,12 +90,22 @@ def evaluate_of(given: object, outputs: object = "auto") -> Evaluate | None:
             f"evaluate is a {type(given).__name__}; pass a function model -> [0, 1], or batches "
             "with labels, such as a DataLoader"
         )
-    return Regression(given) if outputs == "values" or are_values(given) else Accuracy(given)
+    if outputs == "values" or are_values(given):
+        return Regression(given)
+    return Segmentation(given) if are_maps(given) else Accuracy(given)
 
 
-def standard_error(accuracy: float, samples: int) -> float:
-    """Return the standard error of a share measured on so many independent samples."""
-    return math.sqrt(accuracy * (1 - accuracy) / samples)
+def standard_error(accuracy: float, samples: int, deviation: float | None = None) -> float:
+    """Return the standard error of a share measured on so many independent samples.
+
+    Args:
+        accuracy: the share.
+        samples: how many.
+        deviation: from sample to sample; None where each is right or wrong.
+    """
+    if deviation is None:
+        deviation = math.sqrt(accuracy * (1 - accuracy))
+    return deviation / math.sqrt(samples)
 
 
 @dataclass(frozen=True, slots=True)

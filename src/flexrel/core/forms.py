@@ -2,8 +2,10 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -14,8 +16,13 @@ LISTED = (
     "of a network that takes a list of tensors make one that takes a tensor, whose forward(self, "
     "x) returns self.network(list(x))"
 )
+LOADER = (
+    "samples come in batches, as torch.utils.data.DataLoader(samples, batch_size=64) makes them; "
+    "of sizes that differ [x[None] for x in samples]"
+)
 SEVERAL_INPUTS = "several inputs as ((a, b), labels) or as a dict of the model's arguments"
 _LABELS = ("labels", "label")
+_CALLED: Final = ("targets", "target", "y")  # labels too, where no input is called so
 _WEIGHTS = "sample_weight"
 _BATCH: Final = 64  # samples of a data set
 
@@ -67,16 +74,22 @@ def _stacked(samples: list[Any]) -> Any:  # noqa: ANN401 - whatever the samples 
 def renamed(raw: Any, model: nn.Module) -> Any:  # noqa: ANN401 - of the loader
     """Return a dict with its one input under the name that the model takes it by.
 
-    So {"pixel_values": x, "labels": y} is a batch for a model whose `forward` takes one tensor.
+    So {"pixel_values": x, "labels": y} is a batch for a model whose `forward` takes one tensor. And
+    labels under another name that people have for them, where the model takes none of that name.
     Whatever else a batch is, and one whose names the model may take, stays as it is.
     """
     if not isinstance(raw, Mapping):
         return raw
-    inputs = [name for name in raw if name not in (*_LABELS, _WEIGHTS)]
     taken = signature_of(model).parameters.values()
     own = [p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD]
     free = any(p.kind is p.VAR_KEYWORD for p in taken)
-    if len(inputs) != 1 or not own or free or inputs[0] in (p.name for p in taken):
+    if not own or free:
+        return raw
+    if not any(name in raw for name in _LABELS):
+        called = next((name for name in _CALLED if name in raw and name not in own), None)
+        raw = {_LABELS[0] if name == called else name: value for name, value in raw.items()}
+    inputs = [name for name in raw if name not in (*_LABELS, _WEIGHTS)]
+    if len(inputs) != 1 or inputs[0] in (p.name for p in taken):
         return raw
     return {own[0] if name == inputs[0] else name: value for name, value in raw.items()}
 
@@ -113,8 +126,26 @@ def parts_of(raw: object, index: int) -> tuple[tuple[Any, ...], dict[str, Any], 
         return tuple(first) if several else (first,), {}, labels, None
     raise UsageError(
         f"batch {index} is a {type(raw).__name__}; a batch is a tensor, a tuple "
-        "(inputs, labels, ...), or a dict of the model's arguments"
+        f"(inputs, labels, ...), or a dict of the model's arguments{made_of(raw)}"
     )
+
+
+def made_of(value: object) -> str:
+    """Return how a tensor is made of what is none, of a kind that people have; else nothing."""
+    if isinstance(value, np.ndarray):
+        return "; make arrays tensors, torch.from_numpy(array), whose first axis counts samples"
+    if isinstance(value, str | Path):
+        return (
+            "; texts are made into tokens first, tokenizer(texts, return_tensors='pt'), images in "
+            "files into tensors, as in training"
+        )
+    if type(value).__module__.partition(".")[0] == "PIL":
+        return (
+            "; make images tensors as in training, by torchvision.transforms or by "
+            "torch.from_numpy(numpy.array(image)).permute(2, 0, 1) / 255, scaled alike, and "
+            "torch.stack(images[:64]) is a batch; of sizes that differ [x[None] for x in images]"
+        )
+    return ""
 
 
 def numbers_of(values: object) -> Tensor | None:

@@ -42,15 +42,14 @@ def plain_network(model: nn.Module) -> PlainNetwork:
             weight can't be made. Says which, and what to do.
     """
     model = unwrapped(model)
-    for name, module in model.named_modules():
-        _check_module(name, module)
+    _check_modules(model)
+    check_tensors(model)
     saved = model.state_dict(keep_vars=True)
-    every = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, tensor in every.items():
-        _check_tensor(name, tensor, saved=name in saved)
+    for name, tensor in _tensors(model):
+        _check_values(name, tensor, saved=name in saved)
     network, folded = _copied(model)
     for name, parameter in network.named_parameters() if folded else ():
-        _check_tensor(name, parameter, saved=True)
+        _check_values(name, parameter, saved=True)
     return PlainNetwork(network, _warnings(folded))
 
 
@@ -98,9 +97,13 @@ def private_copy(model: nn.Module) -> nn.Module:
     that masks, norms and parametrizations make are plain ones in the copy.
 
     Raises:
-        ModelError: it can't be copied, or a weight of it can't be made.
+        ModelError: it is a TorchScript module or quantised already, a tensor of it is sparse, of a
+            class of its own or not initialised; it can't be copied, or a weight can't be made.
     """
-    return _copied(unwrapped(model))[0]
+    model = unwrapped(model)
+    _check_modules(model)
+    check_tensors(model)
+    return _copied(model)[0]
 
 
 def _copied(model: nn.Module) -> tuple[nn.Module, tuple[FoldedWeight, ...]]:
@@ -113,39 +116,75 @@ def _copied(model: nn.Module) -> tuple[nn.Module, tuple[FoldedWeight, ...]]:
     return copied, fold_(copied)
 
 
-def _check_module(name: str, module: nn.Module) -> None:
-    what = f"module {name!r}" if name else "the model"
-    kind = f"{type(module).__module__}.{type(module).__qualname__}"
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ModelError(
-            f"{what} is TorchScript, whose code can't be cut or copied; pass the nn.Module that it "
-            "was made of"
-        )
-    if kind.startswith(_QUANTISED):
-        raise ModelError(
-            f"{what} is quantised already ({kind}), its weights packed out of reach; pass the "
-            "floating network that it was made of, values='int8' rounds that in the file"
-        )
+def _check_modules(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        what = f"module {name!r}" if name else "the model"
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{what} is TorchScript, whose code can't be cut or copied; pass the nn.Module "
+                "that it was made of"
+            )
+        if kind.startswith(_QUANTISED):
+            raise ModelError(
+                f"{what} is quantised already ({kind}), its weights packed out of reach; pass the "
+                "floating network that it was made of, values='int8' rounds that in the file"
+            )
 
 
-def _check_tensor(name: str, tensor: Tensor, *, saved: bool) -> None:
-    if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
-        raise ModelError(f"{name} is not initialised yet; call the model once on a batch")
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        raise ModelError(
-            f"{name} is a {type(tensor).__name__}, a tensor of a class of its own; pass a network "
-            "of plain tensors: the one it was made of, or dequantize() or full_tensor() of each"
-        )
+def check_tensors(model: nn.Module) -> None:
+    """Check that the model has plain tensors; what is on the meta device may be one.
+
+    Raises:
+        ModelError: one is sparse, of a class of its own or not initialised.
+    """
+    for name, tensor in _tensors(model):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise ModelError(f"{name} is not initialised yet; call the model once on a batch")
+        if _is_own(type(tensor)):
+            raise ModelError(
+                f"{name} is a {type(tensor).__name__}, a tensor of a class of its own; pass a "
+                "network of plain tensors: the one it was made of, or dequantize() or "
+                "full_tensor() of each"
+            )
+        if tensor.layout != torch.strided:
+            raise ModelError(
+                f"{name} is of layout {tensor.layout}; make it dense with to_dense(): the packed "
+                "file keeps no zeros anyway"
+            )
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _is_own(kind: type[Tensor]) -> bool:
+    """Return whether tensors of the class do operations themselves, or can't be copied."""
+    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return True
+    return kind is not Tensor and kind.__deepcopy__ is Tensor.__deepcopy__
+
+
+def check_not_meta(model: nn.Module) -> None:
+    """Check that the model's tensors have values.
+
+    Raises:
+        ModelError: one is on the meta device.
+    """
+    for name, tensor in _tensors(model):
+        _check_there(name, tensor)
+
+
+def _check_there(name: str, tensor: Tensor) -> None:
     if tensor.is_meta:
         raise ModelError(
             f"{name} is on the meta device, where tensors have no values; load the weights first, "
             "as with flexrel.load, or load_state_dict(..., assign=True)"
         )
-    if tensor.layout != torch.strided:
-        raise ModelError(
-            f"{name} is of layout {tensor.layout}; make it dense with to_dense(): the packed file "
-            "keeps no zeros anyway"
-        )
+
+
+def _check_values(name: str, tensor: Tensor, *, saved: bool) -> None:
+    _check_there(name, tensor)
     dtype = str(tensor.dtype).removeprefix("torch.")
     if saved and dtype not in STORAGE:
         raise ModelError(

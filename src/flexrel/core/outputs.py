@@ -55,8 +55,17 @@ def numbers_in(
 def check_shapes(goals: Sequence[Tensor], found: Sequence[Tensor]) -> None:
     """Raise a ModelError if two networks return different shapes."""
     shapes = [[list(tensor.shape) for tensor in tensors] for tensors in (found, goals)]
-    if shapes[0] != shapes[1]:
-        raise ModelError(f"the network returns {shapes[0]}, the dense network {shapes[1]}")
+    if shapes[0] == shapes[1]:
+        return
+    pairs = list(zip(*shapes, strict=False))
+    one, other = next((pair for pair in pairs if pair[0] != pair[1]), map(len, shapes))
+    what = "" if isinstance(one, list) else " tensors"
+    raise ModelError(
+        f"the network returns {one}{what} where the dense network returns {other}; how many there "
+        "are of what is selected, such as boxes above a score, depends on the weights: prune a "
+        "network that returns the scores themselves and holds this one, "
+        "docs/how-to/images.md#boxes, and take it out of the result"
+    )
 
 
 # --- what they are ------------------------------------------------------------------------------

@@ -74,13 +74,13 @@ class Work:
     began: float = field(default_factory=time.monotonic)  # seconds
 
     def seconds_left(self, part: float = 0.0) -> float | None:
-        """Return how long it takes yet, if all steps take alike; None: not known.
+        """Return how long it takes yet, if all steps take alike; None: not known, or all are done.
 
         Args:
             part: of the step that goes on, which is done.
         """
         done = self.done + part
-        if not self.total or not done or done > self.total:
+        if not self.total or not done or done >= self.total:
             return None
         spent = time.monotonic() - self.began
         return spent * (self.total - done) / done

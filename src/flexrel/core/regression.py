@@ -12,6 +12,8 @@ from flexrel.core.running import call, scores_in, undisturbed
 from flexrel.errors import ModelError, UsageError
 
 _SURE: Final = 1e-3  # that probabilities may be off one in all
+_FLAT: Final = 2  # axes: [samples, outputs]
+_MASKS: Final = "; classes of pixels are whole numbers, torch.as_tensor(numpy.array(mask))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,11 @@ def _values(result: object, batch: Batch) -> tuple[Tensor, Tensor]:
             "values; pass a function of your own as evaluate="
         )
     labels = batch.labels.detach().float()
+    masks = "" if values.ndim <= _FLAT else _MASKS
     if labels.numel() != values.numel() or len(labels) != len(values):
         raise UsageError(
             f"labels of evaluation batch {batch.index} have the shape {list(labels.shape)}, the "
-            f"network's values {list(values.shape)}; give one number for each"
+            f"network's values {list(values.shape)}; give one number for each{masks}"
         )
     pair = (values.detach().float(), labels)
     found, truth = (tensor.reshape(len(tensor), -1).cpu() for tensor in pair)

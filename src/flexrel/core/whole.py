@@ -17,6 +17,7 @@ from flexrel.errors import ModelError
 
 _NEAR = 1e-2  # the difference that another number of samples may make, as a share of the largest,
 _STEPS = 8  # or so many steps of the coarsest precision
+_TINY = 1e-30  # in place of a divisor that is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def uncut(model: nn.Module, batches: Sequence[RawBatch]) -> UncutBatches:
     """Return the batches, marked to stay whole if the network does not run on a part of one.
 
     It is run on the first batch of two samples or more, and on parts of that: on these its outputs
-    have to be the same.
+    have to be the same. Where they are random, parts tell nothing, and batches may be cut.
 
     Args:
         model: whose inputs they are.
@@ -50,6 +51,13 @@ def uncut(model: nn.Module, batches: Sequence[RawBatch]) -> UncutBatches:
     reason = None if batch is None else _why_whole(model, batch)
     if batch is None or reason is None:
         return UncutBatches(batches)
+    if spread := _spread(model, batch):
+        told = (
+            f"the network does not give the same twice: two calls on the same inputs differ by "
+            f"{spread:.0%} of what its outputs vary by; all is measured with that noise, so leave "
+            "it out in evaluation mode if you can"
+        )
+        return UncutBatches(batches, (told,))
     usable, unusable = list[Batch](), list[Batch]()
     for one in read_batches(batches, model):
         runs = one.samples == batch.samples or _runs(model, one)
@@ -105,19 +113,33 @@ def _why_whole(model: nn.Module, batch: Batch) -> str | None:
     if len(lengths) > 1 and not on_cpu:  # where an index out of range stops the whole process
         return f"its inputs have {' and '.join(map(str, lengths))} entries"
     with undisturbed(model), torch.no_grad():
-        whole = _numbers(call(model, batch))
+        whole = telling_numbers(call(model, batch))
         if any(bool(tensor.isnan().any()) for tensor in whole):
             return None  # as it came: for others to say
         for count in _parts(batch.samples):
             tried = f"{count} of {batch.samples} samples"
             try:
-                part = _numbers(call(model, first_samples(batch, count)))
+                part = telling_numbers(call(model, first_samples(batch, count)))
             except ModelError as error:
                 cause = error.__cause__ or error
                 return f"{tried}: {next(iter(str(cause).splitlines()), type(cause).__name__)}"
-            if not _same(model, whole, part, count / batch.samples):
+            if not same_outputs(model, whole, part, count / batch.samples):
                 return f"{tried}: other outputs for these than in the whole batch"
     return None
+
+
+def _spread(model: nn.Module, batch: Batch) -> float:
+    """Return by how much two calls on one batch differ, as a share of how outputs vary; or 0."""
+    with undisturbed(model), torch.no_grad():
+        one, other = (telling_numbers(call(model, batch)) for _ in range(2))
+    if same_outputs(model, one, other) or [t.shape for t in one] != [t.shape for t in other]:
+        return 0.0
+    shares = [
+        float((a.double() - b.double()).std() / a.double().std().clamp_min(_TINY))
+        for a, b in zip(one, other, strict=True)
+        if a.numel() > 1
+    ]
+    return max(shares, default=0.0)
 
 
 def _parts(samples: int) -> list[int]:
@@ -136,14 +158,23 @@ def _runs(model: nn.Module, batch: Batch) -> bool:
     return True
 
 
-def _numbers(result: Any) -> list[Tensor]:  # noqa: ANN401 - whatever the model returns
+def telling_numbers(result: Any) -> list[Tensor]:  # noqa: ANN401 - whatever the model returns
     """Return the tensors that tell samples apart: scalars, as of a loss, only without others."""
     numbers = [tensor for tensor in tensors_of(result) if tensor.is_floating_point()]
     return [tensor for tensor in numbers if tensor.ndim] or numbers
 
 
-def _same(model: nn.Module, whole: Sequence[Tensor], part: Sequence[Tensor], share: float) -> bool:
-    """Return whether outputs for the first samples are what they are in the whole batch."""
+def same_outputs(
+    model: nn.Module, whole: Sequence[Tensor], part: Sequence[Tensor], share: float = 1.0
+) -> bool:
+    """Return whether outputs for the first samples are what they are in the whole batch.
+
+    Args:
+        model: whose precision says what is the same.
+        whole: outputs of the whole batch, as `telling_numbers` returns them.
+        part: of its first samples.
+        share: how many samples these are, of all.
+    """
     if len(part) != len(whole) and len(part) != len(whole) * share:  # a list with one a sample
         return False
     kinds = [t.dtype for t in (*model.parameters(), *whole) if t.is_floating_point()]

@@ -185,6 +185,7 @@ def _factors_on(
             recorder.inputs[name], squares, recorder.noise[name], name in recorder.transposed
         )
         for name, squares in recorder.outputs.items()
+        if name not in recorder.both_ways
     }
     return KFACFactors(found, batch.samples)
 
@@ -208,6 +209,8 @@ class _FactorRecorder(OpRecorder):
         noise: layer -> noise of these, likewise.
         outputs: layer -> products of the gradients, likewise; filled as gradients come.
         transposed: layers whose weight is `[in, out]`.
+        both_ways: layers whose weight is that in one call and `[out, in]` in another, as of a tied
+            autoencoder; their sums are of the first call's way alone.
         leaves: results that depend on no input of the network, from which gradients are followed.
     """
 
@@ -225,6 +228,7 @@ class _FactorRecorder(OpRecorder):
         self.outputs: dict[str, Tensor] = {}
         self.leaves: list[Tensor] = []
         self.transposed: set[str] = set()
+        self.both_ways: set[str] = set()
         self._weights, self._layers, self._samples = weights, layers, samples
         self._share, self._gradients = share, ceil(share * _GRADIENTS)
         self._generator = generator
@@ -245,11 +249,17 @@ class _FactorRecorder(OpRecorder):
         if not result.requires_grad:
             self.leaves.append(result.detach().requires_grad_())
             result = self.leaves[-1].clone()
-        if found is not None:
+        if found is not None and self._other_way(found):
+            self.both_ways.add(found.layer)
+        elif found is not None:
             self.transposed |= {found.layer} if found.transposed else set()
             self._add_inputs(found, result)
             result.register_hook(partial(self._add_outputs, found))
         return result
+
+    def _other_way(self, found: LayerCall) -> bool:
+        known = found.layer in self.inputs
+        return known and found.transposed != (found.layer in self.transposed)
 
     def _add_inputs(self, found: LayerCall, outputs: Tensor) -> None:
         affine = found.affine

@@ -18,6 +18,7 @@ from flexrel.core.division import divided, joined
 from flexrel.core.forecast import forecast
 from flexrel.core.graph import Protected, PruningGraph, PruningGroup, layer_of
 from flexrel.core.measurement import Progress, Saliency, silent
+from flexrel.core.outputs import check_shapes
 from flexrel.core.running import undisturbed
 from flexrel.criteria.kfac import KFACFactors, measure_factors, output_sizes
 from flexrel.criteria.obs import predicted_saliency, refitted
@@ -129,6 +130,7 @@ def _gains(
             error = 0.0
             for batch, expected, by in zip(checks, dense, sizes, strict=True):
                 here = _outputs(model, changed, batch, output)
+                check_shapes(expected, here)
                 for now, then, size in zip(here, expected, by, strict=True):
                     error += float(((now - then) / size).double().square().sum())
             gain = error / samples / float(costs[gone].sum() + 1e-30)

@@ -47,12 +47,14 @@ class ChangedPart:
 
     Attributes:
         told: how many, in a sentence or two.
+        unit: what is counted, samples or pixels.
         classes: that lost most.
         labels: likewise, where a sample has several.
         samples: some of those whose answers changed.
     """
 
     told: str
+    unit: str
     classes: tuple[LostClass, ...]
     labels: tuple[LostLabel, ...]
     samples: tuple[SampleRow, ...]
@@ -69,6 +71,7 @@ def changed_part(result: Mapping[str, Any]) -> ChangedPart | None:
         return None
     return ChangedPart(
         told=_told(told),
+        unit=told.get("unit", "samples"),  # records of before have none
         classes=tuple(
             LostClass(
                 _called(one["label"], names),
@@ -105,8 +108,8 @@ def changed_part(result: Mapping[str, Any]) -> ChangedPart | None:
 
 def _told(changed: Mapping[str, Any]) -> str:
     told = (
-        f"Of {count(changed['samples'])} samples {count(changed['lost'])} were right and are "
-        f"wrong now, and {count(changed['won'])} the other way round."
+        f"Of {count(changed['samples'])} {changed.get('unit', 'samples')} {count(changed['lost'])} "
+        f"were right and are wrong now, and {count(changed['won'])} the other way round."
     )
     if changed["f1"] is None:
         return told

@@ -92,6 +92,7 @@ def measured_networks(result: Mapping[str, Any]) -> tuple[Measured, ...]:
     Of each criterion the dense network stands at its end; the result is among those of its own.
     """
     achieved, samples = result["achieved"], result["achieved"]["samples"]
+    deviation = achieved.get("accuracy_deviation")  # records of before have none
     if achieved["accuracy"] is None:
         return ()
     dense = {"removed": 0.0, "accuracy": achieved["accuracy_dense"]}
@@ -111,7 +112,7 @@ def measured_networks(result: Mapping[str, Any]) -> tuple[Measured, ...]:
                 point["criterion"],
                 point["bytes"],
                 point["accuracy"],
-                None if samples is None else standard_error(point["accuracy"], samples),
+                None if samples is None else standard_error(point["accuracy"], samples, deviation),
                 point["removed"],
                 "" if chosen or not point["removed"] else _command(result, point),
                 chosen,

@@ -13,8 +13,10 @@ from torch import Tensor, fx, nn
 import flexrel_edge
 from flexrel.core.folding import folded_in_place
 from flexrel.core.graph import weight_of
+from flexrel.core.network import check_tensors
 from flexrel.core.running import unwrapped
 from flexrel.errors import PackError, UsageError
+from flexrel.io.recurrent import check_recurrent
 from flexrel.io.state import Numbers, check_casts, read, state_of
 from flexrel.structure import (
     LinearOrConv,
@@ -49,6 +51,7 @@ def load(
     Raises:
         UsageError: no `into`, no such file, or tensors that do not fit the model: names, shapes, or
             values that a dtype of the model can't hold; `into` is as it was.
+        ModelError: a tensor of the model is sparse, of a class of its own or not initialised.
         PackError: the file is damaged, or not trusted.
     """
     if into is None:
@@ -78,9 +81,11 @@ def restore_(
 
     Raises:
         UsageError: tensors do not fit the model, which is as it was.
+        ModelError: a tensor of the model can't be written to, as `load` has it.
         PackError: the notes are damaged.
     """
     network = unwrapped(model)
+    check_tensors(network)
     if notes.get("form") == "exported" and not isinstance(network, fx.GraphModule):
         raise UsageError(
             f"{source} is of an exported program, whose code was cut too, which no class can take; "
@@ -167,7 +172,7 @@ def fit(
                 "but are one tensor in the model"
             )
     smaller = _smaller(state, {n: t for n, t in tensors.items() if n not in biases}, source)
-    _check_recurrent(model, tensors, source)
+    check_recurrent(model, tensors, source)
     for number, value in numbers.items():
         _check_number(model, number, value, source)
     for number, value in numbers.items():
@@ -198,28 +203,6 @@ def _smaller(
             device = "cpu" if state[name].is_meta else state[name].device
             smaller[name] = torch.empty(want, dtype=state[name].dtype, device=device)
     return smaller
-
-
-def _check_recurrent(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse sizes that a recurrent layer can't have: torch reads beyond its weights, unchecked.
-
-    Only what comes in can have been cut, of both directions alike.
-    """
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
-            continue
-        inputs: int | None = None
-        for name, slot in module.named_parameters(path, recurse=False):
-            shape, wanted = list(tensors[name].shape), list(slot.shape)
-            key = name.rpartition(".")[2]
-            if key == "weight_ih" or key.startswith("weight_ih_l0"):
-                inputs = shape[-1] if inputs is None else inputs
-                wanted[-1] = inputs
-            if shape != wanted:
-                raise UsageError(
-                    f"{source} does not fit the model: {name} is {shape}, and {path or 'it'}, "
-                    f"{type(module).__name__} of {module.hidden_size} units, takes {wanted}"
-                )
 
 
 def _check_meta(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

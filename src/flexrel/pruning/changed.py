@@ -1,8 +1,8 @@
 """Which answers of a network changed when it was pruned, and which classes or labels lost most."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,7 @@ class ChangedAnswers:
         pictures: of these, by their places, as PNG; where the first input is an image of 1 channel
             or 3, and of the first 2,048 samples alone. Records have them that lie beside a report,
             and no others.
+        unit: what is counted: pixels where these have labels, and then none are shown.
     """
 
     samples: int
@@ -94,6 +95,7 @@ class ChangedAnswers:
     f1: tuple[float, float] | None
     shown: tuple[ChangedAnswer, ...]
     pictures: Mapping[int, bytes] = field(default_factory=dict, repr=False, hash=False)
+    unit: Literal["samples", "pixels"] = "samples"
 
     def as_json(self) -> dict[str, Any]:
         """Return what records have of it, wherever they go: all but the pictures."""
@@ -132,6 +134,11 @@ def _classes(dense: Tally, pruned: Tally) -> tuple[ClassAnswers, ...]:
         of = dense.truth == label
         right = (int((one.hits & of).sum()) for one in (dense, pruned))
         found.append(ClassAnswers(label, int(of.sum()), *right))
+    return worst_classes(found)
+
+
+def worst_classes(found: Iterable[ClassAnswers]) -> tuple[ClassAnswers, ...]:
+    """Return the classes that lost answers, at most 10, those that lost most of theirs first."""
     worst = [one for one in found if one.right < one.right_dense]
     worst.sort(key=lambda one: (one.right - one.right_dense) / one.samples)
     return tuple(worst[:_CLASSES])

@@ -25,7 +25,8 @@ from flexrel.core.division import fitted_and_judged, spread
 from flexrel.core.running import call, undisturbed
 from flexrel.core.whole import UncutBatches, alike, uncut
 from flexrel.errors import UsageError
-from flexrel.tracing import Op, OpRecorder
+from flexrel.pruning.examples import telling_example
+from flexrel.tracing import Op, OpRecorder, check_batched
 
 _FEW = 64  # samples that networks are repaired with that are only compared
 _SAMPLES = 64  # looked at, of the first batch
@@ -44,6 +45,7 @@ class CalibrationData:
         few: some of these, of all parts alike, enough to tell better plans from worse; or all.
         judged: what criteria, repair and training are judged by.
         first: the first batch, which exports are made with.
+        example: what structure is read on, and multiply-adds are counted with: samples, or a batch.
         samples: how many inputs there are in all.
         warnings: how batches are used where the network runs on no part of one, a line each.
     """
@@ -53,13 +55,9 @@ class CalibrationData:
     few: Sequence[RawBatch]
     judged: Sequence[RawBatch]
     first: Batch
+    example: Batch
     samples: int
     warnings: tuple[str, ...] = ()
-
-    @property
-    def example(self) -> Batch:
-        """What structure is read on, and multiply-adds are counted with: samples, or a batch."""
-        return first_samples(self.first)
 
 
 def calibration_data(model: nn.Module, calibration: RawBatches, *, fits: bool) -> CalibrationData:
@@ -76,6 +74,7 @@ def calibration_data(model: nn.Module, calibration: RawBatches, *, fits: bool) -
     batches = collect(calibration)
     if not batches:
         raise UsageError("the calibration set is empty; pass at least one batch")
+    check_batched(model, next(read_batches(batches[:1], model)))
     data = _divided(model, uncut(model, batches), fits=fits)
     if not data.first.whole:
         return data
@@ -104,7 +103,8 @@ def _divided(model: nn.Module, found: UncutBatches, *, fits: bool) -> Calibratio
     fitted, judged = fitted_and_judged(batches, model, fits=fits)
     few = fitted if samples_of(fitted, model) < 2 * _FEW else spread(fitted, model, _FEW)
     samples = samples_of(batches, model)
-    return CalibrationData(batches, fitted, few, judged, first, samples, found.warnings)
+    example = telling_example(model, batches)
+    return CalibrationData(batches, fitted, few, judged, first, example, samples, found.warnings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from flexrel.core.measurement import Measurement
 from flexrel.core.plan import Plan
 from flexrel.core.precision import Values
 from flexrel.core.resources import Candidate
+from flexrel.core.segmentation import Segmentation
 from flexrel.pruning.builder import NetworkBuilder, PrunedNetwork
 from flexrel.pruning.data import CalibrationData
 from flexrel.pruning.promise import BoundedAccuracy
@@ -57,7 +58,7 @@ class Evaluator:
         """How many samples accuracy is measured on; None if that is not told."""
         said = self._evaluate and self._evaluate.evaluate
         said = said.accuracy if isinstance(said, BoundedAccuracy) else said
-        return said.samples if isinstance(said, Accuracy) else None
+        return said.samples if isinstance(said, Accuracy | Segmentation) else None
 
     def at(self, values: Values) -> "Evaluator":
         """Return the evaluator of networks whose packed files have values of a precision."""

@@ -23,6 +23,7 @@ from flexrel.core.precision import (
 from flexrel.core.running import duplicate
 from flexrel.core.targets import Target, missed, targets_of, unnamed
 from flexrel.core.whole import uncut
+from flexrel.core.zeros import lost_zeros
 from flexrel.errors import BudgetError, FlexrelError, PrecisionError, UsageError
 from flexrel.io import check_metadata, check_named, encode, inputs_note
 from flexrel.pruning.evaluation import evaluation_data
@@ -160,7 +161,7 @@ def pack(
         accuracy=metrics.get(ACCURACY),
         accuracy_before=dense.metrics.get(ACCURACY),
         divergence=divergence,
-        warnings=(*plain.warnings, *given.warnings, *left),
+        warnings=(*plain.warnings, *lost_zeros(model), *given.warnings, *left),
         metrics=metrics,
         metrics_before=dense.metrics,
     )

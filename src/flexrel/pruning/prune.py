@@ -210,6 +210,7 @@ def _pruned(
         amounts={},
         timing=timing,
         samples=evaluation.samples,
+        deviation=evaluation.deviation,
         promise=promise,
         stats=stats,
         samples_a_call=source.samples,

@@ -51,12 +51,12 @@ class Result(Displayed):
         recovery: what repair and training did, step by step.
         warnings: what may be wrong with the request, each in a line with its numbers.
         request: what was asked.
-        outputs: what the network's outputs are: "classes", "logits", "values", or "distance", the
-            caller's own.
+        outputs: of the network: "classes", "logits", "values", or "distance", the caller's own.
         limits: what that came to.
         amounts: how much of each limited resource the dense network takes, and the pruned one.
         timing: how long a call takes, measured in a process of its own, if that was limited.
         samples: how many samples accuracy was measured on, if `evaluate` tells.
+        deviation: of accuracy from one to another; None where each is right or wrong.
         promise: how much accuracy is lost at most, by samples that nothing was chosen on; None if
             `evaluate` does not tell samples apart.
         stats: the relevance that was measured, the first if by several attributions.
@@ -86,6 +86,7 @@ class Result(Displayed):
     limits: Limits
     amounts: Mapping[str, tuple[float, float]]
     samples: int | None
+    deviation: float | None
     promise: Promise | None
     stats: RelevanceStats | None
     values: Values
@@ -163,6 +164,7 @@ class Result(Displayed):
                 "accuracy_dense": dense.accuracy,
                 "accuracy_standard_error": self.standard_error,
                 "accuracy_unrepaired": self.evidence.unrepaired,
+                "accuracy_deviation": self.deviation,
                 "samples": self.samples,
                 "metrics": metrics_json(achieved.metrics),
                 "metrics_dense": metrics_json(dense.metrics),
@@ -210,7 +212,7 @@ class Result(Displayed):
         """Standard error of the accuracy achieved, where it and its samples are known."""
         if self.achieved.accuracy is None or self.samples is None:
             return None
-        return standard_error(self.achieved.accuracy, self.samples)
+        return standard_error(self.achieved.accuracy, self.samples, self.deviation)
 
     @property
     def delta(self) -> float | None:

@@ -14,6 +14,7 @@ from flexrel.pruning.request import Request
 from flexrel.structure import Program, analyse, apply, exported_program, untrainable, verify
 
 _OTHER_SAMPLES = 3  # that a program is verified on too
+_ZEROS = "; granularity 'element' sets weights to zero instead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,9 @@ class Sources:
             try:
                 return self.exported()
             except UnprunableError as refused:
-                raise UnprunableError(f"{error}; nor as an exported program") from refused
+                raise UnprunableError(f"{error}; nor as an exported program{_ZEROS}") from refused
             except ModelError as refused:
-                raise UnprunableError(f"{error}; as a program: {refused}") from error
+                raise UnprunableError(f"{error}; as a program: {refused}{_ZEROS}") from error
         return PruneTarget(self.model, graph, (example,), self.data)
 
     def instead(self, target: PruneTarget, error: BudgetError) -> PruneTarget:

@@ -15,6 +15,7 @@ from flexrel.core.batches import RawBatch
 from flexrel.core.evaluate import ACCURACY, Accuracy, Evaluate, Evaluation, standard_error
 from flexrel.core.measurement import Progress
 from flexrel.core.network import plain_network
+from flexrel.core.segmentation import Segmentation
 from flexrel.criteria import Criterion
 from flexrel.errors import FlexrelError, PrecisionError, UsageError
 from flexrel.pruning.cache import data_digest, network_digest
@@ -82,6 +83,10 @@ class Sweeper:
             tally = self.evaluate.tally(network)
             metrics = {ACCURACY: tally.accuracy}
             error = standard_error(tally.accuracy, tally.samples)
+        elif isinstance(self.evaluate, Segmentation):
+            pixels = self.evaluate.tally(network)
+            metrics = dict(pixels.metrics)
+            error = standard_error(pixels.accuracy, len(pixels.right), pixels.deviation)
         else:
             metrics = dict(Evaluation(self.evaluate)(network))
         if metric not in metrics:

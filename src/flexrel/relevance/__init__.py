@@ -18,6 +18,7 @@ from flexrel.relevance.rules import (
     ZPlus,
     rule_of,
 )
+from flexrel.relevance.sharing import SharedPasses
 from flexrel.relevance.stats import RelevanceStats
 from flexrel.relevance.targets import OUTPUTS, Attribution, AttributionTarget, check_output, counted
 from flexrel.relevance.vectors import LayerRelevance, Part
@@ -43,6 +44,7 @@ __all__ = [
     "RelevanceStats",
     "Rule",
     "RuleLike",
+    "SharedPasses",
     "ZPlus",
     "calibrate",
     "check_output",

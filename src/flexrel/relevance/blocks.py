@@ -1,6 +1,7 @@
 """Stats of what goes on and on: they forget, in several blocks that say how much is chance."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,29 +19,30 @@ _CHECKSUM = 32  # bytes of SHA-256, before all else
 
 
 class ForgettingBlocks:
-    """Sums in which a sample counts half after so many further ones, in 8 blocks taken in turn.
+    """Sums in which a sample counts half after so many further ones, in 8 blocks.
 
-    All blocks are of the same time, so that what they differ by is chance.
+    What comes goes to the block that has the least, so that all are of the same time and of about
+    as many samples, and what they differ by is chance.
     """
 
     def __init__(self, half_life: float) -> None:
         """Begin with nothing; the half-life is in samples."""
         self.half_life = half_life
         self._seen = 0.0  # samples
-        self._next = 0  # block
         self._blocks: dict[int, tuple[RelevanceStats, float]] = {}  # and what was seen by then
 
     def add(self, stats: RelevanceStats) -> None:
-        """Add stats to the block whose turn it is; all that was there before is older by them.
+        """Add stats to the block that has the least; all that was there before is older by them.
 
         Raises:
             UsageError: they don't add to those of before.
         """
         seen = self._seen + stats.samples
-        if (before := self._blocks.get(self._next)) is not None:
+        at = min(range(BLOCKS), key=self._samples)
+        if (before := self._blocks.get(at)) is not None:
             stats = self._aged(*before, seen) + stats
-        self._blocks[self._next] = stats, seen
-        self._seen, self._next = seen, (self._next + 1) % BLOCKS
+        self._blocks[at] = stats, seen
+        self._seen = seen
 
     def now(self) -> list[RelevanceStats]:
         """Return the blocks that have something, aged to now."""
@@ -49,10 +51,19 @@ class ForgettingBlocks:
     def restore(self, blocks: Sequence[RelevanceStats]) -> None:
         """Go on from what `now` returned."""
         self._blocks = {at: (block, self._seen) for at, block in enumerate(blocks)}
-        self._next = len(blocks) % BLOCKS
+
+    def _samples(self, at: int) -> float:
+        if at not in self._blocks:
+            return 0.0
+        stats, then = self._blocks[at]
+        return stats.samples * self._left(then, self._seen)
 
     def _aged(self, stats: RelevanceStats, then: float, now: float) -> RelevanceStats:
-        return stats.scaled(0.5 ** ((now - then) / self.half_life))
+        return stats.scaled(self._left(then, now))
+
+    def _left(self, then: float, now: float) -> float:
+        """Return the share that is left now of what was whole then."""
+        return math.pow(0.5, (now - then) / self.half_life)
 
 
 def encode_blocks(blocks: Sequence[RelevanceStats]) -> bytes:

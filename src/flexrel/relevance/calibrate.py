@@ -20,7 +20,7 @@ from flexrel.core.batches import Batch, RawBatches, read_batches
 from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.graph import layer_of
 from flexrel.core.measurement import Progress, silent
-from flexrel.core.network import private_copy
+from flexrel.core.network import check_not_meta, private_copy
 from flexrel.core.running import backward_to_inputs, call, fingerprint, reason, rooted
 from flexrel.errors import ModelError, UsageError
 from flexrel.relevance.balance import Balance, Ledger, NaNFinder, merged
@@ -70,14 +70,16 @@ def calibrate(
 
     Raises:
         UsageError: an unknown rule or output, no batch, a NaN in a batch, labels missing.
-        ModelError: the model does not run, no relevance reaches its layers, or it is NaN; what
-            the iterable, the rule or a callable raises passes as it is.
+        ModelError: the model can't be read, as one of TorchScript, or on the meta device; does not
+            run, no relevance reaches its layers, or it is NaN; what the iterable, the rule or a
+            callable raises passes as it is.
     """
     wanted = Attribution(rule, output)
     if max_batches is not None and (not isinstance(max_batches, int) or max_batches < 1):
         raise UsageError(f"max_batches={max_batches} must be a whole number, at least 1")
     if max_seconds is not None and not max_seconds > 0:
         raise UsageError(f"max_seconds={max_seconds} must be above 0")
+    check_not_meta(model)
     calibration = _Calibration(private_copy(model), rule_of(wanted.rule), wanted.output, check)
     began = time.monotonic()
     total = min(filter(None, (length_hint(data), max_batches)), default=None)

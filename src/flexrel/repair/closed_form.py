@@ -9,13 +9,21 @@ other side. Labels are not needed. One pass of both networks over the calibratio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatch, device_of, first_samples, read_batches
+from flexrel.core.batches import (
+    EXAMPLE_SAMPLES,
+    Batch,
+    RawBatch,
+    device_of,
+    first_samples,
+    read_batches,
+    samples_in,
+)
 from flexrel.core.deadline import OutOfTimeError
 from flexrel.core.forecast import forecast
 from flexrel.core.graph import tensor_of
@@ -24,7 +32,7 @@ from flexrel.core.plan import Plan
 from flexrel.core.running import undisturbed
 from flexrel.repair.goals import LayerData, gathered
 from flexrel.repair.gptq import round_solution
-from flexrel.repair.layerwise import LayerwiseForward, plain_modes, stoppable
+from flexrel.repair.layerwise import LayerStop, LayerwiseForward, plain_modes, stoppable
 from flexrel.repair.least_squares import LayerSolution, solve
 from flexrel.repair.uses import LayerUse, uses_of
 from flexrel.structure import gone_by, kept_positions, named_tensors
@@ -34,6 +42,8 @@ ROWS = 12_000  # of each layer that are fitted
 _BYTES = 3e9  # of activations that wait; where they are large, fewer samples are used
 _LIVE = 5  # times a layer's inputs and outputs: what waits with them, of both networks
 LATE = "the time was up"  # why a layer is not repaired
+PASSED = "it, or one before it, does not run on every batch"  # likewise
+_EXAMPLES = 16  # that tell which layers run on rows that the network picks
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +97,8 @@ def reconstruct_(
             stack.enter_context(undisturbed(network))
         inference = torch.is_inference_mode_enabled()
         stack.enter_context(plain_modes(device_of(dense), inference=inference))
-        first = next(read_batches(batches[:1], dense))
         networks = stoppable(dense), stoppable(pruned)
-        uses, refused = _common(*networks, first_samples(first))
+        uses, refused = _common(*networks, *_examples(batches, dense))
         by_name = {use.name: use for use in uses}
         sizes = [*accumulate(map(attrgetter("bytes"), reversed(uses)), max)][::-1]  # still to come
         zeros = plan is not None and plan.graph.pattern.zeros
@@ -106,14 +115,15 @@ def reconstruct_(
                 batch = next(waiting, None)
                 if batch is None:
                     break
-                whole, left = (LayerwiseForward(one, batch, by_name) for one in networks)
+                drawn = seed + len(passes)
+                whole, left = (LayerwiseForward(one, batch, by_name, drawn) for one in networks)
                 stack.callback(whole.close)
                 stack.callback(left.close)
                 passes.append((whole, left))
-            stops = [
-                (whole.advance(use.name), left.advance(use.name, changed=changed))
-                for whole, left in passes
-            ]
+            stops = _stops(passes, use.name, changed=changed)
+            if stops is None:
+                refused |= {later.name: PASSED for later in uses[done:]}
+                break
             parts = [whole.parts for whole, _ in passes]
             here = stops[0][1].call
             inputs = here.weight[0].numel()
@@ -135,11 +145,35 @@ def reconstruct_(
         return made, refused
 
 
+def _stops(
+    passes: Sequence[tuple[LayerwiseForward, LayerwiseForward]], name: str, *, changed: bool
+) -> list[tuple[LayerStop, LayerStop]] | None:
+    """Let all passes go on to a layer; None if one comes to its end without."""
+    stops = []
+    for whole, left in passes:
+        there, here = whole.advance(name), left.advance(name, changed=changed)
+        if there is None or here is None:
+            return None
+        stops.append((there, here))
+    return stops
+
+
+def _examples(batches: Sequence[RawBatch], model: nn.Module) -> list[Batch]:
+    """Return some samples each of one shape, up to 16 times."""
+    examples = (
+        samples_in(batch, slice(start, start + EXAMPLE_SAMPLES))
+        for batch in read_batches(batches, model)
+        for start in range(0, 1 if batch.whole else max(batch.samples - 1, 1), EXAMPLE_SAMPLES)
+    )
+    first, *others = islice(examples, _EXAMPLES)
+    return [first, *(other for other in others if other.shapes == first.shapes)]
+
+
 def _common(
-    dense: nn.Module, pruned: nn.Module, example: Batch
+    dense: nn.Module, pruned: nn.Module, example: Batch, *others: Batch
 ) -> tuple[list[LayerUse], dict[str, str]]:
     """Return the layers that both networks run, in the same order; and the others, with reasons."""
-    whole, refused = uses_of(dense, example)
+    whole, refused = uses_of(dense, example, others)
     left, _ = uses_of(pruned, example)
     added = {use.name: use.added for use in left}
     both = [use for use in whole if added.get(use.name) is use.added]

@@ -31,6 +31,10 @@ from flexrel.tracing import (
     operation_name,
 )
 
+_RANDOM = {  # how to read and to set the state of a device's random numbers
+    "cpu": (torch.get_rng_state, torch.set_rng_state),
+    "cuda": (torch.cuda.get_rng_state, torch.cuda.set_rng_state),
+}
 HELD_OUT = 4  # of so many parts of a batch, one chooses the ridge and fits nothing
 
 
@@ -137,9 +141,13 @@ class LayerwiseForward(OpRecorder):
         model: `stoppable`, and in evaluation mode, which the caller sees to.
         batch: the inputs.
         uses: the layers that it can stop at, by name.
+        seed: of the random numbers that the model draws. Passes of one seed draw the same, as far
+            as they draw as many.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, uses: Mapping[str, LayerUse]) -> None:
+    def __init__(
+        self, model: nn.Module, batch: Batch, uses: Mapping[str, LayerUse], seed: int = 0
+    ) -> None:
         super().__init__()
         self.samples, self.parts = batch.samples, repair_parts(batch)
         self._model, self._batch, self._uses = model, batch, uses
@@ -149,10 +157,16 @@ class LayerwiseForward(OpRecorder):
         self._next = ""  # name of the use to stop at
         self._changed = False
         self._device, self._inference = device_of(model), torch.is_inference_mode_enabled()
+        kinds = {"cpu", self._device.type} & {"cpu", "cuda"}
+        self._drawn = {
+            kind: torch.Generator(kind).manual_seed(seed).get_state() for kind in sorted(kinds)
+        }
         self._greenlet = greenlet(self._run)
 
-    def advance(self, name: str, *, changed: bool = False) -> LayerStop:
+    def advance(self, name: str, *, changed: bool = False) -> LayerStop | None:
         """Let the pass go on to a layer, and return how it stands there.
+
+        None: it came to its end without the layer.
 
         Args:
             name: of the layer's use.
@@ -160,18 +174,29 @@ class LayerwiseForward(OpRecorder):
 
         Raises:
             ModelError: the network does not run.
-            RuntimeError: the pass came to its end without the layer.
         """
         self._next, self._changed = name, changed
-        stop = None if self._greenlet.dead else self._greenlet.switch()
-        if not isinstance(stop, LayerStop):
-            raise RuntimeError(f"{name} did not run again")  # noqa: TRY004
-        return stop
+        with self._drawing():
+            stop = None if self._greenlet.dead else self._greenlet.switch()
+        return stop if isinstance(stop, LayerStop) else None
 
     def close(self) -> None:
         """Give up what is left of the pass; what the model has open there is closed in order."""
         while not self._greenlet.dead:
             self._greenlet.throw()
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Run the block with the pass's own random numbers, and go on with them the next time."""
+        outside = {kind: _RANDOM[kind][0]() for kind in self._drawn}
+        for kind, state in self._drawn.items():
+            _RANDOM[kind][1](state)
+        try:
+            yield
+        finally:
+            for kind, state in outside.items():
+                self._drawn[kind] = _RANDOM[kind][0]()
+                _RANDOM[kind][1](state)
 
     def _run(self) -> None:
         with self:

@@ -1,6 +1,7 @@
 """How a network uses its layers: in which order, and what the output of each is added to."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -12,6 +13,8 @@ from flexrel.core.batches import Batch
 from flexrel.core.running import call, tensors_of
 from flexrel.tracing import LayerCall, Op, OpRecorder, ParameterOwners, layer_call
 
+_PICKS = frozenset({"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive"})
+_TELLS = frozenset({"item", "tolist", "__bool__"})
 PYBIND_OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # noqa: SLF001
 
 
@@ -45,12 +48,16 @@ def use_name(layer: str, turn: int) -> str:
     return f"{layer}, use {turn + 1}" if turn else layer
 
 
-def uses_of(model: nn.Module, example: Batch) -> tuple[list[LayerUse], dict[str, str]]:
+def uses_of(
+    model: nn.Module, example: Batch, others: Sequence[Batch] = ()
+) -> tuple[list[LayerUse], dict[str, str]]:
     """Return the layers that can be repaired, in the order in which their outputs are used.
 
     Args:
         model: is run on the example, in evaluation mode, which the caller sees to.
         example: one or two samples.
+        others: of its shapes; run where the network picks rows, as one of experts does, to see
+            which layers get other rows from sample to sample: another network may pick others.
 
     Returns:
         The uses; and the layers that are none, with the reason.
@@ -92,7 +99,23 @@ def uses_of(model: nn.Module, example: Batch) -> tuple[list[LayerUse], dict[str,
         found.append((end if end is not None and use.added else at, use))
         sums |= set() if end is None else {end}
     found.sort(key=itemgetter(0))
-    return [use for _, use in found], refused
+    uses = [use for _, use in found]
+    for other in others if scout.picks else ():
+        there = {use.name: use.bytes for use in uses_of(model, other)[0]}
+        here = {use.name: use.bytes for use in uses}
+        picked = {name for name in here | there if here.get(name) != there.get(name)}
+        uses = [use for use in uses if use.name not in picked]
+        refused |= dict.fromkeys(picked, "which rows go through it depends on the data")
+    return uses, refused
+
+
+def _picks(op: Op) -> bool:
+    """Return whether how much the operation returns depends on numbers: rows, or a decision."""
+    alone = op.name == "where" and len(op.args) == 1
+    masked = op.name in {"__getitem__", "index"} and any(
+        tensor.dtype in {torch.bool, torch.uint8} for tensor in op.given()[1:]
+    )
+    return op.name in _PICKS | _TELLS or alone or masked
 
 
 def _obstacle(layer: LayerCall, times: int, reads: int) -> str:
@@ -128,6 +151,7 @@ class _Scout(OpRecorder):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.seen: list[_Seen] = []
+        self.picks = False  # rows, or what runs, by what is in tensors
         self.buffers = {id(buffer): name for name, buffer in model.named_buffers()}
         self._weights = ParameterOwners(model)
         self._reads = {_storage(t): 0 for t in (*model.parameters(), *model.buffers())}
@@ -136,6 +160,7 @@ class _Scout(OpRecorder):
         """Run the operation and note it."""
         layer = layer_call(op, self._weights)
         given = op.given()
+        self.picks |= _picks(op)
         result = super().run(op)
         made = {_storage(tensor) for tensor in tensors_of(result)}
         for read in {_storage(tensor) for tensor in given} - made:  # a view reads nothing

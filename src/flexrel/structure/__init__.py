@@ -4,9 +4,11 @@ from flexrel.structure.activations import activations_of
 from flexrel.structure.analyse import analyse
 from flexrel.structure.modules import (
     LinearOrConv,
+    RecurrentLayer,
     SizePlace,
     TransposedConv,
     cut_changes,
+    gates_of,
     passed_over,
     set_size_,
     size_at,
@@ -33,6 +35,7 @@ from flexrel.structure.weights import weights_of_layers
 __all__ = [
     "LinearOrConv",
     "Program",
+    "RecurrentLayer",
     "SizePlace",
     "TransposedConv",
     "activations_of",
@@ -41,6 +44,7 @@ __all__ = [
     "cut_changes",
     "difference",
     "exported_program",
+    "gates_of",
     "gone_by",
     "gone_entries",
     "kept_positions",

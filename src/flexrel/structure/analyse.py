@@ -1,7 +1,7 @@
 """From a model and one batch to what can be pruned of it, and why the rest can't."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -32,6 +32,7 @@ from flexrel.structure.groups import (
     resolve,
     shrinkage,
 )
+from flexrel.structure.modules import module_numbers
 from flexrel.structure.program_sizes import program_sizes_of
 from flexrel.structure.rules import dependencies_of
 from flexrel.structure.trace import trace
@@ -42,8 +43,6 @@ from flexrel.structure.weights import (
     weights_in_products,
     weights_of_layers,
 )
-
-_OF_TORCH = ("groups", "num_groups", "num_features")  # numbers that modules of torch size axes by
 
 
 def analyse(
@@ -253,7 +252,7 @@ def _with_shrinkage(
         ways: dict[int, set[Shrinkage]] = {}
         for length, by in shrinking(axes):
             ways.setdefault(length, set()).add(by)
-        for name, place, number in _numbers(network.get_submodule(path)) if ways else ():
+        for name, place, number in module_numbers(network.get_submodule(path)) if ways else ():
             if len(ways.get(number, ())) == 1:
                 attributes.append(SizeAttribute(path, name, place, *ways[number]))
     sizes = program_sizes_of(program, dependencies, units, groups) if program else ()
@@ -264,20 +263,3 @@ def _with_shrinkage(
         attributes=tuple(attributes),
         program_sizes=tuple(sizes),
     )
-
-
-def _numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    """Yield the whole numbers that a module holds: name, place in a tuple or list, the number."""
-    of_torch = type(module).__module__.startswith("torch.") or isinstance(
-        module,
-        nn.Linear | nn.modules.conv._ConvNd,  # noqa: SLF001 - their subclasses too
-    )
-    for name, value in vars(module).items():
-        if of_torch and name not in _OF_TORCH:
-            continue
-        if isinstance(value, int) and not isinstance(value, bool):
-            yield name, None, value
-        elif isinstance(value, tuple | list):
-            for place, entry in enumerate(value):
-                if isinstance(entry, int) and not isinstance(entry, bool):
-                    yield name, place, entry

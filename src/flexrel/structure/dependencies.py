@@ -74,6 +74,7 @@ class DependencyBuilder:
         self.said = AxisDependencies({})
         self._axes = self.said.tensors
         self.program = bool(traced.nodes)  # so that numbers in its code can be rewritten
+        self.lengths = traced.lengths
         for ref in traced.owned:
             name = traced.parameters[ref.key]
             axes: list[Axis] = []

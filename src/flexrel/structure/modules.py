@@ -4,6 +4,7 @@ A module's code may size axes by a number that the module holds, such as `num_he
 is removed leaves a module in its place that returns its input.
 """
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -14,8 +15,10 @@ from flexrel.errors import UsageError
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 TransposedConv = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 LinearOrConv = nn.Linear | Conv | TransposedConv
+RecurrentLayer = nn.RNNBase | nn.RNNCellBase
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
+_OF_TORCH = ("groups", "num_groups", "num_features")  # numbers that modules of torch size axes by
 _NOTE = "_flexrel_cut"  # on a module: what of it a cut changed that its state does not tell
 
 
@@ -32,6 +35,29 @@ class SizePlace(NamedTuple):
     def __str__(self) -> str:
         place = "" if self.place is None else f"[{self.place}]"
         return f"{self.module}.{self.name}{place}".removeprefix(".")
+
+
+def module_numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """Yield the whole numbers that a module holds: name, place in a tuple or list, the number."""
+    of_torch = type(module).__module__.startswith("torch.") or isinstance(
+        module, LinearOrConv | RecurrentLayer
+    )  # their subclasses too
+    for name, value in vars(module).items():
+        if of_torch and name not in _OF_TORCH:
+            continue
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield name, None, value
+        elif isinstance(value, tuple | list):
+            for place, entry in enumerate(value):
+                if isinstance(entry, int) and not isinstance(entry, bool):
+                    yield name, place, entry
+
+
+def module_lengths(module: nn.Module) -> frozenset[int]:
+    """Return how long the axes may be that a module's code makes by its own numbers."""
+    if isinstance(module, RecurrentLayer):
+        return frozenset({module.hidden_size, getattr(module, "proj_size", 0)})
+    return frozenset(number for _, _, number in module_numbers(module))
 
 
 def size_at(model: nn.Module, size: SizePlace) -> int:
@@ -89,6 +115,13 @@ def note_(module: nn.Module, name: str, place: int | None = None) -> None:
     setattr(module, _NOTE, noted | {(name, place)})  # copied with the module
 
 
+def gates_of(layer: RecurrentLayer) -> int:
+    """Return how many rows of its weights each unit of a recurrent layer has."""
+    if isinstance(layer, nn.LSTM | nn.LSTMCell):
+        return 4
+    return 3 if isinstance(layer, nn.GRU | nn.GRUCell) else 1
+
+
 def tell_sizes_(module: nn.Module) -> None:
     """Set the size attributes of a standard module to what its tensors are."""
     if isinstance(module, nn.Linear):
@@ -107,10 +140,13 @@ def tell_sizes_(module: nn.Module) -> None:
         module.num_channels = len(module.weight)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif isinstance(module, nn.RNNBase):
-        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
-    elif isinstance(module, nn.RNNCellBase):
-        module.input_size = module.weight_ih.shape[1]
+    elif isinstance(module, RecurrentLayer):
+        first = "_l0" if isinstance(module, nn.RNNBase) else ""
+        module.input_size = module.get_parameter(f"weight_ih{first}").shape[1]
+        state = module.get_parameter(f"weight_hh{first}")
+        module.hidden_size = len(state) // gates_of(module)
+        if getattr(module, "proj_size", 0):
+            module.proj_size = state.shape[1]
 
 
 def _told(module: nn.Module, name: str) -> bool:

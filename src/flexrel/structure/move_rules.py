@@ -8,10 +8,17 @@ import numpy as np
 from flexrel.structure.dependencies import Axis, DependencyBuilder
 from flexrel.structure.trace import Operation, Ref
 
+_INSTEAD = {  # part of an operation's name -> what makes it one that can be followed
+    "grouped_mm": "model.set_experts_implementation('eager') computes experts one by one",
+    "fake_quant": "prune the network before it is prepared for quantisation",
+    "_fq_helper": "prune the network before it is prepared for quantisation",
+}
+
 
 def give_up(d: DependencyBuilder, op: Operation, reason: str = "") -> None:
     """Bar all that goes in and comes out, and follow what comes out from there on."""
-    reason = reason or f"it goes through {op.told}, which can't be followed yet"
+    instead = next((f"; {told}" for part, told in _INSTEAD.items() if part in op.name), "")
+    reason = reason or f"it goes through {op.told}, which can't be followed yet{instead}"
     d.bar_all(op.inputs, reason)
     for ref in op.outputs:
         d.set(ref, [d.fresh(size, reason) for size in ref.shape])

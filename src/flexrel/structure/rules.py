@@ -7,7 +7,7 @@ products of matrices.
 from collections.abc import Callable
 from math import prod
 
-from flexrel.structure import axis_rules, index_rules, move_rules
+from flexrel.structure import axis_rules, index_rules, move_rules, recurrent_rules
 from flexrel.structure.dependencies import Axis, AxisDependencies, DependencyBuilder
 from flexrel.structure.move_rules import give_up
 from flexrel.structure.program_sizes import SIZED_BY_LIST
@@ -59,11 +59,25 @@ def _like(d: DependencyBuilder, op: Operation) -> None:
 
 
 def _made(d: DependencyBuilder, op: Operation) -> None:
-    """Make a tensor of a shape that the code holds."""
+    """Make a tensor of a shape that the code holds, perhaps as a number of the module's."""
     rewritten = d.program and op.name.removeprefix("aten.") in SIZED_BY_LIST.split()
+    reason = f"it goes together with a tensor that {op.told} makes"
     for out in op.outputs:
-        reason = "" if rewritten else f"it goes together with a tensor that {op.told} makes"
-        d.set(out, [d.fresh(size, reason) for size in out.shape])
+        d.set(out, [d.fresh(size, "" if rewritten else reason) for size in out.shape])
+
+
+def _alike(d: DependencyBuilder, op: Operation) -> None:
+    """Make a tensor of one value; where its module holds an axis's length, that can be cut."""
+    held = d.lengths.get(op.module, frozenset())
+    if d.program:
+        _made(d, op)
+        return
+    reason = f"it goes together with a tensor that {op.told} makes"
+    for out in op.outputs:
+        d.set(out, [d.fresh(size, "" if size in held else reason) for size in out.shape])
+        d.sized(
+            op, [axis for axis, size in zip(d.axes(out), out.shape, strict=True) if size in held]
+        )
 
 
 def _reduction(d: DependencyBuilder, op: Operation) -> None:
@@ -175,15 +189,6 @@ def _vector_product(d: DependencyBuilder, op: Operation) -> None:
     d.set(op.outputs[0], rows)
 
 
-def _recurrent(d: DependencyBuilder, op: Operation) -> None:
-    """Count what a recurrent layer does at each step, and leave it alone."""
-    steps = prod(op.inputs[0].shape[:-1])
-    for ref in op.inputs[1:]:
-        if d.is_weight(ref) and len(ref.shape) > 1:
-            d.count(ref, steps * prod(ref.shape))
-    give_up(d, op)
-
-
 def _weight_norm(d: DependencyBuilder, op: Operation) -> None:
     """Scale a weight's slices along one axis, each by the norm of the rest."""
     v, g, dim = op.args["v"], op.args["g"], op.args.get("dim", 0)
@@ -205,10 +210,9 @@ _POINTWISE = (
 
 _LIKE = "empty_like rand_like randn_like full_like new_zeros_like bernoulli fill zero normal"
 
-_MADE = (
-    "zeros ones full empty arange rand randn new_zeros new_ones new_full new_empty scalar_tensor "
-    "eye linspace tril_indices triu_indices"
-)
+_ALIKE = "zeros ones full new_zeros new_ones new_full"
+
+_MADE = "empty arange rand randn new_empty scalar_tensor eye linspace tril_indices triu_indices"
 
 _VIEWS = "view _unsafe_view reshape _reshape_alias squeeze unsqueeze flatten unflatten"
 
@@ -250,13 +254,15 @@ def _table() -> dict[str, AxisRule]:
     groups: list[tuple[str, AxisRule]] = [
         (_POINTWISE, _pointwise),
         (_LIKE, _like),
+        (_ALIKE, _alike),
         (_MADE, _made),
         (_BATCH_NORMS, axis_rules.batch_norm),
         (_ATTENTIONS, axis_rules.attention),
         ("convolution", _convolution),
         ("mm bmm addmm baddbmm", _product),
         ("mv dot", _vector_product),
-        ("mkldnn_rnn_layer _cudnn_rnn lstm gru rnn_tanh rnn_relu", _recurrent),
+        ("mkldnn_rnn_layer", recurrent_rules.lstm),
+        ("_cudnn_rnn lstm gru rnn_tanh rnn_relu", recurrent_rules.whole),
         ("embedding", index_rules.look_up),
         ("_embedding_bag _embedding_bag_forward_only", index_rules.bag),
         ("native_layer_norm _fused_rms_norm", axis_rules.layer_norm),

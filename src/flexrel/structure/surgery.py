@@ -18,6 +18,7 @@ from flexrel.core.graph import (
 from flexrel.core.network import private_copy
 from flexrel.core.plan import Plan, check_plan
 from flexrel.core.running import duplicate, fingerprint
+from flexrel.core.zeros import forget_zeros_, note_zeros_
 from flexrel.errors import UsageError
 from flexrel.structure.modules import (
     SizePlace,
@@ -113,6 +114,7 @@ def shrink_(model: nn.Module, plan: Plan) -> None:
         model: the network that the plan's graph was read from, or a copy of it.
         plan: of a granularity whose units are removed for real.
     """
+    forget_zeros_(model)
     tensors = named_tensors(model)
     for block in removed_blocks(plan.graph, plan.masks):
         skip_(model, block.module, block.place)
@@ -246,9 +248,11 @@ def mask_(model: nn.Module, plan: Plan) -> None:
     A channel is zeroed in all tensors that it is in.
     """
     tensors = named_tensors(model)
+    zeros = masked(tensors, plan)
     with torch.no_grad():
-        for name, zeroed in masked(tensors, plan).items():
+        for name, zeroed in zeros.items():
             tensors[name].copy_(zeroed)
+    note_zeros_(model, zeros)
 
 
 def resize_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -27,7 +27,7 @@ from flexrel.core.batches import Batch
 from flexrel.core.running import call, tensors_of, undisturbed
 from flexrel.core.wording import everyday
 from flexrel.errors import ModelError
-from flexrel.structure.modules import first_of, place_in
+from flexrel.structure.modules import first_of, module_lengths, place_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,9 @@ class Trace:
     nodes: Mapping[str, tuple[Ref, ...]] = field(default_factory=dict)  # of a program's graph
     memory: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # key of a Ref -> its
     # storage, which views and writes in place share, by a number of its own; and its bytes
+    lengths: Mapping[str, frozenset[int]] = field(
+        default_factory=dict
+    )  # module -> as `module_lengths`
 
 
 def trace(model: nn.Module, batch: Batch) -> Trace:
@@ -120,6 +123,7 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
         tuple(recorder.calls),
         nodes,
         recorder.memory(),
+        {name: module_lengths(module) for name, module in model.named_modules()},
     )
 
 

@@ -10,6 +10,7 @@ from flexrel.tracing.layers import (
     layer_call,
 )
 from flexrel.tracing.ops import NORMS, Function, Op, OpRecorder, is_fixed, operation_name
+from flexrel.tracing.unbatched import check_batched
 from flexrel.tracing.works import layer_works
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Owner",
     "ParameterOwners",
     "affine_call",
+    "check_batched",
     "is_fixed",
     "layer_call",
     "layer_works",
