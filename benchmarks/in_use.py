@@ -1,7 +1,7 @@
 """Importance measured in use: from moments of devices without torch, when traffic moves, its cost.
 
     python benchmarks/in_use.py                      what is missing; hours on one core
-    python benchmarks/in_use.py --parts moments      one: moments, drift, alarms, overhead
+    python benchmarks/in_use.py --parts moments      one: moments, alarms, drift, gap, overhead
     python benchmarks/in_use.py --quick              digits alone, one seed
     python benchmarks/in_use.py --show               the page, from the JSON
 
@@ -470,6 +470,62 @@ def drift_page(found):
     )
 
 
+# --- how far calibration data tell of others ------------------------------------------------
+
+GAPS = {"magnitude": "magnitude", "relevance": "relevance", "FlexRel": CRITERION}
+GAP_SEEDS, HALF = range(5), 0.5  # share of digits that calibrate
+
+
+def gap_work(networks, quick):
+    """Yield case, seed and what measures it, for each network and seed."""
+    for network in () if quick else networks:
+        for seed in GAP_SEEDS:
+            yield network, seed, functools.partial(_gap, network, seed)
+
+
+def _gap(network, seed):
+    """Return accuracies on what was calibrated with and on what was not, at one size."""
+    model, _, images, labels = _digits(seed) if network == "digits" else _resnet20(seed)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    count = min(CALIBRATE, round(HALF * len(images)))
+    known, unseen = ((images[part], labels[part]) for part in (order[:count], order[count:]))
+    case = InUse(model, list(known[0].split(BATCH)), None, unseen)
+    rows = {}
+    for name, criterion in GAPS.items():
+        for recover, budget in SIZES[network].items():
+            cut = pruned(case, budget, recover, criterion=criterion)
+            both = [accuracy(cut.model, judged) for judged in (known, unseen)]
+            rows.setdefault(name, {})[recover] = [*both, cut.achieved.bytes]
+    dense = [accuracy(model, judged) for judged in (known, unseen)]
+    return {"samples": [count, len(unseen[1])], "dense": dense, "rows": rows}
+
+
+def gap_page(found):
+    """Yield what the page says of calibration data and others."""
+    yield "## What calibration data tell of others"
+    yield (
+        "Files of one size, weights chosen, and fitted where they are, on samples that the network "
+        "was not trained on. *Gap*: accuracy on these less that on others, in points; means over "
+        f"{len(GAP_SEEDS)} draws ± their standard error. *Spread*: standard deviation of the gap."
+    )
+    for network in dict.fromkeys(b["case"] for b in found):
+        mine = [b for b in found if b["case"] == network]
+        gaps = [one - other for one, other in (b["dense"] for b in mine)]
+        lines = [["dense", "", points([b["dense"][1] for b in mine]), *_gaps(gaps)]]
+        for recover, told in (("none", "no"), ("closed-form", "yes")):
+            for name in GAPS:
+                rows = [b["rows"][name][recover] for b in mine]
+                gaps = [row[0] - row[1] for row in rows]
+                lines.append([name, told, points([row[1] for row in rows]), *_gaps(gaps)])
+        counts = mine[0]["samples"]
+        yield f"{network}, {counts[0]} samples calibrate, {counts[1]:,} others judge."
+        yield common.table(["by", "repaired", "accuracy on others, %", "gap", "spread"], lines)
+
+
+def _gaps(gaps):
+    return [points(gaps, "+"), f"{100 * float(np.std(gaps, ddof=min(len(gaps) - 1, 1))):.1f}"]
+
+
 # --- what it costs --------------------------------------------------------------------------
 
 SEGMENTS, OVERHEAD = 100, (0.05, 0.01, 0.005)  # turns; of time, as `max_overhead`
@@ -591,12 +647,14 @@ WORK = {
     "moments": moments_work,
     "alarms": alarms_work,
     "drift": drift_work,
+    "gap": gap_work,
     "overhead": overhead_work,
 }
 SAID = {
     "moments": moments_page,
     "alarms": alarms_page,
     "drift": drift_page,
+    "gap": gap_page,
     "overhead": overhead_page,
 }
 

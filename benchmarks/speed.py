@@ -85,6 +85,7 @@ def made(job):
 def _untrained(job):
     torch.manual_seed(0)
     if job.network == "bert":
+        common.declare_operators()  # that its image side asks for
         library = importlib.import_module("transformers")
         model = library.BertForSequenceClassification(library.BertConfig(num_labels=10))
         ids = torch.randint(3, 30_000, (job.samples, 128)).split(8)
