@@ -293,7 +293,8 @@ Channels and heads at a share of the multiply-adds, not trained. *Now*: the defa
 three rules for how much of each group of units goes, with as many multiply-adds; within groups
 units go in the order of OBS, and the same repair follows. *Uniform*: the same share of each group.
 *Global*: by the size of the units' weights over all groups, as the magnitude criterion has it.
-*ERK*: the density of a layer goes as the sum of its weight's dimensions over their product.
+*ERK*: the density of a layer goes as the sum of its weight's dimensions over their product. Where
+*lost* has no error, the call is that of [speed](speed.md), measured there.
 """
 FILE = """
 Weights set to zero until a point is lost (Spearman's correlation: 0.01), in one call: the packed
