@@ -5,6 +5,7 @@ python benchmarks/tables.py
 
 import accelerator
 import allocation
+import blocks
 import combinations
 import common
 import compatibility
@@ -45,6 +46,7 @@ PAGES = {  # how the page is made of its blocks
     "search": search.page,
     "allocation": allocation.page,
     "swaps": swaps.page,
+    "blocks": blocks.page,
     "judges": judges.page,
     "time_limit": time_limit.page,
     "stages": stages.page,

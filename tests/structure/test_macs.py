@@ -255,3 +255,11 @@ def test_pruning_under_inference_mode_returns_an_ordinary_network():
 
     assert not any(p.is_inference() for p in result.model.parameters())
     result.model(torch.ones(2, 4, 8, 8)).sum().backward()
+
+
+def test_a_hidden_channel_of_an_inverted_residual_costs_what_all_its_three_layers_take():
+    layers = nn.Conv2d(8, 48, 1), nn.ReLU6(), nn.Conv2d(48, 48, 3, 2, 1, groups=48), nn.ReLU6()
+    model = nn.Sequential(*layers, nn.Conv2d(48, 12, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    graph = analyse(model, batch(torch.ones(1, 8, 10, 10)), "channel", ())
+    costs = cost.unit_macs(graph)
+    assert costs == {"0": 100 * 8 + 25 * (9 + 12)}  # expand at 10 x 10, depthwise and project at 5
