@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -201,3 +202,24 @@ def test_what_type_checkers_see_is_what_is_imported():
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'prunes'"):
         flexrel.prunes  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "3000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_without_work_sleep_soon_unless_the_user_says_otherwise(
+    given, expected, monkeypatch
+):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # put back at the end, whatever the command sets
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    main(["--version"])
+
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

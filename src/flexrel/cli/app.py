@@ -1,6 +1,7 @@
 """The way in: words to a command, its errors to one line and an exit code."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, cast
@@ -12,6 +13,9 @@ from flexrel.cli import commands, comparing, packing, pruning, sweep
 
 _WRONG_USAGE: Final = 2  # exit codes
 INTERRUPTED: Final = 130
+# How often a thread of GNU's OpenMP looks for work before it sleeps. As it is, it looks on and on,
+# and where other processes want the cores too, the threads that have work wait for those.
+_SPINS: Final = ("GOMP_SPINCOUNT", "3000")
 # The root of what typer says of wrong words lies in click, or in typer's own copy of it.
 _WrongWords: Final = cast("type[Exception]", typer.BadParameter.__mro__[2])
 
@@ -47,6 +51,8 @@ def _main(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; the table is in `flexrel.errors`."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault(*_SPINS)  # read when torch is loaded
     as_json = "--json" in words
     try:
         given = words or ["--help"]
