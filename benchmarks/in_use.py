@@ -462,6 +462,12 @@ def drift_page(found):
         lines.append([b["case"], f"{100 * b['dense']:.1f}", *cells, noticed])
     header = ["move", "dense", *names, "noticed after, of 100 % and 10 %"]
     yield common.table(header, lines)
+    worse = [b["case"] for b in found if b["rows"]["oracle"][0] < b["rows"]["made once"][0]]
+    if worse:
+        yield (
+            "Where the dense network itself is mostly wrong, what mattered to its answers is no "
+            f"guide: the oracle's plan is worse than the one made once for {' and '.join(worse)}."
+        )
     worst = ", ".join(f"{name} {max(gap):.1f}" for name, gap in gaps.items())
     errors = max(100 * (b["dense"] * (1 - b["dense"]) / b["judged"]) ** 0.5 for b in found)
     yield (

@@ -311,7 +311,7 @@ def breaks_autograd(x):
         (Returns(raises(KeyError("a key"))), ROWS, {}, r"\(2, 3\)\): 'a key'$"),
         (Returns(raises(AssertionError())), ROWS, {}, r"\(2, 3\)\): AssertionError$"),
         (Returns(identity), torch.ones(2, 4), {}, r"batch 0 \(inputs of shape \(2, 4\)\): mat1"),
-        (Returns(identity), {"y": ROWS, "z": ROWS}, {}, "unexpected keyword argument 'y'"),
+        (Returns(identity), {"u": ROWS, "z": ROWS}, {}, "unexpected keyword argument 'u'"),
         (nn.Conv2d(1, 2, 3), torch.ones(1, 5, 5), {}, "'' got an input of 3 axes; it must have"),
         (nn.Conv1d(1, 2, 3), torch.ones(1, 5), {}, "'' got an input of 2 axes"),
     ],

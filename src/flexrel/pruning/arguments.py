@@ -75,9 +75,9 @@ def candidates(
     """Return the criteria that `criterion=None` chooses from; of equals, the earlier is taken.
 
     Where each network tried is repaired, which takes longer, they are few. For channels and heads
-    `OBS`, which knows of the repair, and the signals that it does not always beat; for weights the
-    three that were best wherever it was measured: magnitude first, since a budget on bytes has its
-    network repaired already. `docs/method.md` has the measurements.
+    `OBS`, which knows of the repair, and the signals that it does not always beat; for weights those
+    that were best somewhere: magnitude first, since a budget on bytes has its network repaired
+    already. Of blocks OBS knows nothing. `docs/method.md` has the measurements.
 
     Args:
         granularity: as in `prune`.
@@ -94,7 +94,8 @@ def candidates(
     if repairs and granularity in ("channel", "head", "auto"):
         return (OBS(output), blended(0.5), Magnitude(), relevance)
     if repairs and granularity != "depth":
-        return (Magnitude(), blended(1 / 3, "product"), blended(0.1))
+        plain = Magnitude(), blended(1 / 3, "product"), blended(0.1)
+        return plain if granularity.startswith("block") else (*plain, OBS(output))
     sums = tuple(map(blended, (0.1, 0.3, 0.5, 0.7, 0.9)))
     products = tuple(blended(delta, "product") for delta in (1 / 3, 0.5, 2 / 3))
     return (*sums, *products, Magnitude(), relevance)
