@@ -75,9 +75,9 @@ def candidates(
     """Return the criteria that `criterion=None` chooses from; of equals, the earlier is taken.
 
     Where each network tried is repaired, which takes longer, they are few. For channels and heads
-    `OBS`, which knows of the repair, and the signals that it does not always beat; for weights those
-    that were best somewhere: magnitude first, since a budget on bytes has its network repaired
-    already. Of blocks OBS knows nothing. `docs/method.md` has the measurements.
+    `OBS`, which knows of the repair, and the signals that it does not always beat; for weights
+    those that were best somewhere: magnitude first, since a budget on bytes has its network
+    repaired already. Of blocks OBS knows nothing. `docs/method.md` has the measurements.
 
     Args:
         granularity: as in `prune`.
