@@ -608,7 +608,7 @@ def test_the_criterion_chosen_diverges_least_of_those_offered(perceptron):
     ("granularity", "tried"),
     [
         ("channel", ["obs", "flexrel:0.5", "magnitude", "relevance"]),
-        ("element", ["magnitude", "flexrel:0.333333:product", "flexrel:0.1"]),
+        ("element", ["magnitude", "flexrel:0.333333:product", "flexrel:0.1", "obs"]),
         ("block:2x2", ["magnitude", "flexrel:0.333333:product", "flexrel:0.1"]),
     ],
 )
