@@ -65,6 +65,12 @@ class Batch:
         return next((length for length in told if length in lengths), len(self.tensors[0]))
 
 
+def check_repeatable(batches: RawBatches) -> None:
+    """Raise a UsageError if evaluation batches can be gone through only once."""
+    if isinstance(batches, Iterator):
+        raise UsageError("evaluation batches are an iterator, gone after one use; pass a list")
+
+
 def collect(batches: RawBatches) -> list[RawBatch]:
     """Return all batches in a list, to go through them again and again.
 

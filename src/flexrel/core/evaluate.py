@@ -1,7 +1,7 @@
 """How well a network does its job: the accuracy, or other metrics, that the caller measures."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from flexrel.core.answers import Tally, answers_of, tally_of
-from flexrel.core.batches import RawBatches, read_batches, samples_of
+from flexrel.core.batches import RawBatches, check_repeatable, read_batches, samples_of
 from flexrel.core.regression import Regression, are_values
 from flexrel.core.running import call, duplicate, undisturbed
 from flexrel.core.segmentation import Segmentation, are_maps
@@ -43,8 +43,7 @@ class Accuracy:
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.batches, Iterator):
-            raise UsageError("evaluation batches are an iterator, gone after one use; pass a list")
+        check_repeatable(self.batches)
 
     @property
     def samples(self) -> int:

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from flexrel.core.batches import Batch, RawBatches, missing_labels, read_batches
+from flexrel.core.batches import Batch, RawBatches, check_repeatable, missing_labels, read_batches
 from flexrel.core.running import call, scores_in, undisturbed
 from flexrel.errors import ModelError, UsageError
 
@@ -33,8 +33,7 @@ class Regression:
     batches: RawBatches
 
     def __post_init__(self) -> None:
-        if isinstance(self.batches, Iterator):
-            raise UsageError("evaluation batches are an iterator, gone after one use; pass a list")
+        check_repeatable(self.batches)
 
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
         """Return the model's metrics, by name.

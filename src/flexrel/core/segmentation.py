@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from flexrel.core.answers import IGNORED, OWN_FUNCTION
-from flexrel.core.batches import Batch, RawBatches, missing_labels, read_batches, samples_of
+from flexrel.core.batches import (
+    Batch,
+    RawBatches,
+    check_repeatable,
+    missing_labels,
+    read_batches,
+    samples_of,
+)
 from flexrel.core.running import call, scores_in, undisturbed
 from flexrel.errors import ModelError, UsageError
 
@@ -97,8 +104,7 @@ class Segmentation:
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.batches, Iterator):
-            raise UsageError("evaluation batches are an iterator, gone after one use; pass a list")
+        check_repeatable(self.batches)
 
     @property
     def samples(self) -> int:

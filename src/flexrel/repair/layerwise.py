@@ -31,10 +31,6 @@ from flexrel.tracing import (
     operation_name,
 )
 
-_RANDOM = {  # how to read and to set the state of a device's random numbers
-    "cpu": (torch.get_rng_state, torch.set_rng_state),
-    "cuda": (torch.cuda.get_rng_state, torch.cuda.set_rng_state),
-}
 HELD_OUT = 4  # of so many parts of a batch, one chooses the ridge and fits nothing
 
 
@@ -91,6 +87,17 @@ def _in_front(operation: Function) -> Function:
 
     run.__name__ = operation_name(operation)
     return run
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,10 +164,8 @@ class LayerwiseForward(OpRecorder):
         self._next = ""  # name of the use to stop at
         self._changed = False
         self._device, self._inference = device_of(model), torch.is_inference_mode_enabled()
-        kinds = {"cpu", self._device.type} & {"cpu", "cuda"}
-        self._drawn = {
-            kind: torch.Generator(kind).manual_seed(seed).get_state() for kind in sorted(kinds)
-        }
+        drawing = [torch.device("cpu"), *([self._device] if self._device.type == "cuda" else [])]
+        self._drawn = {at: torch.Generator(at).manual_seed(seed).get_state() for at in drawing}
         self._greenlet = greenlet(self._run)
 
     def advance(self, name: str, *, changed: bool = False) -> LayerStop | None:
@@ -188,15 +193,15 @@ class LayerwiseForward(OpRecorder):
     @contextmanager
     def _drawing(self) -> Iterator[None]:
         """Run the block with the pass's own random numbers, and go on with them the next time."""
-        outside = {kind: _RANDOM[kind][0]() for kind in self._drawn}
-        for kind, state in self._drawn.items():
-            _RANDOM[kind][1](state)
+        outside = {device: _random_state(device) for device in self._drawn}
+        for device, state in self._drawn.items():
+            _set_random_state(device, state)
         try:
             yield
         finally:
-            for kind, state in outside.items():
-                self._drawn[kind] = _RANDOM[kind][0]()
-                _RANDOM[kind][1](state)
+            for device, state in outside.items():
+                self._drawn[device] = _random_state(device)
+                _set_random_state(device, state)
 
     def _run(self) -> None:
         with self:
