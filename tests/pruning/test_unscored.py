@@ -127,6 +127,17 @@ def test_the_default_meets_what_any_criterion_meets_and_diverges_no_more():
         flexrel.prune(model, criterion="obs", **asked)
 
 
+def test_of_weights_too_the_default_diverges_no_more_than_any_criterion_alone():
+    model = random_(UNet()).eval()
+    asked = {"calibration": IMAGES, "budgets": ["sparsity=50%"], "granularity": "element"}
+
+    chosen = flexrel.prune(model, **asked)
+
+    for criterion in ("magnitude", "relevance", "obs"):
+        alone = flexrel.prune(model, criterion=criterion, **asked)
+        assert chosen.achieved.divergence <= alone.achieved.divergence * (1 + 1e-6)
+
+
 def test_what_a_criterion_could_not_score_is_said():
     obs = flexrel.prune(
         random_(FrozenBackbone()).eval(),
